@@ -1,0 +1,41 @@
+"""The exceptions that the library raises on purpose; everything else is a bug.
+
+Each one is also the built-in exception that a caller would expect (`ValueError`, `ImportError`, ...), so code that
+does not know this module catches them too.
+"""
+
+
+class DiffUpError(Exception):
+    """Base of every exception that diffup raises on purpose."""
+
+
+class ImageError(DiffUpError, ValueError):
+    """An image that cannot be read or used: missing, truncated, too large, of an unknown layout."""
+
+
+class AnnotationError(DiffUpError, ValueError):
+    """An annotation that does not fit its image or marks nothing."""
+
+
+class ConfigError(DiffUpError, ValueError):
+    """A configuration field that is unknown, out of range or contradicts another."""
+
+
+class BackboneError(DiffUpError, ValueError):
+    """An encoder that cannot be found or built, or that breaks the backbone protocol."""
+
+
+class MissingPackageError(DiffUpError, ImportError):
+    """An optional package that the request needs is not installed."""
+
+
+class WeightsError(DiffUpError, ValueError):
+    """Weights that are missing or do not belong to the model they are given to."""
+
+
+class DataError(DiffUpError, ValueError):
+    """A data set folder that is not laid out as documented."""
+
+
+class TrainingError(DiffUpError, RuntimeError):
+    """A training run that cannot start, go on or be resumed."""
