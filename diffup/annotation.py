@@ -1,0 +1,387 @@
+"""Annotations of support images, and what they say about each pixel.
+
+An image is annotated by a `Mask`, a `Box` (one or many), a `Scribble`, `Points`, or `None` (the image shows the class,
+nothing is known about where). Kinds may be mixed across the support images. All coordinates are pixels of the image
+that is annotated, x to the right and y down.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from diffup.errors import AnnotationError
+from diffup.images import ImageLike, describe, read_image
+from diffup.masks import MaskLike, read_mask
+from diffup.strokes import mark_discs, mark_polyline
+
+Polyline: TypeAlias = Sequence[tuple[float, float]] | npt.NDArray[Any]
+
+DEFAULT_STROKE = 0.02
+"""Width of a scribble and radius of a point where none is given, as a part of the image's shorter side."""
+
+
+@dataclass(frozen=True, eq=False, init=False)
+class Mask:
+    """The pixels of the class.
+
+    Given is a path, a PIL image, a numpy array or a torch tensor of the image's own size: either two values, the larger
+    one being the class (bool, 0 and 1, 0 and 255, ...), or soft weights as floats in [0, 1]. `diffup.masks.read_mask`
+    tells how colours, palettes and transparency count.
+
+    Attributes:
+        mask: (H, W) float32 in [0, 1] on the CPU.
+
+    Raises:
+        AnnotationError: the mask cannot be read, has more than two values without being soft, or contains NaN.
+    """
+
+    mask: Tensor
+
+    def __init__(self, mask: MaskLike) -> None:
+        object.__setattr__(self, "mask", read_mask(mask, "Mask"))
+
+    def __repr__(self) -> str:
+        return f"Mask({describe(self.mask)})"
+
+
+@dataclass(frozen=True, init=False)
+class Box:
+    """One box, `Box(10, 20, 200, 180)`, or several on one image, `Box([(10, 20, 200, 180), (220, 30, 300, 90)])`.
+
+    A box is (x0, y0, x1, y1): its left, top, right and bottom edges in pixels, where the image spans from (0, 0) to
+    (width, height). `Box(0, 0, width, height)` is all of it, and x1 - x0 the box's width.
+
+    Raises:
+        AnnotationError: not four finite numbers per box, an inverted or empty box, or no box at all.
+    """
+
+    boxes: tuple[tuple[float, float, float, float], ...]
+
+    def __init__(self, *box: float | Sequence[Any] | npt.NDArray[Any] | Tensor) -> None:
+        table = _number_table(box[0] if len(box) == 1 else box, 4, "Box", "(x0, y0, x1, y1)")
+        for index, (x0, y0, x1, y1) in enumerate(table):
+            if x0 >= x1 or y0 >= y1:
+                raise AnnotationError(
+                    f"Box: box {index} is ({x0:g}, {y0:g}, {x1:g}, {y1:g}), which is inverted or empty. "
+                    "Give (left, top, right, bottom) with left < right and top < bottom."
+                )
+        object.__setattr__(self, "boxes", tuple((x0, y0, x1, y1) for x0, y0, x1, y1 in table))
+
+
+@dataclass(frozen=True, eq=False, init=False)
+class Scribble:
+    """Strokes over the object: polylines, or an image of them.
+
+    Attributes:
+        strokes: polylines, each an (N, 2) float64 array of (x, y), where (0, 0) is the centre of the top left pixel; or
+            an (H, W) float32 image in [0, 1]. Given are one polyline [(x, y), ...], a list of polylines, or a stroke
+            image in any form that `Mask` takes (an array of shape (N, 2) is a polyline unless it is bool). A polyline
+            of one vertex is a dot.
+        width: of the polylines, in pixels; `None` is 2 % of the image's shorter side. Not used for a stroke image.
+
+    Raises:
+        AnnotationError: neither polylines nor a readable stroke image, no vertex, NaN, or a width that is not positive.
+    """
+
+    strokes: tuple[npt.NDArray[np.float64], ...] | Tensor
+    width: float | None
+
+    def __init__(self, strokes: Polyline | Sequence[Polyline] | MaskLike, width: float | None = None) -> None:
+        object.__setattr__(self, "strokes", _read_strokes(strokes))
+        object.__setattr__(self, "width", _positive(width, "Scribble", "width"))
+
+    def __repr__(self) -> str:
+        given = describe(self.strokes) if isinstance(self.strokes, Tensor) else f"{len(self.strokes)} polylines"
+        return f"Scribble({given}, width={self.width})"
+
+
+@dataclass(frozen=True, init=False)
+class Points:
+    """Clicks on the object: `Points([(x, y), ...])`, each marking a disc.
+
+    Attributes:
+        points: (x, y) in pixels; (0, 0) is the centre of the top left pixel.
+        radius: of the discs, in pixels; `None` is 2 % of the image's shorter side.
+
+    Raises:
+        AnnotationError: not two finite numbers per point, no point at all, or a radius that is not positive.
+    """
+
+    points: tuple[tuple[float, float], ...]
+    radius: float | None
+
+    def __init__(self, points: Polyline | Tensor, radius: float | None = None) -> None:
+        table = _number_table(points, 2, "Points", "(x, y)")
+        object.__setattr__(self, "points", tuple((x, y) for x, y in table))
+        object.__setattr__(self, "radius", _positive(radius, "Points", "radius"))
+
+
+Annotation: TypeAlias = Mask | Box | Scribble | Points | None
+"""What may be known about where the class is in a support image; `None`: only that it is there."""
+
+AnnotationLike: TypeAlias = Annotation | MaskLike
+"""An annotation, or a mask in a form that `Mask` takes."""
+
+
+@dataclass(frozen=True, eq=False)
+class Regions:
+    """What an annotation says about each pixel of its image.
+
+    Attributes:
+        foreground: (H, W) float32 in [0, 1]: how far the pixel is known to be of the class.
+        background: (H, W) float32 in [0, 1]: how far it is known not to be. The rest is unknown.
+    """
+
+    foreground: Tensor
+    background: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Support:
+    """One support image with its annotation, checked against each other.
+
+    Attributes:
+        image: (3, H, W) float32 RGB in [0, 1].
+        annotation: as given, a loose mask having become a `Mask`.
+        regions: the annotation on the image's pixels.
+    """
+
+    image: Tensor
+    annotation: Annotation
+    regions: Regions
+
+
+def parse_annotation(value: AnnotationLike, argument: str = "annotation") -> Annotation:
+    """Understand loose input: a path, PIL image, numpy array or torch tensor is a mask; annotations stay as they are.
+
+    Args:
+        value: the annotation.
+        argument: what to call it in error messages.
+
+    Returns:
+        The annotation as an object of this module, or `None`.
+
+    Raises:
+        AnnotationError: an object of another type, or a mask that `Mask` would not take.
+    """
+    if value is None or isinstance(value, Mask | Box | Scribble | Points):
+        return value
+    if isinstance(value, str | os.PathLike | Image.Image | np.ndarray | Tensor):
+        return Mask(read_mask(value, argument))
+    raise AnnotationError(
+        f"{argument}: expected Mask, Box, Scribble, Points, None or a mask (path, PIL image, numpy array or torch "
+        f"tensor), got {describe(value)}. Numbers need their kind: Box(x0, y0, x1, y1), Points([(x, y)])."
+    )
+
+
+def rasterise(annotation: Annotation, size: tuple[int, int], argument: str = "annotation") -> Regions:
+    """Bring an annotation to the pixels of its image.
+
+    A mask's background is the rest of the image. A box marks every pixel that it touches, and all outside of the boxes
+    is background. Scribbles and points say nothing about the other pixels. `None` marks the whole image, as
+    in the paper, and no background.
+
+    Args:
+        annotation: the annotation.
+        size: (height, width) of its image in pixels.
+        argument: what to call the annotation in error messages.
+
+    Returns:
+        The foreground and the background, (height, width) each.
+
+    Raises:
+        AnnotationError: a mask of another size, a box, point or vertex outside of the image, or no pixel marked.
+    """
+    if annotation is None:
+        return Regions(torch.ones(size), torch.zeros(size))
+    if isinstance(annotation, Mask):
+        foreground = _sized(annotation.mask, size, argument)
+    elif isinstance(annotation, Box):
+        foreground = _fill_boxes(annotation, size, argument)
+    elif isinstance(annotation, Points):
+        foreground = _draw_points(annotation, size, argument)
+    else:
+        foreground = _draw_scribble(annotation, size, argument)
+    if not foreground.any():
+        raise AnnotationError(
+            f"{argument}: {annotation!r} marks no pixel of the class. Mark at least one, or give None if the class is "
+            "somewhere in the image."
+        )
+    if isinstance(annotation, Mask | Box):
+        return Regions(foreground, 1 - foreground)
+    return Regions(foreground, torch.zeros(size))
+
+
+def pair_supports(
+    support: ImageLike | Sequence[ImageLike],
+    annotation: AnnotationLike | Sequence[AnnotationLike] = None,
+) -> list[Support]:
+    """Read the support images and their annotations and check that they fit.
+
+    Only lists and tuples hold several images or annotations; an array or a tensor is always a single one.
+
+    Args:
+        support: one image or a list of images, as `read_image` takes them.
+        annotation: one annotation for one image, a list with one (or `None`) for each image, or `None` for all.
+
+    Returns:
+        One item per support image.
+
+    Raises:
+        ImageError: an image cannot be used; the message says which one, such as `support[1]`.
+        AnnotationError: no support image, another number of annotations than of images, or an annotation that cannot
+            be used; the message says which one, such as `annotation[2]`.
+    """
+    images, image_names = _itemise(support, "support")
+    if not images:
+        raise AnnotationError("support: got an empty list. Give at least one support image.")
+    annotations, annotation_names = _itemise(annotation, "annotation")
+    if annotation is None:
+        annotations, annotation_names = [None] * len(images), ["annotation"] * len(images)
+    if len(annotations) != len(images):
+        raise AnnotationError(
+            f"annotation: got {len(annotations)} for {len(images)} support images. Give one for each image, None where "
+            "there is none; several boxes on one image are Box([(x0, y0, x1, y1), ...])."
+        )
+    supports = []
+    for source, value, image_name, name in zip(images, annotations, image_names, annotation_names, strict=True):
+        image = read_image(source, image_name)
+        parsed = parse_annotation(value, name)
+        supports.append(Support(image, parsed, rasterise(parsed, (image.shape[1], image.shape[2]), name)))
+    return supports
+
+
+def _itemise(value: Any, argument: str) -> tuple[list[Any], list[str]]:
+    """The items of a list or tuple, or the single thing that was given, and what error messages call each."""
+    if isinstance(value, list | tuple):
+        return list(value), [f"{argument}[{index}]" for index in range(len(value))]
+    return [value], [argument]
+
+
+def _number_table(rows: Any, columns: int, kind: str, row_form: str) -> list[list[float]]:
+    """Rows of finite numbers from any nested sequence or array."""
+    try:
+        table = np.asarray(rows.detach().cpu() if isinstance(rows, Tensor) else rows, dtype=np.float64)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise AnnotationError(f"{kind}: expected {row_form} or a list of them, got {describe(rows)}.") from error
+    if table.shape == (columns,):
+        table = table[None]
+    if table.ndim != 2 or table.shape[1] != columns or not len(table):
+        raise AnnotationError(
+            f"{kind}: expected at least one {row_form}, {columns} numbers each, got {describe(rows)}."
+        )
+    if not np.isfinite(table).all():
+        raise AnnotationError(f"{kind}: {describe(rows)} contains NaN or infinity. Give finite pixel coordinates.")
+    return [[float(number) for number in row] for row in table]
+
+
+def _positive(value: float | None, kind: str, name: str) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+        raise AnnotationError(f"{kind}: expected {name} in pixels or None, got {describe(value)}.")
+    if not (math.isfinite(value) and value > 0):
+        raise AnnotationError(f"{kind}: {name} must be a positive number of pixels, got {value}.")
+    return float(value)
+
+
+def _read_strokes(strokes: Any) -> tuple[npt.NDArray[np.float64], ...] | Tensor:
+    """Tell one polyline, several and a stroke image apart."""
+    if isinstance(strokes, str | os.PathLike | Image.Image):
+        return read_mask(strokes, "Scribble")
+    if isinstance(strokes, np.ndarray | Tensor):
+        is_bool = strokes.dtype == (
+            torch.bool if isinstance(strokes, Tensor) else np.bool_
+        )  # never coordinates, however narrow the image
+        if strokes.ndim != 2 or strokes.shape[1] != 2 or is_bool:
+            return read_mask(strokes, "Scribble")
+        polylines: list[Any] = [strokes]
+    elif isinstance(strokes, list | tuple) and strokes:
+        polylines = [strokes] if _is_vertex(strokes[0]) else list(strokes)
+    else:
+        raise AnnotationError(
+            "Scribble: expected a polyline [(x, y), ...], a list of polylines or a stroke image, "
+            f"got {describe(strokes)}."
+        )
+    return tuple(np.array(_number_table(line, 2, "Scribble", "(x, y)")) for line in polylines)
+
+
+def _is_vertex(value: Any) -> bool:
+    """Whether a value is one (x, y) rather than a polyline."""
+    return len(np.shape(value)) == 1 if isinstance(value, np.ndarray | Tensor) else not _nested(value)
+
+
+def _nested(value: Any) -> bool:
+    return isinstance(value, list | tuple) and any(
+        isinstance(item, list | tuple | np.ndarray | Tensor) for item in value
+    )
+
+
+def _sized(mask: Tensor, size: tuple[int, int], argument: str) -> Tensor:
+    """The mask if it has its image's size."""
+    if tuple(mask.shape) == size:
+        return mask
+    turned = tuple(mask.shape) == size[::-1]
+    remedy = (
+        "It lies on its side: files are turned as their EXIF orientation says, so turn the mask too."
+        if turned
+        else "Give the annotation at the size of its image."
+    )
+    raise AnnotationError(
+        f"{argument}: the mask is {mask.shape[1]} x {mask.shape[0]} pixels, its image {size[1]} x {size[0]} "
+        f"(width x height). {remedy}"
+    )
+
+
+def _fill_boxes(annotation: Box, size: tuple[int, int], argument: str) -> Tensor:
+    height, width = size
+    foreground = torch.zeros(size)
+    for index, (x0, y0, x1, y1) in enumerate(annotation.boxes):
+        if x0 < 0 or y0 < 0 or x1 > width or y1 > height:
+            raise AnnotationError(
+                f"{argument}: box {index} is ({x0:g}, {y0:g}, {x1:g}, {y1:g}) and leaves its image, which spans "
+                f"(0, 0, {width}, {height}). Give (left, top, right, bottom) in pixels within the image."
+            )
+        foreground[math.floor(y0) : math.ceil(y1), math.floor(x0) : math.ceil(x1)] = 1.0
+    return foreground
+
+
+def _draw_points(annotation: Points, size: tuple[int, int], argument: str) -> Tensor:
+    radius = annotation.radius or DEFAULT_STROKE * min(size)
+    points = np.array(annotation.points)
+    _check_inside(points, size, argument, "point")
+    canvas = np.zeros(size, dtype=bool)
+    mark_discs(canvas, points, radius)
+    return torch.from_numpy(canvas).float()
+
+
+def _draw_scribble(annotation: Scribble, size: tuple[int, int], argument: str) -> Tensor:
+    if isinstance(annotation.strokes, Tensor):
+        return _sized(annotation.strokes, size, argument)
+    width = annotation.width or DEFAULT_STROKE * min(size)
+    canvas = np.zeros(size, dtype=bool)
+    for index, polyline in enumerate(annotation.strokes):
+        _check_inside(polyline, size, argument, f"stroke {index}, vertex")
+        mark_polyline(canvas, polyline, width / 2)
+    return torch.from_numpy(canvas).float()
+
+
+def _check_inside(points: npt.NDArray[np.float64], size: tuple[int, int], argument: str, what: str) -> None:
+    outside = (points < 0).any(axis=1) | (points >= (size[1], size[0])).any(axis=1)
+    if outside.any():
+        index = int(outside.argmax())
+        x, y = points[index]
+        raise AnnotationError(
+            f"{argument}: {what} {index} is ({x:g}, {y:g}), outside of its image of {size[1]} x {size[0]} pixels. "
+            "Give (x, y) in pixels within the image."
+        )

@@ -1,0 +1,17 @@
+"""Frozen, exchangeable image encoders, loaded by name: `load_backbone("timm:resnet50")`.
+
+A family of backbones is an entry point of the group `diffup.backbones`; see `registry` for how to add one.
+"""
+
+from diffup.backbones.base import Backbone, FrozenBackbone, check_pyramid
+from diffup.backbones.registry import BackboneFamily, available_backbones, load_backbone, register_backbone
+
+__all__ = [
+    "Backbone",
+    "BackboneFamily",
+    "FrozenBackbone",
+    "available_backbones",
+    "check_pyramid",
+    "load_backbone",
+    "register_backbone",
+]

@@ -1,0 +1,346 @@
+"""What an encoder must offer to stand before the decoder, and the frozen module that all built-in families share."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from diffup.errors import BackboneError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+LEVELS = 4
+"""Number of feature levels that every backbone hands over (the paper's section 3.1)."""
+
+_TARGET_STRIDES = (4, 8, 16, 32)
+_REVISION = 1  # of the features themselves; raise it when the same weights and options come to give other features
+
+
+@runtime_checkable
+class Backbone(Protocol):
+    """A frozen image encoder. Any object with these members may be given in place of a backbone name.
+
+    Attributes:
+        name: Name for messages and reports, e.g. `"bundled:efficientnet_lite0"`.
+        input_size: (height, width) in pixels that the caller resizes images to.
+        fingerprint: Stable text that changes whenever the features would change; caches and reports go by it.
+        device: Where the weights are and where `pyramid` expects its images.
+    """
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+
+    @property
+    def input_size(self) -> tuple[int, int]: ...  # noqa: D102
+
+    @property
+    def fingerprint(self) -> str: ...  # noqa: D102
+
+    @property
+    def device(self) -> torch.device: ...  # noqa: D102
+
+    def pyramid(self, images: Tensor) -> list[Tensor]:
+        """Encode images at four levels.
+
+        Args:
+            images: (B, 3, H, W) RGB in [0, 1], not normalised.
+
+        Returns:
+            Four float32 tensors (B, C_l, h_l, w_l), fine to coarse, without gradient.
+        """
+        ...
+
+    def to(self, device: torch.device | str) -> Backbone:
+        """Move the weights to a device and return the backbone."""
+        ...
+
+
+class FrozenBackbone(nn.Module):
+    """Base of the built-in backbones: everything but the feature function, which a subclass supplies as `features`.
+
+    The encoder is in evaluation mode for good, BatchNorm included (`train()` changes nothing), its parameters require
+    no gradient, and `pyramid` records none. It may be cast to float16 or bfloat16; images and levels stay float32.
+    The weights are taken to stay as they are after construction: their hash is computed once per precision.
+
+    Args:
+        name: Full name, `family:variant`.
+        encoder: The network; it is frozen in place.
+        input_size: (height, width) in pixels.
+        levels: Four indices into the encoder's stages or blocks, as `resolve_levels` returns them.
+        mean: Mean of the RGB channels that the encoder was trained with, for images in [0, 1].
+        std: Standard deviation likewise.
+        multiple: (height, width) divisors that the sides of every image must have, e.g. the patch size of a ViT.
+        layout: Layout of the maps that `features` returns.
+
+    Raises:
+        BackboneError: If `input_size` does not agree with `multiple`.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        name: str,
+        encoder: nn.Module,
+        *,
+        input_size: tuple[int, int],
+        levels: tuple[int, ...],
+        mean: Sequence[float],
+        std: Sequence[float],
+        multiple: tuple[int, int] = (1, 1),
+        layout: Literal["NCHW", "NHWC"] = "NCHW",
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.encoder = encoder.eval().requires_grad_(False)
+        self.input_size = input_size
+        self.levels = levels
+        self.multiple = multiple
+        self.layout = layout
+        device = next((p.device for p in encoder.parameters()), torch.device("cpu"))
+        self.register_buffer("mean", torch.tensor(mean, device=device).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std, device=device).view(1, 3, 1, 1), persistent=False)
+        self._hashes: dict[torch.dtype, str] = {}
+        check_size(input_size, multiple, f"backbone '{name}': input_size")
+
+    def features(self, images: Tensor) -> Sequence[Tensor]:
+        """Run the encoder on normalised images (B, 3, H, W) and return the four maps of `levels`, in `layout`."""
+        raise NotImplementedError(f"{type(self).__name__} must define features()")
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return self.mean.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision that the encoder computes in."""
+        return next((p.dtype for p in self.encoder.parameters() if p.is_floating_point()), torch.float32)
+
+    @property
+    def fingerprint(self) -> str:
+        """`name-hash`; the hash covers name, weights, their precision, levels, input size and normalisation."""
+        if self.dtype not in self._hashes:
+            self._hashes[self.dtype] = hash_weights(self.encoder)
+        facts = {
+            "revision": _REVISION,
+            "name": self.name,
+            "weights": self._hashes[self.dtype],
+            "levels": self.levels,
+            "input_size": self.input_size,
+            "mean": [round(v, 3) for v in self.mean.flatten().tolist()],
+            "std": [round(v, 3) for v in self.std.flatten().tolist()],
+        }
+        return f"{self.name}-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}"
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in evaluation mode whatever `mode` says, so that a parent's `train()` cannot thaw the encoder."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def pyramid(self, images: Tensor) -> list[Tensor]:
+        """Encode images at four levels.
+
+        Args:
+            images: (B, 3, H, W) float RGB in [0, 1], not normalised, on `device`; H and W are usually `input_size`.
+
+        Returns:
+            Four float32 tensors (B, C_l, h_l, w_l), fine to coarse.
+
+        Raises:
+            BackboneError: If the images have another layout, range, device or a size the encoder cannot take, or if the
+                encoder's output breaks the protocol.
+        """
+        self._check_images(images)
+        normalised = (images.float() - self.mean.float()) / self.std.float()
+        try:
+            maps = self.features(normalised.to(self.dtype))
+        except (RuntimeError, AssertionError, ValueError) as error:
+            if isinstance(error, (torch.cuda.OutOfMemoryError, BackboneError)):
+                raise
+            height, width = images.shape[-2:]
+            raise BackboneError(
+                f"backbone '{self.name}', built for {self.input_size[0]} x {self.input_size[1]} px, failed on images "
+                f"of {height} x {width} px ({error}); if this size is the reason, resize them or build the backbone "
+                f"with input_size=({height}, {width})"
+            ) from error
+        if self.layout == "NHWC":
+            maps = [m.permute(0, 3, 1, 2) for m in maps]
+        return check_pyramid([m.float().contiguous() for m in maps], self.name, len(images))
+
+    def _check_images(self, images: Tensor) -> None:
+        """Refuse whatever would give meaningless features."""
+        if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
+            shape = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+            raise BackboneError(f"backbone '{self.name}': images must be a tensor (B, 3, H, W), got {shape}")
+        if not images.is_floating_point():
+            raise BackboneError(
+                f"backbone '{self.name}': images must be float in [0, 1], got {images.dtype}; divide by 255"
+            )
+        if images.device != self.device:
+            raise BackboneError(
+                f"backbone '{self.name}' is on {self.device} but the images are on {images.device}; move one of them"
+            )
+        low, high = images.aminmax()
+        if not (low > -0.5 and high < 1.5):  # interpolation may overshoot [0, 1] a little; a mistake goes far beyond
+            raise BackboneError(
+                f"backbone '{self.name}': images must be RGB in [0, 1] before normalisation, got values from "
+                f"{float(low):.3g} to {float(high):.3g}"
+            )
+        check_size((images.shape[2], images.shape[3]), self.multiple, f"backbone '{self.name}': image size")
+
+
+def check_pyramid(levels: Any, name: str, batch: int) -> list[Tensor]:
+    """Hold a backbone's output against the protocol.
+
+    Args:
+        levels: What `pyramid` returned.
+        name: The backbone's name, for the message.
+        batch: Number of images that it was given.
+
+    Returns:
+        The same levels as a list of four tensors (B, C_l, h_l, w_l).
+
+    Raises:
+        BackboneError: Saying exactly which level breaks which rule.
+    """
+
+    def fail(problem: str) -> BackboneError:
+        return BackboneError(f"backbone '{name}' breaks the protocol: pyramid() {problem}")
+
+    if not isinstance(levels, (list, tuple)):
+        raise fail(f"must return a list of {LEVELS} tensors, got {type(levels).__name__}")
+    if len(levels) != LEVELS:
+        raise fail(f"must return exactly {LEVELS} levels, got {len(levels)}")
+    for index, level in enumerate(levels):
+        if not isinstance(level, Tensor):
+            raise fail(f"level {index} must be a tensor, got {type(level).__name__}")
+        if level.ndim != 4:
+            raise fail(f"level {index} must have 4 dimensions (B, C, h, w), got shape {tuple(level.shape)}")
+        if level.dtype != torch.float32:
+            raise fail(f"level {index} must be float32, got {level.dtype}")
+        if len(level) != batch:
+            raise fail(f"level {index} must have batch size {batch}, got {len(level)} (shape {tuple(level.shape)})")
+        if 0 in level.shape:
+            raise fail(f"level {index} is empty, shape {tuple(level.shape)}; is the image too small?")
+        if index and (level.shape[2] > levels[index - 1].shape[2] or level.shape[3] > levels[index - 1].shape[3]):
+            sizes = " ".join(f"{item.shape[2]}x{item.shape[3]}" for item in levels[: index + 1])
+            raise fail(f"levels must go from fine to coarse, got {sizes}; levels must be NCHW")
+        if not torch.isfinite(level).all():
+            raise fail(f"level {index} has NaN or infinite values")
+    return list(levels)
+
+
+def spread_levels(stages: int) -> tuple[int, ...]:
+    """The stages at 1/4, 1/2, 3/4 and all of the depth, e.g. (2, 5, 8, 11) of 12.
+
+    With fewer than four stages some repeat, the deepest first: (0, 1, 2, 2) of 3, (0, 0, 1, 1) of 2.
+    """
+    return tuple(-(-(level + 1) * stages // LEVELS) - 1 for level in range(LEVELS))
+
+
+def select_levels(strides: Sequence[int]) -> tuple[int, ...]:
+    """Choose four of an encoder's stages when the user names none.
+
+    Stages with strides 4, 8, 16 and 32 are taken where all exist (the last stage of each stride); otherwise the last
+    four stages. Encoders that keep one stride (ViTs) and those with fewer than four stages follow `spread_levels`.
+
+    Args:
+        strides: Stride of every stage in pixels, fine to coarse.
+
+    Returns:
+        Four indices, non-decreasing.
+    """
+    if len(strides) < LEVELS or len(set(strides)) == 1:
+        return spread_levels(len(strides))
+    last = {stride: index for index, stride in enumerate(strides)}
+    if all(stride in last for stride in _TARGET_STRIDES):
+        return tuple(last[stride] for stride in _TARGET_STRIDES)
+    return tuple(range(len(strides) - LEVELS, len(strides)))
+
+
+def resolve_levels(levels: Sequence[int] | None, strides: Sequence[int], name: str) -> tuple[int, ...]:
+    """The user's choice of levels made absolute, or the default of `select_levels`.
+
+    Args:
+        levels: Four indices of stages (hierarchical encoders) or blocks (ViTs), fine to coarse; negative ones count
+            from the end and repeats are allowed. None for the default.
+        strides: Stride of every stage in pixels.
+        name: The backbone's name, for the message.
+
+    Raises:
+        BackboneError: If there are not four of them, or one is out of range or out of order.
+    """
+    if not strides:
+        raise BackboneError(f"backbone '{name}' has no feature stages to choose levels from")
+    if levels is None:
+        return select_levels(strides)
+    count = len(strides)
+    if len(levels) != LEVELS or any(isinstance(i, bool) or not isinstance(i, int) for i in levels):
+        raise BackboneError(f"backbone '{name}': levels must be {LEVELS} integers, got {levels!r}")
+    if any(not -count <= i < count for i in levels):
+        raise BackboneError(
+            f"backbone '{name}': levels={tuple(levels)} out of range, it has {count} stages (0 to {count - 1})"
+        )
+    absolute = tuple(i % count for i in levels)
+    if list(absolute) != sorted(absolute):
+        raise BackboneError(f"backbone '{name}': levels={tuple(levels)} must go from fine to coarse (increasing)")
+    return absolute
+
+
+def resolve_input_size(input_size: int | Sequence[int], name: str) -> tuple[int, int]:
+    """An `input_size` option as (height, width).
+
+    Raises:
+        BackboneError: If it is neither a positive integer nor two of them.
+    """
+    size = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
+    if len(size) != 2 or any(isinstance(v, bool) or not isinstance(v, int) or v < 1 for v in size):
+        raise BackboneError(
+            f"backbone '{name}': input_size must be a positive integer or (height, width), got {input_size!r}"
+        )
+    return size[0], size[1]
+
+
+def normalise_map(norm: nn.Module, level: Tensor) -> Tensor:
+    """Apply a ViT's token norm to a map (B, C, h, w), over the channels of every position."""
+    normalised: Tensor = norm(level.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    return normalised
+
+
+def nearest_size(size: tuple[int, int], multiple: tuple[int, int]) -> tuple[int, int]:
+    """The size (height, width) nearest to `size` whose sides are multiples of `multiple`; the larger one of two."""
+    height, width = (max(1, (2 * s + m) // (2 * m)) * m for s, m in zip(size, multiple, strict=True))
+    return height, width
+
+
+def check_size(size: tuple[int, int], multiple: tuple[int, int], what: str) -> None:
+    """Raise BackboneError where a size (height, width) is not made of multiples, naming the nearest that is."""
+    if size[0] % multiple[0] or size[1] % multiple[1]:
+        near = nearest_size(size, multiple)
+        raise BackboneError(
+            f"{what} {size[0]} x {size[1]} px must be a multiple of {multiple[0]} x {multiple[1]}; "
+            f"the nearest is {near[0]} x {near[1]}"
+        )
+
+
+def hash_weights(module: nn.Module) -> str:
+    """SHA-256 (hex) of a module's weights: names, types, shapes and values, whatever the device.
+
+    BatchNorm's batch counters are left out: they have no effect on a frozen encoder, and weight files differ in them.
+    """
+    digest = hashlib.sha256()
+    for key, value in sorted(module.state_dict().items()):
+        if key.endswith("num_batches_tracked"):
+            continue
+        tensor = value.detach().cpu().contiguous()
+        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

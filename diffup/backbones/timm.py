@@ -1,0 +1,241 @@
+"""Family `timm:NAME`: any timm model that offers intermediate features."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from diffup.backbones.base import (
+    FrozenBackbone,
+    check_size,
+    nearest_size,
+    normalise_map,
+    resolve_input_size,
+    resolve_levels,
+)
+from diffup.backbones.checkpoint import load_weights, read_weights
+from diffup.backbones.registry import near_misses
+from diffup.errors import BackboneError, WeightsError
+
+DEFAULT_INPUT_SIZE = 400
+"""Side in pixels that encoders are fed at, or as near to it as they can take."""
+
+Size = tuple[int, int]
+
+
+class TimmBackbone(FrozenBackbone):
+    """A timm model: `forward_intermediates` where it has that, a `features_only` network otherwise."""
+
+    def features(self, images: Tensor) -> Sequence[Tensor]:
+        """The maps of the chosen stages, before any pooling or head."""
+        return stage_maps(self.encoder, images, self.levels)
+
+
+def build(
+    variant: str | None,
+    *,
+    levels: Sequence[int] | None = None,
+    input_size: int | Sequence[int] | None = None,
+    checkpoint_path: str | Path | None = None,
+    pretrained: bool = True,
+) -> FrozenBackbone:
+    """Any timm model with intermediate features, e.g. `timm:resnet50.tv_in1k`.
+
+    Args:
+        variant: timm's model name, with or without tag; `hf-hub:` and `local-dir:` names too.
+        levels: Four indices of stages (CNNs, Swin, ...) or blocks (ViTs), fine to coarse. Default: `select_levels`.
+        input_size: Pixels, or (height, width). Default: 400, or for ViTs the nearest multiple of the patch; encoders
+            that cannot take that get the nearest multiple of 32, else of the size that they were trained at.
+        checkpoint_path: Local safetensors or torch file to take the weights from; nothing is downloaded.
+        pretrained: False for random weights.
+
+    Raises:
+        BackboneError: If timm does not know the model, or the model has no intermediate features or cannot take
+            `input_size`.
+        WeightsError: If the weights cannot be downloaded or do not fit.
+    """
+    if variant is None:
+        raise BackboneError("family 'timm' needs a model name, e.g. 'timm:resnet50.tv_in1k'")
+    name = f"timm:{variant}"
+    _check_known(variant)
+    requested = None if input_size is None else resolve_input_size(input_size, name)
+    options, size = _plan(variant, name, requested)
+    model = _create(variant, name, download=pretrained and checkpoint_path is None, **options)
+    if checkpoint_path is not None:
+        convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+        weights = read_weights(checkpoint_path, name)
+        load_weights(model, weights, str(checkpoint_path), name, convert and partial(convert, model=model))
+    strides = stage_strides(model, name)
+    return TimmBackbone(
+        name,
+        model,
+        input_size=size,
+        levels=resolve_levels(levels, strides, name),
+        mean=model.pretrained_cfg["mean"],
+        std=model.pretrained_cfg["std"],
+        multiple=patch_size(model, strides),
+        layout=_layout(model),
+    )
+
+
+def stage_maps(model: Any, images: Tensor, levels: Sequence[int]) -> list[Tensor]:
+    """The maps of the chosen stages or blocks of a timm model, one for each entry of `levels`, repeats included.
+
+    The last block of a ViT passes through the final norm, which was trained for it; earlier blocks do not, because it
+    cost a ViT-S/14 four mIoU there (training-free priors of block 8 on 160 COCO episodes).
+    """
+    wanted = sorted(set(levels))
+    if hasattr(model, "forward_intermediates"):
+        maps = model.forward_intermediates(
+            images,
+            indices=wanted,
+            norm=False,
+            stop_early=True,
+            output_fmt="NCHW",
+            intermediates_only=True,
+        )
+    else:
+        outputs = model(images)
+        maps = [outputs[index] for index in wanted]
+    strides, norm = stage_strides(model, "timm"), getattr(model, "norm", None)
+    if _is_isotropic(strides) and wanted[-1] == len(strides) - 1 and isinstance(norm, nn.Module):
+        maps[-1] = normalise_map(norm, maps[-1])
+    return [maps[wanted.index(level)] for level in levels]
+
+
+def stage_strides(model: nn.Module, name: str) -> list[int]:
+    """Stride in pixels of every stage or block that a timm model can return.
+
+    Raises:
+        BackboneError: If the model does not describe its stages.
+    """
+    info: Any = getattr(model, "feature_info", None)
+    if not info:
+        raise BackboneError(f"backbone '{name}' offers no intermediate features; choose another model")
+    return list(info.reduction()) if hasattr(info, "reduction") else [stage["reduction"] for stage in info]
+
+
+def patch_size(model: nn.Module, strides: Sequence[int]) -> Size:
+    """(height, width) that the sides of an image must be divisible by: a ViT's patch, and anything for a CNN."""
+    if not _is_isotropic(strides):
+        return 1, 1
+    patch: Any = getattr(getattr(model, "patch_embed", None), "patch_size", strides[0])
+    height, width = (patch, patch) if isinstance(patch, int) else patch
+    return max(height, strides[0]), max(width, strides[0])  # behind a convolutional stem the patch is of its map
+
+
+def _is_isotropic(strides: Sequence[int]) -> bool:
+    """Whether every stage has the same stride, as the blocks of a ViT do."""
+    return len(strides) > 1 and len(set(strides)) == 1
+
+
+def _check_known(variant: str) -> None:
+    import timm
+
+    if ":" in variant:  # hf-hub:, local-dir: the hub or the folder knows
+        return
+    architecture, _, tag = variant.partition(".")
+    if not timm.is_model(architecture):
+        raise BackboneError(
+            f"timm {timm.__version__} has no model '{architecture}'{near_misses(architecture, timm.list_models())} "
+            "All names: timm.list_models()"
+        )
+    tagged = timm.list_pretrained(f"{architecture}.*")
+    if tag and variant not in tagged:
+        raise BackboneError(
+            f"timm {timm.__version__} knows no weights '{tag}' of '{architecture}'; "
+            f"it has: {', '.join(tagged) or 'none'}"
+        )
+
+
+def _plan(variant: str, name: str, requested: Size | None) -> tuple[dict[str, Any], Size]:
+    """How to create a model so that it takes images of the requested or a sensible default size.
+
+    Most encoders take any size. Those with a fixed input are asked for dynamic sizes first (ViTs, Swin), then tried as
+    they are (CLIP ResNets: only their pooling head is fixed), then built for the one size. Each attempt is a forward
+    pass of shapes alone, on torch's meta device: it costs neither memory nor arithmetic, and no table of architectures
+    has to be kept.
+
+    Returns:
+        Options for `timm.create_model`, and the size.
+    """
+    probe = _probe(variant, name)
+    patch = patch_size(probe, stage_strides(probe, name))
+    own: Size = tuple(probe.pretrained_cfg["input_size"][1:])
+    if requested is not None:
+        check_size(requested, patch, f"backbone '{name}': input_size")
+        sizes = [requested]
+    else:
+        near = [nearest_size((DEFAULT_INPUT_SIZE, DEFAULT_INPUT_SIZE), multiple) for multiple in (patch, (32, 32), own)]
+        sizes = list(dict.fromkeys([*near, own]))
+    plans: list[tuple[dict[str, Any], Size]] = [({}, size) for size in sizes]
+    if probe.pretrained_cfg.get("fixed_input_size"):
+        flexible = [size for size in sizes if size != own or requested]
+        plans = [(options, size) for options in ({"dynamic_img_size": True}, {}) for size in flexible]
+        plans += [*(({"img_size": size}, size) for size in sizes), ({}, sizes[-1])]
+    problem: Exception | None = None
+    for options, size in plans:
+        try:
+            _try_size(_probe(variant, name, **options), size)
+        except Exception as error:  # architectures refuse sizes with TypeError, AssertionError, RuntimeError, ...
+            problem = error
+        else:
+            return options, size
+    raise BackboneError(
+        f"backbone '{name}' cannot take images of {' or '.join(f'{h} x {w}' for h, w in sizes)} px ({problem}); it was "
+        f"trained at {own[0]} x {own[1]}: try input_size= with multiples of that or of 32"
+    ) from problem
+
+
+def _probe(variant: str, name: str, **options: Any) -> Any:
+    """The model without weights: on the meta device, or with random weights where it cannot be created there."""
+    try:
+        with torch.device("meta"):
+            return _create(variant, name, download=False, **options)
+    except BackboneError:
+        return _create(variant, name, download=False, **options)
+
+
+def _try_size(model: Any, size: Size) -> None:
+    """Run the model on one image of a size; whatever it raises says that it cannot take it."""
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        try:
+            stage_maps(model.eval(), torch.zeros(1, 3, *size, device=device), range(len(stage_strides(model, "timm"))))
+        except (RuntimeError, NotImplementedError) as error:
+            if "meta tensor" not in str(error):  # a forward pass that depends on values: nothing is known against it
+                raise
+
+
+def _create(variant: str, name: str, *, download: bool, **options: Any) -> Any:
+    """A timm model without classifier, `features_only` where it has no `forward_intermediates`."""
+    import timm
+
+    try:
+        model = timm.create_model(variant, pretrained=download, num_classes=0, **options)
+        if not hasattr(model, "forward_intermediates"):
+            model = timm.create_model(variant, pretrained=download, features_only=True, **options)
+    except TypeError:
+        raise  # an option that the architecture does not have
+    except Exception as error:
+        if not download:
+            raise BackboneError(f"timm cannot build '{variant}': {error}") from error
+        config: Any = None if ":" in variant else timm.get_pretrained_cfg(variant)
+        source = (config and (config.hf_hub_id or config.url)) or variant
+        raise WeightsError(
+            f"backbone '{name}' needs the weights '{source}' from the hub, and getting them failed: {error}. Download "
+            "them elsewhere and pass checkpoint_path=FILE, or pretrained=False for random weights"
+        ) from error
+    return model
+
+
+def _layout(model: nn.Module) -> Literal["NCHW", "NHWC"]:
+    """Layout of `stage_maps`: `forward_intermediates` is asked for NCHW, a `features_only` network does as it likes."""
+    nhwc = not hasattr(model, "forward_intermediates") and "NHWC" in str(getattr(model, "output_fmt", "NCHW"))
+    return "NHWC" if nhwc else "NCHW"

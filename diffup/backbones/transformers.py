@@ -1,0 +1,208 @@
+"""Family `transformers:REPO`: vision models of the Hugging Face hub or a local folder."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import warnings
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffup.backbones.base import (
+    FrozenBackbone,
+    check_size,
+    nearest_size,
+    normalise_map,
+    resolve_input_size,
+    resolve_levels,
+)
+from diffup.backbones.checkpoint import load_weights, part_of_larger, read_weights
+from diffup.backbones.timm import DEFAULT_INPUT_SIZE, Size
+from diffup.errors import BackboneError, WeightsError
+
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_FINAL_NORMS = ("layernorm", "post_layernorm", "norm", "rms_norm")
+
+
+class TransformersBackbone(FrozenBackbone):
+    """A vision model of the transformers library.
+
+    Hierarchical models with a backbone class (Swin, ConvNeXt, ResNet, Hiera, ...) give its stages; every other model
+    gives its hidden states, of which ViTs lose the class and register tokens, and the last passes through the final
+    norm.
+    """
+
+    def __init__(self, name: str, encoder: nn.Module, *, flip_channels: bool, **options: Any) -> None:
+        super().__init__(name, encoder, **options)
+        self.flip_channels = flip_channels
+
+    def features(self, images: Tensor) -> Sequence[Tensor]:
+        """The maps of the chosen stages or blocks."""
+        maps = stage_maps(self.encoder, images.flip(1) if self.flip_channels else images)
+        return [maps[level] for level in self.levels]
+
+
+def build(
+    variant: str | None,
+    *,
+    levels: Sequence[int] | None = None,
+    input_size: int | Sequence[int] | None = None,
+    checkpoint_path: str | Path | None = None,
+    pretrained: bool = True,
+) -> FrozenBackbone:
+    """Vision models of the transformers library, e.g. `transformers:facebook/dinov2-small`.
+
+    Args:
+        variant: A repository of the Hugging Face hub, or a local folder with a config.json. Of a model of images and
+            text the vision part is taken.
+        levels: Four indices of stages or blocks, fine to coarse.
+        input_size: Pixels, or (height, width). Default: 400 or the nearest multiple of the patch; a model that cannot
+            take that keeps its own size.
+        checkpoint_path: Local safetensors or torch file of the weights; the configuration still comes from `variant`.
+        pretrained: False for random weights; the configuration still comes from `variant`.
+
+    Raises:
+        BackboneError: If the model is of a kind whose features cannot be arranged as maps, or cannot take `input_size`.
+        WeightsError: If configuration or weights cannot be had, or do not fit.
+    """
+    if variant is None:
+        raise BackboneError("family 'transformers' needs a repository, e.g. 'transformers:facebook/dinov2-small'")
+    name = f"transformers:{variant}"
+    model = _create(variant, name, download=pretrained and checkpoint_path is None)
+    if checkpoint_path is not None:
+        weights = read_weights(checkpoint_path, name)
+        load_weights(model, weights, str(checkpoint_path), name, partial(part_of_larger, module=model))
+    patch = _patch_size(model)
+    requested = None if input_size is None else resolve_input_size(input_size, name)
+    size, strides = _choose_size(model, patch, requested, name)
+    mean, std, flip_channels = _normalisation(variant, name)
+    return TransformersBackbone(
+        name,
+        model,
+        flip_channels=flip_channels,
+        input_size=size,
+        levels=resolve_levels(levels, strides, name),
+        mean=mean,
+        std=std,
+        multiple=patch,
+    )
+
+
+def stage_maps(model: Any, images: Tensor) -> list[Tensor]:
+    """Every stage or block of a transformers model as a map (B, C, h, w).
+
+    Raises:
+        ValueError: If the model's tokens do not lie on a grid of patches.
+    """
+    if hasattr(model, "channels"):  # a backbone class: it returns the maps of its stages itself
+        return list(model(pixel_values=images).feature_maps)
+    resizable = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
+    options = {"interpolate_pos_encoding": True} if resizable else {}
+    states = model(pixel_values=images, output_hidden_states=True, **options).hidden_states
+    patch = _patch_size(model)
+    grid = (images.shape[2] // patch[0], images.shape[3] // patch[1])
+    maps = [_to_map(state, grid, type(model).__name__) for state in states]
+    if maps[0].shape[2:] != maps[-1].shape[2:]:
+        return [level for level in maps if level.shape[2:] != images.shape[2:]]  # some hand back the image too
+    norm = next((getattr(model, key) for key in _FINAL_NORMS if hasattr(model, key)), None)
+    if norm is not None:
+        maps[-1] = normalise_map(norm, maps[-1])
+    return maps[1:]  # the first is the patch embedding
+
+
+def _to_map(state: Tensor, grid: Size, kind: str) -> Tensor:
+    """A hidden state as (B, C, h, w): from NCHW, NHWC or tokens (B, N, C), where class and register tokens come first."""
+    if state.ndim == 4:
+        channels_last = state.shape[1:3] == grid and state.shape[2:] != grid
+        return state.permute(0, 3, 1, 2) if channels_last else state
+    count = grid[0] * grid[1]
+    if state.ndim != 3 or not count <= state.shape[1] < count + min(count, 64):
+        shape = tuple(state.shape)
+        raise ValueError(f"{kind} gives states of shape {shape}, which are no grid of {grid[0]} x {grid[1]} patches")
+    return state[:, state.shape[1] - count :].transpose(1, 2).reshape(len(state), -1, *grid)
+
+
+def _create(variant: str, name: str, download: bool) -> Any:
+    """The model, or its vision part."""
+    from transformers import AutoBackbone, AutoConfig, AutoModel
+
+    try:
+        config = AutoConfig.from_pretrained(variant)
+    except (OSError, ValueError) as error:
+        raise WeightsError(_unavailable(name, variant, "configuration", error)) from error
+    config.tie_last_hidden_states = False  # else version 5 may hand out the last hidden state already normalised
+    kind: Any = AutoModel
+    if hasattr(config, "stage_names") and hasattr(config, "depths"):
+        kind = AutoBackbone
+        config.out_features = [stage for stage in config.stage_names if stage != "stem"]
+    try:
+        model = kind.from_pretrained(variant, config=config) if download else kind.from_config(config)
+    except Exception as error:
+        if not download:
+            raise BackboneError(f"transformers cannot build '{variant}': {error}") from error
+        raise WeightsError(_unavailable(name, variant, "weights", error)) from error
+    return getattr(model, "vision_model", model)
+
+
+def _unavailable(name: str, variant: str, what: str, error: Exception) -> str:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return (
+        f"backbone '{name}' needs the {what} of '{variant}' from the Hugging Face hub or a local folder, and getting "
+        f"it failed: {reason} Download the repository elsewhere and name its folder: 'transformers:/path/to/folder'"
+    )
+
+
+def _patch_size(model: Any) -> Size:
+    """(height, width) of a ViT's patch, which the sides of an image must be divisible by; (1, 1) for other models."""
+    patch = getattr(model.config, "patch_size", None)
+    if hasattr(model, "channels") or not isinstance(patch, (int, list, tuple)) or hasattr(model.config, "depths"):
+        return 1, 1
+    return (patch, patch) if isinstance(patch, int) else (int(patch[0]), int(patch[1]))
+
+
+def _choose_size(model: Any, patch: Size, requested: Size | None, name: str) -> tuple[Size, list[int]]:
+    """The first size that the model takes of those in question, tried on a blank image, and its strides there.
+
+    Strides are rounded to powers of two, because the coarse maps of a CNN round their size up or down.
+    """
+    own = getattr(model.config, "image_size", None)
+    if requested is not None:
+        check_size(requested, patch, f"backbone '{name}': input_size")
+        sizes = [requested]
+    else:
+        sizes = [nearest_size((DEFAULT_INPUT_SIZE, DEFAULT_INPUT_SIZE), multiple) for multiple in (patch, (32, 32))]
+        sizes += [resolve_input_size(own, name)] if own else []
+    for size in dict.fromkeys(sizes):
+        try:
+            with torch.no_grad():
+                maps = stage_maps(model.eval(), torch.zeros(1, 3, *size, dtype=model.dtype))
+        except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+            problem: Exception = error
+        else:
+            return size, [2 ** round(math.log2(size[0] / level.shape[2])) for level in maps]
+    raise BackboneError(
+        f"backbone '{name}' gives no feature maps at {' or '.join(f'{h} x {w}' for h, w in sizes)} px: {problem}"
+    ) from problem
+
+
+def _normalisation(variant: str, name: str) -> tuple[Sequence[float], Sequence[float], bool]:
+    """Mean and standard deviation from the repository's image processor, and whether the model takes BGR."""
+    from transformers import AutoImageProcessor
+
+    try:
+        processor: Any = AutoImageProcessor.from_pretrained(variant)
+    except (OSError, ValueError, ImportError):
+        warnings.warn(
+            f"backbone '{name}' comes without an image processor; ImageNet's mean and std are used",
+            stacklevel=5,
+        )
+        return (*_IMAGENET, False)
+    flip = bool(getattr(processor, "do_flip_channel_order", False))
+    if not getattr(processor, "do_normalize", False):
+        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), flip
+    return processor.image_mean, processor.image_std, flip

@@ -1,0 +1,1 @@
+"""Episodes, and the annotations they are given with."""

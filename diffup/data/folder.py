@@ -1,0 +1,142 @@
+"""A folder of labelled images: `images/`, `masks/` and `splits.json`, the format that training and evaluation read."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from diffup.errors import DataError
+from diffup.images import read_image
+
+LAYOUT = """a data folder looks like this:
+  images/NAME.jpg|jpeg|png   the photos
+  masks/NAME.png             same size, pixel = class id, 0 = background
+  splits.json                {"ignore": 255, "min_area_fraction": 0.01, "classes": {"1": "person", ...},
+                              "folds": {"0": [1, 5, ...], ...}, "images": {"train": [NAME, ...], "test": [...]}}"""
+
+_SUFFIXES = (".jpg", ".jpeg", ".png")
+
+
+@dataclass(frozen=True)
+class LabelledFolder:
+    """A folder of images with class-index masks.
+
+    Args:
+        root: the folder.
+        classes: class names by id, 1-based.
+        folds: class ids of each fold.
+        images: image names of each split.
+        ignore: mask value that counts neither as object nor as background.
+        min_area_fraction: share of the image that a class must cover to make an (image, class) pair.
+    """
+
+    root: Path
+    classes: dict[int, str]
+    folds: dict[int, tuple[int, ...]]
+    images: dict[str, tuple[str, ...]]
+    ignore: int
+    min_area_fraction: float
+
+    @classmethod
+    def open(cls, root: str | os.PathLike[str]) -> LabelledFolder:
+        """Open a folder and check its layout.
+
+        Raises:
+            DataError: something is missing or not as `LAYOUT` says.
+        """
+        root = Path(root)
+        for part in ("images", "masks", "splits.json"):
+            if not (root / part).exists():
+                raise DataError(f"{root / part} is missing; {LAYOUT}")
+        try:
+            splits: dict[str, Any] = json.loads((root / "splits.json").read_text(encoding="utf-8"))
+            classes = {int(key): str(name) for key, name in splits["classes"].items()}
+            folds = {int(key): tuple(int(c) for c in ids) for key, ids in splits["folds"].items()}
+            images = {str(split): tuple(str(n) for n in names) for split, names in splits["images"].items()}
+            ignore, area = int(splits.get("ignore", 255)), float(splits.get("min_area_fraction", 0.01))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{root / 'splits.json'} cannot be read ({error!r}); {LAYOUT}") from error
+        strangers = {c for ids in folds.values() for c in ids} - set(classes)
+        if strangers:
+            raise DataError(f"{root / 'splits.json'}: folds name classes {sorted(strangers)} that 'classes' lacks")
+        return cls(root, classes, folds, images, ignore, area)
+
+    def split(self, name: str) -> tuple[str, ...]:
+        """Image names of a split.
+
+        Raises:
+            DataError: there is no such split.
+        """
+        if name not in self.images:
+            raise DataError(f"split={name!r}: {self.root} has {', '.join(self.images)}")
+        return self.images[name]
+
+    def fold(self, fold: int) -> tuple[int, ...]:
+        """Class ids of a fold, the ones held out in training.
+
+        Raises:
+            DataError: there is no such fold.
+        """
+        if fold not in self.folds:
+            raise DataError(f"fold={fold}: {self.root} has {', '.join(map(str, self.folds))}")
+        return self.folds[fold]
+
+    def image_path(self, name: str) -> Path:
+        """Path of an image.
+
+        Raises:
+            DataError: it is missing.
+        """
+        for suffix in _SUFFIXES:
+            path = self.root / "images" / f"{name}{suffix}"
+            if path.exists():
+                return path
+        raise DataError(f"{self.root / 'images' / name} has none of the suffixes {', '.join(_SUFFIXES)}")
+
+    def image(self, name: str) -> Tensor:
+        """An image, (3, H, W) in [0, 1]."""
+        return read_image(self.image_path(name), argument=name)
+
+    def mask(self, name: str) -> npt.NDArray[np.uint8]:
+        """A class-index mask, (H, W) uint8.
+
+        Raises:
+            DataError: it is missing or not an index image.
+        """
+        path = self.root / "masks" / f"{name}.png"
+        if not path.exists():
+            raise DataError(f"{path} is missing; {LAYOUT}")
+        with Image.open(path) as file:
+            if file.mode not in ("L", "P"):
+                raise DataError(f"{path} has mode {file.mode}; a mask is a grey or palette PNG of class ids")
+            return np.array(file)
+
+    def pairs(self, split: str, classes: Collection[int]) -> dict[int, tuple[str, ...]]:
+        """The (image, class) pairs of a split: a class counts where it covers `min_area_fraction` of the image.
+
+        Returns:
+            Image names of each class that has any, classes in ascending order.
+        """
+        found: dict[int, list[str]] = {c: [] for c in sorted(classes)}
+        for name in self.split(split):
+            mask = self.mask(name)
+            counts = np.bincount(mask.ravel(), minlength=256)
+            for c in found:
+                if counts[c] >= self.min_area_fraction * mask.size:
+                    found[c].append(name)
+        return {c: tuple(names) for c, names in found.items() if names}
+
+
+def square_mask(mask: npt.NDArray[np.uint8], side: int) -> Tensor:
+    """Resize an index mask to (side, side) by nearest neighbour, uint8."""
+    return torch.from_numpy(np.array(Image.fromarray(mask).resize((side, side), Image.Resampling.NEAREST)))

@@ -1,0 +1,168 @@
+"""The decoder's config: everything that its weights depend on, and how it is sampled by default."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from diffup.errors import ConfigError
+from diffup.priors.config import LEVELS, PriorConfig
+
+Prediction = Literal["epsilon", "x0", "v"]
+Loss = Literal["mse", "bce_dice"]
+Shift = Literal["none", "prior", "quadratic"]
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """Settings of UQDD (paper section III-D). The defaults are the released decoder's; `paper()` gives the paper's.
+
+    Args:
+        priors: the priors that condition the decoder.
+        channels: width of the U-Net at 64, 32, 16 and 8 px.
+        condition_hidden: hidden width of the SCM convolutions.
+        quality_hidden: width of the quality branch.
+        error_modulation: the predicted error map modulates the blocks (DQM; Table 6).
+        iou_modulation: the predicted IoU modulates the blocks (DQM; Table 6).
+        timesteps: length T of the diffusion.
+        beta_start: first beta before scaling by 1000 / T.
+        beta_end: last beta before scaling by 1000 / T.
+        shift: offset of the forward process by the prior (eq. 13): k_t = 0, 1 - sqrt(abar_t), or
+            sqrt(abar_t) (1 - sqrt(abar_t)).
+        signal_scale: amplitude of the mask beside unit noise; 1 is the paper's [-1, 1]. A mask is so redundant that at
+            1 most noise levels still show it and teach the decoder nothing about the priors.
+        prediction: what the network predicts; the loss `bce_dice` needs `x0`.
+        loss: `mse` on the prediction, or binary cross-entropy plus Dice on the x0 estimate.
+        error_weight: weight of the error map's loss (eq. 21).
+        iou_weight: weight of the IoU's loss (eq. 21).
+        steps: DDIM steps by default.
+        ensemble: samples averaged by default.
+        threshold: probability above which a pixel is marked by default; chosen on training classes.
+        backbone: name of the encoder that is used unless the user names another.
+
+    Raises:
+        ConfigError: a value is unknown or out of range, or two contradict each other.
+    """
+
+    priors: PriorConfig = field(default_factory=PriorConfig)
+    channels: tuple[int, int, int, int] = (32, 64, 176, 256)
+    condition_hidden: int = 32
+    quality_hidden: int = 32
+    error_modulation: bool = True
+    iou_modulation: bool = True
+    timesteps: int = 250
+    beta_start: float = 1e-4
+    beta_end: float = 2e-2
+    shift: Shift = "quadratic"
+    signal_scale: float = 0.2
+    prediction: Prediction = "x0"
+    loss: Loss = "bce_dice"
+    error_weight: float = 0.1
+    iou_weight: float = 0.1
+    steps: int = 10
+    ensemble: int = 4
+    threshold: float = 0.5
+    backbone: str = "bundled:efficientnet_lite0"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "channels", tuple(self.channels))
+        if len(self.channels) != LEVELS or any(width < 8 or width % 8 for width in self.channels):
+            raise ConfigError(f"channels={self.channels}: give {LEVELS} multiples of 8")
+        for name, options in (("shift", Shift), ("prediction", Prediction), ("loss", Loss)):
+            if getattr(self, name) not in get_args(options):
+                raise ConfigError(f"{name}={getattr(self, name)!r}: choose one of {', '.join(get_args(options))}")
+        for name in ("condition_hidden", "quality_hidden", "timesteps", "steps", "ensemble"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)}: it must be 1 or more")
+        for name in ("error_weight", "iou_weight"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}={getattr(self, name)}: it must be 0 or more")
+        if not 0 < self.signal_scale <= 1:
+            raise ConfigError(f"signal_scale={self.signal_scale}: it must be above 0 and at most 1")
+        if not 0 < self.threshold < 1:
+            raise ConfigError(f"threshold={self.threshold}: it must lie between 0 and 1")
+        if not 0 < self.beta_start < self.beta_end or self.beta_end * 1000 / self.timesteps >= 1:
+            raise ConfigError(
+                f"beta_start={self.beta_start}, beta_end={self.beta_end}, timesteps={self.timesteps}: the betas, "
+                "scaled by 1000 / timesteps, must grow and stay below 1"
+            )
+        if self.steps > self.timesteps:
+            raise ConfigError(f"steps={self.steps} is more than timesteps={self.timesteps}")
+        if self.loss == "bce_dice" and self.prediction != "x0":
+            raise ConfigError(f"loss='bce_dice' needs prediction='x0', not {self.prediction!r}: it compares masks")
+
+    @classmethod
+    def paper(cls) -> DecoderConfig:
+        """The paper's choices where it states them, and the likely ones elsewhere (SPEC section 6)."""
+        priors = PriorConfig(kinds=("prototype",), centre=False, affinity_power=1.0, layout="own")
+        return cls(priors=priors, signal_scale=1.0, prediction="epsilon", loss="mse", steps=50, ensemble=5)
+
+    def to_json(self) -> str:
+        """The config as JSON text, fields by name."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> DecoderConfig:
+        """Read the config from JSON text.
+
+        Raises:
+            ConfigError: the text is not a JSON object, or has an unknown field, or a field of another type.
+        """
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise ConfigError(f"the config is not valid JSON: {error}") from error
+        return from_dict(cls, data)
+
+
+ConfigT = typing.TypeVar("ConfigT")
+
+
+def from_dict(cls: type[ConfigT], data: Any, where: str = "") -> ConfigT:
+    """Build a config dataclass from plain JSON data, checking names and types.
+
+    Args:
+        cls: a dataclass whose fields are scalars, strings, tuples or such dataclasses.
+        data: the JSON object.
+        where: dotted path for messages.
+
+    Raises:
+        ConfigError: see `DecoderConfig.from_json`.
+    """
+    if not isinstance(data, dict):
+        raise ConfigError(f"{where or 'the config'} must be a JSON object, not {type(data).__name__}")
+    hints = typing.get_type_hints(cls)
+    names = [entry.name for entry in dataclasses.fields(typing.cast(Any, cls))]
+    unknown = sorted(set(data) - set(names))
+    if unknown:
+        raise ConfigError(
+            f"unknown field{'s' if len(unknown) > 1 else ''} {', '.join(where + name for name in unknown)}; "
+            f"{cls.__name__} has {', '.join(names)}"
+        )
+    return cls(**{name: _convert(hints[name], value, where + name) for name, value in data.items()})
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return from_dict(typing.cast("type[Any]", hint), value, where + ".")
+    origin, options = typing.get_origin(hint), get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in options:
+            return None
+        return _convert(next(option for option in options if option is not type(None)), value, where)
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise ConfigError(f"{where} must be a list, not {value!r}")
+        element = options[0]
+        return tuple(_convert(element, item, f"{where}[{index}]") for index, item in enumerate(value))
+    if origin is Literal:
+        return value  # The dataclass names the choices in its own message.
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise ConfigError(f"{where} must be of type {hint.__name__}, not {value!r}")
+    return value

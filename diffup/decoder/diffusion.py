@@ -1,0 +1,120 @@
+"""The diffusion process: data and arithmetic, no network (paper section III-D, eqs. 5-8 and 13).
+
+The forward process is shifted by the prior (eq. 13), `x_t = sqrt(abar_t) b x0 + k_t b P + sqrt(1 - abar_t) eps`, b being
+the signal scale. With `y_t = x_t - k_t b P` it is an ordinary DDPM in y, so everything below walks in y and only
+`Diffusion.observe` knows of P: one code path for every shift.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from diffup.decoder.config import DecoderConfig
+from diffup.errors import ConfigError
+
+
+class Diffusion:
+    """Noise schedule and conversions between the noisy mask, the noise and the clean mask.
+
+    Args:
+        config: the decoder's config.
+
+    Attributes:
+        timesteps: T.
+        alphas_bar: (T,) float64, cumulated products of 1 - beta.
+        shifts: (T,) float64, k_t.
+    """
+
+    def __init__(self, config: DecoderConfig) -> None:
+        self.config = config
+        self.timesteps = config.timesteps
+        scale = 1000 / config.timesteps
+        betas = torch.linspace(
+            config.beta_start * scale, config.beta_end * scale, config.timesteps, dtype=torch.float64
+        )
+        self.alphas_bar = torch.cumprod(1 - betas, dim=0)
+        root = self.alphas_bar.sqrt()
+        self.shifts = {"none": torch.zeros_like(root), "prior": 1 - root, "quadratic": root * (1 - root)}[config.shift]
+
+    def _at(self, table: Tensor, t: Tensor) -> Tensor:
+        """Entries of a table at steps t: (B,) -> (B, 1, 1, 1) float32."""
+        return table[t.cpu()].to(device=t.device, dtype=torch.float32)[:, None, None, None]
+
+    def add_noise(self, mask: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """Forward process without its shift: `y_t = sqrt(abar_t) b x0 + sqrt(1 - abar_t) eps`.
+
+        Args:
+            mask: (B, 1, s, s) in [-1, 1], x0.
+            noise: (B, 1, s, s), standard normal.
+            t: (B,) int64 in [0, T).
+        """
+        abar = self._at(self.alphas_bar, t)
+        return abar.sqrt() * self.config.signal_scale * mask + (1 - abar).sqrt() * noise
+
+    def observe(self, y: Tensor, prior: Tensor, t: Tensor) -> Tensor:
+        """What the network sees: x_t = y_t + k_t b P (eq. 13), brought to unit variance.
+
+        Args:
+            y: (B, 1, s, s), y_t.
+            prior: (B, 1, s, s) in [-1, 1], P.
+            t: (B,) int64.
+        """
+        b = self.config.signal_scale
+        abar = self._at(self.alphas_bar, t)
+        return (y + self._at(self.shifts, t) * b * prior) / (abar * b**2 + 1 - abar).sqrt()
+
+    def target(self, mask: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """What the network must predict, (B, 1, s, s): the noise, x0 or v = sqrt(abar) eps - sqrt(1 - abar) b x0."""
+        if self.config.prediction == "epsilon":
+            return noise
+        if self.config.prediction == "x0":
+            return mask
+        abar = self._at(self.alphas_bar, t)
+        return abar.sqrt() * noise - (1 - abar).sqrt() * self.config.signal_scale * mask
+
+    def estimate(self, output: Tensor, y: Tensor, t: Tensor) -> Tensor:
+        """The x0 estimate in [-1, 1] that a prediction implies.
+
+        Args:
+            output: (B, 1, s, s) of the network.
+            y: (B, 1, s, s), y_t.
+            t: (B,) int64.
+        """
+        b = self.config.signal_scale
+        if self.config.prediction == "x0":
+            return torch.tanh(output / 2) if self.config.loss == "bce_dice" else output.clamp(-1, 1)
+        abar = self._at(self.alphas_bar, t)
+        if self.config.prediction == "epsilon":
+            mask = (y - (1 - abar).sqrt() * output) / abar.sqrt()
+        else:
+            mask = abar.sqrt() * y - (1 - abar).sqrt() * output
+        return (mask / b).clamp(-1, 1)
+
+    def step(self, mask: Tensor, y: Tensor, t: int, previous: int) -> Tensor:
+        """One deterministic DDIM step (eta 0) from t to any earlier step.
+
+        Args:
+            mask: (B, 1, s, s) in [-1, 1], the x0 estimate at t.
+            y: (B, 1, s, s), y_t.
+            t: the step y is at.
+            previous: the step to go to, below t; -1 is the clean mask.
+
+        Returns:
+            (B, 1, s, s), y at `previous`.
+        """
+        b = self.config.signal_scale
+        abar = float(self.alphas_bar[t])
+        abar_previous = float(self.alphas_bar[previous]) if previous >= 0 else 1.0
+        noise = (y - abar**0.5 * b * mask) / (1 - abar) ** 0.5
+        return abar_previous**0.5 * b * mask + (1 - abar_previous) ** 0.5 * noise
+
+    def schedule(self, steps: int) -> list[int]:
+        """Steps that the sampler visits, evenly spaced and starting at T - 1 ("trailing"): 249, 244, ..., 4.
+
+        Raises:
+            ConfigError: `steps` is not in 1 .. T.
+        """
+        if not 1 <= steps <= self.timesteps:
+            raise ConfigError(f"steps={steps}: choose 1 to {self.timesteps}, the decoder's timesteps")
+        return [round(self.timesteps * (steps - index) / steps) - 1 for index in range(steps)]

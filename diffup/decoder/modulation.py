@@ -1,0 +1,104 @@
+"""Self-conditioned modulation (SCM, paper eqs. 15-17): how condition, noisy mask and step enter the U-Net."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def sinusoidal_embedding(values: Tensor, width: int, scale: float) -> Tensor:
+    """Sinusoidal embedding of scalars in [0, 1] (time steps or IoUs).
+
+    Args:
+        values: (B,) in [0, 1].
+        width: even width of the embedding.
+        scale: number that 1 is embedded as; the usual 1000 steps.
+
+    Returns:
+        (B, width).
+    """
+    half = width // 2
+    frequencies = torch.exp(-math.log(10000.0) * torch.arange(half, device=values.device) / half)
+    angles = values.float()[:, None] * scale * frequencies[None]
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+class ScalarEmbedding(nn.Module):
+    """A scalar in [0, 1] to a vector: sinusoidal embedding, then a small MLP.
+
+    Args:
+        width: width of the vector.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, values: Tensor) -> Tensor:
+        """(B,) in [0, 1] -> (B, width)."""
+        embedded: Tensor = self.mlp(sinusoidal_embedding(values, self.width, scale=1000.0))
+        return embedded
+
+
+class AdaIN(nn.Module):
+    """Instance normalisation whose scale and shift come from an embedding: `s * norm(h) + b`, s starting at 1.
+
+    Args:
+        channels: channels of h.
+        embedding: width of the embedding.
+    """
+
+    def __init__(self, channels: int, embedding: int) -> None:
+        super().__init__()
+        self.affine = nn.Linear(embedding, 2 * channels)
+        nn.init.zeros_(self.affine.weight)
+        with torch.no_grad():
+            self.affine.bias.copy_(_ones_then_zeros(channels))
+
+    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
+        """(B, C, s, s), (B, width) -> (B, C, s, s)."""
+        scale, shift = self.affine(F.silu(embedding))[:, :, None, None].chunk(2, dim=1)
+        return torch.addcmul(shift, F.instance_norm(h), scale)
+
+
+class Modulation(nn.Module):
+    """SCM: `gamma * AdaIN(h, e) + beta`, gamma (which starts at 1) and beta convolved from a map (eqs. 15-17).
+
+    The first SCM of a block takes the condition with the noisy mask and the time step; the second, of the quality
+    branch, the error map and the IoU (eqs. 18-20).
+
+    Args:
+        channels: channels of h.
+        condition: channels of the map.
+        hidden: width between the two convolutions.
+        embedding: width of the embedding.
+    """
+
+    def __init__(self, channels: int, condition: int, hidden: int, embedding: int) -> None:
+        super().__init__()
+        self.adain = AdaIN(channels, embedding)
+        self.hidden = nn.Conv2d(condition, hidden, 3, padding=1)
+        self.gamma_beta = nn.Conv2d(hidden, 2 * channels, 3, padding=1)
+        nn.init.normal_(self.gamma_beta.weight, std=1e-3)
+        with torch.no_grad():
+            self.gamma_beta.bias.copy_(_ones_then_zeros(channels))
+
+    def forward(self, h: Tensor, condition: Tensor, embedding: Tensor) -> Tensor:
+        """Modulate h.
+
+        Args:
+            h: (B, C, s, s).
+            condition: (B, channels of the map, s, s).
+            embedding: (B, width).
+        """
+        gamma, beta = self.gamma_beta(F.silu(self.hidden(condition))).chunk(2, dim=1)
+        return torch.addcmul(beta, self.adain(h, embedding), gamma)
+
+
+def _ones_then_zeros(channels: int) -> Tensor:
+    """Bias of a layer whose halves are scale and shift: it starts as the identity."""
+    return torch.cat([torch.ones(channels), torch.zeros(channels)])

@@ -1,0 +1,155 @@
+"""The U-Net of the diffusion decoder (UQDD): 3 encoder blocks, a middle one, 3 decoder blocks; 4.2 M parameters.
+
+It never sees an encoder's features, only the `Condition`, so the same weights serve every encoder (Table 10).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffup.decoder.config import DecoderConfig
+from diffup.decoder.modulation import Modulation, ScalarEmbedding
+from diffup.decoder.quality import ErrorBranch, IoURegressor
+from diffup.priors.condition import Condition
+
+EMBEDDING = 128
+"""Width of the time and IoU embeddings."""
+
+
+@dataclass(frozen=True)
+class Denoised:
+    """What the network says of a noisy mask.
+
+    Args:
+        output: (B, 1, 64, 64), the prediction that `DecoderConfig.prediction` names; logits of the mask for `x0` with
+            the loss `bce_dice`.
+        error: (B, 1, 64, 64), predicted error map `x0 - x_t`.
+        iou: (B,) in [0, 1], predicted IoU of the binarised x_t.
+    """
+
+    output: Tensor
+    error: Tensor
+    iou: Tensor
+
+
+class ResidualBlock(nn.Module):
+    """Two 3 x 3 convolutions with group normalisation and a skip.
+
+    Args:
+        inputs: input channels.
+        outputs: output channels.
+    """
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.GroupNorm(8, inputs),
+            nn.SiLU(),
+            nn.Conv2d(inputs, outputs, 3, padding=1),
+            nn.GroupNorm(8, outputs),
+            nn.SiLU(),
+            nn.Conv2d(outputs, outputs, 3, padding=1),
+        )
+        self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+
+    def forward(self, h: Tensor) -> Tensor:
+        """(B, inputs, s, s) -> (B, outputs, s, s)."""
+        result: Tensor = self.skip(h) + self.body(h)
+        return result
+
+
+class Stage(nn.Module):
+    """A block of the U-Net: residual block, SCM by condition and step, SCM by quality.
+
+    Args:
+        inputs: input channels.
+        outputs: output channels.
+        config: the decoder's config.
+    """
+
+    def __init__(self, inputs: int, outputs: int, config: DecoderConfig) -> None:
+        super().__init__()
+        self.block = ResidualBlock(inputs, outputs)
+        self.scm = Modulation(outputs, config.priors.condition_channels + 1, config.condition_hidden, EMBEDDING)
+        self.dqm = (
+            Modulation(outputs, 1, config.quality_hidden // 2, EMBEDDING)
+            if config.error_modulation or config.iou_modulation
+            else None
+        )
+
+    def forward(self, h: Tensor, condition: Tensor, time: Tensor, error: Tensor, iou: Tensor) -> Tensor:
+        """Apply the block.
+
+        Args:
+            h: (B, inputs, s, s).
+            condition: (B, C + 1, s, s), condition level with the noisy mask.
+            time: (B, width), embedding of the step.
+            error: (B, 1, s, s), error map.
+            iou: (B, width), embedding of the IoU.
+        """
+        h = self.scm(self.block(h), condition, time)
+        return h if self.dqm is None else self.dqm(h, error, iou)
+
+
+class DiffusionUNet(nn.Module):
+    """The denoiser: noisy mask, step and condition in, prediction and quality out.
+
+    Args:
+        config: the decoder's config.
+    """
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        c0, c1, c2, c3 = config.channels
+        self.time = ScalarEmbedding(EMBEDDING)
+        self.iou = ScalarEmbedding(EMBEDDING)
+        self.stem = nn.Conv2d(1, c0, 3, padding=1)
+        self.encoder = nn.ModuleList([Stage(c0, c0, config), Stage(c0, c1, config), Stage(c1, c2, config)])
+        self.middle = Stage(c2, c3, config)
+        self.decoder = nn.ModuleList(
+            [Stage(c3 + c2, c2, config), Stage(c2 + c1, c1, config), Stage(c1 + c0, c0, config)]
+        )
+        self.head = nn.Sequential(nn.SiLU(), nn.Conv2d(c0, 1, 3, padding=1))
+        self.error_branch = ErrorBranch(config.quality_hidden)
+        self.iou_regressor = IoURegressor(config.quality_hidden)
+
+    def forward(self, x: Tensor, time: Tensor, condition: Condition) -> Denoised:
+        """Denoise.
+
+        Args:
+            x: (B, 1, 64, 64), the noisy mask x_t at unit scale.
+            time: (B,), t / T in [0, 1).
+            condition: batch of B.
+        """
+        error = self.error_branch(x, condition.image)
+        iou = self.iou_regressor(x, condition.image, error.detach())
+        # The quality branch learns from its own losses alone: what it says modulates, but is not pulled by the noise.
+        error_map = error.detach() if self.config.error_modulation else torch.zeros_like(error)
+        score = iou.detach() if self.config.iou_modulation else torch.zeros_like(iou)
+        iou_embedding, embedding = self.iou(score), self.time(time)
+
+        sides = [level.shape[-1] for level in condition.levels]
+        levels = [torch.cat([level, _to(x, side)], dim=1) for level, side in zip(condition.levels, sides, strict=True)]
+        errors = [_to(error_map, side) for side in sides]
+
+        h = self.stem(x)
+        skips = []
+        for index, stage in enumerate(self.encoder):
+            h = stage(h, levels[index], embedding, errors[index], iou_embedding)
+            skips.append(h)
+            h = F.avg_pool2d(h, 2)
+        h = self.middle(h, levels[3], embedding, errors[3], iou_embedding)
+        for index, stage in zip((2, 1, 0), self.decoder, strict=True):
+            h = torch.cat([F.interpolate(h, scale_factor=2, mode="nearest"), skips[index]], dim=1)
+            h = stage(h, levels[index], embedding, errors[index], iou_embedding)
+        return Denoised(self.head(h), error, iou)
+
+
+def _to(maps: Tensor, side: int) -> Tensor:
+    """Average down to (side, side), whose multiple the maps' side is."""
+    return maps if maps.shape[-1] == side else F.avg_pool2d(maps, maps.shape[-1] // side)

@@ -1,0 +1,106 @@
+"""Decoder folders: `config.json` and `model.safetensors`, what `save_pretrained` writes and `from_pretrained` reads."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from diffup.decoder.config import DecoderConfig
+from diffup.decoder.unet import DiffusionUNet
+from diffup.errors import WeightsError
+from diffup.files import replacing, write_text
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def save_decoder(
+    folder: str | os.PathLike[str],
+    weights: Mapping[str, Tensor],
+    config: DecoderConfig,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Write a decoder folder; each file replaces its predecessor only when complete.
+
+    Args:
+        folder: made if needed.
+        weights: state dict of the `DiffusionUNet`.
+        config: its config.
+        dtype: precision of the file; float16 halves it.
+    """
+    folder = Path(folder)
+    tensors = {name: value.detach().to("cpu", dtype).contiguous() for name, value in weights.items()}
+    with replacing(folder / WEIGHTS) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
+    write_text(folder / CONFIG, config.to_json())
+
+
+def load_decoder(folder: str | os.PathLike[str]) -> DiffusionUNet:
+    """Read a decoder folder, in float32 and evaluation mode.
+
+    Raises:
+        WeightsError: a file is missing or damaged, or the weights do not belong to the config.
+        ConfigError: the config has unknown or contradictory fields.
+    """
+    folder = Path(folder)
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise WeightsError(f"{folder} has no {name}; a decoder folder holds {CONFIG} and {WEIGHTS}")
+    config = DecoderConfig.from_json((folder / CONFIG).read_text(encoding="utf-8"))
+    try:
+        tensors = load_file(folder / WEIGHTS)
+    except SafetensorError as error:
+        raise WeightsError(f"{folder / WEIGHTS} is damaged ({error}); copy or train it again") from error
+    model = DiffusionUNet(config)
+    expected = {name: value.shape for name, value in model.state_dict().items()}
+    wrong = [name for name in sorted(expected.keys() | tensors.keys()) if not _fits(name, expected, tensors)]
+    if wrong:
+        raise WeightsError(
+            f"{folder / WEIGHTS} does not belong to its {CONFIG}: {len(wrong)} tensors are missing, unknown or of "
+            f"another shape ({', '.join(wrong[:3])}{', ...' if len(wrong) > 3 else ''})"
+        )
+    broken = [name for name, value in tensors.items() if not bool(value.isfinite().all())]
+    if broken:
+        raise WeightsError(f"{folder / WEIGHTS} holds values that are not finite ({', '.join(broken[:3])})")
+    model.load_state_dict({name: value.float() for name, value in tensors.items()})
+    return model.eval().requires_grad_(False)
+
+
+def fetch_decoder(source: str | os.PathLike[str], revision: str | None = None) -> Path:
+    """Folder of a decoder: a local one as it is, a hub repository `"user/repo"` after its download.
+
+    Raises:
+        WeightsError: there is no such folder or repository, or it cannot be reached.
+    """
+    path = Path(source)
+    if path.is_dir():
+        return path
+    name = str(source)
+    if not isinstance(source, str) or not _HUB_NAME.fullmatch(name):
+        raise WeightsError(
+            f"{name!r} is no folder; give a folder with {CONFIG} and {WEIGHTS}, a hub repository 'user/repo', or "
+            "nothing for the decoder that comes with the package"
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=[CONFIG, WEIGHTS]))
+    except Exception as error:  # the hub client raises many kinds: HTTP, offline mode, names, disk
+        raise WeightsError(
+            f"{name!r} is no folder here, and no such repository could be fetched from the hub "
+            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}); check the name "
+            "and the connection, or give the path of a local copy"
+        ) from error
+
+
+def _fits(name: str, expected: Mapping[str, torch.Size], tensors: Mapping[str, Tensor]) -> bool:
+    return name in expected and name in tensors and tensors[name].shape == expected[name]

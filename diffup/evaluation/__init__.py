@@ -1,0 +1,1 @@
+"""Scoring: episodes, meter, evaluation of a model."""

@@ -1,0 +1,252 @@
+"""Images in whatever form the user has them, as float tensors in [0, 1]; or an error that says what is wrong."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from diffup.errors import ImageError
+
+ImageLike: TypeAlias = str | os.PathLike[str] | Image.Image | npt.NDArray[Any] | Tensor
+"""A path, a PIL image, a numpy array (H, W), (H, W, 1 | 3 | 4) or a torch tensor (H, W), (1 | 3 | 4, H, W)."""
+
+MAX_PIXELS = 2**26
+"""Largest image that is read unless the caller allows more: 8192 x 8192, 0.8 GB as a float tensor."""
+
+ROUNDING = 1e-4
+"""How far floats may leave [0, 1] and are still clipped, not refused: resizing makes such errors."""
+
+_SIXTEEN_BIT = 65535
+
+
+def read_image(source: ImageLike, argument: str = "image", max_pixels: int = MAX_PIXELS) -> Tensor:
+    """Read an image as RGB.
+
+    Files and PIL images are turned as their EXIF orientation says; of an animation the first frame is taken. Grey is
+    repeated over the three channels; integers are divided by the largest value of their type. Transparent pixels are
+    blended with white, as a viewer shows them (dropping alpha would uncover colours that nobody has seen).
+
+    Args:
+        source: path, PIL image, numpy array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), or torch tensor (H, W),
+            (1, H, W), (3, H, W) or (4, H, W). Arrays and tensors are uint8, uint16 or floats in [0, 1].
+        argument: what to call the image in error messages.
+        max_pixels: larger images are refused before they are decoded.
+
+    Returns:
+        (3, H, W) float32 in [0, 1] on the CPU, in memory of its own.
+
+    Raises:
+        ImageError: the file is missing, damaged or not an image; the image is empty or larger than `max_pixels`; its
+            shape or type is none of the above; it contains NaN, infinity or floats outside [0, 1].
+    """
+    if isinstance(source, Tensor):
+        channels_first = source.detach()
+    elif isinstance(source, np.ndarray):
+        channels_first = _array_to_tensor(source, argument)
+    else:
+        image, file_format = open_image(source, argument, max_pixels)
+        channels_first = _array_to_tensor(_pil_to_array(image, file_format, source, argument), argument)
+    _check_layout(channels_first, source, argument, max_pixels)
+    if channels_first.ndim == 2:
+        channels_first = channels_first[None]
+    return _blend_rgb(_to_unit_floats(channels_first.cpu(), source, argument))
+
+
+def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize bilinearly, with antialiasing when shrinking.
+
+    Args:
+        image: (3, H, W) in [0, 1].
+        size: the new (height, width) in pixels.
+
+    Returns:
+        (3, height, width) in [0, 1].
+    """
+    if tuple(image.shape[-2:]) == tuple(size):
+        return image
+    resized = torch.nn.functional.interpolate(image[None], size=size, mode="bilinear", antialias=True)
+    return resized[0].clamp(0.0, 1.0)
+
+
+def to_pil(image: Tensor) -> Image.Image:
+    """Turn a (3, H, W) image in [0, 1] into an 8-bit RGB PIL image."""
+    pixels = image.detach().cpu().float().clamp(0.0, 1.0).mul(255.0).round().to(torch.uint8)
+    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+
+
+def open_image(
+    source: str | os.PathLike[str] | Image.Image, argument: str, max_pixels: int = MAX_PIXELS
+) -> tuple[Image.Image, str | None]:
+    """Decode a file or a PIL image, checking its size first, and apply its EXIF orientation.
+
+    Args:
+        source: path or PIL image; the latter is left as it is.
+        argument: what to call the image in error messages.
+        max_pixels: larger images are refused before they are decoded.
+
+    Returns:
+        The decoded image in its own mode, and the format of its file ("PNG", "JPEG", ...; `None` where unknown).
+
+    Raises:
+        ImageError: see `read_image`.
+    """
+    if isinstance(source, Image.Image):
+        return _decode(source, source, argument, max_pixels)
+    if not isinstance(source, str | os.PathLike):
+        raise ImageError(
+            f"{argument}: expected a path, a PIL image, a numpy array (H, W, C) or a torch tensor (C, H, W), "
+            f"got {describe(source)}."
+        )
+    try:
+        path = Path(source)
+        if not path.is_file():
+            remote = str(source).startswith(("http:", "https:"))
+            remedy = "URLs are not fetched: download the file and give its path." if remote else "Check the path."
+            raise ImageError(f"{argument}: there is no file {describe(source)}. {remedy}")
+        with Image.open(path) as image:
+            return _decode(image, source, argument, max_pixels)
+    except ImageError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(
+            f"{argument}: {describe(source)} is larger than Pillow's own limit ({error}). Shrink it first."
+        ) from error
+    except Exception as error:  # Pillow's decoders raise nearly anything for a damaged file
+        raise ImageError(
+            f"{argument}: {describe(source)} cannot be read as an image ({_reason(error)}). "
+            "Give an intact PNG, JPEG, TIFF, WebP or other file that Pillow reads."
+        ) from error
+
+
+def describe(value: object) -> str:
+    """Say in a few words what was given, for error messages: type, shape, data type, path."""
+    if isinstance(value, Image.Image):
+        return f"a PIL image of mode {value.mode} and {value.width} x {value.height} pixels"
+    if isinstance(value, np.ndarray):
+        return f"a numpy array of shape {value.shape} and type {value.dtype}"
+    if isinstance(value, Tensor):
+        return f"a torch tensor of shape {tuple(value.shape)} and type {str(value.dtype).removeprefix('torch.')}"
+    if isinstance(value, str | os.PathLike):
+        return repr(os.fspath(value))
+    text = repr(value)
+    return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def _decode(
+    image: Image.Image, source: str | os.PathLike[str] | Image.Image, argument: str, max_pixels: int
+) -> tuple[Image.Image, str | None]:
+    """Check the size that the header states, then decode and turn upright."""
+    _check_size(image.height, image.width, source, argument, max_pixels)
+    try:
+        file_format = image.format
+        image.load()
+        return ImageOps.exif_transpose(image), file_format
+    except Exception as error:  # as above
+        raise ImageError(
+            f"{argument}: {describe(source)} cannot be decoded ({_reason(error)}): the file is truncated, damaged or "
+            "already closed. Give an intact image."
+        ) from error
+
+
+def _check_size(height: int, width: int, source: object, argument: str, max_pixels: int) -> None:
+    if height < 1 or width < 1:
+        raise ImageError(f"{argument}: {describe(source)} is empty. Give at least one pixel.")
+    if height * width > max_pixels:
+        raise ImageError(
+            f"{argument}: {describe(source)} has {width} x {height} = {height * width} pixels, more than the limit of "
+            f"{max_pixels} (max_pixels). Shrink it first."
+        )
+
+
+def _pil_to_array(image: Image.Image, file_format: str | None, source: ImageLike, argument: str) -> npt.NDArray[Any]:
+    """Pixels of a decoded image: (H, W) uint16 or float32, (H, W, 3) or (H, W, 4) uint8."""
+    if image.mode.startswith("I;16"):
+        return np.asarray(image).astype(np.uint16)
+    if image.mode == "I" and file_format in ("PNG", "PPM"):  # how Pillow opens, or once opened, their 16-bit grey
+        return np.asarray(image).clip(0, _SIXTEEN_BIT).astype(np.uint16)
+    if image.mode == "I":
+        raise ImageError(
+            f"{argument}: {describe(source)} holds 32-bit integers, whose white is not defined. Give a numpy array of "
+            "uint8, uint16 or floats in [0, 1]."
+        )
+    if image.mode == "F":
+        return np.asarray(image)
+    try:
+        return np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"))
+    except ValueError as error:
+        raise ImageError(
+            f"{argument}: {describe(source)} of mode {image.mode} has no conversion to RGB ({error}). "
+            "Convert it to mode RGB first."
+        ) from error
+
+
+def _array_to_tensor(array: npt.NDArray[Any], argument: str) -> Tensor:
+    """(H, W) or (H, W, C) array to an (H, W) or (C, H, W) tensor, whatever its byte order and strides."""
+    if array.dtype.kind == "f":
+        with np.errstate(over="ignore"):  # becomes infinity, which is refused below
+            array = array.astype(np.float32)
+    elif array.dtype.kind == "u" and array.dtype.itemsize <= 2:
+        array = array.astype(array.dtype.newbyteorder("="))
+    else:
+        raise ImageError(_type_message(array, argument, str(array.dtype)))
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    return tensor.permute(2, 0, 1) if tensor.ndim == 3 else tensor
+
+
+def _type_message(source: object, argument: str, dtype: str) -> str:
+    remedy = "If it is a mask, give it as annotation." if "bool" in dtype else "Convert it, 0 being black."
+    return f"{argument}: expected pixels of type uint8, uint16 or floats in [0, 1], got {describe(source)}. {remedy}"
+
+
+def _check_layout(tensor: Tensor, source: ImageLike, argument: str, max_pixels: int) -> None:
+    """Refuse anything but (H, W) and (C, H, W) with 1, 3 or 4 channels, and empty or huge images."""
+    if tensor.ndim not in (2, 3) or (tensor.ndim == 3 and tensor.shape[0] not in (1, 3, 4)):
+        expected = "(C, H, W)" if isinstance(source, Tensor) else "(H, W, C)"
+        remedy = ""
+        if tensor.ndim == 4:
+            remedy = " For several images give a list of images."
+        elif tensor.ndim == 3 and tensor.shape[-1 if isinstance(source, Tensor) else 1] in (1, 3, 4):
+            order = ".permute(2, 0, 1)" if isinstance(source, Tensor) else ".transpose(1, 2, 0)"
+            remedy = f" The channels seem to be at the other end: use {order}."
+        raise ImageError(
+            f"{argument}: expected an image of shape (H, W) or {expected} with C = 1, 3 or 4, got {describe(source)}."
+            + remedy
+        )
+    _check_size(tensor.shape[-2], tensor.shape[-1], source, argument, max_pixels)
+
+
+def _to_unit_floats(tensor: Tensor, source: ImageLike, argument: str) -> Tensor:
+    """Floats in [0, 1] of any admitted pixel type."""
+    if tensor.dtype in (torch.uint8, torch.uint16):
+        return tensor.to(torch.float32) / (255 if tensor.dtype == torch.uint8 else _SIXTEEN_BIT)
+    if not tensor.is_floating_point():
+        raise ImageError(_type_message(source, argument, str(tensor.dtype)))
+    tensor = tensor.to(torch.float32)
+    if not torch.isfinite(tensor).all():
+        raise ImageError(f"{argument}: {describe(source)} contains NaN or infinity. Remove them.")
+    low, high = tensor.min().item(), tensor.max().item()
+    if low < -ROUNDING or high > 1 + ROUNDING:
+        raise ImageError(
+            f"{argument}: expected floats in [0, 1], got {describe(source)} with values in [{low:g}, {high:g}]. "
+            "Divide by 255 if its white is 255, undo any normalisation, or convert it to uint8."
+        )
+    return tensor.clamp(0.0, 1.0)
+
+
+def _blend_rgb(tensor: Tensor) -> Tensor:
+    """(1 | 3 | 4, H, W) to (3, H, W): grey is repeated, alpha is blended with white."""
+    if tensor.shape[0] == 4:
+        alpha = tensor[3:]
+        tensor = tensor[:3] * alpha + (1 - alpha)
+    return tensor.expand(3, -1, -1).contiguous()

@@ -1,0 +1,98 @@
+"""Pictures from arrays: colour scales, tints, contours and labelled strips. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+
+Bytes: TypeAlias = npt.NDArray[np.uint8]
+
+_HEAT = ((0, 0, 0), (60, 20, 110), (190, 55, 80), (250, 150, 30), (255, 255, 190))
+_SIGNED = ((40, 80, 200), (255, 255, 255), (200, 40, 40))
+_LABEL_HEIGHT = 18
+_GAP = 4
+
+
+def grey(values: npt.NDArray[Any]) -> Bytes:
+    """(H, W) values in [0, 1] as (H, W, 3) grey."""
+    return _scale(values, ((0, 0, 0), (255, 255, 255)))
+
+
+def heat(values: npt.NDArray[Any]) -> Bytes:
+    """(H, W) values in [0, 1] as (H, W, 3): black, violet, red, orange, pale yellow."""
+    return _scale(values, _HEAT)
+
+
+def signed(values: npt.NDArray[Any]) -> Bytes:
+    """(H, W) values in [-1, 1] as (H, W, 3): blue below zero, white at zero, red above."""
+    return _scale((np.asarray(values) + 1) / 2, _SIGNED)
+
+
+def tint(image: Bytes, mask: npt.NDArray[np.bool_], colour: tuple[int, int, int], alpha: float) -> Bytes:
+    """Blend the colour over the masked pixels of an (H, W, 3) image, and draw the mask's contour in full colour.
+
+    The contour lies within the mask and grows with the image: 0.4 % of its shorter side, at least a pixel.
+    """
+    flat = Image.new("RGB", (mask.shape[1], mask.shape[0]), colour)
+    picture = Image.fromarray(image)
+    picture.paste(Image.blend(picture, flat, alpha), mask=Image.fromarray(mask))
+    contour = mask & _spread(~mask, max(1, round(0.004 * min(mask.shape))))
+    picture.paste(flat, mask=Image.fromarray(contour))
+    return np.asarray(picture)
+
+
+def strip(pictures: Sequence[tuple[str, Bytes]], height: int) -> Image.Image:
+    """Labelled pictures side by side on white.
+
+    Args:
+        pictures: labels and (H, W, 3) images of any sizes.
+        height: to which each is resized, in pixels, keeping its proportions.
+    """
+    resized = []
+    for label, pixels in pictures:
+        width = max(1, round(pixels.shape[1] * height / pixels.shape[0]))
+        method = Image.Resampling.BILINEAR if height < pixels.shape[0] else Image.Resampling.NEAREST
+        resized.append((label, Image.fromarray(pixels).resize((width, height), method)))
+    total = sum(picture.width + _GAP for _, picture in resized) - _GAP
+    canvas = Image.new("RGB", (total, height + _LABEL_HEIGHT), "white")
+    draw, font, left = ImageDraw.Draw(canvas), ImageFont.load_default(), 0
+    for label, picture in resized:
+        canvas.paste(picture, (left, _LABEL_HEIGHT))
+        draw.text((left + 2, 3), label, fill="black", font=font)
+        left += picture.width + _GAP
+    return canvas
+
+
+def shrink(values: npt.NDArray[np.float32], height: int) -> npt.NDArray[np.float32]:
+    """(H, W) values resized to the height with antialiasing if they are higher, keeping their proportions."""
+    if values.shape[0] <= height:
+        return values
+    width = max(1, round(values.shape[1] * height / values.shape[0]))
+    return np.asarray(Image.fromarray(values).resize((width, height), Image.Resampling.BILINEAR))
+
+
+def _scale(values: npt.NDArray[Any], stops: Sequence[tuple[int, int, int]]) -> Bytes:
+    """(H, W) values in [0, 1] on a piecewise linear colour scale."""
+    position = np.linspace(0.0, 1.0, len(stops))
+    clipped = np.clip(np.asarray(values, dtype=np.float32), 0.0, 1.0)
+    channels = [np.interp(clipped, position, [stop[channel] for stop in stops]) for channel in range(3)]
+    return np.rint(np.stack(channels, axis=-1)).astype(np.uint8)
+
+
+def _spread(mask: npt.NDArray[np.bool_], reach: int) -> npt.NDArray[np.bool_]:
+    """The (H, W) mask grown by `reach` pixels to all eight sides, in steps that double."""
+    done = 0
+    while done < reach:
+        step = min(done + 1, reach - done)
+        for axis in (0, 1):
+            before = np.moveaxis(mask, axis, 0)
+            after = np.array(before)
+            after[step:] |= before[:-step]
+            after[:-step] |= before[step:]
+            mask = np.moveaxis(after, 0, axis)
+        done += step
+    return mask

@@ -1,0 +1,6 @@
+"""Priors: pure functions from frozen features to a backbone-agnostic `Condition`."""
+
+from diffup.priors.condition import Condition, SupportFeatures, build_condition
+from diffup.priors.config import PriorConfig
+
+__all__ = ["Condition", "PriorConfig", "SupportFeatures", "build_condition"]

@@ -1,0 +1,42 @@
+"""The query's affinity with itself, which spreads a prior over what looks alike (BAFT, eq. 11)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_EPS = 1e-6
+
+
+def affinity(features: Tensor, power: float = 1.0) -> Tensor:
+    """Row-normalised affinity of every query position with every other (eq. 11).
+
+    `A(i, j) = relu(cos(F(i), F(j))) ** power`, each row divided by its sum. A power above 1 sharpens: a position
+    then listens to its closest look-alikes only.
+
+    Args:
+        features: (N, C, P).
+        power: sharpness, above 0.
+
+    Returns:
+        (N, P, P), rows summing to 1 (to 0 where the features are all zero).
+    """
+    unit = F.normalize(features, dim=1, eps=_EPS)
+    weights = torch.bmm(unit.mT, unit).clamp_min_(0)
+    if power != 1:
+        weights = weights.square_() if power == 2 else weights.pow_(power)
+    return weights / weights.sum(dim=2, keepdim=True).clamp_min(_EPS)
+
+
+def enhance(priors: Tensor, weights: Tensor) -> Tensor:
+    """Affinity-enhanced priors `A vec(P)` (eq. 11).
+
+    Args:
+        priors: (N, M, P), M maps over P query positions.
+        weights: (N, P, P) of `affinity`.
+
+    Returns:
+        (N, M, P).
+    """
+    return torch.bmm(priors, weights.mT)

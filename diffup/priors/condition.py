@@ -1,0 +1,213 @@
+"""From features to the `Condition`: the one thing the decoder sees, the same for every encoder, annotation and K.
+
+Nothing right of the `Condition` knows the encoder; nothing left of it knows the decoder. The decoder's sizes
+(64, 32, 16, 8) are the condition's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from diffup.priors.affinity import affinity, enhance
+from diffup.priors.config import PriorConfig
+from diffup.priors.edges import canny, sobel
+from diffup.priors.fusion import fuse, nearest_views
+from diffup.priors.normalisation import normalise
+from diffup.priors.similarity import best_match, masked_average_pooling, pairwise_similarity, resize_weights
+
+SIZES = (64, 32, 16, 8)
+"""Sides of the four condition levels, fine to coarse, and of the decoder's."""
+
+EDGE_SIDE = 128
+"""Side at which edges of the query image are found, before they are pooled to the levels."""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What conditions the decoder: backbone-agnostic, in [-1, 1].
+
+    Args:
+        levels: four tensors (B, C, s, s), s in `SIZES`, C = `PriorConfig.condition_channels`.
+        prior: (B, 1, 64, 64), the fused mean prior that shifts the diffusion (eq. 13).
+        image: (B, 3, 64, 64), the query image, for the quality branch (DQM).
+    """
+
+    levels: tuple[Tensor, ...]
+    prior: Tensor
+    image: Tensor
+
+    def repeat(self, times: int) -> Condition:
+        """The same condition `times` times over along the batch: (times * B, ...), member by member."""
+
+        def again(tensor: Tensor) -> Tensor:
+            return tensor.repeat(times, 1, 1, 1)
+
+        return Condition(tuple(again(level) for level in self.levels), again(self.prior), again(self.image))
+
+    def to(self, device: torch.device) -> Condition:
+        """The condition on another device."""
+        return Condition(
+            tuple(level.to(device) for level in self.levels), self.prior.to(device), self.image.to(device)
+        )
+
+
+@dataclass(frozen=True)
+class SupportFeatures:
+    """The support side of an episode: per level the features of K views and where the class is in them.
+
+    Args:
+        levels: four tensors (B, K, C_l, h_l, w_l).
+        foreground: (B, K, H, W) in [0, 1], weights of the class.
+        background: (B, K, H, W) in [0, 1], weights of what is known not to be the class; all zero where unknown.
+        valid: (B, K) bool, False for the padding of episodes with fewer views.
+    """
+
+    levels: tuple[Tensor, ...]
+    foreground: Tensor
+    background: Tensor
+    valid: Tensor
+
+
+def pool_to_grid(features: Tensor, grid: int) -> Tensor:
+    """Pool features (N, C, h, w) to at most `grid` positions a side; smaller ones stay as they are."""
+    size = (min(features.shape[-2], grid), min(features.shape[-1], grid))
+    return features if size == tuple(features.shape[-2:]) else F.adaptive_avg_pool2d(features, size)
+
+
+def view_priors(
+    query: Tensor, views: Tensor, foreground: Tensor, background: Tensor, config: PriorConfig
+) -> Tensor:
+    """Priors of every view at one level (BAFT, eqs. 9-11).
+
+    Args:
+        query: (B, C, h, w), query features of the level.
+        views: (B, K, C, h', w'), support features of the level.
+        foreground: (B, K, H, W) in [0, 1].
+        background: (B, K, H, W) in [0, 1], all zero where unknown.
+        config: which priors and how.
+
+    Returns:
+        (B, K, M, h * w) in [0, 1], M = number of `config.kinds`.
+    """
+    batch, shots, channels = views.shape[:3]
+    size = (views.shape[3], views.shape[4])
+    query_flat = query.flatten(2)
+    support = views.reshape(batch * shots, channels, -1)
+    weights = resize_weights(foreground.flatten(0, 1), size).flatten(1)
+    complement = resize_weights(background.flatten(0, 1), size).flatten(1)
+    known = complement.amax(dim=1) > 0
+    per_view = query_flat.repeat_interleave(shots, dim=0)
+    query_mean = per_view.mean(dim=2, keepdim=True)
+    # An annotation that covers everything (no mask) has no surroundings of its own: the query's mean stands in.
+    no_mask = (weights.amin(dim=1) > 0.999)[:, None, None]
+    whole = torch.where(no_mask, query_mean, support.mean(dim=2, keepdim=True))
+
+    centred_support, centred_query = (support - whole, per_view - query_mean) if config.centre else (support, per_view)
+    maps = []
+    for kind in config.kinds:
+        if kind == "prototype":
+            vector = masked_average_pooling(centred_support, weights)
+            similar = pairwise_similarity(vector[:, None], centred_query, config.metric, config.conversion)
+            maps.append(similar[:, 0])
+        elif kind == "contrast":
+            rest = torch.where(known[:, None], masked_average_pooling(support, complement), whole[:, :, 0])
+            vectors = torch.stack([masked_average_pooling(support, weights), rest], dim=1)
+            similar = pairwise_similarity(vectors, per_view, config.metric, config.conversion)
+            maps.append(similar[:, 0] - similar[:, 1])
+        else:
+            similar = pairwise_similarity(centred_support.mT, centred_query, config.metric, config.conversion)
+            maps.append(best_match(similar, weights, complement, known))
+    priors = torch.stack(maps, dim=1).unflatten(0, (batch, shots))
+    if config.affinity:
+        own = query_flat - query_flat.mean(dim=2, keepdim=True) if config.centre else query_flat
+        spread = enhance(priors.flatten(1, 2), affinity(own, config.affinity_power))
+        priors = spread.unflatten(1, (shots, len(config.kinds)))
+    return normalise(priors, config.normalisation)
+
+
+def fused_priors(query: Sequence[Tensor], support: SupportFeatures, config: PriorConfig) -> list[Tensor]:
+    """Fused priors of every level (UAPF, eq. 12).
+
+    Args:
+        query: four tensors (B, C_l, h_l, w_l).
+        support: the support side, its levels from the same encoder.
+        config: which priors and how.
+
+    Returns:
+        Four tensors (B, `config.prior_channels`, h, w) in [0, 1], at each level's own resolution: the mean of each
+        kind, the variance of each kind, then the extra priors.
+    """
+    fused = []
+    for features, views in zip(query, support.levels, strict=True):
+        features = pool_to_grid(features.float(), config.grid)
+        pooled = pool_to_grid(views.flatten(0, 1).float(), config.grid).unflatten(0, views.shape[:2])
+        priors = view_priors(features, pooled, support.foreground, support.background, config)
+        means, variances = fuse(priors.flatten(2), support.valid)
+        channels = [means.unflatten(1, (len(config.kinds), -1)), variances.unflatten(1, (len(config.kinds), -1))]
+        if config.extra_priors:
+            first = priors[:, :, 0]
+            channels.append(nearest_views(first, support.valid, channels[0][:, 0], config.extra_priors))
+        fused.append(torch.cat(channels, dim=1).unflatten(2, features.shape[-2:]))
+    return fused
+
+
+def edge_maps(images: Tensor) -> Tensor:
+    """Canny and Sobel edges of query images: (B, 3, H, W) in [0, 1] -> (B, 2, H, W) in [0, 1]."""
+    return torch.cat([canny(images), sobel(images)], dim=1)
+
+
+def assemble(fused: Sequence[Tensor], images: Tensor, edges: Tensor, config: PriorConfig) -> Condition:
+    """Put fused priors and edges together into the four condition levels.
+
+    Args:
+        fused: four tensors of `fused_priors`.
+        images: (B, 3, H, W) in [0, 1], query images.
+        edges: (B, 2, H, W) in [0, 1] of `edge_maps`; unused if `config.edges` is off.
+        config: the same config.
+    """
+    levels = []
+    for index, side in enumerate(SIZES):
+        sources = list(fused) if config.layout == "all" else [fused[index]]
+        channels = [_resize(source, side) for source in sources]
+        if config.edges:
+            channels.append(_resize(edges, side))
+        levels.append(torch.cat(channels, dim=1) * 2 - 1)
+    prior = mean_prior(fused, SIZES[0], len(config.kinds))
+    return Condition(tuple(levels), prior * 2 - 1, _resize(images, SIZES[0]) * 2 - 1)
+
+
+def mean_prior(fused: Sequence[Tensor], side: int, kinds: int) -> Tensor:
+    """The fused mean prior over kinds and the last two levels, where encoders keep what things are.
+
+    Args:
+        fused: four tensors of `fused_priors`.
+        side: side of the result.
+        kinds: number of prior kinds, the first channels of each level.
+
+    Returns:
+        (B, 1, side, side) in [0, 1].
+    """
+    return torch.stack([_resize(level[:, :kinds].mean(dim=1, keepdim=True), side) for level in fused[-2:]]).mean(dim=0)
+
+
+def build_condition(query: Sequence[Tensor], support: SupportFeatures, images: Tensor, config: PriorConfig) -> Condition:
+    """The whole way from features to the condition.
+
+    Args:
+        query: four tensors (B, C_l, h_l, w_l) of the query's features.
+        support: the support side, from the same encoder.
+        images: (B, 3, H, W) in [0, 1], the query images, H = W = `EDGE_SIDE`.
+        config: which priors and how.
+    """
+    edges = edge_maps(images) if config.edges else images.new_zeros(())
+    return assemble(fused_priors(query, support, config), images, edges, config)
+
+
+def _resize(maps: Tensor, side: int) -> Tensor:
+    """Bilinear to (side, side), antialiased when it shrinks."""
+    return F.interpolate(maps, (side, side), mode="bilinear", align_corners=False, antialias=True)

@@ -1,0 +1,95 @@
+"""Edges of the query image: what every encoder's decoder may know of the image itself (SPEC section 4).
+
+Small enough to be our own: kornia and OpenCV are heavy dependencies for two filters. The tests hold Canny against
+scikit-image's.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_SOBEL = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]]) / 8
+_LUMA = torch.tensor([0.299, 0.587, 0.114])
+
+
+def to_grey(images: Tensor) -> Tensor:
+    """Luminance of RGB images: (B, 3, H, W) -> (B, 1, H, W), same range."""
+    return (images * _LUMA.to(images)[None, :, None, None]).sum(dim=1, keepdim=True)
+
+
+def _gradients(grey: Tensor) -> Tensor:
+    """Horizontal and vertical Sobel derivatives, per pixel: (B, 1, H, W) -> (B, 2, H, W)."""
+    kernels = torch.stack([_SOBEL, _SOBEL.T])[:, None].to(grey)
+    return F.conv2d(F.pad(grey, (1, 1, 1, 1), mode="replicate"), kernels)
+
+
+def sobel(images: Tensor) -> Tensor:
+    """Gradient magnitude of the luminance, the strongest of each image scaled to 1.
+
+    Args:
+        images: (B, 3, H, W) in [0, 1].
+
+    Returns:
+        (B, 1, H, W) in [0, 1]; all zero for a constant image.
+    """
+    magnitude = _gradients(to_grey(images)).norm(dim=1, keepdim=True)
+    return magnitude / magnitude.amax(dim=(1, 2, 3), keepdim=True).clamp_min(1e-6)
+
+
+def canny(images: Tensor, low: float = 0.1, high: float = 0.2, sigma: float = 1.0) -> Tensor:
+    """Canny edge map of the luminance (Canny, 1986).
+
+    Gaussian smoothing, Sobel gradient, non-maximum suppression along the gradient by linear interpolation, then
+    hysteresis: weak edges stay where they touch a strong one.
+
+    Args:
+        images: (B, 3, H, W) in [0, 1].
+        low: gradient magnitude of a weak edge, as a share of the image's greatest magnitude.
+        high: gradient magnitude of a strong edge, likewise.
+        sigma: standard deviation of the smoothing, pixels.
+
+    Returns:
+        (B, 1, H, W), 0 or 1.
+    """
+    gradient = _gradients(_smooth(to_grey(images), sigma))
+    magnitude = gradient.norm(dim=1, keepdim=True)
+    peak = magnitude.amax(dim=(1, 2, 3), keepdim=True)
+    thin = _is_ridge(gradient, magnitude) & (magnitude > 1e-6)
+    weak, strong = thin & (magnitude >= low * peak), thin & (magnitude >= high * peak)
+    return _hysteresis(weak, strong).to(images.dtype)
+
+
+def _smooth(grey: Tensor, sigma: float) -> Tensor:
+    radius = max(1, round(3 * sigma))
+    offsets = torch.arange(-radius, radius + 1, device=grey.device, dtype=grey.dtype)
+    kernel = torch.exp(-offsets.square() / (2 * sigma**2))
+    kernel = kernel / kernel.sum()
+    grey = F.conv2d(F.pad(grey, (radius, radius, 0, 0), mode="replicate"), kernel[None, None, None, :])
+    return F.conv2d(F.pad(grey, (0, 0, radius, radius), mode="replicate"), kernel[None, None, :, None])
+
+
+def _is_ridge(gradient: Tensor, magnitude: Tensor) -> Tensor:
+    """Whether a pixel's gradient is the greatest along its own direction: (B, 1, H, W) bool."""
+    height, width = magnitude.shape[-2:]
+    direction = gradient / magnitude.clamp_min(1e-12)
+    rows = torch.arange(height, device=gradient.device, dtype=gradient.dtype)[:, None]
+    columns = torch.arange(width, device=gradient.device, dtype=gradient.dtype)[None]
+
+    def along(sign: int) -> Tensor:
+        x = (columns + sign * direction[:, 0]) * 2 / max(width - 1, 1) - 1
+        y = (rows + sign * direction[:, 1]) * 2 / max(height - 1, 1) - 1
+        return F.grid_sample(magnitude, torch.stack([x, y], dim=-1), align_corners=True, padding_mode="zeros")
+
+    # One side strict, so that a plateau two pixels wide keeps one of them.
+    return (magnitude > along(-1)) & (magnitude >= along(1))
+
+
+def _hysteresis(weak: Tensor, strong: Tensor) -> Tensor:
+    """Grow the strong edges along the weak ones (8-neighbourhood) until nothing changes."""
+    while True:
+        grown = weak & (F.max_pool2d(strong.float(), 3, stride=1, padding=1) > 0)
+        if bool((grown == strong).all()):
+            return grown
+        strong = grown

@@ -1,0 +1,41 @@
+"""Bringing similarity maps of any encoder to the same range, [0, 1] (paper Fig. 6; SPEC section 6, prior range)."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+Normalisation = Literal["minmax", "rank", "affine"]
+NORMALISATIONS: tuple[Normalisation, ...] = get_args(Normalisation)
+
+_EPS = 1e-6
+
+
+def normalise(maps: Tensor, method: Normalisation = "minmax") -> Tensor:
+    """Bring every map to [0, 1].
+
+    Args:
+        maps: (..., P), P positions of one map.
+        method: `minmax` stretches each map to [0, 1]; `rank` replaces each value by its rank, which makes the
+            histograms of all encoders equal; `affine` is (1 + value) / 2, meant for plain cosines.
+
+    Returns:
+        (..., P) in [0, 1]. A constant map is 0 under `minmax`.
+    """
+    if method == "minmax":
+        low, high = maps.aminmax(dim=-1, keepdim=True)
+        return (maps - low) / (high - low).clamp_min(_EPS)
+    if method == "rank":
+        ranks = maps.argsort(dim=-1).argsort(dim=-1).to(maps.dtype)
+        return ranks / max(maps.shape[-1] - 1, 1)
+    return ((1 + maps) / 2).clamp(0, 1)
+
+
+def gamma(maps: Tensor, exponent: Tensor) -> Tensor:
+    """Bend maps in [0, 1] by an exponent, keeping 0 and 1 in place.
+
+    Training draws the exponent at random, so that a decoder does not learn how peaked one encoder's priors are.
+    """
+    return torch.pow(maps.clamp_min(_EPS), exponent)

@@ -1,0 +1,132 @@
+"""Prototypes and their similarity to query features (BAFT, paper section III-B, eqs. 9-10, and Table 7).
+
+Everything here is a pure function of features and weights: nothing depends on how many channels an encoder has, and
+with the default cosine nothing changes when feature space is rotated. That is what lets the encoder be swapped.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from diffup.errors import ConfigError
+
+Metric = Literal["cosine", "l2_unit", "l2", "l1"]
+Conversion = Literal["identity", "square", "exponential", "reciprocal"]
+
+METRICS: tuple[Metric, ...] = get_args(Metric)
+CONVERSIONS: tuple[Conversion, ...] = get_args(Conversion)
+
+_EPS = 1e-6
+_VANISHED = 1e-3
+
+
+def resize_weights(weights: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize annotation weight maps to a feature level.
+
+    Each cell gets the share of its area that is annotated. Where a thin annotation vanishes (no cell above 0.1 %),
+    the strongest pixel of each cell is taken instead, so that a one-pixel annotation still has a prototype.
+
+    Args:
+        weights: (N, H, W) in [0, 1].
+        size: (h, w) of the level.
+
+    Returns:
+        (N, h, w) in [0, 1].
+    """
+    pooled = F.adaptive_avg_pool2d(weights[:, None], size)[:, 0]
+    vanished = pooled.amax(dim=(1, 2), keepdim=True) < _VANISHED
+    if bool(vanished.any()):
+        pooled = torch.where(vanished, F.adaptive_max_pool2d(weights[:, None], size)[:, 0], pooled)
+    return pooled
+
+
+def masked_average_pooling(features: Tensor, weights: Tensor) -> Tensor:
+    """Prototype of the weighted positions: `p = sum(M * F) / sum(M)` (eq. 9).
+
+    Args:
+        features: (N, C, P), P positions.
+        weights: (N, P) in [0, 1], already at the level's resolution (see `resize_weights`).
+
+    Returns:
+        (N, C); zero where all weights are zero.
+    """
+    return torch.einsum("ncp,np->nc", features, weights) / weights.sum(dim=1, keepdim=True).clamp_min(_EPS)
+
+
+def check_metric(metric: str, conversion: str) -> None:
+    """Raise `ConfigError` unless metric and conversion are known and belong together.
+
+    The cosine is a similarity already, so it takes `identity`; `square` (1 - d^2 / 2) is exact on unit vectors only.
+    """
+    if metric not in METRICS:
+        raise ConfigError(f"metric={metric!r} is unknown; choose one of {', '.join(METRICS)}")
+    if conversion not in CONVERSIONS:
+        raise ConfigError(f"conversion={conversion!r} is unknown; choose one of {', '.join(CONVERSIONS)}")
+    if (metric == "cosine") != (conversion == "identity"):
+        raise ConfigError(
+            f"metric={metric!r} with conversion={conversion!r}: the cosine takes 'identity', a distance takes another"
+        )
+    if conversion == "square" and metric != "l2_unit":
+        raise ConfigError(f"conversion='square' is defined on unit vectors only: use metric='l2_unit', not {metric!r}")
+
+
+def pairwise_similarity(
+    vectors: Tensor, features: Tensor, metric: Metric = "cosine", conversion: Conversion = "identity"
+) -> Tensor:
+    """Similarity of V vectors to P positions (eq. 10 with the transformations of Table 7).
+
+    Args:
+        vectors: (N, V, C).
+        features: (N, C, P).
+        metric: `cosine`, or a distance: `l2_unit` (Euclidean between unit vectors), `l2`, `l1`.
+        conversion: distance to similarity: `square` 1 - d^2/2, `exponential` exp(-d), `reciprocal` 1/(1 + d).
+
+    Returns:
+        (N, V, P); cosines in [-1, 1].
+
+    Raises:
+        ConfigError: metric and conversion do not belong together.
+    """
+    check_metric(metric, conversion)
+    if metric in ("cosine", "l2_unit"):
+        vectors, features = F.normalize(vectors, dim=2, eps=_EPS), F.normalize(features, dim=1, eps=_EPS)
+    if metric == "cosine":
+        return vectors @ features
+    distance = torch.cdist(vectors, features.mT, p=1.0 if metric == "l1" else 2.0)
+    if conversion == "square":
+        return 1 - distance.square() / 2
+    if conversion == "exponential":
+        return torch.exp(-distance)
+    return 1 / (1 + distance)
+
+
+def best_match(similarity: Tensor, foreground: Tensor, background: Tensor, known: Tensor) -> Tensor:
+    """Dense best-match prior: each query position's best foreground match minus its best background match.
+
+    Where the background is not known (scribbles, points, no mask), the mean similarity to the whole support image
+    stands in for it.
+
+    Args:
+        similarity: (N, S, P), S support positions to P query positions.
+        foreground: (N, S) weights in [0, 1]; positions above half the greatest weight count as foreground.
+        background: (N, S) weights in [0, 1]; positions above one half count as background.
+        known: (N,) bool, whether the background is known.
+
+    Returns:
+        (N, P); in [-2, 2] for cosines.
+    """
+    is_foreground = foreground >= 0.5 * foreground.amax(dim=1, keepdim=True).clamp_min(_EPS)
+    is_background = (background > 0.5) & ~is_foreground
+    known = known & is_background.any(dim=1)
+    to_background = torch.where(known[:, None], _best(similarity, is_background), similarity.mean(dim=1))
+    return _best(similarity, is_foreground) - to_background
+
+
+def _best(similarity: Tensor, selected: Tensor) -> Tensor:
+    """Greatest similarity over the selected rows: (N, S, P), (N, S) bool -> (N, P)."""
+    penalty = torch.zeros_like(selected, dtype=similarity.dtype).masked_fill_(~selected, -torch.inf)
+    return (similarity + penalty[:, :, None]).amax(dim=1)

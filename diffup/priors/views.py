@@ -1,0 +1,57 @@
+"""Views of a single support: small changes of image and annotation, so that one shot has a variance too (UAPF).
+
+The paper names augmentation without its settings; flip, two scales and a rotation are the changes the field augments
+with (SPEC section 6).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class View:
+    """A change of an image around its centre.
+
+    Args:
+        flip: mirror left and right.
+        scale: magnification, above 1 zooms in.
+        degrees: rotation.
+    """
+
+    flip: bool = False
+    scale: float = 1.0
+    degrees: float = 0.0
+
+
+IDENTITY = View()
+ONE_SHOT_VIEWS = (IDENTITY, View(flip=True), View(scale=1.25), View(scale=0.8), View(degrees=10.0))
+"""The views of a one-shot support."""
+
+
+def warp(maps: Tensor, view: View) -> Tensor:
+    """Apply a view to images or weight maps; what comes in from outside is a mirror image.
+
+    Args:
+        maps: (B, C, H, W).
+        view: the change.
+
+    Returns:
+        (B, C, H, W).
+    """
+    if view == IDENTITY:
+        return maps
+    if view == View(flip=True):
+        return maps.flip(-1)
+    angle = math.radians(view.degrees)
+    cosine, sine = math.cos(angle) / view.scale, math.sin(angle) / view.scale
+    ratio = maps.shape[-2] / maps.shape[-1]
+    mirror = -1.0 if view.flip else 1.0
+    matrix = torch.tensor([[mirror * cosine, sine * ratio, 0.0], [-mirror * sine / ratio, cosine, 0.0]]).to(maps)
+    grid = F.affine_grid(matrix.expand(len(maps), 2, 3), list(maps.shape), align_corners=False)
+    return F.grid_sample(maps, grid, mode="bilinear", padding_mode="reflection", align_corners=False)

@@ -1,0 +1,190 @@
+"""What a segmentation returns: the mask, how sure the model is of it, and pictures of both."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from diffup import pictures
+from diffup.errors import ImageError
+from diffup.files import replacing
+from diffup.masks import bounding_box
+
+_MAPS = ("prior", "probability", "variance", "error_map")
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """The class in one query image.
+
+    Attributes:
+        image: (H, W, 3) uint8, the query as RGB, upright.
+        mask: (H, W) bool, where the class is.
+        probability: (H, W) float32 in [0, 1], the mean over the ensemble of samples.
+        variance: (H, W) float32 in [0, 0.25], over the ensemble: where the samples disagree.
+        quality: the IoU that the decoder expects its mask to have, in [0, 1] (DQM, section 4 and eqs. 18 to 20).
+        error_map: (H, W) float32 in [-2, 2], the decoder's own estimate of what its last sample lacks (positive) or
+            has too much (negative), `x_0 - x_t` (DQM).
+        prior: (H, W) float32 in [0, 1], the mean of the fused priors: what is known without the decoder (eq. 12).
+        threshold: on the probability, that gave the mask.
+        backbone: name of the encoder.
+        trace: (S, h, w) float32, `x_t` of the first sample along the sampling, about -1 to 1; `None` if not recorded.
+        trace_timesteps: the time step t of each of the S states.
+
+    Raises:
+        ImageError: arrays of other shapes or types, values that are not finite, or a quality outside [0, 1].
+    """
+
+    image: npt.NDArray[np.uint8]
+    mask: npt.NDArray[np.bool_]
+    probability: npt.NDArray[np.float32]
+    variance: npt.NDArray[np.float32]
+    quality: float
+    error_map: npt.NDArray[np.float32]
+    prior: npt.NDArray[np.float32]
+    threshold: float
+    backbone: str
+    trace: npt.NDArray[np.float32] | None = None
+    trace_timesteps: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.mask.ndim != 2 or not self.mask.size:
+            raise ImageError(f"mask: expected a shape (H, W) of at least one pixel, got {self.mask.shape}.")
+        size = self.mask.shape
+        expected: dict[str, tuple[tuple[int | str, ...], type[np.generic]]] = {
+            "mask": (size, np.bool_),
+            "image": ((*size, 3), np.uint8),
+            **dict.fromkeys(_MAPS, (size, np.float32)),
+        }
+        if self.trace is not None:
+            state_size = self.trace.shape[1:] if self.trace.ndim == 3 else ("h", "w")
+            expected["trace"] = ((len(self.trace_timesteps), *state_size), np.float32)
+        for name, (shape, dtype) in expected.items():
+            array = getattr(self, name)
+            if array.shape != shape or array.dtype != dtype:
+                raise ImageError(
+                    f"{name}: expected shape {shape} and type {np.dtype(dtype)}, got {array.shape} and {array.dtype}."
+                )
+            if not np.isfinite(array).all():
+                raise ImageError(f"{name}: contains NaN or infinity.")
+        if not 0.0 <= self.quality <= 1.0:
+            raise ImageError(f"quality: expected a number in [0, 1], got {self.quality}.")
+
+    def __repr__(self) -> str:
+        height, width = self.mask.shape
+        return (
+            f"Segmentation({width} x {height} pixels, {self.mask.mean():.1%} of them marked, "
+            f"quality {self.quality:.2f}, {self.backbone})"
+        )
+
+    def overlay(self, colour: tuple[int, int, int] = (255, 60, 40), alpha: float = 0.45) -> Image.Image:
+        """The query with the mask tinted and outlined.
+
+        Args:
+            colour: red, green and blue from 0 to 255.
+            alpha: how much of the colour covers the image, from 0 (the outline alone) to 1.
+
+        Raises:
+            ImageError: a colour or an alpha outside of its range.
+        """
+        if len(colour) != 3 or not all(0 <= part <= 255 for part in colour):
+            raise ImageError(f"colour: expected (red, green, blue) from 0 to 255, got {colour}.")
+        if not 0.0 <= alpha <= 1.0:
+            raise ImageError(f"alpha: expected a number from 0 to 1, got {alpha}.")
+        return Image.fromarray(pictures.tint(self.image, self.mask, colour, alpha))
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the mask as a PNG file of 0 and 255, at the query's size.
+
+        The file appears whole or not at all: it is written beside its place and then moved.
+
+        Args:
+            path: a file name that ends in .png, in a folder that exists; an older file is replaced.
+
+        Returns:
+            The path.
+
+        Raises:
+            ImageError: another file ending, or no such folder.
+        """
+        path = Path(path)
+        if path.suffix.lower() != ".png":
+            raise ImageError(f"path: expected a file name ending in .png, got {str(path)!r}; other formats blur masks.")
+        if not path.parent.is_dir():
+            raise ImageError(f"path: there is no folder {str(path.parent)!r}. Create it first.")
+        with replacing(path) as unfinished:
+            Image.fromarray(self.mask.astype(np.uint8) * np.uint8(255)).save(unfinished, format="PNG")
+        return path
+
+    def summary(self) -> dict[str, Any]:
+        """The figures, ready for JSON.
+
+        Returns:
+            `width` and `height` in pixels; `area_fraction`, the marked part of the image; `box`, the mask's bounding
+            box [x0, y0, x1, y1] as `Box` counts it, or `None` for an empty mask; `quality`; `uncertainty`, the standard
+            deviation over the ensemble, averaged over the image, in [0, 0.5]; `threshold`; `backbone`.
+        """
+        height, width = self.mask.shape
+        box = bounding_box(self.mask)
+        return {
+            "width": width,
+            "height": height,
+            "area_fraction": float(self.mask.mean()),
+            "box": None if box is None else list(box),
+            "quality": float(self.quality),
+            "uncertainty": float(np.sqrt(self.variance.clip(min=0)).mean(dtype=np.float64)),
+            "threshold": float(self.threshold),
+            "backbone": self.backbone,
+        }
+
+    def overview(self, height: int = 256) -> Image.Image:
+        """The overlay, prior, probability, standard deviation over the ensemble and error map side by side.
+
+        The prior and the probability are grey, black being 0 and white 1. The deviation goes from black (0) to pale
+        yellow (0.5, the largest possible); the error map from blue (-2, too much) over white (0) to red (2, missing).
+
+        Args:
+            height: of each picture, in pixels.
+
+        Raises:
+            ImageError: a height below 1.
+        """
+        _check_positive(height, "height")
+        prior, probability, variance, error_map = (pictures.shrink(getattr(self, name), height) for name in _MAPS)
+        panels = [
+            ("mask", np.asarray(self.overlay())),
+            ("prior", pictures.grey(prior)),
+            ("probability", pictures.grey(probability)),
+            ("deviation", pictures.heat(2 * np.sqrt(variance.clip(min=0)))),
+            ("error map", pictures.signed(error_map / 2)),
+        ]
+        return pictures.strip(panels, height)
+
+    def trace_picture(self, count: int = 8, height: int = 128) -> Image.Image:
+        """States `x_t` along the sampling, from noise to mask, evenly chosen (the paper's Fig. 7).
+
+        Args:
+            count: number of states to show, the first and the last among them; fewer if the sampling had fewer.
+            height: of each picture, in pixels.
+
+        Raises:
+            ImageError: no trace was recorded, or a count or height below 1.
+        """
+        if self.trace is None or not len(self.trace):
+            raise ImageError("trace: none was recorded. Ask for it when segmenting: segment(..., trace=True).")
+        _check_positive(count, "count")
+        _check_positive(height, "height")
+        chosen = np.unique(np.linspace(len(self.trace) - 1, 0, count).round().astype(int))
+        panels = [(f"t = {self.trace_timesteps[i]}", pictures.grey((self.trace[i] + 1) / 2)) for i in chosen]
+        return pictures.strip(panels, height)
+
+
+def _check_positive(value: int, name: str) -> None:
+    if value < 1:
+        raise ImageError(f"{name}: expected at least 1, got {value}.")

@@ -1,0 +1,1 @@
+"""Training a decoder: cached features, seeded episodes, resumable runs."""

@@ -1,0 +1,158 @@
+"""The bank of encoded views: features of the frozen encoders, computed once, kept on disk, read by memory map.
+
+A bank is filled in chunks; a run that is killed while filling goes on where it stopped. Its folder is named after
+everything that its content depends on, so a changed setting makes a new bank and never reads a stale one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from diffup.backbones import Backbone, check_pyramid
+from diffup.data.folder import square_mask
+from diffup.files import write_text
+from diffup.images import resize_image
+from diffup.priors.condition import EDGE_SIDE, pool_to_grid
+from diffup.priors.views import View, warp
+from diffup.training.render import Rendered
+
+_CHUNK = 100
+_BATCH = 10  # images encoded at once; larger batches are slower on a CPU
+
+Render = Callable[[int], Rendered]
+
+
+class Bank:
+    """Arrays that are filled once, in order, chunk by chunk.
+
+    Args:
+        folder: where the arrays are; made if needed.
+        length: number of entries.
+    """
+
+    def __init__(self, folder: Path, length: int) -> None:
+        self.folder = folder
+        self.length = length
+        self.arrays: dict[str, npt.NDArray[Any]] = {}
+
+    def fill(self, compute: Callable[[range], dict[str, npt.NDArray[Any]]], description: str, progress: bool) -> None:
+        """Compute what is missing and open the arrays for reading.
+
+        Args:
+            compute: entries of a range, by array name.
+            description: shown at the progress bar.
+            progress: show one.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        state = self.folder / "filled.json"
+        facts = json.loads(state.read_text()) if state.exists() else {"filled": 0, "arrays": {}}
+        arrays: dict[str, Any] = {name: self._open(name, "r+") for name in facts["arrays"]}
+        with tqdm(total=self.length, initial=facts["filled"], desc=description, disable=not progress) as bar:
+            while facts["filled"] < self.length:
+                chunk = range(facts["filled"], min(facts["filled"] + _CHUNK, self.length))
+                for name, values in compute(chunk).items():
+                    if name not in arrays:
+                        shape = (self.length, *values.shape[1:])
+                        arrays[name] = np.lib.format.open_memmap(
+                            self.folder / f"{name}.npy", mode="w+", dtype=values.dtype, shape=shape
+                        )
+                    arrays[name][chunk.start : chunk.stop] = values
+                for array in arrays.values():
+                    array.flush()
+                facts = {"filled": chunk.stop, "arrays": sorted(arrays)}
+                write_text(state, json.dumps(facts))
+                bar.update(len(chunk))
+        self.arrays = {name: self._open(name, "r") for name in facts["arrays"]}
+
+    def _open(self, name: str, mode: Any) -> Any:
+        return np.load(self.folder / f"{name}.npy", mmap_mode=mode)
+
+
+def bank_name(group: str, facts: dict[str, Any]) -> str:
+    """Folder name of a bank: its group and a hash of what its content depends on."""
+    return f"{group}-{hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]}"
+
+
+def file_facts(paths: Sequence[Path]) -> str:
+    """Hash of names, sizes and times of files: changes when a file does."""
+    stats = [(path.name, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in paths]
+    return hashlib.sha256(json.dumps(stats).encode()).hexdigest()[:16]
+
+
+def image_bank(folder: Path, length: int, render: Render, views: Sequence[View], progress: bool) -> Bank:
+    """Small images, masks and sources of rendered views times geometric views.
+
+    Returns:
+        A bank with `image` (N, 3, 128, 128) uint8, `mask` (N, 128, 128) uint8 and `source` (N,) int32, N = length *
+        number of views, the views of one image side by side.
+    """
+
+    def compute(entries: range) -> dict[str, npt.NDArray[Any]]:
+        images, masks, sources = [], [], []
+        for entry in entries:
+            if entry % len(views) == 0 or not images:
+                rendered = render(entry // len(views))
+            view = views[entry % len(views)]
+            image = warp(resize_image(rendered.image, (EDGE_SIDE, EDGE_SIDE))[None], view)[0]
+            images.append((image * 255).round().to(torch.uint8).numpy())
+            mask = square_mask(rendered.mask, EDGE_SIDE)
+            masks.append(_warp_labels(mask, view).numpy())
+            sources.append(rendered.source)
+        return {"image": np.stack(images), "mask": np.stack(masks), "source": np.array(sources, dtype=np.int32)}
+
+    bank = Bank(folder, length * len(views))
+    bank.fill(compute, f"rendering {folder.name}", progress)
+    return bank
+
+
+def feature_bank(
+    folder: Path,
+    length: int,
+    render: Render,
+    views: Sequence[View],
+    backbone: Backbone,
+    grid: int,
+    bf16: bool,
+    progress: bool,
+) -> Bank:
+    """Features of the same entries under one encoder.
+
+    Returns:
+        A bank with `level0` .. `level3`, each (N, C_l, h_l, w_l) float16 with at most `grid` positions a side.
+    """
+
+    def compute(entries: range) -> dict[str, npt.NDArray[Any]]:
+        encoded = []
+        for start in range(entries.start, entries.stop, _BATCH):
+            images = []
+            for entry in range(start, min(start + _BATCH, entries.stop)):
+                if entry % len(views) == 0 or not images:
+                    image = resize_image(render(entry // len(views)).image, backbone.input_size)
+                images.append(warp(image[None], views[entry % len(views)]))
+            batch = torch.cat(images).to(backbone.device, memory_format=torch.channels_last)
+            with torch.autocast(backbone.device.type, torch.bfloat16, enabled=bf16):
+                levels = check_pyramid(backbone.pyramid(batch), backbone.name, len(batch))
+            encoded.append([pool_to_grid(level, grid).half().cpu().numpy() for level in levels])
+        return {f"level{i}": np.concatenate(parts) for i, parts in enumerate(zip(*encoded, strict=True))}
+
+    bank = Bank(folder, length * len(views))
+    bank.fill(compute, f"{backbone.name}: {folder.name}", progress)
+    return bank
+
+
+def _warp_labels(mask: Tensor, view: View) -> Tensor:
+    """Warp class ids by nearest neighbour: the class that covers most of a pixel's bilinear footprint."""
+    labels = mask.unique()
+    layers = torch.stack([warp((mask == label).float()[None, None], view)[0, 0] for label in labels])
+    return labels[layers.argmax(dim=0)]

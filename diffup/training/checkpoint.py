@@ -1,0 +1,104 @@
+"""Checkpoints: one safetensors file with all that a run needs to go on exactly, replaced atomically."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from diffup.errors import TrainingError
+from diffup.files import replacing
+
+
+def save_checkpoint(
+    path: Path,
+    tensors: dict[str, dict[str, Tensor]],
+    step: int,
+    config: str,
+) -> None:
+    """Write a checkpoint; the last one stays until the new one is complete.
+
+    Args:
+        path: the file.
+        tensors: named groups of tensors (model, averaged weights, optimiser moments).
+        step: steps done.
+        config: JSON text of the run's config.
+    """
+    flat = {
+        f"{group}/{name}": tensor.detach().cpu().contiguous()
+        for group, named in tensors.items()
+        for name, tensor in named.items()
+    }
+    with replacing(path) as temporary:
+        save_file(flat, temporary, metadata={"step": str(step), "config": config})
+
+
+def load_checkpoint(path: Path, config: str) -> tuple[dict[str, dict[str, Tensor]], int]:
+    """Read a checkpoint of the same run.
+
+    Args:
+        path: the file.
+        config: JSON text of the run's config, which must be the checkpoint's.
+
+    Returns:
+        The groups of tensors and the steps done.
+
+    Raises:
+        TrainingError: the file is not a checkpoint, or of a run with another config.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = file.metadata() or {}
+            if not {"step", "config"} <= set(facts):
+                raise TrainingError(f"{path} is not a training checkpoint; delete it or choose another folder")
+            if json.loads(facts["config"]) != json.loads(config):
+                raise TrainingError(
+                    f"{path} belongs to a run with another config ({_difference(facts['config'], config)}); "
+                    "choose another folder, or the same settings to go on"
+                )
+            groups: dict[str, dict[str, Tensor]] = {}
+            for key in file.keys():  # noqa: SIM118 - safe_open is not a mapping
+                group, name = key.split("/", 1)
+                groups.setdefault(group, {})[name] = file.get_tensor(key)
+    except SafetensorError as error:
+        raise TrainingError(f"{path} cannot be read ({error}); delete it to start anew") from error
+    return groups, int(facts["step"])
+
+
+def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The state of Adam by parameter number."""
+    return {
+        f"{index}.{name}": torch.as_tensor(value)
+        for index, state in optimiser.state_dict()["state"].items()
+        for name, value in state.items()
+    }
+
+
+def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Undo `optimiser_tensors`."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = tensor
+    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+
+
+def _difference(ours: str, theirs: str) -> str:
+    a, b = _flatten(json.loads(ours)), _flatten(json.loads(theirs))
+    names = [name for name in sorted(a.keys() | b.keys()) if a.get(name) != b.get(name)]
+    return ", ".join(f"{name}: {a.get(name)} there, {b.get(name)} here" for name in names[:3])
+
+
+def _flatten(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in data.items():
+        if isinstance(value, dict):
+            flat.update(_flatten(value, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = value
+    return flat

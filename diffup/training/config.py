@@ -1,0 +1,187 @@
+"""How a decoder is trained: everything that, with the data and the encoders, fixes the result of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+
+from diffup.decoder.config import DecoderConfig, from_dict
+from diffup.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ViewsConfig:
+    """Augmented views of the training images, rendered and encoded once.
+
+    Args:
+        crops: random crops of every image.
+        crop_scale: smallest side of a crop as a share of the image's; the largest is the whole image.
+        jitter: strength of the brightness, contrast and saturation changes.
+        pasted: number of images with objects of the training classes pasted onto other photos.
+        seed: seed of all views.
+    """
+
+    crops: int = 4
+    crop_scale: float = 0.35
+    jitter: float = 0.3
+    pasted: int = 1500
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.crops < 0 or self.pasted < 0:
+            raise ConfigError(f"crops={self.crops}, pasted={self.pasted}: they must be 0 or more")
+        if not 0 < self.crop_scale <= 1:
+            raise ConfigError(f"crop_scale={self.crop_scale}: it must be above 0 and at most 1")
+        if not 0 <= self.jitter < 1:
+            raise ConfigError(f"jitter={self.jitter}: it must be at least 0 and below 1")
+
+
+@dataclass(frozen=True)
+class EpisodesConfig:
+    """Which episodes are drawn.
+
+    Args:
+        max_shots: K is uniform in 1 .. max_shots; a single shot comes as the five views of UAPF.
+        mask: probability that a support is annotated by its mask.
+        box: by a tight box.
+        scribble: by a random scribble.
+        points: by random points.
+        none: by nothing.
+        mixed: probability that an episode draws the kind for each support rather than once.
+        same_image: probability that the query is a view of a support's own image.
+        pasted: share of queries that are pasted images, where there are any.
+        cropped: share of queries that are crops, where there are any; the rest are whole images.
+    """
+
+    max_shots: int = 5
+    mask: float = 0.5
+    box: float = 0.2
+    scribble: float = 0.15
+    points: float = 0.05
+    none: float = 0.1
+    mixed: float = 0.3
+    same_image: float = 0.1
+    pasted: float = 0.35
+    cropped: float = 0.4
+
+    def __post_init__(self) -> None:
+        if self.max_shots < 1:
+            raise ConfigError(f"max_shots={self.max_shots}: it must be 1 or more")
+        if min(self.kinds.values()) < 0 or abs(sum(self.kinds.values()) - 1) > 1e-6:
+            raise ConfigError(f"the probabilities of the annotation kinds must sum to 1, not {self.kinds}")
+        for name in ("mixed", "same_image", "pasted", "cropped"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name}={getattr(self, name)}: it is a probability")
+        if self.pasted + self.cropped > 1:
+            raise ConfigError(f"pasted={self.pasted} and cropped={self.cropped} are more than all queries")
+
+    @property
+    def kinds(self) -> dict[str, float]:
+        """Probability of each annotation kind."""
+        return {
+            "mask": self.mask,
+            "box": self.box,
+            "scribble": self.scribble,
+            "points": self.points,
+            "none": self.none,
+        }
+
+
+@dataclass(frozen=True)
+class PerturbConfig:
+    """Random changes of the fused priors, so that a decoder does not learn one encoder's histograms by heart.
+
+    Args:
+        gamma: standard deviation of the log of the exponent that bends each map.
+        noise: greatest amplitude of smooth additive noise.
+        swap_levels: probability that a backbone level shows another level's priors.
+    """
+
+    gamma: float = 0.35
+    noise: float = 0.15
+    swap_levels: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.gamma < 0 or self.noise < 0 or not 0 <= self.swap_levels <= 1:
+            raise ConfigError(f"{self}: gamma and noise must be 0 or more, swap_levels a probability")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run.
+
+    Args:
+        decoder: the decoder.
+        views: augmented views.
+        episodes: which episodes.
+        perturb: changes of the priors.
+        backbones: names of the encoders to train with; each batch uses one of them.
+        fold: fold whose classes are held out; None trains on all classes.
+        steps: training steps.
+        batch_size: episodes a step.
+        learning_rate: peak of the warm-up and cosine decay.
+        warmup: steps of linear warm-up.
+        weight_decay: of AdamW.
+        gradient_norm: gradients are clipped to this norm.
+        ema: decay of the averaged weights, which are the ones saved.
+        noisy_steps: exponent b of the distribution of t: its density grows with t^b. Where much noise is, the decoder
+            must read the priors.
+        self_aligned: share of samples whose x_t is made from the decoder's own estimate, as it is in sampling, instead
+            of from the true mask (self-aligned denoising; Ji et al., DDP, ICCV 2023).
+        bf16: bfloat16 autocast.
+        seed: seed of everything that is random in a run.
+    """
+
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    views: ViewsConfig = field(default_factory=ViewsConfig)
+    episodes: EpisodesConfig = field(default_factory=EpisodesConfig)
+    perturb: PerturbConfig = field(default_factory=PerturbConfig)
+    backbones: tuple[str, ...] = ("bundled:efficientnet_lite0",)
+    fold: int | None = None
+    steps: int = 5000
+    batch_size: int = 16
+    learning_rate: float = 6e-4
+    warmup: int = 200
+    weight_decay: float = 0.02
+    gradient_norm: float = 1.0
+    ema: float = 0.998
+    noisy_steps: float = 1.0
+    self_aligned: float = 0.25
+    bf16: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "backbones", tuple(self.backbones))
+        if not self.backbones:
+            raise ConfigError("backbones is empty: name one or more encoders to train with")
+        for name in ("steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)}: it must be 1 or more")
+        for name in ("learning_rate", "gradient_norm"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name}={getattr(self, name)}: it must be above 0")
+        for name in ("warmup", "weight_decay", "noisy_steps"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}={getattr(self, name)}: it must be 0 or more")
+        if not 0 <= self.ema < 1:
+            raise ConfigError(f"ema={self.ema}: it must be at least 0 and below 1")
+        if not 0 <= self.self_aligned <= 1:
+            raise ConfigError(f"self_aligned={self.self_aligned}: it is a share")
+
+    def to_json(self) -> str:
+        """The config as JSON text."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> TrainConfig:
+        """Read the config from JSON text.
+
+        Raises:
+            ConfigError: not JSON, or an unknown or wrong field.
+        """
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise ConfigError(f"the training config is not valid JSON: {error}") from error
+        return from_dict(cls, data)

@@ -1,0 +1,293 @@
+"""Training the decoder: frozen encoders, cached features, episodes, one loop."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from diffup.backbones import Backbone
+from diffup.data.folder import LabelledFolder
+from diffup.decoder.diffusion import Diffusion
+from diffup.decoder.losses import Losses, decoder_loss
+from diffup.decoder.unet import DiffusionUNet
+from diffup.decoder.weights import save_decoder
+from diffup.errors import ConfigError, DataError
+from diffup.priors.condition import Condition, assemble, edge_maps, fused_priors
+from diffup.priors.views import IDENTITY, ONE_SHOT_VIEWS
+from diffup.training.bank import Bank, bank_name, feature_bank, file_facts, image_bank
+from diffup.training.checkpoint import load_checkpoint, optimiser_tensors, restore_optimiser, save_checkpoint
+from diffup.training.config import TrainConfig
+from diffup.training.episodes import CROP, PASTED, WHOLE, Episodes, EpisodeSampler
+from diffup.training.perturb import perturb
+from diffup.training.render import Renderer
+
+CHECKPOINT = "checkpoint.safetensors"
+DECODER = "decoder"
+LOG = "log.jsonl"
+
+_SUFFIXES = {".jpg", ".jpeg", ".png"}
+
+
+@dataclass(frozen=True)
+class Banks:
+    """All cached views of a run.
+
+    Args:
+        images: image banks by group.
+        features: feature banks by group, for each encoder.
+    """
+
+    images: dict[str, Bank]
+    features: list[dict[str, Bank]]
+
+
+def train(
+    data: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    config: TrainConfig,
+    backbones: Sequence[Backbone],
+    *,
+    backgrounds: str | os.PathLike[str] | None = None,
+    cache: str | os.PathLike[str] | None = None,
+    device: str | torch.device = "cpu",
+    checkpoint_every: int = 200,
+    stop_after: int | None = None,
+    progress: bool = True,
+) -> Path:
+    """Train a decoder on a labelled folder, or go on with a run that was interrupted.
+
+    Args:
+        data: folder in the format of `diffup.data.folder`.
+        out: folder of the run: checkpoint, log, and the decoder so far (averaged weights) in `decoder/`.
+        config: the run. A run in `out` goes on only under the same config.
+        backbones: the encoders, in the order of `config.backbones`.
+        backgrounds: folder of more photos to paste objects onto.
+        cache: folder of cached features; `out/cache` by default. Several runs may share it.
+        device: where the decoder trains.
+        checkpoint_every: steps between checkpoints.
+        stop_after: stop once this many steps are done in all; the run can be gone on with later.
+        progress: show progress bars.
+
+    Returns:
+        The folder of the decoder.
+
+    Raises:
+        ConfigError: a setting does not fit.
+        DataError: the folder is not laid out as documented.
+        TrainingError: the run in `out` has another config, or there is nothing to train on.
+    """
+    out, device = Path(out), torch.device(device)
+    if len(backbones) != len(config.backbones):
+        raise ConfigError(f"backbones: {len(backbones)} encoders given for the {len(config.backbones)} of the config")
+    if checkpoint_every < 1:
+        raise ConfigError(f"checkpoint_every={checkpoint_every}: it must be 1 or more")
+    folder = LabelledFolder.open(data)
+    held_out = folder.fold(config.fold) if config.fold is not None else ()
+    classes = [c for c in folder.classes if c not in held_out]
+    banks = build_banks(folder, classes, config, backbones, Path(cache or out / "cache"), backgrounds, progress)
+    sampler = EpisodeSampler(banks.images, classes, config.episodes, folder.min_area_fraction, folder.ignore)
+    trainer = Trainer(config, sampler, banks, device, identity=_identity(config, backbones))
+    trainer.resume(out / CHECKPOINT)
+    end = config.steps if stop_after is None else min(stop_after, config.steps)
+    with tqdm(total=config.steps, initial=trainer.step, desc="training", disable=not progress) as bar:
+        while trainer.step < end:
+            losses = trainer.advance()
+            bar.update()
+            bar.set_postfix(loss=f"{losses.total:.3f}", iou=f"{losses.iou:.3f}", refresh=False)
+            if trainer.step % checkpoint_every == 0 or trainer.step == end:
+                trainer.save(out)
+                _log(out / LOG, trainer.step, losses)
+    return out / DECODER
+
+
+def build_banks(
+    folder: LabelledFolder,
+    classes: Sequence[int],
+    config: TrainConfig,
+    backbones: Sequence[Backbone],
+    cache: Path,
+    backgrounds: str | os.PathLike[str] | None,
+    progress: bool,
+) -> Banks:
+    """Render and encode all views, or open them where that is done."""
+    names = folder.split("train")
+    photos = _photos(backgrounds)
+    renderer = Renderer(folder, names, folder.pairs("train", classes), photos, config.views)
+    files = file_facts([folder.image_path(name) for name in names] + [folder.root / "splits.json"])
+    views = {"crops": config.views.crops, "crop_scale": config.views.crop_scale, "jitter": config.views.jitter}
+    plans = {
+        WHOLE: (renderer.whole, len(names), ONE_SHOT_VIEWS, {}),
+        CROP: (renderer.crop, len(names) * config.views.crops, (IDENTITY,), {**views, "seed": config.views.seed}),
+        PASTED: (
+            renderer.pasted,
+            config.views.pasted,
+            (IDENTITY,),
+            {"jitter": config.views.jitter, "seed": config.views.seed, "classes": list(classes)},
+        ),
+    }
+    images: dict[str, Bank] = {}
+    features: list[dict[str, Bank]] = [{} for _ in backbones]
+    for group, (render, length, geometry, facts) in plans.items():
+        if length == 0:
+            continue
+        facts = {**facts, "files": files, "views": [str(view) for view in geometry], "length": length}
+        if group == PASTED:
+            facts["backgrounds"] = file_facts(photos)
+        images[group] = image_bank(cache / bank_name(group, facts), length, render, geometry, progress)
+        for banks, backbone in zip(features, backbones, strict=True):
+            grid = config.decoder.priors.grid
+            path = cache / bank_name(
+                group, {**facts, "backbone": backbone.fingerprint, "grid": grid, "bf16": config.bf16}
+            )
+            banks[group] = feature_bank(path, length, render, geometry, backbone, grid, config.bf16, progress)
+    return Banks(images, features)
+
+
+class Trainer:
+    """The state of a run.
+
+    Args:
+        config: the run.
+        sampler: draws the episodes.
+        banks: the cached views.
+        device: where the decoder trains.
+        identity: JSON text that tells this run from others.
+    """
+
+    def __init__(
+        self, config: TrainConfig, sampler: EpisodeSampler, banks: Banks, device: torch.device, identity: str
+    ) -> None:
+        self.config = config
+        self.sampler = sampler
+        self.banks = banks
+        self.device = device
+        self.identity = identity
+        self.step = 0
+        self.diffusion = Diffusion(config.decoder)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.model = DiffusionUNet(config.decoder)
+        self.model.to(device, memory_format=torch.channels_last)
+        self.averaged = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+        self.optimiser = torch.optim.AdamW(
+            self.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+
+    def advance(self) -> Losses:
+        """One training step. Everything random in it follows from the seed and the step's number."""
+        config = self.config
+        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + self.step)
+        features = self.banks.features[self.step % len(self.banks.features)]
+        episodes = self.sampler.draw(config.seed, self.step, config.batch_size, features, self.device)
+        condition = self._condition(episodes, generator)
+        for group in self.optimiser.param_groups:
+            group["lr"] = config.learning_rate * _schedule(self.step, config)
+        losses = self._losses(episodes, condition, generator)
+        self.optimiser.zero_grad(set_to_none=True)
+        losses.total.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.gradient_norm)
+        self.optimiser.step()
+        self.step += 1
+        decay = min(config.ema, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            for name, value in self.model.state_dict().items():
+                self.averaged[name].lerp_(value, 1 - decay)
+        return losses
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16)
+
+    def _condition(self, episodes: Episodes, generator: torch.Generator) -> Condition:
+        priors = self.config.decoder.priors
+        with torch.no_grad():
+            fused = fused_priors(episodes.query, episodes.support, priors)
+            fused = perturb(fused, self.config.perturb, generator)
+            return assemble(fused, episodes.images, edge_maps(episodes.images), priors)
+
+    def _losses(self, episodes: Episodes, condition: Condition, generator: torch.Generator) -> Losses:
+        config, diffusion = self.config, self.diffusion
+        mask, batch = episodes.mask, len(episodes.mask)
+        share = torch.rand(batch, generator=generator) ** (1 / (1 + config.noisy_steps))
+        t = (share * diffusion.timesteps).long().clamp_max(diffusion.timesteps - 1).to(self.device)
+        noise = torch.randn(mask.shape, generator=generator).to(self.device)
+        start = self._self_aligned(mask, condition, generator)
+        y = diffusion.add_noise(start, noise, t)
+        x = diffusion.observe(y, condition.prior, t)
+        with self._autocast():
+            denoised = self.model(x, t / diffusion.timesteps, condition)
+        target = diffusion.target(mask, noise, t)
+        return decoder_loss(denoised, x, mask, target, episodes.valid, config.decoder)
+
+    def _self_aligned(self, mask: Tensor, condition: Condition, generator: torch.Generator) -> Tensor:
+        """The mask that x_t is made from: for some samples the decoder's own estimate from pure noise."""
+        count = round(self.config.self_aligned * len(mask))
+        noise = torch.randn(mask.shape, generator=generator).to(self.device)
+        if not count or self.config.decoder.prediction != "x0":
+            return mask
+        some = Condition(
+            tuple(level[:count] for level in condition.levels), condition.prior[:count], condition.image[:count]
+        )
+        last = torch.full((count,), self.diffusion.timesteps - 1, device=self.device)
+        with torch.no_grad(), self._autocast():
+            x = self.diffusion.observe(noise[:count], some.prior, last)
+            output = self.model(x, last / self.diffusion.timesteps, some).output.float()
+        return torch.cat([self.diffusion.estimate(output, noise[:count], last), mask[count:]])
+
+    def save(self, out: Path) -> None:
+        """Write the checkpoint and the decoder so far, each atomically."""
+        tensors = {
+            "model": dict(self.model.state_dict()),
+            "averaged": self.averaged,
+            "optimiser": optimiser_tensors(self.optimiser),
+        }
+        save_checkpoint(out / CHECKPOINT, tensors, self.step, self.identity)
+        save_decoder(out / DECODER, self.averaged, self.config.decoder)
+
+    def resume(self, path: Path) -> None:
+        """Go on where a checkpoint of the same run stopped, if there is one.
+
+        Raises:
+            TrainingError: the checkpoint is of another run.
+        """
+        if not path.exists():
+            return
+        tensors, self.step = load_checkpoint(path, self.identity)
+        self.model.load_state_dict(tensors["model"])
+        self.averaged = {name: tensor.to(self.device) for name, tensor in tensors["averaged"].items()}
+        restore_optimiser(self.optimiser, tensors["optimiser"])
+
+
+def _schedule(step: int, config: TrainConfig) -> float:
+    """Linear warm-up, then cosine decay to zero, as a share of the peak."""
+    if step < config.warmup:
+        return (step + 1) / config.warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - config.warmup) / max(config.steps - config.warmup, 1)))
+
+
+def _identity(config: TrainConfig, backbones: Sequence[Backbone]) -> str:
+    facts = json.loads(config.to_json())
+    facts["backbones"] = [backbone.fingerprint for backbone in backbones]
+    return json.dumps(facts)
+
+
+def _photos(folder: str | os.PathLike[str] | None) -> list[Path]:
+    if folder is None:
+        return []
+    photos = sorted(path for path in Path(folder).glob("*") if path.suffix.lower() in _SUFFIXES)
+    if not photos:
+        raise DataError(f"backgrounds={str(folder)!r} holds no {', '.join(sorted(_SUFFIXES))} files")
+    return photos
+
+
+def _log(path: Path, step: int, losses: Losses) -> None:
+    values = {name: round(float(getattr(losses, name)), 5) for name in ("total", "diffusion", "error", "iou")}
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"step": step, **values}) + "\n")

@@ -1,0 +1,273 @@
+"""Annotations on the pixels of their image, against brute force, and every documented error."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from skimage import data
+
+from diffup.annotation import Box, Mask, Points, Scribble, pair_supports, parse_annotation, rasterise
+from diffup.errors import AnnotationError, DiffUpError, ImageError
+
+SIZE = (20, 30)  # height, width
+
+
+def _distance_to_segment(x: float, y: float, start: tuple[float, float], end: tuple[float, float]) -> float:
+    along = (end[0] - start[0], end[1] - start[1])
+    squared = along[0] ** 2 + along[1] ** 2
+    part = 0.0
+    if squared > 0:
+        part = min(1.0, max(0.0, ((x - start[0]) * along[0] + (y - start[1]) * along[1]) / squared))
+    return math.hypot(x - start[0] - part * along[0], y - start[1] - part * along[1])
+
+
+def _near(segments: list[tuple[tuple[float, float], tuple[float, float]]], radius: float) -> torch.Tensor:
+    """Pixels of an image of SIZE whose centre is within the radius of a segment, one by one."""
+    return torch.tensor(
+        [
+            [float(any(_distance_to_segment(x, y, *segment) <= radius for segment in segments)) for x in range(SIZE[1])]
+            for y in range(SIZE[0])
+        ]
+    )
+
+
+_box = st.tuples(
+    st.floats(0, SIZE[1] - 0.01), st.floats(0, SIZE[0] - 0.01), st.floats(0.01, SIZE[1]), st.floats(0.01, SIZE[0])
+).map(lambda box: (box[0], box[1], min(box[0] + box[2], SIZE[1]), min(box[1] + box[3], SIZE[0])))
+_integer_point = st.tuples(st.integers(0, SIZE[1] - 1), st.integers(0, SIZE[0] - 1))
+
+
+@given(st.lists(_box, min_size=1, max_size=3))
+@settings(max_examples=60, deadline=None)
+def test_boxes_equal_brute_force(boxes: list[tuple[float, float, float, float]]) -> None:
+    regions = rasterise(Box(boxes), SIZE)
+    for y, x in itertools.product(range(SIZE[0]), range(SIZE[1])):
+        touched = any(x0 < x + 1 and x < x1 and y0 < y + 1 and y < y1 for x0, y0, x1, y1 in boxes)
+        assert regions.foreground[y, x] == touched
+        assert regions.background[y, x] == (not touched)
+
+
+@given(st.lists(_integer_point, min_size=1, max_size=4), st.floats(0.1, 12))
+@settings(max_examples=40, deadline=None)
+def test_scribbles_equal_brute_force(vertices: list[tuple[int, int]], width: float) -> None:
+    regions = rasterise(Scribble(vertices, width=width + 0.0123), SIZE)  # off the ties that rounding decides
+    segments = list(itertools.pairwise(vertices)) or [(vertices[0], vertices[0])]
+    radius = max((width + 0.0123) / 2, math.sqrt(0.5) + 1e-9)
+    assert torch.equal(regions.foreground, _near(segments, radius))
+    assert not regions.background.any()
+
+
+@given(st.lists(_integer_point, min_size=1, max_size=4), st.floats(0.1, 6))
+@settings(max_examples=40, deadline=None)
+def test_points_equal_brute_force(points: list[tuple[int, int]], radius: float) -> None:
+    regions = rasterise(Points(points, radius=radius + 0.0123), SIZE)
+    expected = _near([(point, point) for point in points], max(radius + 0.0123, math.sqrt(0.5) + 1e-9))
+    assert torch.equal(regions.foreground, expected)
+    assert not regions.background.any()
+
+
+@given(st.floats(0, SIZE[1], exclude_max=True), st.floats(0, SIZE[0], exclude_max=True))
+@settings(max_examples=60, deadline=None)
+def test_every_point_within_the_image_marks_a_pixel_near_it(x: float, y: float) -> None:
+    for annotation in (Points([(x, y)], radius=0.01), Scribble([(x, y)], width=0.01)):
+        marked = rasterise(annotation, SIZE).foreground.nonzero()
+        assert len(marked)
+        assert all(abs(row - y) <= 1 and abs(column - x) <= 1 for row, column in marked.tolist())
+
+
+def test_long_strokes_equal_brute_force_though_they_are_drawn_in_pieces() -> None:
+    start, end, width = np.array([3.0, 10.0]), np.array([390.0, 280.0]), 7.1
+    foreground = rasterise(Scribble([start, end], width=width), (300, 400)).foreground.numpy()
+    y, x = np.mgrid[:300, :400]
+    along = end - start
+    part = (((x - start[0]) * along[0] + (y - start[1]) * along[1]) / (along @ along)).clip(0, 1)
+    distance = np.hypot(x - start[0] - part * along[0], y - start[1] - part * along[1])
+    np.testing.assert_array_equal(foreground, distance <= width / 2)
+
+
+def test_sizes_default_to_two_percent_of_the_shorter_side() -> None:
+    for size in ((400, 900), (900, 400)):
+        dot = rasterise(Points([(200, 200)]), size).foreground
+        assert torch.equal(dot, rasterise(Points([(200, 200)], radius=8), size).foreground)
+        stroke = rasterise(Scribble([(50, 60), (300, 200)]), size).foreground
+        assert torch.equal(stroke, rasterise(Scribble([(50, 60), (300, 200)], width=8), size).foreground)
+
+
+def test_masks_and_no_mask() -> None:
+    soft = torch.rand(SIZE)
+    regions = rasterise(Mask(soft), SIZE)
+    assert torch.equal(regions.foreground, soft) and torch.equal(regions.background, 1 - soft)
+    regions = rasterise(None, SIZE)
+    assert torch.equal(regions.foreground, torch.ones(SIZE)) and torch.equal(regions.background, torch.zeros(SIZE))
+
+
+def test_the_forms_of_boxes_points_and_strokes() -> None:
+    assert Box(1, 2, 3, 4) == Box((1, 2, 3, 4)) == Box([(1, 2, 3, 4)]) == Box(np.array([[1, 2, 3, 4]]))
+    assert Box(1, 2, 3, 4) == Box(torch.tensor([1, 2, 3, 4]))
+    assert Box([(1, 2, 3, 4), (5, 6, 7, 8)]).boxes == ((1, 2, 3, 4), (5, 6, 7, 8))
+    assert Points((3, 4)) == Points([(3, 4)]) == Points(np.array([[3, 4]])) == Points(torch.tensor([[3, 4]]))
+    line = [(2, 3), (20, 15)]
+    expected = rasterise(Scribble(line, width=3), SIZE).foreground
+    image = expected.numpy().astype(bool)
+    forms = (tuple(line), [line], np.array(line), torch.tensor(line), [np.array(line)], [torch.tensor(line)], image)
+    for form in (*forms, torch.from_numpy(image), Image.fromarray(image)):
+        assert torch.equal(rasterise(Scribble(form, width=3), SIZE).foreground, expected)
+    two = rasterise(Scribble([line, [(1, 1), (2, 2), (3, 3)]], width=3), SIZE).foreground
+    assert torch.equal(two, torch.maximum(expected, rasterise(Scribble([(1, 1), (3, 3)], 3), SIZE).foreground))
+
+
+def test_annotations_are_short_in_print() -> None:
+    assert repr(Box(1, 2, 3, 4)) == "Box(boxes=((1.0, 2.0, 3.0, 4.0),))"
+    assert repr(Mask(np.ones(SIZE))) == "Mask(a torch tensor of shape (20, 30) and type float32)"
+    assert repr(Scribble([(1, 2)], width=3)) == "Scribble(1 polylines, width=3.0)"
+
+
+def test_loose_input_is_a_mask(tmp_path: Path) -> None:
+    truth = np.zeros(SIZE, dtype=bool)
+    truth[3:9, 4:20] = True
+    path = tmp_path / "mask.png"
+    Image.fromarray(truth).save(path)
+    for value in (path, str(path), truth, torch.from_numpy(truth), Image.open(path), truth * np.uint8(255)):
+        parsed = parse_annotation(value)
+        assert isinstance(parsed, Mask) and torch.equal(parsed.mask, torch.from_numpy(truth).float())
+    for annotation in (None, Box(1, 2, 3, 4), Points([(1, 2)]), Scribble([(1, 2)]), Mask(truth)):
+        assert parse_annotation(annotation) is annotation
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: Box(20, 2, 3, 4), r"box 0 is \(20, 2, 3, 4\), which is inverted"),
+        (lambda: Box([(1, 2, 3, 4), (1, 4, 3, 4)]), "box 1 .* inverted or empty"),
+        (lambda: Box(1, 2, 3), "4 numbers each"),
+        (lambda: Box(), "at least one"),
+        (lambda: Box([]), "at least one"),
+        (lambda: Box(1, 2, math.nan, 4), "Box: .* NaN or infinity"),
+        (lambda: Box("1,2,3,4"), "Box: expected"),
+        (lambda: Box(None), "Box: expected"),
+        (lambda: Box([(1, 2, 3, 4), (1, 2)]), "Box: expected"),
+        (lambda: Box(10**400, 0, 1, 1), "Box: expected"),
+        (lambda: Points([]), "at least one"),
+        (lambda: Points([(1, 2, 3)]), "2 numbers each"),
+        (lambda: Points([(1, math.inf)]), "NaN or infinity"),
+        (lambda: Points([(1, 2)], radius=0), "radius must be a positive number"),
+        (lambda: Points([(1, 2)], radius="3"), r"radius in pixels or None, got '3'"),
+        (lambda: Points([(1, 2)], radius=True), "radius in pixels or None"),
+        (lambda: Scribble([]), "Scribble: expected a polyline"),
+        (lambda: Scribble([[]]), "Scribble: expected"),
+        (lambda: Scribble(None), "got None"),
+        (lambda: Scribble([(1, 2), (3,)]), "Scribble: expected"),
+        (lambda: Scribble([[(1, 2)], [(3, math.nan)]]), "NaN"),
+        (lambda: Scribble([(1, 2)], width=-1), "width must be a positive number"),
+        (lambda: Scribble([(1, 2)], width=math.nan), "width must be a positive number"),
+        (lambda: Scribble("no/such/strokes.png"), "Scribble: there is no file"),
+        (lambda: Mask("no/such/mask.png"), "Mask: there is no file"),
+        (lambda: Mask(None), "Mask: expected"),
+    ],
+)
+def test_faults_are_found_when_an_annotation_is_made(build: object, message: str) -> None:
+    with pytest.raises(AnnotationError, match=message):
+        build()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("annotation", "message"),
+    [
+        (Mask(np.ones((20, 31))), r"the mask is 31 x 20 pixels, its image 30 x 20 \(width x height\)"),
+        (Mask(np.ones((30, 20))), "lies on its side"),
+        (Mask(np.zeros(SIZE)), "marks no pixel"),
+        (Scribble(np.zeros(SIZE)), "marks no pixel"),
+        (Scribble(np.ones((5, 5))), "Give the annotation at the size of its image"),
+        (Box([(0, 0, 2, 2), (5, 5, 30.5, 9)]), r"box 1 is \(5, 5, 30.5, 9\) and leaves its image.*\(0, 0, 30, 20\)"),
+        (Box(-1, 0, 2, 2), "leaves its image"),
+        (Box(100, 100, 200, 200), "leaves its image"),
+        (Points([(1, 1), (30, 4)]), r"point 1 is \(30, 4\), outside"),
+        (Points([(1, -0.5)]), "point 0 .* outside"),
+        (Scribble([[(1, 1)], [(2, 2), (3, 20)]]), r"stroke 1, vertex 1 is \(3, 20\), outside"),
+    ],
+)
+def test_annotations_that_do_not_fit_their_image(annotation: Mask | Box | Scribble | Points, message: str) -> None:
+    with pytest.raises(AnnotationError, match=message) as caught:
+        rasterise(annotation, SIZE, "annotation[2]")
+    assert str(caught.value).startswith("annotation[2]: ")
+
+
+def test_supports_of_mixed_kinds() -> None:
+    photo = data.astronaut()[:100, :120]
+    images = [photo, Image.fromarray(photo[:50]), torch.rand(3, 40, 60), photo]
+    annotations = [np.eye(100, 120, dtype=bool), Box(10, 5, 60, 45), Scribble([(30, 20), (50, 30)]), None]
+    supports = pair_supports(images, annotations)
+    assert [tuple(support.image.shape) for support in supports] == [
+        (3, 100, 120),
+        (3, 50, 120),
+        (3, 40, 60),
+        (3, 100, 120),
+    ]
+    assert [type(support.annotation) for support in supports] == [Mask, Box, Scribble, type(None)]
+    for support in supports:
+        regions = rasterise(support.annotation, tuple(support.image.shape[1:]))
+        assert torch.equal(support.regions.foreground, regions.foreground)
+        assert torch.equal(support.regions.background, regions.background)
+
+
+def test_single_images_and_lists_of_one_are_the_same() -> None:
+    photo = data.astronaut()[:40, :50]
+    box = Box(1, 2, 30, 20)
+    for support, annotation in ((photo, box), ([photo], box), (photo, [box]), ((photo,), (box,))):
+        (pair,) = pair_supports(support, annotation)
+        assert pair.image.shape == (3, 40, 50) and pair.annotation == box
+    assert [pair.annotation for pair in pair_supports([photo, photo])] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("support", "annotation", "error", "message"),
+    [
+        ([], None, AnnotationError, "^support: got an empty list"),
+        ([np.zeros(SIZE)], [], AnnotationError, "^annotation: got 0 for 1 support images"),
+        ([np.zeros(SIZE)] * 3, [None] * 2, AnnotationError, "^annotation: got 2 for 3 support images"),
+        ([np.zeros(SIZE)] * 3, Box(1, 2, 3, 4), AnnotationError, "^annotation: got 1 for 3 support images"),
+        (np.zeros(SIZE), [Box(1, 2, 3, 4), Box(2, 3, 4, 5)], AnnotationError, r"several boxes on one image are Box\("),
+        (np.zeros(SIZE), (1, 2, 3, 4), AnnotationError, "^annotation: got 4 for 1"),
+        ([np.zeros(SIZE)] * 4, (1, 2, 3, 4), AnnotationError, r"^annotation\[0\]: .*got 1 \(int\).*Box\(x0, y0"),
+        ([np.zeros(SIZE), "gone.png"], None, ImageError, r"^support\[1\]: there is no file"),
+        (np.full((*SIZE, 3), np.nan), None, ImageError, "^support: .*NaN"),
+        (np.zeros((2, 20, 30, 3)), None, ImageError, "^support: .*give a list of images"),
+        ([np.zeros(SIZE)] * 2, [None, np.zeros(SIZE)], AnnotationError, r"^annotation\[1\]: .*marks no pixel"),
+        ([np.zeros(SIZE)] * 2, [np.ones((9, 9)), None], AnnotationError, r"^annotation\[0\]: the mask is 9 x 9"),
+        (np.zeros(SIZE), np.full(SIZE, np.nan), AnnotationError, "^annotation: .*NaN"),
+        (np.zeros(SIZE), {"box": 1}, AnnotationError, r"^annotation: expected Mask.*\(dict\)"),
+        (np.zeros(SIZE), "gone.png", AnnotationError, "^annotation: there is no file"),
+    ],
+)
+def test_faulty_supports_are_named(support: object, annotation: object, error: type[DiffUpError], message: str) -> None:
+    with pytest.raises(error, match=message):
+        pair_supports(support, annotation)  # type: ignore[arg-type]
+
+
+_number = st.one_of(st.integers(-5, 40), st.floats(width=32), st.none(), st.text(max_size=2))
+_nested_numbers = st.recursive(_number, lambda inner: st.lists(inner, max_size=5), max_leaves=12)
+
+
+@given(st.sampled_from([Box, Points, Scribble, Mask, parse_annotation]), _nested_numbers, st.data())
+@settings(max_examples=300, deadline=None)
+def test_any_input_gives_regions_or_an_annotation_error(kind: type, value: object, drawn: st.DataObject) -> None:
+    options = {}
+    if kind in (Points, Scribble):
+        options = {"radius" if kind is Points else "width": drawn.draw(_number)}
+    try:
+        regions = rasterise(kind(value, **options), SIZE)
+    except AnnotationError:
+        return
+    for weights in (regions.foreground, regions.background):
+        assert weights.shape == SIZE and weights.dtype == torch.float32
+        assert weights.min() >= 0 and weights.max() <= 1
+    assert regions.foreground.any()
+    assert (regions.foreground + regions.background).max() <= 1

@@ -1,0 +1,194 @@
+"""What a segmentation says and shows of itself."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from skimage import data
+
+from diffup.errors import ImageError
+from diffup.result import Segmentation
+
+HEIGHT, WIDTH = 90, 120
+
+
+@pytest.fixture
+def result() -> Segmentation:
+    image = data.astronaut()[:HEIGHT, 150 : 150 + WIDTH]
+    probability = np.zeros((HEIGHT, WIDTH), dtype=np.float32)
+    probability[20:60, 30:80] = 0.8
+    generator = np.random.default_rng(0)
+    return Segmentation(
+        image=image,
+        mask=probability > 0.5,
+        probability=probability,
+        variance=np.full((HEIGHT, WIDTH), 0.04, dtype=np.float32),
+        quality=0.75,
+        error_map=np.linspace(-2, 2, HEIGHT * WIDTH, dtype=np.float32).reshape(HEIGHT, WIDTH),
+        prior=probability / 2,
+        threshold=0.5,
+        backbone="bundled:efficientnet_lite0",
+        trace=generator.normal(size=(10, 64, 64)).astype(np.float32),
+        trace_timesteps=tuple(range(249, -1, -25)),
+    )
+
+
+def test_the_overlay_tints_the_mask_outlines_it_and_leaves_the_rest(result: Segmentation) -> None:
+    pixels = np.asarray(result.overlay(colour=(0, 255, 0), alpha=0.5))
+    assert pixels.shape == (HEIGHT, WIDTH, 3)
+    np.testing.assert_array_equal(pixels[~result.mask], result.image[~result.mask])
+    inner = np.s_[21:59, 31:79]
+    expected = result.image[inner] * 0.5 + np.array([0, 127.5, 0])
+    assert np.abs(pixels[inner] - expected).max() < 1
+    edge = result.mask.copy()
+    edge[inner] = False
+    assert (pixels[edge] == (0, 255, 0)).all()
+
+
+def test_an_empty_mask_and_a_full_one_have_no_outline(result: Segmentation) -> None:
+    empty = replace(result, mask=np.zeros((HEIGHT, WIDTH), dtype=bool))
+    np.testing.assert_array_equal(np.asarray(empty.overlay()), result.image)
+    full = replace(result, mask=np.ones((HEIGHT, WIDTH), dtype=bool))
+    np.testing.assert_array_equal(np.asarray(full.overlay(alpha=0)), result.image)
+
+
+def test_the_saved_mask_reads_back(result: Segmentation, tmp_path: Path) -> None:
+    path = result.save(tmp_path / "mask.png")
+    with Image.open(path) as image:
+        assert image.mode == "L"
+        np.testing.assert_array_equal(np.asarray(image), result.mask * np.uint8(255))
+    assert list(tmp_path.iterdir()) == [path]
+    plain = tmp_path / "plain"
+    plain.touch()
+    assert path.stat().st_mode == plain.stat().st_mode, "readable by whom any new file is"
+
+
+def test_saving_replaces_a_file_whole_or_not_at_all(
+    result: Segmentation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = result.save(str(tmp_path / "mask.png"))
+    before = path.read_bytes()
+
+    def fail_half_way(image: Image.Image, target: Path, **options: Any) -> None:
+        Path(target).write_bytes(before[:20])
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="disk full"):
+        patch.setattr(Image.Image, "save", fail_half_way)
+        replace(result, mask=~result.mask).save(path)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+    replace(result, mask=~result.mask).save(path)
+    np.testing.assert_array_equal(np.asarray(Image.open(path)) > 0, ~result.mask)
+
+
+def test_masks_are_saved_where_and_as_they_can_be(result: Segmentation, tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=r"ending in \.png, got '.*mask\.jpg'"):
+        result.save(tmp_path / "mask.jpg")
+    with pytest.raises(ImageError, match=r"there is no folder '.*gone'"):
+        result.save(tmp_path / "gone" / "mask.png")
+
+
+def test_the_summary_is_json(result: Segmentation) -> None:
+    summary = json.loads(json.dumps(replace(result, quality=np.float32(0.75)).summary()))
+    assert summary == {
+        "width": WIDTH,
+        "height": HEIGHT,
+        "area_fraction": pytest.approx(40 * 50 / (HEIGHT * WIDTH)),
+        "box": [30, 20, 80, 60],
+        "quality": 0.75,
+        "uncertainty": pytest.approx(0.2),
+        "threshold": 0.5,
+        "backbone": "bundled:efficientnet_lite0",
+    }
+    assert replace(result, mask=np.zeros_like(result.mask)).summary()["box"] is None
+
+
+def test_the_overview_shows_five_pictures(result: Segmentation) -> None:
+    picture = np.asarray(result.overview(height=HEIGHT))
+    label = picture.shape[0] - HEIGHT
+    assert picture.shape[1] == 5 * WIDTH + 4 * 4
+    panels = [picture[label:, i * (WIDTH + 4) : i * (WIDTH + 4) + WIDTH] for i in range(5)]
+    np.testing.assert_array_equal(panels[0], np.asarray(result.overlay()))
+    assert (panels[1][30, 40] == round(0.4 * 255)).all() and (panels[2][30, 40] == round(0.8 * 255)).all()
+    assert (panels[3] == panels[3][0, 0]).all() and panels[3].any(), "a constant deviation of 0.2 is one colour"
+    assert panels[4][0, 0, 2] > panels[4][0, 0, 0], "too much is blue"
+    assert panels[4][-1, -1, 0] > panels[4][-1, -1, 2], "missing is red"
+    assert (picture[:label] < 128).any(), "labels are written"
+
+
+def test_the_outline_grows_with_the_image(result: Segmentation) -> None:
+    def large(array: np.ndarray) -> np.ndarray:
+        return array.repeat(16, axis=0).repeat(16, axis=1)
+
+    maps = {name: large(getattr(result, name)) for name in ("image", "mask", "probability", "variance")}
+    grown = replace(result, **maps, prior=large(result.prior), error_map=large(result.error_map))
+    outlined = (np.asarray(grown.overlay(colour=(1, 2, 3), alpha=0)) == (1, 2, 3)).all(axis=2)
+    width = round(0.004 * 16 * HEIGHT)
+    assert width > 1
+    rows, columns = np.s_[20 * 16 : 60 * 16], np.s_[30 * 16 : 80 * 16]
+    expected = np.zeros_like(grown.mask)
+    expected[rows, columns] = True
+    expected[20 * 16 + width : 60 * 16 - width, 30 * 16 + width : 80 * 16 - width] = False
+    np.testing.assert_array_equal(outlined, expected)
+    assert grown.overview(height=HEIGHT).size == result.overview(height=HEIGHT).size
+
+
+def test_the_trace_picture_runs_from_the_first_state_to_the_last(result: Segmentation) -> None:
+    picture = np.asarray(result.trace_picture(count=4, height=64))
+    assert picture.shape[1] == 4 * 64 + 3 * 4
+    panels = [picture[-64:, i * 68 : i * 68 + 64, 0] for i in range(4)]
+    assert result.trace is not None
+    for panel, index in zip(panels, (0, 3, 6, 9), strict=True):
+        expected = np.rint(((result.trace[index] + 1) / 2).clip(0, 1) * 255)
+        np.testing.assert_array_equal(panel, expected)
+    assert result.trace_picture(count=50, height=64).width == 10 * 64 + 9 * 4
+
+
+def test_faulty_requests_for_pictures(result: Segmentation) -> None:
+    with pytest.raises(ImageError, match="trace: none was recorded"):
+        replace(result, trace=None, trace_timesteps=()).trace_picture()
+    for request in (
+        lambda: result.trace_picture(count=0),
+        lambda: result.overview(height=0),
+        lambda: result.overlay(alpha=1.5),
+        lambda: result.overlay(colour=(0, 0, 300)),
+        lambda: result.overlay(colour=(0, 0)),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(ImageError, match="expected"):
+            request()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mask": np.zeros(5, dtype=bool)}, r"mask: expected a shape \(H, W\)"),
+        ({"mask": np.zeros((0, 5), dtype=bool)}, "at least one pixel"),
+        ({"mask": np.zeros((HEIGHT, WIDTH), dtype=np.uint8)}, "mask: expected .* type bool, got .* uint8"),
+        ({"image": np.zeros((HEIGHT, WIDTH), dtype=np.uint8)}, r"image: expected shape \(90, 120, 3\)"),
+        ({"image": np.zeros((HEIGHT, WIDTH, 3))}, "image: expected .* type uint8"),
+        ({"probability": np.zeros((WIDTH, HEIGHT), dtype=np.float32)}, r"probability: .* got \(120, 90\)"),
+        ({"variance": np.zeros((HEIGHT, WIDTH))}, "variance: .* float32, got .* float64"),
+        ({"error_map": np.full((HEIGHT, WIDTH), np.nan, dtype=np.float32)}, "error_map: contains NaN"),
+        ({"trace": np.zeros((10, 64), dtype=np.float32)}, r"trace: expected shape \(10, 'h', 'w'\)"),
+        ({"trace_timesteps": (1, 2)}, r"trace: expected shape \(2, 64, 64\)"),
+        ({"quality": 1.5}, r"quality: expected a number in \[0, 1\], got 1.5"),
+        ({"quality": float("nan")}, "quality"),
+    ],
+)
+def test_arrays_that_do_not_fit_each_other_are_refused(
+    result: Segmentation, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ImageError, match=message):
+        replace(result, **changes)
+
+
+def test_it_is_short_in_print(result: Segmentation) -> None:
+    assert repr(result) == (
+        "Segmentation(120 x 90 pixels, 18.5% of them marked, quality 0.75, bundled:efficientnet_lite0)"
+    )
