@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fakes import make_folder
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -20,5 +21,11 @@ def shared() -> Path:
 
 @pytest.fixture(autouse=True, scope="session")
 def _threads() -> None:
-    """Two threads are enough for the small tensors of the tests, and more make parallel test workers fight."""
-    torch.set_num_threads(2)
+    """One thread is as fast on the small tensors of the tests; more fight with parallel workers and whatever else runs."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A labelled folder of coloured shapes; not to be changed (see `fakes.make_folder` for a folder of one's own)."""
+    return make_folder(tmp_path_factory.mktemp("shapes") / "data")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from diffup.errors import WeightsError
 
 _HEADS = ("classifier", "head", "head_dist", "fc", "last_linear", "pooler")
+_ADDED = ("hidden_states_norms",)  # norms without training that backbone classes of transformers put on their outputs
 _WRAPPERS = ("state_dict", "model", "module")
 
 Converter = Callable[[dict[str, Tensor]], Mapping[str, Tensor]]
@@ -111,4 +112,4 @@ def _mismatches(module: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
 
 
 def _optional(key: str) -> bool:
-    return key.split(".")[0] in _HEADS or key.endswith("num_batches_tracked")
+    return key.split(".")[0] in (*_HEADS, *_ADDED) or key.endswith("num_batches_tracked")

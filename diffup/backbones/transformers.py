@@ -116,7 +116,7 @@ def stage_maps(model: Any, images: Tensor) -> list[Tensor]:
 
 
 def _to_map(state: Tensor, grid: Size, kind: str) -> Tensor:
-    """A hidden state as (B, C, h, w): from NCHW, NHWC or tokens (B, N, C), where class and register tokens come first."""
+    """A hidden state as (B, C, h, w): from NCHW, NHWC or tokens (B, N, C), where class and register tokens first."""
     if state.ndim == 4:
         channels_last = state.shape[1:3] == grid and state.shape[2:] != grid
         return state.permute(0, 3, 1, 2) if channels_last else state
@@ -136,17 +136,18 @@ def _create(variant: str, name: str, download: bool) -> Any:
     except (OSError, ValueError) as error:
         raise WeightsError(_unavailable(name, variant, "configuration", error)) from error
     config.tie_last_hidden_states = False  # else version 5 may hand out the last hidden state already normalised
-    kind: Any = AutoModel
-    if hasattr(config, "stage_names") and hasattr(config, "depths"):
-        kind = AutoBackbone
-        config.out_features = [stage for stage in config.stage_names if stage != "stem"]
     try:
-        model = kind.from_pretrained(variant, config=config) if download else kind.from_config(config)
+        if hasattr(config, "stage_names") and hasattr(config, "depths"):
+            config.out_features = [stage for stage in config.stage_names if stage != "stem"]
+            model = AutoBackbone.from_config(config)
+            model = type(model).from_pretrained(variant, config=config) if download else model
+        else:
+            model = AutoModel.from_pretrained(variant, config=config) if download else AutoModel.from_config(config)
     except Exception as error:
         if not download:
             raise BackboneError(f"transformers cannot build '{variant}': {error}") from error
         raise WeightsError(_unavailable(name, variant, "weights", error)) from error
-    return getattr(model, "vision_model", model)
+    return getattr(model, "vision_model", model).float()  # repositories with half-precision weights load as such
 
 
 def _unavailable(name: str, variant: str, what: str, error: Exception) -> str:
@@ -180,7 +181,7 @@ def _choose_size(model: Any, patch: Size, requested: Size | None, name: str) -> 
     for size in dict.fromkeys(sizes):
         try:
             with torch.no_grad():
-                maps = stage_maps(model.eval(), torch.zeros(1, 3, *size, dtype=model.dtype))
+                maps = stage_maps(model.eval(), torch.zeros(1, 3, *size))
         except (RuntimeError, ValueError, TypeError, AssertionError) as error:
             problem: Exception = error
         else:
@@ -197,6 +198,8 @@ def _normalisation(variant: str, name: str) -> tuple[Sequence[float], Sequence[f
     try:
         processor: Any = AutoImageProcessor.from_pretrained(variant)
     except (OSError, ValueError, ImportError):
+        processor = None
+    if not hasattr(processor, "do_rescale"):
         warnings.warn(
             f"backbone '{name}' comes without an image processor; ImageNet's mean and std are used",
             stacklevel=5,

@@ -101,6 +101,11 @@ class DecoderConfig:
         priors = PriorConfig(kinds=("prototype",), centre=False, affinity_power=1.0, layout="own")
         return cls(priors=priors, signal_scale=1.0, prediction="epsilon", loss="mse", steps=50, ensemble=5)
 
+    def same_network(self, other: DecoderConfig) -> bool:
+        """Whether weights trained under another config fit this one's network, condition and process."""
+        choices = ("steps", "ensemble", "threshold", "backbone", "error_weight", "iou_weight")
+        return dataclasses.replace(other, **{name: getattr(self, name) for name in choices}) == self
+
     def to_json(self) -> str:
         """The config as JSON text, fields by name."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from diffup.priors.similarity import unit
 
 _EPS = 1e-6
 
@@ -22,11 +23,11 @@ def affinity(features: Tensor, power: float = 1.0) -> Tensor:
     Returns:
         (N, P, P), rows summing to 1 (to 0 where the features are all zero).
     """
-    unit = F.normalize(features, dim=1, eps=_EPS)
-    weights = torch.bmm(unit.mT, unit).clamp_min_(0)
+    direction = unit(features, dim=1)
+    weights = torch.bmm(direction.mT, direction).clamp_min_(0)
     if power != 1:
         weights = weights.square_() if power == 2 else weights.pow_(power)
-    return weights / weights.sum(dim=2, keepdim=True).clamp_min(_EPS)
+    return weights.div_(weights.sum(dim=2, keepdim=True).clamp_min(_EPS))
 
 
 def enhance(priors: Tensor, weights: Tensor) -> Tensor:

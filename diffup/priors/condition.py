@@ -79,9 +79,7 @@ def pool_to_grid(features: Tensor, grid: int) -> Tensor:
     return features if size == tuple(features.shape[-2:]) else F.adaptive_avg_pool2d(features, size)
 
 
-def view_priors(
-    query: Tensor, views: Tensor, foreground: Tensor, background: Tensor, config: PriorConfig
-) -> Tensor:
+def view_priors(query: Tensor, views: Tensor, foreground: Tensor, background: Tensor, config: PriorConfig) -> Tensor:
     """Priors of every view at one level (BAFT, eqs. 9-11).
 
     Args:
@@ -94,38 +92,36 @@ def view_priors(
     Returns:
         (B, K, M, h * w) in [0, 1], M = number of `config.kinds`.
     """
-    batch, shots, channels = views.shape[:3]
+    batch, shots = views.shape[:2]
     size = (views.shape[3], views.shape[4])
-    query_flat = query.flatten(2)
-    support = views.reshape(batch * shots, channels, -1)
-    weights = resize_weights(foreground.flatten(0, 1), size).flatten(1)
-    complement = resize_weights(background.flatten(0, 1), size).flatten(1)
-    known = complement.amax(dim=1) > 0
-    per_view = query_flat.repeat_interleave(shots, dim=0)
-    query_mean = per_view.mean(dim=2, keepdim=True)
+    query, support = query.flatten(2), views.flatten(3)
+    weights = resize_weights(foreground.flatten(0, 1), size).flatten(1).unflatten(0, (batch, shots))
+    complement = resize_weights(background.flatten(0, 1), size).flatten(1).unflatten(0, (batch, shots))
+    known = complement.amax(dim=2) > 0
+    query_mean = query.mean(dim=2, keepdim=True)
     # An annotation that covers everything (no mask) has no surroundings of its own: the query's mean stands in.
-    no_mask = (weights.amin(dim=1) > 0.999)[:, None, None]
-    whole = torch.where(no_mask, query_mean, support.mean(dim=2, keepdim=True))
+    no_mask = (weights.amin(dim=2) > 0.999)[:, :, None]
+    whole = torch.where(no_mask, query_mean.mT, support.mean(dim=3))
+    centred_query = query - query_mean if config.centre else query
+    centred_support = support - whole[..., None] if config.centre else support
 
-    centred_support, centred_query = (support - whole, per_view - query_mean) if config.centre else (support, per_view)
     maps = []
     for kind in config.kinds:
         if kind == "prototype":
-            vector = masked_average_pooling(centred_support, weights)
-            similar = pairwise_similarity(vector[:, None], centred_query, config.metric, config.conversion)
-            maps.append(similar[:, 0])
+            vectors = masked_average_pooling(centred_support, weights)
+            maps.append(pairwise_similarity(vectors, centred_query, config.metric, config.conversion))
         elif kind == "contrast":
-            rest = torch.where(known[:, None], masked_average_pooling(support, complement), whole[:, :, 0])
-            vectors = torch.stack([masked_average_pooling(support, weights), rest], dim=1)
-            similar = pairwise_similarity(vectors, per_view, config.metric, config.conversion)
-            maps.append(similar[:, 0] - similar[:, 1])
+            rest = torch.where(known[..., None], masked_average_pooling(support, complement), whole)
+            vectors = torch.cat([masked_average_pooling(support, weights), rest], dim=1)
+            similar = pairwise_similarity(vectors, query, config.metric, config.conversion)
+            maps.append(similar[:, :shots] - similar[:, shots:])
         else:
-            similar = pairwise_similarity(centred_support.mT, centred_query, config.metric, config.conversion)
-            maps.append(best_match(similar, weights, complement, known))
-    priors = torch.stack(maps, dim=1).unflatten(0, (batch, shots))
+            positions = centred_support.mT.flatten(1, 2)
+            similar = pairwise_similarity(positions, centred_query, config.metric, config.conversion)
+            maps.append(best_match(similar.unflatten(1, (shots, -1)), weights, complement, known))
+    priors = torch.stack(maps, dim=2)
     if config.affinity:
-        own = query_flat - query_flat.mean(dim=2, keepdim=True) if config.centre else query_flat
-        spread = enhance(priors.flatten(1, 2), affinity(own, config.affinity_power))
+        spread = enhance(priors.flatten(1, 2), affinity(centred_query, config.affinity_power))
         priors = spread.unflatten(1, (shots, len(config.kinds)))
     return normalise(priors, config.normalisation)
 

@@ -44,17 +44,23 @@ def resize_weights(weights: Tensor, size: tuple[int, int]) -> Tensor:
     return pooled
 
 
+def unit(features: Tensor, dim: int) -> Tensor:
+    """Features scaled to unit length along `dim`; zero stays zero."""
+    return features * features.square().sum(dim=dim, keepdim=True).clamp_min(_EPS**2).rsqrt()
+
+
 def masked_average_pooling(features: Tensor, weights: Tensor) -> Tensor:
     """Prototype of the weighted positions: `p = sum(M * F) / sum(M)` (eq. 9).
 
     Args:
-        features: (N, C, P), P positions.
-        weights: (N, P) in [0, 1], already at the level's resolution (see `resize_weights`).
+        features: (..., C, P), P positions.
+        weights: (..., P) in [0, 1], already at the level's resolution (see `resize_weights`).
 
     Returns:
-        (N, C); zero where all weights are zero.
+        (..., C); zero where all weights are zero.
     """
-    return torch.einsum("ncp,np->nc", features, weights) / weights.sum(dim=1, keepdim=True).clamp_min(_EPS)
+    pooled = (features @ weights[..., None])[..., 0]
+    return pooled / weights.sum(dim=-1, keepdim=True).clamp_min(_EPS)
 
 
 def check_metric(metric: str, conversion: str) -> None:
@@ -93,7 +99,7 @@ def pairwise_similarity(
     """
     check_metric(metric, conversion)
     if metric in ("cosine", "l2_unit"):
-        vectors, features = F.normalize(vectors, dim=2, eps=_EPS), F.normalize(features, dim=1, eps=_EPS)
+        vectors, features = unit(vectors, dim=2), unit(features, dim=1)
     if metric == "cosine":
         return vectors @ features
     distance = torch.cdist(vectors, features.mT, p=1.0 if metric == "l1" else 2.0)
@@ -111,22 +117,22 @@ def best_match(similarity: Tensor, foreground: Tensor, background: Tensor, known
     stands in for it.
 
     Args:
-        similarity: (N, S, P), S support positions to P query positions.
-        foreground: (N, S) weights in [0, 1]; positions above half the greatest weight count as foreground.
-        background: (N, S) weights in [0, 1]; positions above one half count as background.
-        known: (N,) bool, whether the background is known.
+        similarity: (..., S, P), S support positions to P query positions.
+        foreground: (..., S) weights in [0, 1]; positions above half the greatest weight count as foreground.
+        background: (..., S) weights in [0, 1]; positions above one half count as background.
+        known: (...) bool, whether the background is known.
 
     Returns:
-        (N, P); in [-2, 2] for cosines.
+        (..., P); in [-2, 2] for cosines.
     """
-    is_foreground = foreground >= 0.5 * foreground.amax(dim=1, keepdim=True).clamp_min(_EPS)
+    is_foreground = foreground >= 0.5 * foreground.amax(dim=-1, keepdim=True).clamp_min(_EPS)
     is_background = (background > 0.5) & ~is_foreground
-    known = known & is_background.any(dim=1)
-    to_background = torch.where(known[:, None], _best(similarity, is_background), similarity.mean(dim=1))
+    known = known & is_background.any(dim=-1)
+    to_background = torch.where(known[..., None], _best(similarity, is_background), similarity.mean(dim=-2))
     return _best(similarity, is_foreground) - to_background
 
 
 def _best(similarity: Tensor, selected: Tensor) -> Tensor:
-    """Greatest similarity over the selected rows: (N, S, P), (N, S) bool -> (N, P)."""
-    penalty = torch.zeros_like(selected, dtype=similarity.dtype).masked_fill_(~selected, -torch.inf)
-    return (similarity + penalty[:, :, None]).amax(dim=1)
+    """Greatest similarity over the selected rows, 0 where none is: (..., S, P), (..., S) bool -> (..., P)."""
+    best = similarity.masked_fill(~selected[..., None], -torch.inf).amax(dim=-2)
+    return best.masked_fill(~selected.any(dim=-1)[..., None], 0)

@@ -23,7 +23,7 @@ from diffup.backbones import Backbone, check_pyramid
 from diffup.data.folder import square_mask
 from diffup.files import write_text
 from diffup.images import resize_image
-from diffup.priors.condition import EDGE_SIDE, pool_to_grid
+from diffup.priors.condition import EDGE_SIDE, edge_maps, pool_to_grid
 from diffup.priors.views import View, warp
 from diffup.training.render import Rendered
 
@@ -94,22 +94,28 @@ def image_bank(folder: Path, length: int, render: Render, views: Sequence[View],
     """Small images, masks and sources of rendered views times geometric views.
 
     Returns:
-        A bank with `image` (N, 3, 128, 128) uint8, `mask` (N, 128, 128) uint8 and `source` (N,) int32, N = length *
-        number of views, the views of one image side by side.
+        A bank with `image` (N, 3, 128, 128) uint8, `edges` (N, 2, 128, 128) uint8, `mask` (N, 128, 128) uint8 and
+        `source` (N,) int32, N = length * number of views, the views of one image side by side.
     """
 
     def compute(entries: range) -> dict[str, npt.NDArray[Any]]:
-        images, masks, sources = [], [], []
+        images, edges, masks, sources = [], [], [], []
         for entry in entries:
             if entry % len(views) == 0 or not images:
                 rendered = render(entry // len(views))
             view = views[entry % len(views)]
             image = warp(resize_image(rendered.image, (EDGE_SIDE, EDGE_SIDE))[None], view)[0]
             images.append((image * 255).round().to(torch.uint8).numpy())
+            edges.append((edge_maps(image[None])[0] * 255).round().to(torch.uint8).numpy())
             mask = square_mask(rendered.mask, EDGE_SIDE)
             masks.append(_warp_labels(mask, view).numpy())
             sources.append(rendered.source)
-        return {"image": np.stack(images), "mask": np.stack(masks), "source": np.array(sources, dtype=np.int32)}
+        return {
+            "image": np.stack(images),
+            "edges": np.stack(edges),
+            "mask": np.stack(masks),
+            "source": np.array(sources, dtype=np.int32),
+        }
 
     bank = Bank(folder, length * len(views))
     bank.fill(compute, f"rendering {folder.name}", progress)

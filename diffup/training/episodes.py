@@ -32,6 +32,7 @@ class Episodes:
         query: four tensors (B, C_l, h_l, w_l).
         support: the support side.
         images: (B, 3, 128, 128) in [0, 1], the queries.
+        edges: (B, 2, 128, 128) in [0, 1], their edges.
         mask: (B, 1, 64, 64) in [-1, 1], x0.
         valid: (B, 1, 64, 64) in [0, 1].
     """
@@ -39,6 +40,7 @@ class Episodes:
     query: list[Tensor]
     support: SupportFeatures
     images: Tensor
+    edges: Tensor
     mask: Tensor
     valid: Tensor
 
@@ -135,6 +137,7 @@ class EpisodeSampler:
             query=[_gather(features, [queries], level)[0].to(device) for level in range(len(SIZES))],
             support=support,
             images=torch.stack([self._array(entry, "image") for entry in queries]).to(device).float() / 255,
+            edges=torch.stack([self._array(entry, "edges") for entry in queries]).to(device).float() / 255,
             mask=mask.to(device),
             valid=valid.to(device),
         )

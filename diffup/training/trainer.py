@@ -9,18 +9,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from diffup.backbones import Backbone
+from diffup.backbones.base import hash_weights
 from diffup.data.folder import LabelledFolder
 from diffup.decoder.diffusion import Diffusion
 from diffup.decoder.losses import Losses, decoder_loss
 from diffup.decoder.unet import DiffusionUNet
-from diffup.decoder.weights import save_decoder
-from diffup.errors import ConfigError, DataError
-from diffup.priors.condition import Condition, assemble, edge_maps, fused_priors
+from diffup.decoder.weights import load_decoder, save_decoder
+from diffup.errors import ConfigError, DataError, TrainingError
+from diffup.priors.condition import Condition, assemble, fused_priors
 from diffup.priors.views import IDENTITY, ONE_SHOT_VIEWS
 from diffup.training.bank import Bank, bank_name, feature_bank, file_facts, image_bank
 from diffup.training.checkpoint import load_checkpoint, optimiser_tensors, restore_optimiser, save_checkpoint
@@ -48,6 +50,12 @@ class Banks:
     images: dict[str, Bank]
     features: list[dict[str, Bank]]
 
+    def load(self) -> None:
+        """Read everything into memory."""
+        for group in (self.images, *self.features):
+            for bank in group.values():
+                bank.arrays = {name: np.array(array) for name, array in bank.arrays.items()}
+
 
 def train(
     data: str | os.PathLike[str],
@@ -57,6 +65,8 @@ def train(
     *,
     backgrounds: str | os.PathLike[str] | None = None,
     cache: str | os.PathLike[str] | None = None,
+    in_memory: bool = False,
+    initial: str | os.PathLike[str] | None = None,
     device: str | torch.device = "cpu",
     checkpoint_every: int = 200,
     stop_after: int | None = None,
@@ -71,6 +81,8 @@ def train(
         backbones: the encoders, in the order of `config.backbones`.
         backgrounds: folder of more photos to paste objects onto.
         cache: folder of cached features; `out/cache` by default. Several runs may share it.
+        in_memory: load the cached features into memory, for slow disks; else they are memory-mapped.
+        initial: decoder folder whose weights the run starts from; random weights by default.
         device: where the decoder trains.
         checkpoint_every: steps between checkpoints.
         stop_after: stop once this many steps are done in all; the run can be gone on with later.
@@ -93,8 +105,11 @@ def train(
     held_out = folder.fold(config.fold) if config.fold is not None else ()
     classes = [c for c in folder.classes if c not in held_out]
     banks = build_banks(folder, classes, config, backbones, Path(cache or out / "cache"), backgrounds, progress)
+    if in_memory:
+        banks.load()
     sampler = EpisodeSampler(banks.images, classes, config.episodes, folder.min_area_fraction, folder.ignore)
-    trainer = Trainer(config, sampler, banks, device, identity=_identity(config, backbones))
+    start = None if initial is None else load_decoder(initial)
+    trainer = Trainer(config, sampler, banks, device, identity=_identity(config, backbones, start), initial=start)
     trainer.resume(out / CHECKPOINT)
     end = config.steps if stop_after is None else min(stop_after, config.steps)
     with tqdm(total=config.steps, initial=trainer.step, desc="training", disable=not progress) as bar:
@@ -160,10 +175,20 @@ class Trainer:
         banks: the cached views.
         device: where the decoder trains.
         identity: JSON text that tells this run from others.
+        initial: a decoder to start from, whose weights are copied.
+
+    Raises:
+        ConfigError: the initial decoder has another architecture or other priors.
     """
 
     def __init__(
-        self, config: TrainConfig, sampler: EpisodeSampler, banks: Banks, device: torch.device, identity: str
+        self,
+        config: TrainConfig,
+        sampler: EpisodeSampler,
+        banks: Banks,
+        device: torch.device,
+        identity: str,
+        initial: DiffusionUNet | None = None,
     ) -> None:
         self.config = config
         self.sampler = sampler
@@ -175,6 +200,10 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.model = DiffusionUNet(config.decoder)
+        if initial is not None:
+            if not config.decoder.same_network(initial.config):
+                raise ConfigError("initial: that decoder has another architecture or other priors than the config")
+            self.model.load_state_dict(initial.state_dict())
         self.model.to(device, memory_format=torch.channels_last)
         self.averaged = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
         self.optimiser = torch.optim.AdamW(
@@ -191,6 +220,11 @@ class Trainer:
         for group in self.optimiser.param_groups:
             group["lr"] = config.learning_rate * _schedule(self.step, config)
         losses = self._losses(episodes, condition, generator)
+        if not bool(losses.total.isfinite()):
+            raise TrainingError(
+                f"the loss is {float(losses.total)} at step {self.step}; the last checkpoint is intact. Lower "
+                "learning_rate, or switch bf16 off"
+            )
         self.optimiser.zero_grad(set_to_none=True)
         losses.total.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.gradient_norm)
@@ -210,7 +244,7 @@ class Trainer:
         with torch.no_grad():
             fused = fused_priors(episodes.query, episodes.support, priors)
             fused = perturb(fused, self.config.perturb, generator)
-            return assemble(fused, episodes.images, edge_maps(episodes.images), priors)
+            return assemble(fused, episodes.images, episodes.edges, priors)
 
     def _losses(self, episodes: Episodes, condition: Condition, generator: torch.Generator) -> Losses:
         config, diffusion = self.config, self.diffusion
@@ -272,9 +306,10 @@ def _schedule(step: int, config: TrainConfig) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - config.warmup) / max(config.steps - config.warmup, 1)))
 
 
-def _identity(config: TrainConfig, backbones: Sequence[Backbone]) -> str:
+def _identity(config: TrainConfig, backbones: Sequence[Backbone], initial: DiffusionUNet | None) -> str:
     facts = json.loads(config.to_json())
     facts["backbones"] = [backbone.fingerprint for backbone in backbones]
+    facts["initial"] = None if initial is None else hash_weights(initial)
     return json.dumps(facts)
 
 

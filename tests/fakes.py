@@ -1,0 +1,215 @@
+"""What several test modules build on: encoders of a few lines, small decoders, and a folder of coloured shapes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from diffup.backbones import FrozenBackbone
+from diffup.decoder.config import DecoderConfig
+from diffup.decoder.unet import DiffusionUNet
+from diffup.priors.condition import Condition, SupportFeatures
+from diffup.priors.config import PriorConfig
+
+TINY = {"channels": (8, 8, 16, 16), "condition_hidden": 8, "quality_hidden": 8}
+"""Fields of a decoder config that make it as small as it can be."""
+
+COLOURS = {1: (220, 40, 40), 2: (40, 180, 60), 3: (50, 70, 230)}
+"""Colour of each class of `make_folder`."""
+
+
+class FakeBackbone:
+    """Random Fourier features of mean colours: a backbone of any width and strides, and not an `nn.Module`."""
+
+    def __init__(
+        self,
+        widths: Sequence[int] = (8, 12, 16, 24),
+        strides: Sequence[int] = (4, 8, 16, 32),
+        input_size: tuple[int, int] = (96, 96),
+        seed: int = 0,
+    ) -> None:
+        self.name = f"fake:{'-'.join(map(str, (*widths, *strides)))}"
+        self.input_size = input_size
+        self.fingerprint = f"{self.name}-{input_size}-{seed}"
+        self.device = torch.device("cpu")
+        self.strides = tuple(strides)
+        self.calls = 0
+        generator = torch.Generator().manual_seed(seed)
+        self.projections = [torch.randn(width, 4, 1, 1, generator=generator) * 2 for width in widths]
+
+    def pyramid(self, images: Tensor) -> list[Tensor]:
+        self.calls += 1
+        levels = []
+        for projection, stride in zip(self.projections, self.strides, strict=True):
+            pooled = F.avg_pool2d(images, stride)
+            levels.append(torch.cos(F.conv2d(pooled, projection[:, :3]) + projection[:, 3:].flatten()[:, None, None]))
+        return levels
+
+    def to(self, device: torch.device | str) -> FakeBackbone:
+        self.device = torch.device(device)
+        return self
+
+
+class Changed:
+    """A backbone whose features go through a function: rotated, padded, broken."""
+
+    def __init__(self, inner: FakeBackbone, change: Callable[[int, Tensor], Tensor]) -> None:
+        self.inner = inner
+        self.change = change
+        self.name = f"changed {inner.name}"
+        self.input_size = inner.input_size
+        self.fingerprint = f"changed {inner.fingerprint}"
+        self.device = inner.device
+
+    def pyramid(self, images: Tensor) -> list[Tensor]:
+        return [self.change(index, level) for index, level in enumerate(self.inner.pyramid(images))]
+
+    def to(self, device: torch.device | str) -> Changed:
+        return self
+
+
+class FakeFrozen(FrozenBackbone):
+    """Strided convolutions with BatchNorm behind the library's own base class."""
+
+    def __init__(self) -> None:
+        stages = [nn.Sequential(nn.Conv2d(i, o, 3, 2, 1), nn.BatchNorm2d(o)) for i, o in ((3, 8), (8, 8), (8, 12))]
+        settings = {"input_size": (64, 64), "levels": (0, 1, 2, 2), "mean": (0.5,) * 3, "std": (0.25,) * 3}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            super().__init__("fake:frozen", nn.Sequential(*stages), **settings)
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        maps = []
+        for stage in self.encoder:
+            images = stage(images)
+            maps.append(images)
+        return [maps[level] for level in self.levels]
+
+
+def rotation(channels: int, seed: int = 0) -> Tensor:
+    """A random orthogonal matrix."""
+    matrix = torch.randn(channels, channels, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return torch.linalg.qr(matrix)[0].float()
+
+
+def rotate(features: Tensor, seed: int = 0) -> Tensor:
+    """Features (..., C, h, w) in a rotated feature space, the same for every call with this seed."""
+    return torch.einsum("dc,...chw->...dhw", rotation(features.shape[-3], seed), features)
+
+
+def pad_channels(features: Tensor, count: int = 5) -> Tensor:
+    """Features (..., C, h, w) with `count` more channels of zeros."""
+    return F.pad(features, (0, 0, 0, 0, 0, count))
+
+
+def tiny_config(**changes: object) -> DecoderConfig:
+    """A decoder config that is small and fast, with any fields changed."""
+    small = {"timesteps": 50, "steps": 3, "ensemble": 2, "priors": PriorConfig(grid=8)}
+    return DecoderConfig(**(TINY | small | changes))
+
+
+def random_decoder(config: DecoderConfig, seed: int = 0) -> DiffusionUNet:
+    """A decoder with random weights in every layer, those that start at zero too."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        decoder = DiffusionUNet(config)
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
+    return decoder
+
+
+def random_condition(config: PriorConfig, batch: int = 2, seed: int = 0) -> Condition:
+    """A condition of noise in [-1, 1]."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def noise(channels: int, side: int) -> Tensor:
+        return torch.rand(batch, channels, side, side, generator=generator) * 2 - 1
+
+    return Condition(tuple(noise(config.condition_channels, s) for s in (64, 32, 16, 8)), noise(1, 64), noise(3, 64))
+
+
+def random_episode(
+    widths: Sequence[int] = (8, 12, 16, 24),
+    sides: Sequence[int] = (16, 8, 4, 2),
+    shots: int = 3,
+    batch: int = 2,
+    seed: int = 0,
+) -> tuple[list[Tensor], SupportFeatures, Tensor]:
+    """Features of queries, an annotated support side, and query images: what `build_condition` takes."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    query = [noise(batch, c, s, s) for c, s in zip(widths, sides, strict=True)]
+    levels = tuple(noise(batch, shots, c, s, s) for c, s in zip(widths, sides, strict=True))
+    foreground = torch.zeros(batch, shots, 128, 128)
+    for shot in range(shots):
+        foreground[:, shot, 20 + 8 * shot : 90, 30 : 100 - 6 * shot] = 1
+    support = SupportFeatures(levels, foreground, 1 - foreground, torch.ones(batch, shots, dtype=torch.bool))
+    return query, support, torch.rand(batch, 3, 128, 128, generator=generator)
+
+
+def shape_image(
+    classes: Sequence[int], size: tuple[int, int] = (80, 96), seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """A grey noisy image with one coloured shape for each class, and its index mask.
+
+    Class 1 is a red square, class 2 a green disc, class 3 a blue triangle; they lie side by side.
+    """
+    rng = np.random.default_rng(seed)
+    height, width = size
+    image = rng.integers(90, 140, (height, width, 3)).astype(np.uint8)
+    labels = np.zeros(size, dtype=np.uint8)
+    y, x = np.mgrid[:height, :width]
+    slot = width / len(classes)
+    for index, c in enumerate(classes):
+        radius = rng.uniform(0.22, 0.4) * min(height, slot)
+        cx = slot * index + rng.uniform(radius, slot - radius)
+        cy = rng.uniform(radius, height - radius)
+        dx, dy = x - cx, y - cy
+        inside = {
+            1: (abs(dx) < radius) & (abs(dy) < radius),
+            2: dx**2 + dy**2 < radius**2,
+            3: (abs(dy) < radius) & (2 * abs(dx) < dy + radius),
+        }[c]
+        image[inside] = np.clip(np.array(COLOURS[c]) + rng.integers(-15, 15, (int(inside.sum()), 3)), 0, 255)
+        labels[inside] = c
+    return image, labels
+
+
+def make_folder(root: Path) -> Path:
+    """A labelled folder of ten training and five test images with the three classes; fold 0 holds out class 3."""
+    plan = {
+        "train": [(1,), (2,), (3,), (1, 2), (2, 3), (1, 3), (1,), (2,), (3, 2), (2, 1)],
+        "test": [(1,), (2, 1), (3,), (1, 3), (2,)],
+    }
+    (root / "images").mkdir(parents=True)
+    (root / "masks").mkdir()
+    images: dict[str, list[str]] = {}
+    for split, contents in plan.items():
+        images[split] = [f"{split}{index}" for index in range(len(contents))]
+        for index, (name, classes) in enumerate(zip(images[split], contents, strict=True)):
+            size = ((80, 96), (96, 72))[index % 2]
+            image, labels = shape_image(classes, size, seed=100 * len(images) + index)
+            labels[:2] = 255  # a strip to be ignored
+            Image.fromarray(image).save(root / "images" / f"{name}.png")
+            Image.fromarray(labels).save(root / "masks" / f"{name}.png")
+    splits = {
+        "ignore": 255,
+        "min_area_fraction": 0.01,
+        "classes": {"1": "square", "2": "disc", "3": "triangle"},
+        "folds": {"0": [3], "1": [1, 2]},
+        "images": images,
+    }
+    (root / "splits.json").write_text(json.dumps(splits), encoding="utf-8")
+    return root

@@ -1,0 +1,336 @@
+"""The command line, in-process, with small fake encoders and a small random decoder."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fakes import TINY, FakeBackbone, make_folder, random_decoder, shape_image, tiny_config
+from PIL import Image
+from safetensors.torch import load_file
+
+from diffup import Box, DiffUp, Points, Scribble, __version__, cli
+from diffup.backbones import registry
+from diffup.decoder.weights import load_decoder, save_decoder
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def built(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
+    """The options that encoders of the family `fake` were built with."""
+    calls: list[dict[str, object]] = []
+
+    def build(variant: str | None, *, input_size: int = 64, checkpoint_path: str | None = None) -> FakeBackbone:
+        """Random Fourier features of mean colours."""
+        calls.append({"variant": variant, "input_size": input_size, "checkpoint_path": checkpoint_path})
+        seed = 0 if variant is None else sum(map(ord, variant))
+        return FakeBackbone(input_size=(input_size, input_size), seed=seed)
+
+    monkeypatch.setattr(registry, "_RUNTIME", {"fake": build})
+    return calls
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("decoder")
+    config = tiny_config(backbone="fake")
+    save_decoder(folder, random_decoder(config).state_dict(), config)
+    return folder
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with a query, three support images of 96 x 80 pixels, and masks."""
+    for index, name in enumerate(("query", "a", "b", "c")):
+        image, labels = shape_image((1,), seed=index)
+        Image.fromarray(image).save(tmp_path / f"{name}.png")
+        Image.fromarray(labels * np.uint8(255)).save(tmp_path / f"{name}_mask.png")
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    Image.fromarray(np.full((10, 10), 255, np.uint8)).save(tmp_path / "small_mask.png")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def segment(decoder: Path, *options: str, output: str = "out") -> int:
+    return cli.main(["segment", "query.png", *options, "--decoder", str(decoder), "--device", "cpu", "-o", output])
+
+
+def test_segment_writes_its_results(photos: Path, decoder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert segment(decoder, "--support", "a.png", "--mask", "a_mask.png") == 0
+    names = ["mask.png", "overlay.png", "overview.png", "result.json"]
+    assert sorted(path.name for path in Path("out").iterdir()) == names
+    result = DiffUp(load_decoder(decoder), device="cpu").segment("query.png", "a.png", "a_mask.png")
+    assert (np.asarray(Image.open("out/mask.png")) == result.mask * 255).all()
+    assert (np.asarray(Image.open("out/overlay.png")) == np.asarray(result.overlay())).all()
+    facts = json.loads(Path("out/result.json").read_text())
+    assert result.summary().items() <= facts.items()
+    assert facts["support"] == [{"image": "a.png", "kind": "mask", "values": ["a_mask.png"]}]
+    assert facts["settings"]["steps"] == 3 and facts["settings"]["ensemble"] == 2
+    assert facts["settings"]["backbone_fingerprint"] == FakeBackbone(input_size=(64, 64)).fingerprint
+    assert facts["versions"]["diffup"] == __version__
+    printed = capsys.readouterr().out
+    assert "quality" in printed
+    assert all(str(Path("out", name)) in printed for name in names)
+
+
+def test_segment_pairs_annotations_with_the_support_before_them(photos: Path, decoder: Path) -> None:
+    boxes = ["--support", "a.png", "--box", "5,5,40,40", "--box", "50,10,90,70"]
+    points = ["--support", "b.png", "c.png", "--points", "10,10 20,30"]
+    strokes = ["--support", "a.png", "--scribble", "30,40 60,70", "--scribble", "5,5"]
+    image = ["--support", "b.png", "--scribble", "b_mask.png"]
+    assert segment(decoder, *boxes, *points, *strokes, *image) == 0
+    expected = DiffUp(load_decoder(decoder), device="cpu").segment(
+        "query.png",
+        ["a.png", "b.png", "c.png", "a.png", "b.png"],
+        [
+            Box([(5, 5, 40, 40), (50, 10, 90, 70)]),
+            None,
+            Points([(10, 10), (20, 30)]),
+            Scribble([[(30, 40), (60, 70)], [(5, 5)]]),
+            Scribble("b_mask.png"),
+        ],
+    )
+    assert (np.asarray(Image.open("out/mask.png")) == expected.mask * 255).all()
+    assert json.loads(Path("out/result.json").read_text())["quality"] == expected.quality
+
+
+def test_segment_options_reach_encoder_and_sampler(
+    photos: Path, decoder: Path, built: list[dict[str, object]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    sampling = ["--steps", "2", "--ensemble", "1", "--threshold", "0.4", "--seed", "7", "--trace", "--quiet"]
+    encoder = ["--backbone", "fake:wide", "--backbone-weights", "w.pt", "--input-size", "96"]
+    assert segment(decoder, "--support", "a.png", *sampling, *encoder) == 0
+    assert built == [{"variant": "wide", "input_size": 96, "checkpoint_path": "w.pt"}]
+    settings = json.loads(Path("out/result.json").read_text())["settings"]
+    expected = {"steps": 2, "ensemble": 1, "threshold": 0.4, "seed": 7, "input_size": [96, 96], "device": "cpu"}
+    assert expected.items() <= settings.items()
+    assert Image.open("out/trace.png").width > 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_segment_seed(photos: Path, decoder: Path) -> None:
+    for output, seed in (("one", "1"), ("again", "1"), ("two", "2")):
+        assert segment(decoder, "--support", "a.png", "--seed", seed, output=output) == 0
+    one, again, two = (json.loads(Path(name, "result.json").read_text()) for name in ("one", "again", "two"))
+    assert one["quality"] == again["quality"] != two["quality"]
+    assert Path("one/mask.png").read_bytes() == Path("again/mask.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "--support"),
+        (["--support", "missing.png"], "support[0]: there is no file"),
+        (["--support", "a.png", "broken.png"], "support[1]"),
+        (["--support", "a.png", "--mask", "missing.png"], "there is no file 'missing.png'"),
+        (["--support", "a.png", "--mask", "small_mask.png"], "annotation[0]: the mask is 10 x 10"),
+        (["--support", "a.png", "--mask", "a_mask.png", "--mask", "b_mask.png"], "2 masks"),
+        (["--support", "a.png", "--box", "1,2,3"], "--box: expected x0,y0,x1,y1"),
+        (["--support", "a.png", "--box", "1,2,3,x"], "--box: expected x0,y0,x1,y1"),
+        (["--support", "a.png", "--box", "30,2,3,40"], "inverted or empty"),
+        (["--support", "a.png", "--box", "0,0,97,80"], "leaves its image"),
+        (["--support", "a.png", "--points", "10 20"], "--points: expected x,y"),
+        (["--support", "a.png", "--points", ""], "--points: expected x,y"),
+        (["--support", "a.png", "--points", "96,2"], "outside of its image"),
+        (["--support", "a.png", "--scribble", "1,2 3"], "--scribble: expected x,y"),
+        (["--support", "a.png", "--scribble", "strokes.png"], "there is no file 'strokes.png'"),
+        (["--support", "a.png", "--steps", "0"], "steps=0"),
+        (["--support", "a.png", "--ensemble", "0"], "ensemble=0"),
+        (["--support", "a.png", "--threshold", "1"], "threshold=1.0"),
+        (["--support", "a.png", "--backbone", "fakes"], "did you mean 'fake'"),
+        (["--support", "a.png", "--decoder", "nowhere"], "'nowhere' is no folder"),
+        (["--support", "a.png", "--device", "abacus"], "device='abacus'"),
+        (["--support", "a.png", "--output", "a.png"], "a.png"),
+    ],
+)
+def test_segment_errors(
+    options: list[str], message: str, photos: Path, decoder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    defaults = ["--decoder", str(decoder), "--output", "out"]
+    assert cli.main(["segment", "query.png", *defaults, *options]) == cli.FAILED
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("diffup: error: ")
+    assert message in printed.err
+    assert len(printed.err.splitlines()) == 1
+    assert not Path("out/result.json").exists()
+
+
+def test_segment_does_not_overwrite_its_input(photos: Path, decoder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("a_mask.png").rename("mask.png")
+    before = Path("mask.png").read_bytes()
+    assert segment(decoder, "--support", "a.png", "--mask", "mask.png", output=".") == cli.FAILED
+    assert "would overwrite mask.png" in capsys.readouterr().err
+    assert Path("mask.png").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--box", "1,2,3,4", "--support", "a.png"], "there is none"),
+        (["--support", "a.png", "--box", "1,2,3,4", "--points", "5,6"], "one kind"),
+        (["--support", "a.png", "--seed", "-1"], "0 or more"),
+        (["--support", "a.png", "--seed", "x"], "invalid number value"),
+        (["--supp", "a.png"], "unrecognized arguments"),
+    ],
+)
+def test_usage_errors(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["segment", "query.png", "-o", "out", *options])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_interruption(
+    photos: Path, decoder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(DiffUp, "segment", interrupt)
+    assert segment(decoder, "--support", "a.png") == 130
+    assert capsys.readouterr().err == "diffup: interrupted\n"
+
+
+@pytest.mark.parametrize("command", [[], ["segment"], ["train"], ["backbones"]])
+def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([*command, "--help"])
+    assert stopped.value.code == 0
+    assert ("examples:" in capsys.readouterr().out) == bool(command)
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["--version"])
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out == f"diffup {__version__}\n"
+
+
+def test_parser_imports_nothing_heavy() -> None:
+    """The module itself, under an empty package: what `diffup/__init__.py` brings in is not its business."""
+    script = f"""
+import sys, types
+package = types.ModuleType("diffup")
+package.__path__, package.__version__ = [{str(ROOT / "diffup")!r}], "0"
+sys.modules["diffup"] = package
+sys.modules.update(dict.fromkeys(("torch", "numpy", "PIL")))  # importing one of them fails
+from diffup.cli import build_parser
+build_parser().format_help()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def test_backbones(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["backbones"]) == 0
+    printed = capsys.readouterr().out
+    assert "fake  (runtime, installed)\n    Random Fourier features of mean colours.\n" in printed
+    assert "bundled:efficientnet_lite0" in printed
+
+
+def test_backbones_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["backbones", "--json"]) == 0
+    families = {family["family"]: family for family in json.loads(capsys.readouterr().out)}
+    assert {"bundled", "timm", "open_clip", "transformers", "fake"} == set(families)
+    assert families["fake"]["origin"] == "runtime"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_folder(tmp_path_factory.mktemp("labelled") / "data")
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Path:
+    """A config file of a run that takes seconds."""
+    path = tmp_path / "train.json"
+    decoder = {**TINY, "timesteps": 50, "steps": 3, "ensemble": 2, "backbone": "fake", "priors": {"grid": 8}}
+    views = {"crops": 1, "pasted": 3}
+    path.write_text(
+        json.dumps({"decoder": decoder, "views": views, "backbones": ["fake"], "steps": 4, "batch_size": 2})
+    )
+    return path
+
+
+def train(data: Path, run: Path, settings: Path, *options: str) -> int:
+    return cli.main(
+        ["train", str(data), "-o", str(run), "--config", str(settings), "--device", "cpu", "--quiet", *options]
+    )
+
+
+def test_train_and_resume(data: Path, settings: Path, tmp_path: Path, photos: Path) -> None:
+    cache = ["--cache", str(tmp_path / "cache")]
+    options = ["--fold", "0", "--steps", "3", "--seed", "5", *cache]
+    assert train(data, tmp_path / "whole", settings, *options) == 0
+    assert train(data, tmp_path / "parts", settings, *options, "--stop-after", "1") == 0
+    partial = load_file(tmp_path / "parts" / "decoder" / "model.safetensors")
+    assert train(data, tmp_path / "parts", settings, *options) == 0
+    whole, parts = (load_file(tmp_path / run / "decoder" / "model.safetensors") for run in ("whole", "parts"))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    assert any(not torch.equal(whole[name], partial[name]) for name in whole)
+    resolved = json.loads((tmp_path / "parts" / "config.json").read_text())
+    assert (resolved["fold"], resolved["steps"], resolved["seed"], resolved["batch_size"]) == (0, 3, 5, 2)
+    assert segment(tmp_path / "parts" / "decoder", "--support", "a.png", "--mask", "a_mask.png") == 0
+
+
+def test_train_says_where_the_decoder_is(
+    data: Path, settings: Path, tmp_path: Path, built: list[dict[str, object]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--backbone", "fake:a=weights.pt", "--backbone", "fake:b", "--steps", "1", "--batch-size", "1"]
+    arguments = ["train", str(data), "-o", str(tmp_path / "run"), "--config", str(settings), "--device", "cpu"]
+    assert cli.main([*arguments, *options]) == 0
+    assert [(call["variant"], call["checkpoint_path"]) for call in built] == [("a", "weights.pt"), ("b", None)]
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["backbones"] == ["fake:a", "fake:b"]
+    assert f"decoder: {tmp_path / 'run' / 'decoder'}\n" in capsys.readouterr().out
+
+
+def test_train_refuses_another_config_in_the_same_folder(
+    data: Path, settings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache = ["--cache", str(tmp_path / "cache")]
+    assert train(data, tmp_path / "run", settings, *cache, "--stop-after", "1") == 0
+    before = (tmp_path / "run" / "config.json").read_text()
+    assert train(data, tmp_path / "run", settings, *cache, "--seed", "9") == cli.FAILED
+    assert "seed: 0 there, 9 here" in capsys.readouterr().err
+    assert (tmp_path / "run" / "config.json").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--steps", "0"], "steps=0"),
+        (["--fold", "7"], "fold=7"),
+        (["--backbone", "fake="], "NAME=CHECKPOINT"),
+        (["--backbone", "unheard-of"], "unknown backbone family"),
+        (["--backgrounds", "."], "backgrounds="),
+        (["--config", "missing.json"], "missing.json"),
+    ],
+)
+def test_train_errors(
+    options: list[str],
+    message: str,
+    data: Path,
+    settings: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert train(data, tmp_path / "run", settings, *options) == cli.FAILED
+    printed = capsys.readouterr()
+    assert printed.err.startswith("diffup: error: ")
+    assert message in printed.err
+
+
+def test_train_on_a_folder_without_the_layout(
+    settings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(tmp_path, tmp_path / "run", settings) == cli.FAILED
+    assert "splits.json" in capsys.readouterr().err

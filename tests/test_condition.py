@@ -1,0 +1,370 @@
+"""The `Condition`: the same for every encoder, annotation and number of shots (the paper's central claim, exactly)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from fakes import pad_channels, random_episode, rotate
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from diffup.annotation import Box, Mask, Points, Scribble, pair_supports
+from diffup.errors import ConfigError
+from diffup.priors.condition import (
+    SIZES,
+    Condition,
+    SupportFeatures,
+    build_condition,
+    fused_priors,
+    mean_prior,
+    pool_to_grid,
+)
+from diffup.priors.config import PRIOR_KINDS, PriorConfig
+from diffup.support import plan_views, support_features, view_regions
+
+CONFIGS = {
+    "default": PriorConfig(grid=8),
+    "paper": PriorConfig(kinds=("prototype",), centre=False, affinity_power=1.0, layout="own", grid=8),
+    "plain": PriorConfig(affinity=False, extra_priors=0, edges=False, layout="own", grid=8),
+    "match first": PriorConfig(kinds=("match", "contrast"), extra_priors=1, grid=8),
+}
+
+
+def tensors(condition: Condition) -> list[Tensor]:
+    return [*condition.levels, condition.prior, condition.image]
+
+
+def assert_shape(condition: Condition, config: PriorConfig, batch: int) -> None:
+    assert [tuple(level.shape) for level in condition.levels] == [
+        (batch, config.condition_channels, side, side) for side in SIZES
+    ]
+    assert condition.prior.shape == (batch, 1, 64, 64) and condition.image.shape == (batch, 3, 64, 64)
+    for tensor in tensors(condition):
+        assert tensor.isfinite().all()
+        assert tensor.min() >= -1 - 1e-6 and tensor.max() <= 1 + 1e-6
+
+
+def assert_same(a: Condition, b: Condition, atol: float = 1e-5) -> None:
+    for one, other in zip(tensors(a), tensors(b), strict=True):
+        assert torch.allclose(one, other, atol=atol), float((one - other).abs().max())
+
+
+def through(change: Callable[[Tensor], Tensor], query: Sequence[Tensor], support: SupportFeatures) -> tuple:
+    levels = tuple(change(level) for level in support.levels)
+    return [change(level) for level in query], replace(support, levels=levels)
+
+
+widths = st.lists(st.integers(1, 9), min_size=4, max_size=4)
+sides = st.lists(st.integers(1, 12), min_size=4, max_size=4).map(lambda values: sorted(values, reverse=True))
+configs = st.builds(
+    PriorConfig,
+    kinds=st.lists(st.sampled_from(PRIOR_KINDS), min_size=1, unique=True).map(tuple),
+    centre=st.booleans(),
+    affinity=st.booleans(),
+    affinity_power=st.sampled_from([0.5, 1.0, 2.0, 3.0]),
+    normalisation=st.sampled_from(["minmax", "rank", "affine"]),
+    extra_priors=st.integers(0, 4),
+    layout=st.sampled_from(["own", "all"]),
+    edges=st.booleans(),
+    grid=st.integers(1, 9),
+)
+
+
+@given(widths, sides, st.integers(1, 5), configs, st.integers(0, 1000))
+@settings(max_examples=40, deadline=None)
+def test_the_shape_depends_on_the_config_alone(
+    widths: list[int], sides: list[int], shots: int, config: PriorConfig, seed: int
+) -> None:
+    episode = random_episode(widths, sides, shots, seed=seed)
+    assert_shape(build_condition(*episode, config), config, batch=2)
+
+
+@given(st.sampled_from(["l2_unit", "l2", "l1"]), st.sampled_from(["exponential", "reciprocal"]))
+@settings(max_examples=6, deadline=None)
+def test_every_metric_of_table_7_gives_a_condition(metric: str, conversion: str) -> None:
+    config = PriorConfig(metric=metric, conversion=conversion, grid=8)
+    assert_shape(build_condition(*random_episode(), config), config, batch=2)
+
+
+def test_non_square_features_are_welcome() -> None:
+    query, support, images = random_episode()
+    wide = [torch.cat([level, level.flip(-1)], dim=-1) for level in query]
+    tall = replace(support, levels=tuple(torch.cat([level, level], dim=-2) for level in support.levels))
+    for config in CONFIGS.values():
+        assert_shape(build_condition(wide, tall, images, config), config, batch=2)
+
+
+@pytest.mark.parametrize("shots", [1, 2, 3, 5])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_rotation_of_feature_space_changes_nothing(name: str, shots: int) -> None:
+    query, support, images = random_episode(shots=shots, batch=4)
+    turned = through(rotate, query, support)
+    assert not torch.allclose(turned[0][0], query[0], atol=0.1)
+    assert_same(build_condition(query, support, images, CONFIGS[name]), build_condition(*turned, images, CONFIGS[name]))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_channels_of_zeros_change_nothing(name: str) -> None:
+    query, support, images = random_episode()
+    padded = through(pad_channels, query, support)
+    assert_same(build_condition(query, support, images, CONFIGS[name]), build_condition(*padded, images, CONFIGS[name]))
+
+
+@pytest.mark.parametrize("scale", [0.01, 100.0])
+def test_the_scale_of_the_features_changes_nothing(scale: float) -> None:
+    query, support, images = random_episode()
+    scaled = through(lambda level: level * scale, query, support)
+    config = CONFIGS["default"]
+    assert_same(build_condition(query, support, images, config), build_condition(*scaled, images, config))
+
+
+@given(st.integers(2, 4).flatmap(lambda shots: st.permutations(range(shots))), st.sampled_from(sorted(CONFIGS)))
+@settings(max_examples=20, deadline=None)
+def test_the_order_of_the_supports_does_not_matter(order: list[int], name: str) -> None:
+    query, support, images = random_episode(shots=len(order))
+    shuffled = SupportFeatures(
+        tuple(level[:, order] for level in support.levels),
+        support.foreground[:, order],
+        support.background[:, order],
+        support.valid[:, order],
+    )
+    assert_same(build_condition(query, support, images, CONFIGS[name]), build_condition(query, shuffled, images, CONFIGS[name]))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_equal_supports_give_one_supports_priors_and_no_variance(name: str) -> None:
+    config = CONFIGS[name]
+    query, support, _ = random_episode(shots=1)
+    tripled = SupportFeatures(
+        tuple(level.expand(-1, 3, -1, -1, -1) for level in support.levels),
+        *(part.expand(-1, 3, *part.shape[2:]) for part in (support.foreground, support.background, support.valid)),
+    )
+    kinds = len(config.kinds)
+    for one, three in zip(fused_priors(query, support, config), fused_priors(query, tripled, config), strict=True):
+        assert torch.allclose(one, three, atol=1e-6)
+        assert three[:, kinds : 2 * kinds].max() < 1e-9
+        for extra in range(config.extra_priors):
+            assert torch.allclose(three[:, 2 * kinds + extra], three[:, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_episodes_padded_to_more_shots_are_the_same(name: str) -> None:
+    query, support, images = random_episode(shots=3)
+    padding = [torch.zeros_like(part[:, :1]) for part in (*support.levels, support.foreground)]
+    padded = SupportFeatures(
+        tuple(torch.cat([level, zeros], dim=1) for level, zeros in zip(support.levels, padding[:4], strict=True)),
+        torch.cat([support.foreground, padding[4]], dim=1),
+        torch.cat([support.background, padding[4]], dim=1),
+        torch.tensor([[True, True, True, False]] * 2),
+    )
+    assert_same(build_condition(query, support, images, CONFIGS[name]), build_condition(query, padded, images, CONFIGS[name]))
+
+
+def test_episodes_of_a_batch_do_not_see_each_other() -> None:
+    query, support, images = random_episode(batch=3)
+    config = CONFIGS["default"]
+    together = build_condition(query, support, images, config)
+    for index in range(3):
+        one = slice(index, index + 1)
+        alone = SupportFeatures(
+            tuple(level[one] for level in support.levels),
+            support.foreground[one],
+            support.background[one],
+            support.valid[one],
+        )
+        condition = build_condition([level[one] for level in query], alone, images[one], config)
+        for tensor, whole in zip(tensors(condition), tensors(together), strict=True):
+            assert torch.allclose(tensor, whole[one], atol=1e-5)
+
+
+def test_own_layout_gives_each_level_its_own_backbone_level_and_all_gives_every_level_all() -> None:
+    query, support, images = random_episode()
+    own, every = replace(CONFIGS["default"], layout="own"), CONFIGS["default"]
+    before, before_all = build_condition(query, support, images, own), build_condition(query, support, images, every)
+    query[2] = torch.randn(query[2].shape, generator=torch.Generator().manual_seed(9))
+    after, after_all = build_condition(query, support, images, own), build_condition(query, support, images, every)
+    changed = [not torch.equal(a, b) for a, b in zip(before.levels, after.levels, strict=True)]
+    assert changed == [False, False, True, False]
+    channels = own.prior_channels
+    for a, b in zip(before_all.levels, after_all.levels, strict=True):
+        differing = [not torch.equal(a[:, i], b[:, i]) for i in range(a.shape[1])]
+        third = range(2 * channels, 3 * channels)
+        assert {i for i, different in enumerate(differing) if different} <= set(third) and any(differing)
+    for index in range(4):  # a level's own priors are the same in both layouts
+        block = before_all.levels[index][:, index * channels : (index + 1) * channels]
+        assert torch.equal(block, before.levels[index][:, :channels])
+
+
+def test_the_prior_is_the_mean_of_kinds_over_the_last_two_levels() -> None:
+    levels = [torch.rand(1, 8, side, side) for side in (16, 8, 8, 8)]
+    expected = (levels[2][:, :3].mean(dim=1) + levels[3][:, :3].mean(dim=1)) / 2
+    assert torch.allclose(mean_prior(levels, 8, kinds=3)[:, 0], expected, atol=1e-6)
+
+
+def test_edge_channels_come_last_and_can_be_left_out() -> None:
+    query, support, images = random_episode()
+    config = CONFIGS["default"]
+    with_edges = build_condition(query, support, images, config)
+    without = build_condition(query, support, images, replace(config, edges=False))
+    for a, b in zip(with_edges.levels, without.levels, strict=True):
+        assert torch.equal(a[:, :-2], b)
+        assert a[:, -2:].std() > 0
+    other = build_condition(query, support, torch.rand(images.shape), config)
+    for a, b in zip(with_edges.levels, other.levels, strict=True):
+        assert torch.equal(a[:, :-2], b[:, :-2]) and not torch.equal(a[:, -2:], b[:, -2:])
+
+
+def planted_episode() -> tuple[list[Tensor], SupportFeatures]:
+    """Features in which the class, and a distractor that the support shows too, are unmistakable."""
+    generator = torch.Generator().manual_seed(3)
+    ground, thing, other = torch.randn(3, 16, generator=generator)
+    labels = torch.zeros(2, 16, 16, dtype=torch.long)  # query, support
+    labels[0, 2:8, 9:15], labels[0, 10:14, 2:6] = 1, 2
+    labels[1, 4:12, 1:7], labels[1, 9:15, 10:15] = 1, 2
+    features = torch.stack([ground, thing, other])[labels].permute(0, 3, 1, 2)
+    features = features + 0.1 * torch.randn(features.shape, generator=generator)
+    levels = [features, *(torch.nn.functional.avg_pool2d(features, k) for k in (2, 2, 4))]
+    foreground = torch.nn.functional.interpolate((labels[1:] == 1).float()[None], (128, 128))
+    support = SupportFeatures(
+        tuple(level[1:, None] for level in levels), foreground, 1 - foreground, torch.ones(1, 1, dtype=torch.bool)
+    )
+    return [level[:1] for level in levels], support
+
+
+@pytest.mark.parametrize("kind", PRIOR_KINDS)
+@pytest.mark.parametrize("affinity", [True, False])
+def test_every_kind_of_prior_finds_the_class(kind: str, affinity: bool) -> None:
+    query, support = planted_episode()
+    prior = fused_priors(query, support, PriorConfig(kinds=(kind,), affinity=affinity, grid=16))[0][0, 0]
+    inside, distractor = prior[2:8, 9:15], prior[10:14, 2:6]
+    assert inside.mean() > 0.8 and distractor.mean() < 0.5
+    assert inside.min() > max(prior[:, :8].max(), prior[10:].max())
+
+
+@pytest.mark.parametrize("kind", PRIOR_KINDS)
+def test_without_a_mask_the_prior_is_finite_and_says_something(kind: str) -> None:
+    query, support = planted_episode()
+    everything = replace(
+        support, foreground=torch.ones_like(support.foreground), background=torch.zeros_like(support.background)
+    )
+    for config in (PriorConfig(kinds=(kind,), grid=16), PriorConfig(kinds=(kind,), affinity=False, grid=16)):
+        for level in fused_priors(query, everything, config):
+            assert level.isfinite().all()
+            assert level[0, 0].max() - level[0, 0].min() > 0.9
+    condition = build_condition(query, everything, torch.rand(1, 3, 128, 128), PriorConfig(grid=16))
+    assert_shape(condition, PriorConfig(grid=16), batch=1)
+    assert condition.prior.std() > 0.05
+
+
+def test_pooling_to_a_grid_never_enlarges() -> None:
+    features = torch.rand(2, 3, 20, 5)
+    assert pool_to_grid(features, 8).shape == (2, 3, 8, 5)
+    assert pool_to_grid(features, 24) is features
+    assert torch.allclose(pool_to_grid(features, 10)[..., 0, 0], features[:, :, :2, 0].mean(dim=2))
+
+
+def test_repeat_keeps_members_together() -> None:
+    condition = build_condition(*random_episode(batch=2), CONFIGS["plain"])
+    repeated = condition.repeat(3)
+    for one, many in zip(tensors(condition), tensors(repeated), strict=True):
+        assert torch.equal(many, torch.cat([one, one, one]))
+
+
+# --- the support side ------------------------------------------------------------------------------------------------
+
+IMAGE = torch.rand(3, 70, 90, generator=torch.Generator().manual_seed(0))
+MASK = torch.zeros(70, 90, dtype=torch.bool)
+MASK[20:50, 30:60] = True
+ANNOTATIONS = {
+    "mask": Mask(MASK),
+    "box": Box(30, 20, 60, 50),
+    "scribble": Scribble([(35, 25), (50, 40)]),
+    "points": Points([(40, 30)]),
+    "none": None,
+}
+
+
+def support_side(annotations: Sequence[object]) -> SupportFeatures:
+    supports = pair_supports([IMAGE] * len(annotations), list(annotations))
+    plan = plan_views(len(supports))
+    generator = torch.Generator().manual_seed(1)
+    levels = [torch.randn(len(plan), 6, side, side, generator=generator) for side in (12, 6, 3, 2)]
+    return support_features(levels, view_regions(supports, plan))
+
+
+def test_a_single_support_comes_as_five_views_and_more_as_they_are() -> None:
+    assert [index for index, _ in plan_views(1)] == [0] * 5
+    assert [index for index, _ in plan_views(3)] == [0, 1, 2]
+    assert len({view for _, view in plan_views(3)}) == 1
+
+
+@given(st.lists(st.sampled_from(sorted(ANNOTATIONS)), min_size=1, max_size=5))
+@settings(max_examples=20, deadline=None)
+def test_any_annotations_give_the_same_shape(names: list[str]) -> None:
+    support = support_side([ANNOTATIONS[name] for name in names])
+    query, _, images = random_episode(widths=(6, 6, 6, 6), batch=1)
+    config = CONFIGS["default"]
+    assert_shape(build_condition(query, support, images, config), config, batch=1)
+
+
+def test_regions_are_the_annotation_on_the_128_px_square() -> None:
+    regions = view_regions(pair_supports([IMAGE, IMAGE], [Mask(MASK), None]), plan_views(2))
+    assert regions.shape == (2, 2, 128, 128)
+    assert torch.allclose(regions[0].sum(dim=0), torch.ones(128, 128), atol=1e-5)
+    assert float(regions[0, 0].mean()) == pytest.approx(float(MASK.float().mean()), abs=0.03)
+    assert torch.equal(regions[1, 0], torch.ones(128, 128)) and not regions[1, 1].any()
+
+
+@pytest.mark.parametrize("corner", [(2, 2), (87, 67), (2, 67)])
+def test_a_view_that_loses_sight_of_the_object_does_not_count(corner: tuple[int, int]) -> None:
+    support = support_side([Points([corner], radius=2)])
+    assert support.valid[0, 0] and not support.valid.all()
+    query, _, images = random_episode(widths=(6, 6, 6, 6), batch=1)
+    config = CONFIGS["default"]
+    condition = build_condition(query, support, images, config)
+    assert_shape(condition, config, batch=1)
+    seen = support.valid[0]
+    only = SupportFeatures(
+        tuple(level[:, seen] for level in support.levels),
+        support.foreground[:, seen],
+        support.background[:, seen],
+        support.valid[:, seen],
+    )
+    assert_same(condition, build_condition(query, only, images, config))
+
+
+# --- the config ------------------------------------------------------------------------------------------------------
+
+
+@given(configs)
+@settings(max_examples=30, deadline=None)
+def test_channel_counts_follow_from_the_config(config: PriorConfig) -> None:
+    assert config.prior_channels == 2 * len(config.kinds) + config.extra_priors
+    levels = 4 if config.layout == "all" else 1
+    assert config.condition_channels == levels * config.prior_channels + 2 * config.edges
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("kinds", ()),
+        ("kinds", ("prototype", "prototype")),
+        ("kinds", ("prototype", "text")),
+        ("metric", "l3"),
+        ("metric", "l2"),  # contradicts the conversion
+        ("conversion", "square"),
+        ("normalisation", "softmax"),
+        ("layout", "both"),
+        ("affinity_power", 0.0),
+        ("affinity_power", float("nan")),
+        ("extra_priors", -1),
+        ("grid", 0),
+    ],
+)
+def test_wrong_settings_are_named(field: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=f"{field}="):
+        PriorConfig(**{field: value})
