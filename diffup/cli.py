@@ -116,10 +116,10 @@ def train(args: argparse.Namespace) -> None:
     """`diffup train`: a decoder from a labelled folder, or more steps of a run that was interrupted."""
     from diffup.backbones import load_backbone
     from diffup.files import write_text
-    from diffup.model import _device
+    from diffup.model import resolve_device
     from diffup.training import trainer
 
-    device = _device(args.device)
+    device = resolve_device(args.device)
     checkpoints = dict(_split_backbone(text) for text in args.backbone)
     config = _train_config(args, tuple(checkpoints))
     backbones = []
@@ -136,6 +136,8 @@ def train(args: argparse.Namespace) -> None:
         backbones,
         backgrounds=args.backgrounds,
         cache=args.cache,
+        in_memory=args.in_memory,
+        initial=args.initial,
         device=device,
         stop_after=args.stop_after,
         progress=not args.quiet,
@@ -261,6 +263,8 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=_at_least(0), metavar="N", help="seed of the run")
     parser.add_argument("--backgrounds", metavar="FOLDER", type=Path, help="more photos to paste objects onto")
     parser.add_argument("--cache", metavar="FOLDER", type=Path, help="cached features; default: RUN/cache")
+    parser.add_argument("--in-memory", action="store_true", help="keep the cached features in memory, for slow disks")
+    parser.add_argument("--initial", metavar="FOLDER", type=Path, help="decoder to start from; default: random weights")
     parser.add_argument("--device", help="cpu, cuda, ...; default: cuda where there is one")
     parser.add_argument(
         "--stop-after", type=_at_least(1), metavar="N", help="stop at this step; the run can go on later"

@@ -59,7 +59,7 @@ class DiffUp:
         backbone: str | Backbone | None = None,
         device: str | torch.device | None = None,
     ) -> None:
-        self.device = _device(device)
+        self.device = resolve_device(device)
         self.decoder = decoder.eval().requires_grad_(False).to(self.device)
         self.backbone = load_backbone(decoder.config.backbone if backbone is None else backbone).to(self.device)
         self.diffusion = Diffusion(decoder.config)
@@ -179,7 +179,9 @@ class DiffUp:
         Raises:
             BackboneError: the encoder breaks the protocol.
         """
-        resized = torch.stack([resize_image(image, self.backbone.input_size) for image in images]).to(self.device)
+        resized = torch.stack([resize_image(image, self.backbone.input_size) for image in images])
+        # Channels-last convolutions are about a third faster on a CPU.
+        resized = resized.to(self.device, memory_format=torch.channels_last)
         parts = [self._pyramid(chunk) for chunk in resized.split(_BATCH)]
         return [torch.cat(levels) for levels in zip(*parts, strict=True)]
 
@@ -270,7 +272,12 @@ def enlarge(maps: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(maps[None], size, mode="bilinear", align_corners=False, antialias=True)[0].cpu()
 
 
-def _device(device: str | torch.device | None) -> torch.device:
+def resolve_device(device: str | torch.device | None) -> torch.device:
+    """The device to use: the one named, or CUDA where there is one.
+
+    Raises:
+        ConfigError: it is not available.
+    """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

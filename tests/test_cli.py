@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from diffup import Box, DiffUp, Points, Scribble, __version__, cli
 from diffup.backbones import registry
 from diffup.decoder.weights import load_decoder, save_decoder
+from diffup.training.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -291,6 +292,16 @@ def test_train_says_where_the_decoder_is(
     assert f"decoder: {tmp_path / 'run' / 'decoder'}\n" in capsys.readouterr().out
 
 
+def test_train_from_a_decoder(data: Path, settings: Path, tmp_path: Path) -> None:
+    config = TrainConfig.from_json(settings.read_text()).decoder
+    save_decoder(tmp_path / "initial", random_decoder(config).state_dict(), config)
+    text = json.loads(settings.read_text()) | {"steps": 1, "batch_size": 1, "learning_rate": 1e-12, "weight_decay": 0}
+    settings.write_text(json.dumps(text))
+    assert train(data, tmp_path / "run", settings, "--initial", str(tmp_path / "initial"), "--in-memory") == 0
+    before, after = (load_file(tmp_path / f / "model.safetensors") for f in ("initial", "run/decoder"))
+    assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in before)
+
+
 def test_train_refuses_another_config_in_the_same_folder(
     data: Path, settings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -311,6 +322,7 @@ def test_train_refuses_another_config_in_the_same_folder(
         (["--backbone", "unheard-of"], "unknown backbone family"),
         (["--backgrounds", "."], "backgrounds="),
         (["--config", "missing.json"], "missing.json"),
+        (["--initial", "nowhere"], "nowhere"),
     ],
 )
 def test_train_errors(

@@ -165,12 +165,18 @@ def test_best_match_where_everything_is_foreground_takes_the_mean_for_background
         assert torch.allclose(result, expected)
 
 
-@pytest.mark.parametrize("weight", [1e-7, 1e-3, 1.0])
+@pytest.mark.parametrize("weight", [1e-5, 1e-3, 1.0])
 def test_best_match_finds_a_foreground_however_faint(weight: float) -> None:
     similarity = noise(1, 3, 4)
     foreground = torch.tensor([[0.0, weight, 0.0]])
     result = best_match(similarity, foreground, torch.zeros(1, 3), torch.tensor([False]))
     assert torch.allclose(result, similarity[:, 1] - similarity.mean(dim=1))
+
+
+def test_best_match_of_no_foreground_is_finite() -> None:
+    for known in (True, False):
+        result = best_match(noise(1, 3, 4), torch.zeros(1, 3), torch.ones(1, 3), torch.tensor([known]))
+        assert result.isfinite().all()
 
 
 @given(st.integers(2, 50), st.integers(0, 1000))

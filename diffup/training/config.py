@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from diffup.decoder.config import DecoderConfig, from_dict
 from diffup.errors import ConfigError
@@ -116,7 +116,8 @@ class TrainConfig:
         views: augmented views.
         episodes: which episodes.
         perturb: changes of the priors.
-        backbones: names of the encoders to train with; each batch uses one of them.
+        backbones: names of the encoders to train with; each batch uses one of them, and the first becomes the decoder's
+            default.
         fold: fold whose classes are held out; None trains on all classes.
         steps: training steps.
         batch_size: episodes a step.
@@ -155,6 +156,9 @@ class TrainConfig:
         object.__setattr__(self, "backbones", tuple(self.backbones))
         if not self.backbones:
             raise ConfigError("backbones is empty: name one or more encoders to train with")
+        object.__setattr__(self, "decoder", replace(self.decoder, backbone=self.backbones[0]))
+        if self.seed < 0:
+            raise ConfigError(f"seed={self.seed}: it must be 0 or more")
         for name in ("steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}: it must be 1 or more")

@@ -99,8 +99,9 @@ def train(
     out, device = Path(out), torch.device(device)
     if len(backbones) != len(config.backbones):
         raise ConfigError(f"backbones: {len(backbones)} encoders given for the {len(config.backbones)} of the config")
-    if checkpoint_every < 1:
-        raise ConfigError(f"checkpoint_every={checkpoint_every}: it must be 1 or more")
+    for name, value in (("checkpoint_every", checkpoint_every), ("stop_after", stop_after)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{name}={value}: it must be 1 or more")
     folder = LabelledFolder.open(data)
     held_out = folder.fold(config.fold) if config.fold is not None else ()
     classes = [c for c in folder.classes if c not in held_out]
@@ -116,7 +117,7 @@ def train(
         while trainer.step < end:
             losses = trainer.advance()
             bar.update()
-            bar.set_postfix(loss=f"{losses.total:.3f}", iou=f"{losses.iou:.3f}", refresh=False)
+            bar.set_postfix(loss=f"{losses.total.detach():.3f}", refresh=False)
             if trainer.step % checkpoint_every == 0 or trainer.step == end:
                 trainer.save(out)
                 _log(out / LOG, trainer.step, losses)
@@ -323,6 +324,6 @@ def _photos(folder: str | os.PathLike[str] | None) -> list[Path]:
 
 
 def _log(path: Path, step: int, losses: Losses) -> None:
-    values = {name: round(float(getattr(losses, name)), 5) for name in ("total", "diffusion", "error", "iou")}
+    values = {name: round(float(getattr(losses, name).detach()), 5) for name in ("total", "diffusion", "error", "iou")}
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps({"step": step, **values}) + "\n")

@@ -1,0 +1,242 @@
+"""The meter, the episodes, and the evaluator, which must score what `DiffUp.segment` gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fakes import FakeBackbone, make_folder, random_decoder, tiny_config
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diffup import Box, DiffUp
+from diffup.data.folder import LabelledFolder
+from diffup.data.weak import tight_box
+from diffup.errors import ConfigError, DataError
+from diffup.evaluation import evaluate
+from diffup.evaluation.episodes import Episode, draw_episodes
+from diffup.evaluation.evaluate import THRESHOLDS, Evaluator
+from diffup.evaluation.meter import Meter
+
+# --- the meter -------------------------------------------------------------------------------------------------------
+
+
+def test_the_worked_example_of_hsnets_meter() -> None:
+    """Numbers of HSNet's own meter on a fixed stream of random masks."""
+    rng = np.random.RandomState(0)
+    meter = Meter(range(5))
+    for c in (0, 0, 2, 4):
+        target, predicted = rng.rand(6, 6) > 0.5, rng.rand(6, 6) > 0.5
+        ignore = (rng.rand(6, 6) > 0.85) & ~target
+        meter.update(c, predicted, target, ignore)
+    assert meter.intersection.tolist() == [[9, 0, 8, 0, 7], [16, 0, 9, 0, 9]]
+    assert meter.union.tolist() == [[56, 0, 26, 0, 25], [63, 0, 27, 0, 27]]
+    assert meter.miou() == pytest.approx(18.4127, abs=5e-5)
+    assert meter.fb_iou() == pytest.approx(25.7449, abs=5e-5)
+
+
+def test_an_iou_is_taken_of_sums_and_not_averaged_over_episodes() -> None:
+    meter = Meter([3, 7])
+    small, large = np.zeros((2, 10, 10), dtype=bool)
+    small[0, :1] = True
+    large[:8] = True
+    meter.update(3, small, small)  # IoU 1 of one pixel row
+    meter.update(3, ~large, large)  # IoU 0 of eight
+    assert meter.class_iou() == {3: pytest.approx(100 * 1 / 101 * small.sum()), 7: 0.0}
+    assert meter.miou() == pytest.approx(meter.class_iou()[3] / 2)  # a class that never occurs counts as 0
+
+
+@given(st.integers(0, 1000), st.permutations(range(4)))
+@settings(max_examples=20, deadline=None)
+def test_the_order_of_episodes_does_not_matter_and_ignored_pixels_do_not_count(seed: int, order: list[int]) -> None:
+    rng = np.random.default_rng(seed)
+    episodes = [(int(rng.integers(3)), *(rng.random((3, 5, 5)) > 0.5)) for _ in range(4)]
+    meter, shuffled, masked = Meter(range(3)), Meter(range(3)), Meter(range(3))
+    for c, predicted, target, ignore in episodes:
+        meter.update(c, predicted, target, ignore)
+        masked.update(c, predicted[~ignore][None], target[~ignore][None])
+    for index in order:
+        shuffled.update(*episodes[index])
+    assert meter.miou() == shuffled.miou() == masked.miou() and meter.fb_iou() == shuffled.fb_iou() == masked.fb_iou()
+
+
+def test_a_perfect_prediction_has_all_of_the_iou() -> None:
+    mask = np.arange(12).reshape(3, 4) > 5
+    meter = Meter([1])
+    meter.update(1, mask, mask)
+    assert meter.miou() == 100 and meter.fb_iou() == 100
+
+
+# --- episodes --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(shapes: Path) -> LabelledFolder:
+    return LabelledFolder.open(shapes)
+
+
+@pytest.mark.parametrize("shots", [1, 2, 5])
+def test_the_query_is_never_among_its_supports(folder: LabelledFolder, shots: int) -> None:
+    pairs = folder.pairs("train", folder.classes)
+    episodes = draw_episodes(folder, "train", [1, 2, 3], shots, 80, seed=0)
+    assert len(episodes) == 80 and {episode.class_id for episode in episodes} == {1, 2, 3}
+    for episode in episodes:
+        assert len(episode.supports) == shots and episode.query not in episode.supports
+        assert {episode.query, *episode.supports} <= set(pairs[episode.class_id])
+        if len(pairs[episode.class_id]) > shots:
+            assert len(set(episode.supports)) == shots
+
+
+def test_a_seed_means_one_stream(folder: LabelledFolder) -> None:
+    stream = draw_episodes(folder, "train", [1, 2], 1, 30, seed=5)
+    assert stream == draw_episodes(folder, "train", [1, 2], 1, 30, seed=5)
+    assert stream[:10] == draw_episodes(folder, "train", [1, 2], 1, 10, seed=5)  # a longer one begins as a shorter
+    assert stream != draw_episodes(folder, "train", [1, 2], 1, 30, seed=6)
+    assert {episode.class_id for episode in stream} == {1, 2}
+
+
+def test_no_class_with_two_images_is_an_error(folder: LabelledFolder) -> None:
+    with pytest.raises(DataError, match=r"no class of \[9\] has two images in split 'test'"):
+        draw_episodes(folder, "test", [9], 1, 5, seed=0)
+    with pytest.raises(DataError, match="split='val'"):
+        draw_episodes(folder, "val", [1], 1, 5, seed=0)
+
+
+# --- the evaluator ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model() -> DiffUp:
+    return DiffUp(random_decoder(tiny_config()), FakeBackbone((8, 12, 16, 24), (4, 8, 8, 16), (64, 64)), "cpu")
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[np.ndarray, float]]:
+    """Probability and prior maps, and predicted IoUs, as the evaluator scores them."""
+    seen: list[tuple[np.ndarray, float]] = []
+    plain = evaluate._Tally.add
+
+    def add(self, class_id, maps, labels, ignore, quality) -> None:  # noqa: ANN001
+        seen.append((maps, quality))
+        plain(self, class_id, maps, labels, ignore, quality)
+
+    monkeypatch.setattr(evaluate._Tally, "add", add)
+    return seen
+
+
+@pytest.mark.parametrize("shots", [1, 3])
+@pytest.mark.parametrize("kind", ["mask", "box", "none"])
+def test_what_is_scored_is_what_segment_gives(
+    model: DiffUp, folder: LabelledFolder, recorded: list[tuple[np.ndarray, float]], kind: str, shots: int
+) -> None:
+    episodes = draw_episodes(folder, "train", [1, 2], shots, 3, seed=1)
+    scores = Evaluator(model, folder).run(episodes, kind, steps=2, ensemble=2, seed=7, batch_size=2)
+    generator = torch.Generator().manual_seed(7)
+    meter = Meter([1, 2] if {e.class_id for e in episodes} == {1, 2} else [episodes[0].class_id])
+    for episode, (maps, quality) in zip(episodes, recorded, strict=True):
+        masks = [folder.mask(name) == episode.class_id for name in episode.supports]
+        annotations = {"mask": masks, "box": [tight_box(mask) for mask in masks], "none": [None] * shots}[kind]
+        assert kind != "box" or isinstance(annotations[0], Box)
+        result = model.segment(
+            folder.image_path(episode.query),
+            [folder.image_path(name) for name in episode.supports],
+            annotations,
+            steps=2,
+            ensemble=2,
+            generator=generator,
+        )
+        assert np.abs(result.probability - maps[0]).max() < 1e-5
+        assert np.abs(result.prior - maps[1]).max() < 1e-5
+        assert result.quality == pytest.approx(quality, abs=1e-5)
+        labels = folder.mask(episode.query)
+        meter.update(episode.class_id, result.mask, labels == episode.class_id, labels == folder.ignore)
+    assert scores.miou == pytest.approx(meter.miou(), abs=0.1) and scores.fb_iou == pytest.approx(meter.fb_iou(), abs=0.1)
+
+
+def test_scores_are_reproducible_and_complete(model: DiffUp, folder: LabelledFolder) -> None:
+    episodes = draw_episodes(folder, "test", [1, 2], 1, 5, seed=2)
+    evaluator = Evaluator(model, folder)
+    scores = evaluator.run(episodes, "scribble", seed=3)
+    assert scores == evaluator.run(episodes, "scribble", seed=3) == Evaluator(model, folder).run(episodes, "scribble", seed=3)
+    assert set(scores.miou_by_threshold) == set(scores.prior_miou_by_threshold) == set(THRESHOLDS)
+    assert scores.miou_by_threshold[0.5] == scores.miou  # the config's threshold
+    assert scores.best_prior == max(scores.prior_miou_by_threshold.values()) > 30  # plain colours are easily found
+    assert scores.miou_by_threshold[scores.best_threshold] == max(scores.miou_by_threshold.values())
+    assert 0 <= scores.miou <= 100 and 0 <= scores.fb_iou <= 100 and -1 <= scores.quality_correlation <= 1
+
+
+def test_features_are_computed_once(model: DiffUp, folder: LabelledFolder) -> None:
+    episodes = draw_episodes(folder, "test", [1], 1, 3, seed=0)
+    evaluator = Evaluator(model, folder)
+    evaluator.run(episodes, "mask")
+    calls = model.backbone.calls
+    evaluator.run(episodes, "none")
+    assert model.backbone.calls == calls
+
+
+@pytest.mark.parametrize(("option", "value"), [("steps", 0), ("steps", 51), ("ensemble", 0)])
+def test_options_out_of_range_are_refused(model: DiffUp, folder: LabelledFolder, option: str, value: int) -> None:
+    episodes = [Episode(1, "test0", ("test1",))]
+    with pytest.raises(ConfigError, match=f"{option}={value}"):
+        Evaluator(model, folder).run(episodes, **{option: value})
+
+
+# --- the folder ------------------------------------------------------------------------------------------------------
+
+
+def test_pairs_are_where_a_class_covers_enough(folder: LabelledFolder, tmp_path: Path) -> None:
+    pairs = folder.pairs("test", [3, 1])
+    assert list(pairs) == [1, 3] and pairs[1] == ("test0", "test1", "test3") and pairs[3] == ("test2", "test3")
+    own = make_folder(tmp_path / "data")
+    text = (own / "splits.json").read_text()
+    (own / "splits.json").write_text(text.replace("0.01", "0.0"))
+    assert LabelledFolder.open(own).pairs("test", [1, 3]) == pairs  # where there is none of it, it covers nothing
+
+
+def test_image_and_mask_have_one_size(folder: LabelledFolder) -> None:
+    for name in (*folder.split("train"), *folder.split("test")):
+        assert tuple(folder.image(name).shape[1:]) == folder.mask(name).shape
+
+
+@pytest.mark.parametrize("part", ["images", "masks", "splits.json"])
+def test_a_folder_that_lacks_a_part_is_refused_with_the_layout(tmp_path: Path, part: str) -> None:
+    data = make_folder(tmp_path / "data")
+    (data / part).rename(data / "elsewhere")
+    with pytest.raises(DataError, match=f"{part} is missing; a data folder looks like this"):
+        LabelledFolder.open(data)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ('"classes"', '"kinds"', "classes"),
+        ('{"1"', '{"one"', "one"),
+        ('"0": [3]', '"0": [3, 8]', r"\[8\]"),
+        ('"0": [3]', '"0": 3', "splits.json"),
+        ("}", "", "splits.json"),
+    ],
+)
+def test_damaged_splits_are_refused(tmp_path: Path, old: str, new: str, named: str) -> None:
+    data = make_folder(tmp_path / "data")
+    text = (data / "splits.json").read_text()
+    assert old in text
+    (data / "splits.json").write_text(text.replace(old, new))
+    with pytest.raises(DataError, match=named):
+        LabelledFolder.open(data)
+
+
+def test_missing_files_are_named(tmp_path: Path) -> None:
+    data = make_folder(tmp_path / "data")
+    (data / "images" / "test0.png").unlink()
+    (data / "masks" / "test1.png").unlink()
+    folder = LabelledFolder.open(data)
+    with pytest.raises(DataError, match="test0"):
+        folder.image("test0")
+    with pytest.raises(DataError, match="test1"):
+        folder.mask("test1")
+    with pytest.raises(DataError, match="split='val'"):
+        folder.split("val")
+    with pytest.raises(DataError, match="fold=9"):
+        folder.fold(9)
