@@ -4,11 +4,15 @@ The encoder is frozen and exchangeable; the decoder, trained once, sees only pri
 features, so a better encoder is used without re-training anything (DiffUp, arXiv 2407.16182).
 """
 
-from diffup.annotation import Box, Mask, Points, Scribble
-from diffup.backbones import available_backbones, load_backbone, register_backbone
-from diffup.errors import DiffUpError
-from diffup.model import DiffUp
-from diffup.result import Segmentation
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from diffup.annotation import Box, Mask, Points, Scribble
+    from diffup.backbones import available_backbones, load_backbone, register_backbone
+    from diffup.errors import DiffUpError
+    from diffup.model import DiffUp
+    from diffup.result import Segmentation
 
 __all__ = [
     "Box",
@@ -23,4 +27,26 @@ __all__ = [
     "register_backbone",
 ]
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
+
+_HOMES = {
+    "annotation": ("Box", "Mask", "Points", "Scribble"),
+    "backbones": ("available_backbones", "load_backbone", "register_backbone"),
+    "errors": ("DiffUpError",),
+    "model": ("DiffUp",),
+    "result": ("Segmentation",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, so that `diffup --help` need not wait for torch."""
+    for module, names in _HOMES.items():
+        if name in names:
+            value = getattr(importlib.import_module(f"diffup.{module}"), name)
+            globals()[name] = value
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

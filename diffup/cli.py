@@ -122,11 +122,10 @@ def train(args: argparse.Namespace) -> None:
     device = resolve_device(args.device)
     checkpoints = dict(_split_backbone(text) for text in args.backbone)
     config = _train_config(args, tuple(checkpoints))
-    backbones = []
-    for name in config.backbones:
-        checkpoint = checkpoints.get(name)
-        backbone = load_backbone(name, **({} if checkpoint is None else {"checkpoint_path": checkpoint}))
-        backbones.append(backbone.to(device))
+    backbones = [
+        load_backbone(name, **_backbone_options(checkpoints.get(name), args.input_size)).to(device)
+        for name in config.backbones
+    ]
     if not (args.output / trainer.CHECKPOINT).exists():  # else the trainer refuses a config that is not the run's own
         write_text(args.output / "config.json", config.to_json())
     decoder = trainer.train(
@@ -258,6 +257,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         metavar="NAME[=CHECKPOINT]",
         help="encoder to train with, and a local file of its weights; repeatable",
     )
+    parser.add_argument("--input-size", metavar="PIXELS", type=int, help="side that images are resized to")
     parser.add_argument("--steps", type=int, metavar="N", help="training steps")
     parser.add_argument("--batch-size", type=int, metavar="N", help="episodes a step")
     parser.add_argument("--seed", type=_at_least(0), metavar="N", help="seed of the run")
@@ -326,10 +326,15 @@ def _load_model(args: argparse.Namespace) -> DiffUp:
     from diffup.decoder.weights import fetch_decoder, load_decoder
 
     decoder = load_decoder(model.RELEASED if args.decoder is None else fetch_decoder(args.decoder))
-    given = {"checkpoint_path": args.backbone_weights, "input_size": args.input_size}
-    options = {name: value for name, value in given.items() if value is not None}
+    options = _backbone_options(args.backbone_weights, args.input_size)
     backbone = load_backbone(args.backbone or decoder.config.backbone, **options)
     return model.DiffUp(decoder, backbone, args.device)
+
+
+def _backbone_options(checkpoint: str | None, input_size: int | None) -> dict[str, Any]:
+    """The options of an encoder that were given."""
+    given = {"checkpoint_path": checkpoint, "input_size": input_size}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _output_files(args: argparse.Namespace) -> dict[str, Path]:

@@ -99,13 +99,14 @@ class DiffUp:
         folder = RELEASED if source is None else fetch_decoder(source, revision)
         return cls(load_decoder(folder), backbone, device)
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+    def save_pretrained(self, folder: str | os.PathLike[str], dtype: torch.dtype = torch.float32) -> None:
         """Write the decoder, and only the decoder, to a folder: `config.json` and `model.safetensors`.
 
         Args:
             folder: made if needed.
+            dtype: precision of the file; `torch.float16` halves it.
         """
-        save_decoder(folder, self.decoder.state_dict(), self.config)
+        save_decoder(folder, self.decoder.state_dict(), self.config, dtype)
 
     def upgrade(self, backbone: str | Backbone, **options: Any) -> DiffUp:
         """The same decoder, its weights shared, behind another encoder. Nothing is trained.
@@ -164,7 +165,7 @@ class DiffUp:
             generator = torch.Generator().manual_seed(seed)
         noise = draw_noise(condition, ensemble, generator)
         with tqdm(total=steps, desc="sampling", disable=not progress) as bar:
-            samples = sample(self.decoder, self.diffusion, condition, noise, steps, trace, on_step=bar.update)
+            samples = sample(self.decoder, self.diffusion, condition, noise, steps, trace, on_step=lambda: bar.update(1))
         return to_segmentation(image, condition, samples, threshold, self.backbone.name)
 
     def encode(self, images: Sequence[Tensor]) -> list[Tensor]:
@@ -182,7 +183,7 @@ class DiffUp:
         resized = torch.stack([resize_image(image, self.backbone.input_size) for image in images])
         # Channels-last convolutions are about a third faster on a CPU.
         resized = resized.to(self.device, memory_format=torch.channels_last)
-        parts = [self._pyramid(chunk) for chunk in resized.split(_BATCH)]
+        parts = [self._pyramid(resized[i : i + _BATCH]) for i in range(0, len(resized), _BATCH)]
         return [torch.cat(levels) for levels in zip(*parts, strict=True)]
 
     def encode_supports(self, supports: Sequence[Support]) -> SupportFeatures:

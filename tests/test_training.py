@@ -405,12 +405,11 @@ class OneEpisode:
     [
         DECODER_CONFIG,
         dataclasses.replace(DECODER_CONFIG, prediction="epsilon", loss="mse", signal_scale=1.0),
-        dataclasses.replace(DECODER_CONFIG, prediction="v", loss="mse", signal_scale=1.0),
     ],
-    ids=["x0 bce_dice", "epsilon mse", "v mse"],
+    ids=["x0 bce_dice", "epsilon mse"],
 )
 def test_one_episode_is_learned_by_heart(banks: Banks, decoder: DecoderConfig) -> None:
-    steps = 60
+    steps = 40
     config = dataclasses.replace(
         CONFIG, decoder=decoder, perturb=PerturbConfig(0, 0, 0), steps=steps, batch_size=4, learning_rate=1e-2, warmup=5
     )
@@ -418,9 +417,9 @@ def test_one_episode_is_learned_by_heart(banks: Banks, decoder: DecoderConfig) -
     trainer.sampler = OneEpisode(trainer.sampler)
     losses = [trainer.advance() for _ in range(steps)]
     total = [float(loss.total.detach()) for loss in losses]
-    assert np.mean(total[-8:]) < 0.6 * np.mean(total[:4])
+    assert np.mean(total[-6:]) < 0.6 * np.mean(total[:4])
     error = [float(loss.error.detach()) for loss in losses]
-    assert np.mean(error[-8:]) < np.mean(error[:4])
+    assert np.mean(error[-6:]) < np.mean(error[:4])
 
 
 def test_the_learning_rate_warms_up_and_decays(banks: Banks) -> None:
@@ -450,9 +449,8 @@ def test_the_average_follows_the_weights(banks: Banks) -> None:
 
 def test_every_backbone_has_its_turn(shapes: Path, tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIG, backbones=("a", "b"), views=ViewsConfig(crops=0, pasted=0))
-    train(shapes, tmp_path, config, [encoder(8), encoder(12)], stop_after=0, progress=False)
     folder = LabelledFolder.open(shapes)
-    banks = build_banks(folder, [1, 2], config, [encoder(8), encoder(12)], tmp_path / "cache", None, progress=False)
+    banks = build_banks(folder, [1, 2], config, [encoder(8), encoder(12)], tmp_path, None, progress=False)
     trainer = trainer_of(banks, config)
     drawn = []
     draw = trainer.sampler.draw
@@ -583,7 +581,7 @@ def test_killed_at_any_moment_and_gone_on_with_the_weights_are_the_same(
     environment = os.environ | {"PYTHONPATH": f"{here.parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     for moment in ("bank", "checkpoint"):
         command = [sys.executable, "-c", KILLED, str(here), str(shapes), str(out), str(cache), moment]
-        ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
         assert ended.returncode == -signal.SIGKILL, ended.stderr
         assert (out / CHECKPOINT).exists() == (moment == "checkpoint")
     assert list(out.glob(".checkpoint-*"))  # half a checkpoint lies beside the whole one of step 2
@@ -652,8 +650,9 @@ def test_what_does_not_fit_is_refused_before_any_work(run: Callable[..., Path], 
     idle: list[Backbone] = [encoder(), encoder()]
     with pytest.raises(ConfigError, match="backbones: 2 encoders given for the 1"):
         run(tmp_path, backbones=idle)
-    with pytest.raises(ConfigError, match="checkpoint_every=0"):
-        run(tmp_path, checkpoint_every=0)
+    for option in ("checkpoint_every", "stop_after"):
+        with pytest.raises(ConfigError, match=f"{option}=0"):
+            run(tmp_path, **{option: 0})
     with pytest.raises(DataError, match="fold=7"):
         run(tmp_path, dataclasses.replace(CONFIG, fold=7))
     with pytest.raises(DataError, match=r"splits\.json"):

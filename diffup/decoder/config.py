@@ -63,7 +63,7 @@ class DecoderConfig:
     loss: Loss = "bce_dice"
     error_weight: float = 0.1
     iou_weight: float = 0.1
-    steps: int = 10
+    steps: int = 4
     ensemble: int = 4
     threshold: float = 0.5
     backbone: str = "bundled:efficientnet_lite0"

@@ -106,8 +106,8 @@ class Diffusion:
         b = self.config.signal_scale
         abar = float(self.alphas_bar[t])
         abar_previous = float(self.alphas_bar[previous]) if previous >= 0 else 1.0
-        noise = (y - abar**0.5 * b * mask) / (1 - abar) ** 0.5
-        return abar_previous**0.5 * b * mask + (1 - abar_previous) ** 0.5 * noise
+        noise = (y - mask * (abar**0.5 * b)) / (1 - abar) ** 0.5
+        return mask * (abar_previous**0.5 * b) + noise * (1 - abar_previous) ** 0.5
 
     def schedule(self, steps: int) -> list[int]:
         """Steps that the sampler visits, evenly spaced and starting at T - 1 ("trailing"): 249, 244, ..., 4.

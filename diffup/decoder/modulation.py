@@ -56,8 +56,7 @@ class AdaIN(nn.Module):
         super().__init__()
         self.affine = nn.Linear(embedding, 2 * channels)
         nn.init.zeros_(self.affine.weight)
-        with torch.no_grad():
-            self.affine.bias.copy_(_ones_then_zeros(channels))
+        self.affine.bias = nn.Parameter(_ones_then_zeros(channels))
 
     def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
         """(B, C, s, s), (B, width) -> (B, C, s, s)."""
@@ -84,8 +83,7 @@ class Modulation(nn.Module):
         self.hidden = nn.Conv2d(condition, hidden, 3, padding=1)
         self.gamma_beta = nn.Conv2d(hidden, 2 * channels, 3, padding=1)
         nn.init.normal_(self.gamma_beta.weight, std=1e-3)
-        with torch.no_grad():
-            self.gamma_beta.bias.copy_(_ones_then_zeros(channels))
+        self.gamma_beta.bias = nn.Parameter(_ones_then_zeros(channels))
 
     def forward(self, h: Tensor, condition: Tensor, embedding: Tensor) -> Tensor:
         """Modulate h.

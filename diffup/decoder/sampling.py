@@ -52,7 +52,7 @@ def sample(
     noise: Tensor,
     steps: int,
     trace: bool = False,
-    on_step: Callable[[], None] | None = None,
+    on_step: Callable[[], object] | None = None,
 ) -> Samples:
     """Sample masks by DDIM from given noise.
 
@@ -96,4 +96,4 @@ def sample(
 
 def _per_query(values: Tensor, ensemble: int) -> Tensor:
     """Undo `Condition.repeat`: (n * B, ...) -> (B, n, ...)."""
-    return values.unflatten(0, (ensemble, -1)).transpose(0, 1)
+    return values.reshape(ensemble, -1, *values.shape[1:]).transpose(0, 1)

@@ -95,8 +95,8 @@ def view_priors(query: Tensor, views: Tensor, foreground: Tensor, background: Te
     batch, shots = views.shape[:2]
     size = (views.shape[3], views.shape[4])
     query, support = query.flatten(2), views.flatten(3)
-    weights = resize_weights(foreground.flatten(0, 1), size).flatten(1).unflatten(0, (batch, shots))
-    complement = resize_weights(background.flatten(0, 1), size).flatten(1).unflatten(0, (batch, shots))
+    weights = resize_weights(foreground.flatten(0, 1), size).view(batch, shots, -1)
+    complement = resize_weights(background.flatten(0, 1), size).view(batch, shots, -1)
     known = complement.amax(dim=2) > 0
     query_mean = query.mean(dim=2, keepdim=True)
     # An annotation that covers everything (no mask) has no surroundings of its own: the query's mean stands in.
@@ -118,11 +118,11 @@ def view_priors(query: Tensor, views: Tensor, foreground: Tensor, background: Te
         else:
             positions = centred_support.mT.flatten(1, 2)
             similar = pairwise_similarity(positions, centred_query, config.metric, config.conversion)
-            maps.append(best_match(similar.unflatten(1, (shots, -1)), weights, complement, known))
+            maps.append(best_match(similar.view(batch, shots, -1, similar.shape[2]), weights, complement, known))
     priors = torch.stack(maps, dim=2)
     if config.affinity:
         spread = enhance(priors.flatten(1, 2), affinity(centred_query, config.affinity_power))
-        priors = spread.unflatten(1, (shots, len(config.kinds)))
+        priors = spread.view(priors.shape)
     return normalise(priors, config.normalisation)
 
 
@@ -138,18 +138,18 @@ def fused_priors(query: Sequence[Tensor], support: SupportFeatures, config: Prio
         Four tensors (B, `config.prior_channels`, h, w) in [0, 1], at each level's own resolution: the mean of each
         kind, the variance of each kind, then the extra priors.
     """
-    fused = []
+    levels = []
     for features, views in zip(query, support.levels, strict=True):
         features = pool_to_grid(features.float(), config.grid)
-        pooled = pool_to_grid(views.flatten(0, 1).float(), config.grid).unflatten(0, views.shape[:2])
+        pooled = pool_to_grid(views.flatten(0, 1).float(), config.grid)
+        pooled = pooled.view(*views.shape[:2], *pooled.shape[1:])
         priors = view_priors(features, pooled, support.foreground, support.background, config)
-        means, variances = fuse(priors.flatten(2), support.valid)
-        channels = [means.unflatten(1, (len(config.kinds), -1)), variances.unflatten(1, (len(config.kinds), -1))]
+        channels = [fused.view(len(fused), *priors.shape[2:]) for fused in fuse(priors.flatten(2), support.valid)]
         if config.extra_priors:
             first = priors[:, :, 0]
             channels.append(nearest_views(first, support.valid, channels[0][:, 0], config.extra_priors))
-        fused.append(torch.cat(channels, dim=1).unflatten(2, features.shape[-2:]))
-    return fused
+        levels.append(torch.cat(channels, dim=1).view(len(features), -1, *features.shape[-2:]))
+    return levels
 
 
 def edge_maps(images: Tensor) -> Tensor:

@@ -16,7 +16,8 @@ _LUMA = torch.tensor([0.299, 0.587, 0.114])
 
 def to_grey(images: Tensor) -> Tensor:
     """Luminance of RGB images: (B, 3, H, W) -> (B, 1, H, W), same range."""
-    return (images * _LUMA.to(images)[None, :, None, None]).sum(dim=1, keepdim=True)
+    grey: Tensor = (images * _LUMA.to(images)[None, :, None, None]).sum(dim=1, keepdim=True)
+    return grey
 
 
 def _gradients(grey: Tensor) -> Tensor:

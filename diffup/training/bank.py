@@ -56,7 +56,7 @@ class Bank:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         state = self.folder / "filled.json"
-        facts = json.loads(state.read_text()) if state.exists() else {"filled": 0, "arrays": {}}
+        facts: dict[str, Any] = json.loads(state.read_text()) if state.exists() else {"filled": 0, "arrays": {}}
         arrays: dict[str, Any] = {name: self._open(name, "r+") for name in facts["arrays"]}
         with tqdm(total=self.length, initial=facts["filled"], desc=description, disable=not progress) as bar:
             while facts["filled"] < self.length:
@@ -99,7 +99,8 @@ def image_bank(folder: Path, length: int, render: Render, views: Sequence[View],
     """
 
     def compute(entries: range) -> dict[str, npt.NDArray[Any]]:
-        images, edges, masks, sources = [], [], [], []
+        images: list[npt.NDArray[Any]] = []
+        edges, masks, sources = [], [], []
         for entry in entries:
             if entry % len(views) == 0 or not images:
                 rendered = render(entry // len(views))
@@ -141,7 +142,7 @@ def feature_bank(
     def compute(entries: range) -> dict[str, npt.NDArray[Any]]:
         encoded = []
         for start in range(entries.start, entries.stop, _BATCH):
-            images = []
+            images: list[Tensor] = []
             for entry in range(start, min(start + _BATCH, entries.stop)):
                 if entry % len(views) == 0 or not images:
                     image = resize_image(render(entry // len(views)).image, backbone.input_size)
@@ -159,6 +160,6 @@ def feature_bank(
 
 def _warp_labels(mask: Tensor, view: View) -> Tensor:
     """Warp class ids by nearest neighbour: the class that covers most of a pixel's bilinear footprint."""
-    labels = mask.unique()
+    labels = torch.unique(mask)
     layers = torch.stack([warp((mask == label).float()[None, None], view)[0, 0] for label in labels])
-    return labels[layers.argmax(dim=0)]
+    return labels.index_select(0, layers.argmax(dim=0).flatten()).view_as(mask)

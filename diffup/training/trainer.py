@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,8 +24,8 @@ from diffup.decoder.unet import DiffusionUNet
 from diffup.decoder.weights import load_decoder, save_decoder
 from diffup.errors import ConfigError, DataError, TrainingError
 from diffup.priors.condition import Condition, assemble, fused_priors
-from diffup.priors.views import IDENTITY, ONE_SHOT_VIEWS
-from diffup.training.bank import Bank, bank_name, feature_bank, file_facts, image_bank
+from diffup.priors.views import IDENTITY, ONE_SHOT_VIEWS, View
+from diffup.training.bank import Bank, Render, bank_name, feature_bank, file_facts, image_bank
 from diffup.training.checkpoint import load_checkpoint, optimiser_tensors, restore_optimiser, save_checkpoint
 from diffup.training.config import TrainConfig
 from diffup.training.episodes import CROP, PASTED, WHOLE, Episodes, EpisodeSampler
@@ -139,7 +140,7 @@ def build_banks(
     renderer = Renderer(folder, names, folder.pairs("train", classes), photos, config.views)
     files = file_facts([folder.image_path(name) for name in names] + [folder.root / "splits.json"])
     views = {"crops": config.views.crops, "crop_scale": config.views.crop_scale, "jitter": config.views.jitter}
-    plans = {
+    plans: dict[str, tuple[Render, int, tuple[View, ...], dict[str, Any]]] = {
         WHOLE: (renderer.whole, len(names), ONE_SHOT_VIEWS, {}),
         CROP: (renderer.crop, len(names) * config.views.crops, (IDENTITY,), {**views, "seed": config.views.seed}),
         PASTED: (
@@ -205,7 +206,7 @@ class Trainer:
             if not config.decoder.same_network(initial.config):
                 raise ConfigError("initial: that decoder has another architecture or other priors than the config")
             self.model.load_state_dict(initial.state_dict())
-        self.model.to(device, memory_format=torch.channels_last)
+        self.model.to(device).to(memory_format=torch.channels_last)
         self.averaged = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
         self.optimiser = torch.optim.AdamW(
             self.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
