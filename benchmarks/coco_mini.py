@@ -10,9 +10,11 @@ with affinity, last two levels averaged, at the best of 19 thresholds, which no 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,6 +27,8 @@ from diffup.evaluation.episodes import draw_episodes
 from diffup.evaluation.evaluate import Evaluator
 from diffup.files import write_text
 from diffup.priors import PriorConfig
+
+Row = dict[str, Any]
 
 ANCHOR = DecoderConfig(priors=PriorConfig(kinds=("contrast",)), channels=(8, 8, 8, 8))
 
@@ -58,6 +62,32 @@ def build(name: str, input_size: int | None) -> Backbone:
     return load_backbone(name, **options)
 
 
+def score(evaluator: Evaluator, args: argparse.Namespace, classes: list[int], shots: int, kind: str, seed: int) -> Row:
+    start = time.perf_counter()
+    episodes = draw_episodes(evaluator.folder, args.split, classes, shots, args.episodes, seed)
+    scores = evaluator.run(episodes, kind, steps=args.steps, ensemble=args.ensemble, seed=seed, bf16=not args.fp32)
+    backbone, best = evaluator.model.backbone, scores.best_threshold
+    print(
+        f"{backbone.name:32} {shots:5} {kind:10} {seed:4} {scores.miou:6.2f} {scores.fb_iou:6.2f} "
+        f"{scores.miou_by_threshold[best]:7.2f} @ {best:.2f} {scores.best_prior:7.2f} "
+        f"{scores.quality_correlation:5.2f} {time.perf_counter() - start:5.0f} s",
+        flush=True,
+    )
+    return {
+        "backbone": backbone.name,
+        "input_size": backbone.input_size,
+        "shots": shots,
+        "annotation": kind,
+        "seed": seed,
+        "episodes": len(episodes),
+        "miou": scores.miou,
+        "fb_iou": scores.fb_iou,
+        "miou_by_threshold": scores.miou_by_threshold,
+        "prior_best_miou": scores.best_prior,
+        "quality_correlation": scores.quality_correlation,
+    }
+
+
 def main() -> None:
     args = parse()
     torch.set_num_threads(2)
@@ -65,51 +95,19 @@ def main() -> None:
     classes = list(folder.classes) if args.fold is None else list(folder.fold(args.fold))
     if args.trained_classes:
         classes = [c for c in folder.classes if c not in classes]
+    if args.anchor:
+        args.steps = args.ensemble = 1
+    print(f"{'backbone':32} shots annotation seed   mIoU FB-IoU  best threshold  prior  r(IoU)")
     rows = []
-    print(f"{'backbone':32} {'shots':>5} {'annotation':10} {'seed':>4} {'mIoU':>6} {'FB':>6} {'best t':>12} {'prior':>6}")
     for name in args.backbone or ["bundled:efficientnet_lite0"]:
         backbone = build(name, args.input_size)
         if args.anchor:
             model = DiffUp(DiffusionUNet(ANCHOR), backbone)
-            args.steps = args.ensemble = 1
         else:
             model = DiffUp.from_pretrained(args.decoder, backbone=backbone)
         evaluator = Evaluator(model, folder)
-        for shots in args.shots:
-            for annotation in args.annotations:
-                for seed in args.seeds:
-                    start = time.perf_counter()
-                    episodes = draw_episodes(folder, args.split, classes, shots, args.episodes, seed)
-                    scores = evaluator.run(
-                        episodes,
-                        annotation,
-                        steps=args.steps,
-                        ensemble=args.ensemble,
-                        seed=seed,
-                        bf16=not args.fp32,
-                    )
-                    best = scores.best_threshold
-                    print(
-                        f"{backbone.name:32} {shots:5} {annotation:10} {seed:4} {scores.miou:6.2f} {scores.fb_iou:6.2f} "
-                        f"{scores.miou_by_threshold[best]:6.2f}@{best:.2f} {scores.best_prior:6.2f}  "
-                        f"r={scores.quality_correlation:.2f} {time.perf_counter() - start:.0f} s",
-                        flush=True,
-                    )
-                    rows.append(
-                        {
-                            "backbone": backbone.name,
-                            "input_size": backbone.input_size,
-                            "shots": shots,
-                            "annotation": annotation,
-                            "seed": seed,
-                            "episodes": len(episodes),
-                            "miou": scores.miou,
-                            "fb_iou": scores.fb_iou,
-                            "miou_by_threshold": scores.miou_by_threshold,
-                            "prior_best_miou": scores.best_prior,
-                            "quality_correlation": scores.quality_correlation,
-                        }
-                    )
+        for shots, kind, seed in itertools.product(args.shots, args.annotations, args.seeds):
+            rows.append(score(evaluator, args, classes, shots, kind, seed))
     if args.json:
         write_text(args.json, json.dumps(rows, indent=2) + "\n")
 

@@ -40,7 +40,7 @@ class DiffUp:
 
     Args:
         decoder: a trained denoiser.
-        backbone: name (`family[:variant]`) or object of the encoder; by default the one that the decoder's config names.
+        backbone: name (`family[:variant]`) or object of the encoder; by default the one that the decoder names.
         device: `"cpu"`, `"cuda"`, ...; by default CUDA where there is one.
 
     Raises:
@@ -165,7 +165,9 @@ class DiffUp:
             generator = torch.Generator().manual_seed(seed)
         noise = draw_noise(condition, ensemble, generator)
         with tqdm(total=steps, desc="sampling", disable=not progress) as bar:
-            samples = sample(self.decoder, self.diffusion, condition, noise, steps, trace, on_step=lambda: bar.update(1))
+            samples = sample(
+                self.decoder, self.diffusion, condition, noise, steps, trace, on_step=lambda: bar.update(1)
+            )
         return to_segmentation(image, condition, samples, threshold, self.backbone.name)
 
     def encode(self, images: Sequence[Tensor]) -> list[Tensor]:
@@ -216,9 +218,7 @@ class DiffUp:
     def _pyramid(self, images: Tensor) -> list[Tensor]:
         return check_pyramid(self.backbone.pyramid(images), self.backbone.name, len(images))
 
-    def _options(
-        self, steps: int | None, ensemble: int | None, threshold: float | None
-    ) -> tuple[int, int, float]:
+    def _options(self, steps: int | None, ensemble: int | None, threshold: float | None) -> tuple[int, int, float]:
         steps = self.config.steps if steps is None else steps
         ensemble = self.config.ensemble if ensemble is None else ensemble
         threshold = self.config.threshold if threshold is None else threshold

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -22,7 +21,7 @@ def shared() -> Path:
 
 @pytest.fixture(autouse=True, scope="session")
 def _threads() -> None:
-    """One thread is as fast on the small tensors of the tests; more fight with parallel workers and whatever else runs."""
+    """One thread is as fast on the small tensors of the tests; more fight with whatever else runs."""
     torch.set_num_threads(1)
 
 

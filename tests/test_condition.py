@@ -132,7 +132,9 @@ def test_the_order_of_the_supports_does_not_matter(order: list[int], name: str) 
         support.background[:, order],
         support.valid[:, order],
     )
-    assert_same(build_condition(query, support, images, CONFIGS[name]), build_condition(query, shuffled, images, CONFIGS[name]))
+    assert_same(
+        build_condition(query, support, images, CONFIGS[name]), build_condition(query, shuffled, images, CONFIGS[name])
+    )
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -161,7 +163,9 @@ def test_episodes_padded_to_more_shots_are_the_same(name: str) -> None:
         torch.cat([support.background, padding[4]], dim=1),
         torch.tensor([[True, True, True, False]] * 2),
     )
-    assert_same(build_condition(query, support, images, CONFIGS[name]), build_condition(query, padded, images, CONFIGS[name]))
+    assert_same(
+        build_condition(query, support, images, CONFIGS[name]), build_condition(query, padded, images, CONFIGS[name])
+    )
 
 
 def test_episodes_of_a_batch_do_not_see_each_other() -> None:

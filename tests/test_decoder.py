@@ -188,7 +188,7 @@ def _cos(x: float) -> float:
 # --- sampling --------------------------------------------------------------------------------------------------------
 
 
-def sampled(ensemble: int = 2, batch: int = 2, seed: int = 0, **options: object):  # noqa: ANN202
+def sampled(ensemble: int = 2, batch: int = 2, seed: int = 0, **options: object):
     config = tiny_config()
     condition = random_condition(config.priors, batch)
     start = draw_noise(condition, ensemble, torch.Generator().manual_seed(seed))

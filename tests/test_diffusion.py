@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -61,7 +62,7 @@ def test_any_schedule_starts_at_the_end_and_falls(timesteps: int, data: st.DataO
     steps = data.draw(st.integers(1, timesteps))
     schedule = process(timesteps=timesteps, steps=1).schedule(steps)
     assert len(schedule) == steps and schedule[0] == timesteps - 1 and schedule[-1] >= 0
-    gaps = [a - b for a, b in zip(schedule, schedule[1:], strict=False)]
+    gaps = [a - b for a, b in itertools.pairwise(schedule)]
     assert all(gap >= 1 for gap in gaps) and (not gaps or max(gaps) - min(gaps) <= 1)
 
 
@@ -141,9 +142,7 @@ def test_the_clean_mask_is_seen_as_it_is() -> None:
 # --- predictions -----------------------------------------------------------------------------------------------------
 
 
-@given(
-    st.sampled_from(["epsilon", "x0", "v"]), st.sampled_from([1.0, 0.3]), st.integers(0, 249), st.integers(0, 1000)
-)
+@given(st.sampled_from(["epsilon", "x0", "v"]), st.sampled_from([1.0, 0.3]), st.integers(0, 249), st.integers(0, 1000))
 @settings(max_examples=60, deadline=None)
 def test_the_estimate_inverts_the_target(prediction: str, scale: float, t: int, seed: int) -> None:
     diffusion = process(prediction=prediction, signal_scale=scale)
@@ -212,7 +211,9 @@ def test_the_whole_loop_is_diffusers_ddim(prediction: str) -> None:
     timesteps = diffusion.schedule(50)
     for t, previous in zip(timesteps, [*timesteps[1:], -1], strict=True):
         now = torch.full((2,), t)
-        assert torch.allclose(diffusion.observe(ours, pattern, now), ours, atol=1e-6)  # without shift, the network sees y itself
+        assert torch.allclose(
+            diffusion.observe(ours, pattern, now), ours, atol=1e-6
+        )  # without shift, the network sees y itself
         mask = diffusion.estimate(network(ours, t), ours, now)
         ours = diffusion.step(mask, ours, t, previous)
         # Ours goes on from the clipped estimate, which diffusers does on request.

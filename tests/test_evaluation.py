@@ -118,7 +118,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[np.ndarray, float]]:
     seen: list[tuple[np.ndarray, float]] = []
     plain = evaluate._Tally.add
 
-    def add(self, class_id, maps, labels, ignore, quality) -> None:  # noqa: ANN001
+    def add(self, class_id, maps, labels, ignore, quality) -> None:
         seen.append((maps, quality))
         plain(self, class_id, maps, labels, ignore, quality)
 
@@ -152,14 +152,20 @@ def test_what_is_scored_is_what_segment_gives(
         assert result.quality == pytest.approx(quality, abs=1e-5)
         labels = folder.mask(episode.query)
         meter.update(episode.class_id, result.mask, labels == episode.class_id, labels == folder.ignore)
-    assert scores.miou == pytest.approx(meter.miou(), abs=0.1) and scores.fb_iou == pytest.approx(meter.fb_iou(), abs=0.1)
+    assert scores.miou == pytest.approx(meter.miou(), abs=0.1) and scores.fb_iou == pytest.approx(
+        meter.fb_iou(), abs=0.1
+    )
 
 
 def test_scores_are_reproducible_and_complete(model: DiffUp, folder: LabelledFolder) -> None:
     episodes = draw_episodes(folder, "test", [1, 2], 1, 5, seed=2)
     evaluator = Evaluator(model, folder)
     scores = evaluator.run(episodes, "scribble", seed=3)
-    assert scores == evaluator.run(episodes, "scribble", seed=3) == Evaluator(model, folder).run(episodes, "scribble", seed=3)
+    assert (
+        scores
+        == evaluator.run(episodes, "scribble", seed=3)
+        == Evaluator(model, folder).run(episodes, "scribble", seed=3)
+    )
     assert set(scores.miou_by_threshold) == set(scores.prior_miou_by_threshold) == set(THRESHOLDS)
     assert scores.miou_by_threshold[0.5] == scores.miou  # the config's threshold
     assert scores.best_prior == max(scores.prior_miou_by_threshold.values()) > 30  # plain colours are easily found

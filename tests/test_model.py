@@ -292,9 +292,7 @@ def test_the_repr_says_what_it_is(model: DiffUp) -> None:
         ({"threshold": float("nan")}, "threshold=nan"),
     ],
 )
-def test_options_out_of_range_are_refused_before_any_work(
-    model: DiffUp, options: dict[str, float], named: str
-) -> None:
+def test_options_out_of_range_are_refused_before_any_work(model: DiffUp, options: dict[str, float], named: str) -> None:
     calls = model.backbone.calls
     with pytest.raises(ConfigError, match=named):
         model.segment(QUERY, SUPPORT, MASK, **options)

@@ -32,7 +32,7 @@ from diffup.priors.views import ONE_SHOT_VIEWS
 from diffup.training import bank as bank_module
 from diffup.training import trainer as trainer_module
 from diffup.training.config import EpisodesConfig, PerturbConfig, TrainConfig, ViewsConfig
-from diffup.training.episodes import CROP, GROUPS, PASTED, WHOLE, Episodes, EpisodeSampler
+from diffup.training.episodes import GROUPS, PASTED, WHOLE, Episodes, EpisodeSampler
 from diffup.training.perturb import perturb
 from diffup.training.trainer import CHECKPOINT, DECODER, LOG, Banks, Trainer, build_banks, train
 
@@ -78,7 +78,9 @@ def banks_of(data: Path, cache: Path, config: TrainConfig = CONFIG, backgrounds:
     return build_banks(folder, classes, config, [encoder()], cache, backgrounds, progress=False)
 
 
-def sampler_of(banks: Banks, config: EpisodesConfig = CONFIG.episodes, classes: tuple[int, ...] = (1, 2)) -> EpisodeSampler:
+def sampler_of(
+    banks: Banks, config: EpisodesConfig = CONFIG.episodes, classes: tuple[int, ...] = (1, 2)
+) -> EpisodeSampler:
     return EpisodeSampler(banks.images, classes, config, min_area_fraction=0.01, ignore=255)
 
 
@@ -341,9 +343,7 @@ def test_a_class_needs_two_images(banks: Banks) -> None:
 # --- perturbation ----------------------------------------------------------------------------------------------------
 
 
-@given(
-    st.floats(0, 1), st.floats(0, 0.5), st.floats(0, 1), st.integers(1, 3), st.integers(1, 6), st.integers(0, 1000)
-)
+@given(st.floats(0, 1), st.floats(0, 0.5), st.floats(0, 1), st.integers(1, 3), st.integers(1, 6), st.integers(0, 1000))
 @settings(max_examples=30, deadline=None)
 def test_perturbed_priors_keep_their_shape_and_range(
     gamma: float, noise: float, swap: float, batch: int, channels: int, seed: int
@@ -492,10 +492,12 @@ def test_a_run_writes_a_checkpoint_a_log_and_a_decoder(run: Callable[..., Path],
     assert decoder.config == CONFIG.decoder
     averaged = {key[9:]: value for key, value in state(tmp_path).items() if key.startswith("averaged/")}
     assert_identical(dict(decoder.state_dict()), averaged)
-    assert not [path for path in tmp_path.rglob(".*")]  # nothing unfinished is left
+    assert not list(tmp_path.rglob(".*"))  # nothing unfinished is left
 
 
-def test_stopped_and_gone_on_with_the_weights_are_the_same_bit_for_bit(run: Callable[..., Path], tmp_path: Path) -> None:
+def test_stopped_and_gone_on_with_the_weights_are_the_same_bit_for_bit(
+    run: Callable[..., Path], tmp_path: Path
+) -> None:
     run(tmp_path / "straight")
     for steps in (1, 3, None):
         run(tmp_path / "pieces", stop_after=steps)

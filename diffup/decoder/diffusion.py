@@ -1,7 +1,7 @@
 """The diffusion process: data and arithmetic, no network (paper section III-D, eqs. 5-8 and 13).
 
-The forward process is shifted by the prior (eq. 13), `x_t = sqrt(abar_t) b x0 + k_t b P + sqrt(1 - abar_t) eps`, b being
-the signal scale. With `y_t = x_t - k_t b P` it is an ordinary DDPM in y, so everything below walks in y and only
+The forward process is shifted by the prior (eq. 13), `x_t = sqrt(abar_t) b x0 + k_t b P + sqrt(1 - abar_t) eps`, b
+being the signal scale. With `y_t = x_t - k_t b P` it is an ordinary DDPM in y, so everything below walks in y and only
 `Diffusion.observe` knows of P: one code path for every shift.
 """
 

@@ -46,7 +46,7 @@ class Scores:
 
     @property
     def best_prior(self) -> float:
-        """mIoU of the prior at its best threshold: an upper bound that no user could choose."""
+        """MIoU of the prior at its best threshold: an upper bound that no user could choose."""
         return max(self.prior_miou_by_threshold.values())
 
     @property

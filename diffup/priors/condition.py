@@ -51,9 +51,7 @@ class Condition:
 
     def to(self, device: torch.device) -> Condition:
         """The condition on another device."""
-        return Condition(
-            tuple(level.to(device) for level in self.levels), self.prior.to(device), self.image.to(device)
-        )
+        return Condition(tuple(level.to(device) for level in self.levels), self.prior.to(device), self.image.to(device))
 
 
 @dataclass(frozen=True)
@@ -191,7 +189,9 @@ def mean_prior(fused: Sequence[Tensor], side: int, kinds: int) -> Tensor:
     return torch.stack([_resize(level[:, :kinds].mean(dim=1, keepdim=True), side) for level in fused[-2:]]).mean(dim=0)
 
 
-def build_condition(query: Sequence[Tensor], support: SupportFeatures, images: Tensor, config: PriorConfig) -> Condition:
+def build_condition(
+    query: Sequence[Tensor], support: SupportFeatures, images: Tensor, config: PriorConfig
+) -> Condition:
     """The whole way from features to the condition.
 
     Args:

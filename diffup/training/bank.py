@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,7 +85,7 @@ def bank_name(group: str, facts: dict[str, Any]) -> str:
 
 def file_facts(paths: Sequence[Path]) -> str:
     """Hash of names, sizes and times of files: changes when a file does."""
-    stats = [(path.name, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in paths]
+    stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
     return hashlib.sha256(json.dumps(stats).encode()).hexdigest()[:16]
 
 

@@ -96,9 +96,7 @@ class EpisodeSampler:
             raise TrainingError("no training class has two images; add images or lower min_area_fraction")
         self.classes = sorted(self.supports)
 
-    def draw(
-        self, seed: int, step: int, batch_size: int, features: dict[str, Bank], device: torch.device
-    ) -> Episodes:
+    def draw(self, seed: int, step: int, batch_size: int, features: dict[str, Bank], device: torch.device) -> Episodes:
         """The batch of a step: all episodes with the same number of views.
 
         Args:

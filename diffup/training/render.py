@@ -72,7 +72,9 @@ class Renderer:
         source = index // self.config.crops
         rng = np.random.default_rng([self.config.seed, 1, index])
         image, mask = self._load(self.names[source])
-        return Rendered(*_flip_jitter(*_random_crop(image, mask, self.config.crop_scale, rng), self.config, rng), source)
+        return Rendered(
+            *_flip_jitter(*_random_crop(image, mask, self.config.crop_scale, rng), self.config, rng), source
+        )
 
     def pasted(self, index: int) -> Rendered:
         """Pasted image number `index`: one or two objects, classes drawn evenly, on a background photo."""
