@@ -409,7 +409,7 @@ class OneEpisode:
     ids=["x0 bce_dice", "epsilon mse"],
 )
 def test_one_episode_is_learned_by_heart(banks: Banks, decoder: DecoderConfig) -> None:
-    steps = 40
+    steps = 25
     config = dataclasses.replace(
         CONFIG, decoder=decoder, perturb=PerturbConfig(0, 0, 0), steps=steps, batch_size=4, learning_rate=1e-2, warmup=5
     )
@@ -417,7 +417,7 @@ def test_one_episode_is_learned_by_heart(banks: Banks, decoder: DecoderConfig) -
     trainer.sampler = OneEpisode(trainer.sampler)
     losses = [trainer.advance() for _ in range(steps)]
     total = [float(loss.total.detach()) for loss in losses]
-    assert np.mean(total[-6:]) < 0.6 * np.mean(total[:4])
+    assert np.mean(total[-6:]) < 0.5 * np.mean(total[:4])
     error = [float(loss.error.detach()) for loss in losses]
     assert np.mean(error[-6:]) < np.mean(error[:4])
 

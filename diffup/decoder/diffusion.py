@@ -7,6 +7,8 @@ being the signal scale. With `y_t = x_t - k_t b P` it is an ordinary DDPM in y, 
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -106,8 +108,8 @@ class Diffusion:
         b = self.config.signal_scale
         abar = float(self.alphas_bar[t])
         abar_previous = float(self.alphas_bar[previous]) if previous >= 0 else 1.0
-        noise = (y - mask * (abar**0.5 * b)) / (1 - abar) ** 0.5
-        return mask * (abar_previous**0.5 * b) + noise * (1 - abar_previous) ** 0.5
+        noise = (y - math.sqrt(abar) * b * mask) / math.sqrt(1 - abar)
+        return math.sqrt(abar_previous) * b * mask + math.sqrt(1 - abar_previous) * noise
 
     def schedule(self, steps: int) -> list[int]:
         """Steps that the sampler visits, evenly spaced and starting at T - 1 ("trailing"): 249, 244, ..., 4.

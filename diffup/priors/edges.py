@@ -16,8 +16,7 @@ _LUMA = torch.tensor([0.299, 0.587, 0.114])
 
 def to_grey(images: Tensor) -> Tensor:
     """Luminance of RGB images: (B, 3, H, W) -> (B, 1, H, W), same range."""
-    grey: Tensor = (images * _LUMA.to(images)[None, :, None, None]).sum(dim=1, keepdim=True)
-    return grey
+    return (images * _LUMA.to(images)[None, :, None, None]).sum(dim=1, keepdim=True)
 
 
 def _gradients(grey: Tensor) -> Tensor:
@@ -35,7 +34,7 @@ def sobel(images: Tensor) -> Tensor:
     Returns:
         (B, 1, H, W) in [0, 1]; all zero for a constant image.
     """
-    magnitude = _gradients(to_grey(images)).norm(dim=1, keepdim=True)
+    magnitude = _gradients(to_grey(images)).square().sum(dim=1, keepdim=True).sqrt()
     return magnitude / magnitude.amax(dim=(1, 2, 3), keepdim=True).clamp_min(1e-6)
 
 

@@ -159,6 +159,6 @@ def feature_bank(
 
 def _warp_labels(mask: Tensor, view: View) -> Tensor:
     """Warp class ids by nearest neighbour: the class that covers most of a pixel's bilinear footprint."""
-    labels = torch.unique(mask)
+    labels: Tensor = torch.unique(mask)
     layers = torch.stack([warp((mask == label).float()[None, None], view)[0, 0] for label in labels])
     return labels.index_select(0, layers.argmax(dim=0).flatten()).view_as(mask)
