@@ -42,7 +42,7 @@ ENCODERS = {
     "cnn": FakeBackbone(),
     "wide cnn": FakeBackbone((32, 32, 64, 64), seed=1),
     "vit": FakeBackbone((20, 20, 20, 20), strides=(12, 12, 12, 12), input_size=(72, 84), seed=2),
-    "coarse": FakeBackbone((5, 5, 7, 7), strides=(8, 8, 16, 16), input_size=(64, 64), seed=3),
+    "coarse": FakeBackbone((16, 16, 24, 24), strides=(8, 8, 8, 16), input_size=(64, 64), seed=3),
     "frozen": FakeFrozen(),
 }
 ANNOTATIONS = {
