@@ -157,7 +157,7 @@ class DiffUp:
             AnnotationError: an annotation does not fit its image; the message says which.
             ConfigError: steps, ensemble or threshold is out of range.
         """
-        steps, ensemble, threshold = self._options(steps, ensemble, threshold)
+        steps, ensemble, threshold = self.sampling_options(steps, ensemble, threshold)
         image = read_image(query, argument="query")
         supports = self.encode_supports(pair_supports(support, annotation))
         condition = self.condition(image, supports)
@@ -218,7 +218,14 @@ class DiffUp:
     def _pyramid(self, images: Tensor) -> list[Tensor]:
         return check_pyramid(self.backbone.pyramid(images), self.backbone.name, len(images))
 
-    def _options(self, steps: int | None, ensemble: int | None, threshold: float | None) -> tuple[int, int, float]:
+    def sampling_options(
+        self, steps: int | None, ensemble: int | None, threshold: float | None
+    ) -> tuple[int, int, float]:
+        """Steps, ensemble and threshold, the config's where None.
+
+        Raises:
+            ConfigError: one is out of range.
+        """
         steps = self.config.steps if steps is None else steps
         ensemble = self.config.ensemble if ensemble is None else ensemble
         threshold = self.config.threshold if threshold is None else threshold

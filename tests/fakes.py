@@ -111,7 +111,7 @@ def pad_channels(features: Tensor, count: int = 5) -> Tensor:
 
 def tiny_config(**changes: object) -> DecoderConfig:
     """A decoder config that is small and fast, with any fields changed."""
-    small = {"timesteps": 50, "steps": 3, "ensemble": 2, "priors": PriorConfig(grid=8)}
+    small = {"timesteps": 50, "steps": 3, "ensemble": 2, "threshold": 0.5, "priors": PriorConfig(grid=8)}
     return DecoderConfig(**(TINY | small | changes))
 
 

@@ -66,7 +66,8 @@ def assert_equal(a: Segmentation, b: Segmentation) -> None:
 
 
 def assert_close(a: Segmentation, b: Segmentation) -> None:
-    assert np.abs(a.probability - b.probability).max() < 1e-4
+    # The priors agree to 1e-5 (see test_condition); a random decoder's normalisations enlarge that rounding error.
+    assert np.abs(a.probability - b.probability).max() < 5e-4
     assert (a.mask != b.mask)[np.abs(a.probability - 0.5) > 1e-3].sum() == 0
     assert np.abs(a.prior - b.prior).max() < 1e-4 and a.quality == pytest.approx(b.quality, abs=1e-4)
 

@@ -103,6 +103,17 @@ class LabelledFolder:
                 return path
         raise DataError(f"{self.root / 'images' / name} has none of the suffixes {', '.join(_SUFFIXES)}")
 
+    def mask_path(self, name: str) -> Path:
+        """Path of a mask.
+
+        Raises:
+            DataError: it is missing.
+        """
+        path = self.root / "masks" / f"{name}.png"
+        if not path.exists():
+            raise DataError(f"{path} is missing; {LAYOUT}")
+        return path
+
     def image(self, name: str) -> Tensor:
         """An image, (3, H, W) in [0, 1]."""
         return read_image(self.image_path(name), argument=name)
@@ -113,9 +124,7 @@ class LabelledFolder:
         Raises:
             DataError: it is missing or not an index image.
         """
-        path = self.root / "masks" / f"{name}.png"
-        if not path.exists():
-            raise DataError(f"{path} is missing; {LAYOUT}")
+        path = self.mask_path(name)
         with Image.open(path) as file:
             if file.mode not in ("L", "P"):
                 raise DataError(f"{path} has mode {file.mode}; a mask is a grey or palette PNG of class ids")
@@ -132,7 +141,7 @@ class LabelledFolder:
             mask = self.mask(name)
             counts = np.bincount(mask.ravel(), minlength=256)
             for c in found:
-                if counts[c] >= self.min_area_fraction * mask.size:
+                if counts[c] > 0 and counts[c] >= self.min_area_fraction * mask.size:
                     found[c].append(name)
         return {c: tuple(names) for c, names in found.items() if names}
 

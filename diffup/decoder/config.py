@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -79,8 +80,10 @@ class DecoderConfig:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}: it must be 1 or more")
         for name in ("error_weight", "iou_weight"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name}={getattr(self, name)}: it must be 0 or more")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"{name}={getattr(self, name)}: it must be 0 or more and finite")
+        if self.quality_hidden % 8:
+            raise ConfigError(f"quality_hidden={self.quality_hidden}: it must be a multiple of 8")
         if not 0 < self.signal_scale <= 1:
             raise ConfigError(f"signal_scale={self.signal_scale}: it must be above 0 and at most 1")
         if not 0 < self.threshold < 1:
@@ -139,7 +142,7 @@ def from_dict(cls: type[ConfigT], data: Any, where: str = "") -> ConfigT:
         ConfigError: see `DecoderConfig.from_json`.
     """
     if not isinstance(data, dict):
-        raise ConfigError(f"{where or 'the config'} must be a JSON object, not {type(data).__name__}")
+        raise ConfigError(f"{where.rstrip('.') or 'the config'} must be a JSON object, not {type(data).__name__}")
     hints = typing.get_type_hints(cls)
     names = [entry.name for entry in dataclasses.fields(typing.cast(Any, cls))]
     unknown = sorted(set(data) - set(names))

@@ -65,10 +65,9 @@ def bce_dice(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
         valid: (B, 1, s, s) in [0, 1].
     """
     entropy = _masked_mean(F.binary_cross_entropy_with_logits(logits, target, reduction="none"), valid)
-    probability = torch.sigmoid(logits) * valid
-    target = target * valid
-    overlap = (probability * target).sum(dim=(1, 2, 3))
-    size = probability.sum(dim=(1, 2, 3)) + target.sum(dim=(1, 2, 3))
+    probability = torch.sigmoid(logits)
+    overlap = (probability * target * valid).sum(dim=(1, 2, 3))
+    size = ((probability + target) * valid).sum(dim=(1, 2, 3))
     return entropy + (1 - (2 * overlap + 1) / (size + 1)).mean()
 
 

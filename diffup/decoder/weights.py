@@ -55,7 +55,7 @@ def load_decoder(folder: str | os.PathLike[str]) -> DiffusionUNet:
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise WeightsError(f"{folder} has no {name}; a decoder folder holds {CONFIG} and {WEIGHTS}")
-    config = DecoderConfig.from_json((folder / CONFIG).read_text(encoding="utf-8"))
+    config = DecoderConfig.from_json((folder / CONFIG).read_text(encoding="utf-8", errors="replace"))
     try:
         tensors = load_file(folder / WEIGHTS)
     except SafetensorError as error:

@@ -94,11 +94,11 @@ class Evaluator:
             progress: show a progress bar.
         """
         model = self.model
-        steps, ensemble = steps or model.config.steps, ensemble or model.config.ensemble
+        steps, ensemble, threshold = model.sampling_options(steps, ensemble, None)
         rng = np.random.default_rng(seed)
         generator = torch.Generator().manual_seed(seed)
         classes = sorted({episode.class_id for episode in episodes})
-        tally = _Tally(classes, model.config.threshold)
+        tally = _Tally(classes, threshold)
         with tqdm(total=len(episodes), desc=f"{model.backbone.name} {annotation}", disable=not progress) as bar:
             for start in range(0, len(episodes), batch_size):
                 chunk = episodes[start : start + batch_size]

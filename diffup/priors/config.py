@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -64,8 +65,8 @@ class PriorConfig:
             raise ConfigError(f"normalisation={self.normalisation!r}: choose one of {', '.join(NORMALISATIONS)}")
         if self.layout not in get_args(Layout):
             raise ConfigError(f"layout={self.layout!r}: choose one of {', '.join(get_args(Layout))}")
-        if self.affinity_power <= 0:
-            raise ConfigError(f"affinity_power={self.affinity_power}: it must be above 0")
+        if not 0 < self.affinity_power < math.inf:
+            raise ConfigError(f"affinity_power={self.affinity_power}: it must be above 0 and finite")
         if self.extra_priors < 0:
             raise ConfigError(f"extra_priors={self.extra_priors}: it must be 0 or more")
         if self.grid < 1:

@@ -27,8 +27,9 @@ def fuse(views: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
 def nearest_views(views: Tensor, valid: Tensor, mean: Tensor, count: int) -> Tensor:
     """The individual priors nearest to the mean, as extra channels ("a fixed number of priors", section III-C).
 
-    Choosing by distance to the mean makes the result independent of the order of the supports; with fewer valid views
-    than `count` the nearest ones repeat.
+    Choosing by distance to the mean makes the result independent of the order of the supports; of two equally near (two
+    views always are) the one with the smaller values comes first. With fewer valid views than `count` the nearest ones
+    repeat.
 
     Args:
         views: (B, K, P) in [0, 1].
@@ -39,7 +40,9 @@ def nearest_views(views: Tensor, valid: Tensor, mean: Tensor, count: int) -> Ten
     Returns:
         (B, count, P).
     """
-    distance = (views - mean[:, None]).square().mean(dim=2).masked_fill(~valid, torch.inf)
+    distance = (views - mean[:, None]).square().mean(dim=2)
+    # Rounding errors must not decide between equals: one percent of the distance goes by the views' own mean.
+    distance = (distance * (1 + 0.01 * views.mean(dim=2))).masked_fill(~valid, torch.inf)
     order = distance.argsort(dim=1, stable=True)
     position = torch.arange(count, device=views.device)[None] % valid.sum(dim=1, keepdim=True)
     chosen = order.gather(1, position)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field, replace
 
 from diffup.decoder.config import DecoderConfig, from_dict
@@ -103,7 +104,7 @@ class PerturbConfig:
     swap_levels: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.gamma < 0 or self.noise < 0 or not 0 <= self.swap_levels <= 1:
+        if not 0 <= self.gamma < math.inf or not 0 <= self.noise < math.inf or not 0 <= self.swap_levels <= 1:
             raise ConfigError(f"{self}: gamma and noise must be 0 or more, swap_levels a probability")
 
 
@@ -163,11 +164,11 @@ class TrainConfig:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}: it must be 1 or more")
         for name in ("learning_rate", "gradient_norm"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{name}={getattr(self, name)}: it must be above 0")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"{name}={getattr(self, name)}: it must be above 0 and finite")
         for name in ("warmup", "weight_decay", "noisy_steps"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name}={getattr(self, name)}: it must be 0 or more")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"{name}={getattr(self, name)}: it must be 0 or more and finite")
         if not 0 <= self.ema < 1:
             raise ConfigError(f"ema={self.ema}: it must be at least 0 and below 1")
         if not 0 <= self.self_aligned <= 1:

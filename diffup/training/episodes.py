@@ -23,6 +23,8 @@ WHOLE, CROP, PASTED = "whole", "crop", "pasted"
 GROUPS = (WHOLE, CROP, PASTED)
 """Groups of views; entries of `whole` come as runs of the one-shot views of one image."""
 
+NOTHING_TO_TRAIN_ON = "no training class has two images; add images or lower min_area_fraction in splits.json"
+
 
 @dataclass(frozen=True)
 class Episodes:
@@ -93,7 +95,7 @@ class EpisodeSampler:
             found[WHOLE] = shown[shown % self.views <= 1]
             self.queries[c] = {group: entries for group, entries in found.items() if len(entries)}
         if not self.supports:
-            raise TrainingError("no training class has two images; add images or lower min_area_fraction")
+            raise TrainingError(NOTHING_TO_TRAIN_ON)
         self.classes = sorted(self.supports)
 
     def draw(self, seed: int, step: int, batch_size: int, features: dict[str, Bank], device: torch.device) -> Episodes:

@@ -28,7 +28,7 @@ from diffup.priors.views import IDENTITY, ONE_SHOT_VIEWS, View
 from diffup.training.bank import Bank, Render, bank_name, feature_bank, file_facts, image_bank
 from diffup.training.checkpoint import load_checkpoint, optimiser_tensors, restore_optimiser, save_checkpoint
 from diffup.training.config import TrainConfig
-from diffup.training.episodes import CROP, PASTED, WHOLE, Episodes, EpisodeSampler
+from diffup.training.episodes import CROP, NOTHING_TO_TRAIN_ON, PASTED, WHOLE, Episodes, EpisodeSampler
 from diffup.training.perturb import perturb
 from diffup.training.render import Renderer
 
@@ -112,7 +112,10 @@ def train(
     sampler = EpisodeSampler(banks.images, classes, config.episodes, folder.min_area_fraction, folder.ignore)
     start = None if initial is None else load_decoder(initial)
     trainer = Trainer(config, sampler, banks, device, identity=_identity(config, backbones, start), initial=start)
-    trainer.resume(out / CHECKPOINT)
+    if (out / CHECKPOINT).exists():
+        trainer.resume(out / CHECKPOINT)
+        # The run may have been stopped after it wrote the checkpoint and before it wrote the decoder.
+        save_decoder(out / DECODER, trainer.averaged, config.decoder)
     end = config.steps if stop_after is None else min(stop_after, config.steps)
     with tqdm(total=config.steps, initial=trainer.step, desc="training", disable=not progress) as bar:
         while trainer.step < end:
@@ -137,8 +140,12 @@ def build_banks(
     """Render and encode all views, or open them where that is done."""
     names = folder.split("train")
     photos = _photos(backgrounds)
-    renderer = Renderer(folder, names, folder.pairs("train", classes), photos, config.views)
-    files = file_facts([folder.image_path(name) for name in names] + [folder.root / "splits.json"])
+    pairs = folder.pairs("train", classes)
+    if all(len(shown) < 2 for shown in pairs.values()):
+        raise TrainingError(NOTHING_TO_TRAIN_ON)
+    renderer = Renderer(folder, names, pairs, photos, config.views)
+    paths = [path for name in names for path in (folder.image_path(name), folder.mask_path(name))]
+    files = file_facts([*paths, folder.root / "splits.json"])
     views = {"crops": config.views.crops, "crop_scale": config.views.crop_scale, "jitter": config.views.jitter}
     plans: dict[str, tuple[Render, int, tuple[View, ...], dict[str, Any]]] = {
         WHOLE: (renderer.whole, len(names), ONE_SHOT_VIEWS, {}),
@@ -224,7 +231,7 @@ class Trainer:
         losses = self._losses(episodes, condition, generator)
         if not bool(losses.total.isfinite()):
             raise TrainingError(
-                f"the loss is {float(losses.total)} at step {self.step}; the last checkpoint is intact. Lower "
+                f"the loss is {float(losses.total.detach())} at step {self.step}; the last checkpoint is intact. Lower "
                 "learning_rate, or switch bf16 off"
             )
         self.optimiser.zero_grad(set_to_none=True)
@@ -288,13 +295,11 @@ class Trainer:
         save_decoder(out / DECODER, self.averaged, self.config.decoder)
 
     def resume(self, path: Path) -> None:
-        """Go on where a checkpoint of the same run stopped, if there is one.
+        """Go on where a checkpoint of the same run stopped.
 
         Raises:
             TrainingError: the checkpoint is of another run.
         """
-        if not path.exists():
-            return
         tensors, self.step = load_checkpoint(path, self.identity)
         self.model.load_state_dict(tensors["model"])
         self.averaged = {name: tensor.to(self.device) for name, tensor in tensors["averaged"].items()}
