@@ -87,8 +87,7 @@ def build(
 def stage_maps(model: Any, images: Tensor, levels: Sequence[int]) -> list[Tensor]:
     """The maps of the chosen stages or blocks of a timm model, one for each entry of `levels`, repeats included.
 
-    The last block of a ViT passes through the final norm, which was trained for it; earlier blocks do not, because it
-    cost a ViT-S/14 four mIoU there (training-free priors of block 8 on 160 COCO episodes).
+    The last block of a ViT passes through the final norm, which was trained for it; earlier blocks were not and do not.
     """
     wanted = sorted(set(levels))
     if hasattr(model, "forward_intermediates"):
