@@ -66,7 +66,7 @@ class DecoderConfig:
     iou_weight: float = 0.1
     steps: int = 4
     ensemble: int = 4
-    threshold: float = 0.4
+    threshold: float = 0.5
     backbone: str = "bundled:efficientnet_lite0"
 
     def __post_init__(self) -> None:
