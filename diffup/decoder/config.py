@@ -120,14 +120,28 @@ class DecoderConfig:
         Raises:
             ConfigError: the text is not a JSON object, or has an unknown field, or a field of another type.
         """
-        try:
-            data = json.loads(text)
-        except ValueError as error:
-            raise ConfigError(f"the config is not valid JSON: {error}") from error
-        return from_dict(cls, data)
+        return parse_config(cls, text, "the config")
 
 
 ConfigT = typing.TypeVar("ConfigT")
+
+
+def parse_config(cls: type[ConfigT], text: str, what: str) -> ConfigT:
+    """Build a config dataclass from JSON text.
+
+    Args:
+        cls: see `from_dict`.
+        text: the JSON.
+        what: what to call it in messages.
+
+    Raises:
+        ConfigError: see `DecoderConfig.from_json`.
+    """
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"{what} is not valid JSON: {error}") from error
+    return from_dict(cls, data)
 
 
 def from_dict(cls: type[ConfigT], data: Any, where: str = "") -> ConfigT:

@@ -19,7 +19,7 @@ from diffup.evaluation.episodes import Episode
 from diffup.evaluation.meter import Meter
 from diffup.images import resize_image
 from diffup.model import DiffUp, enlarge
-from diffup.priors.condition import EDGE_SIDE, Condition, assemble, edge_maps, fused_priors, pool_to_grid
+from diffup.priors.condition import EDGE_SIDE, Condition, build_condition, pool_to_grid
 from diffup.priors.views import IDENTITY, View, warp
 from diffup.support import plan_views, support_features, view_regions
 
@@ -128,8 +128,7 @@ class Evaluator:
         features = support_features(levels, view_regions(supports, plan).to(model.device))
         query = [level[None] for level in self._encoded(episode.query, IDENTITY)]
         small = resize_image(self._image(episode.query), (EDGE_SIDE, EDGE_SIDE))[None].to(model.device)
-        priors = model.config.priors
-        return assemble(fused_priors(query, features, priors), small, edge_maps(small), priors)
+        return build_condition(query, features, small, model.config.priors)
 
     def _image(self, name: str) -> Tensor:
         if name not in self._images:

@@ -7,7 +7,7 @@ import json
 import math
 from dataclasses import dataclass, field, replace
 
-from diffup.decoder.config import DecoderConfig, from_dict
+from diffup.decoder.config import DecoderConfig, parse_config
 from diffup.errors import ConfigError
 
 
@@ -185,8 +185,4 @@ class TrainConfig:
         Raises:
             ConfigError: not JSON, or an unknown or wrong field.
         """
-        try:
-            data = json.loads(text)
-        except ValueError as error:
-            raise ConfigError(f"the training config is not valid JSON: {error}") from error
-        return from_dict(cls, data)
+        return parse_config(cls, text, "the training config")
