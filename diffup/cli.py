@@ -249,7 +249,14 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", metavar="DATA", type=Path, help="labelled folder")
     parser.add_argument("-o", "--output", metavar="RUN", type=Path, required=True, help="folder of the run")
     parser.add_argument("--config", metavar="FILE", type=Path, help="JSON of the settings; options below override it")
-    parser.add_argument("--fold", type=int, metavar="N", help="hold out the classes of this fold")
+    parser.add_argument(
+        "--fold",
+        type=int,
+        action="append",
+        dest="folds",
+        metavar="N",
+        help="hold out the classes of this fold; repeat for more",
+    )
     parser.add_argument(
         "--backbone",
         action="append",
@@ -396,7 +403,7 @@ def _train_config(args: argparse.Namespace, backbones: tuple[str, ...]) -> Train
     from diffup.training.config import TrainConfig
 
     config = TrainConfig() if args.config is None else TrainConfig.from_json(args.config.read_text("utf-8", "replace"))
-    names = ("fold", "steps", "batch_size", "seed")
+    names = ("folds", "steps", "batch_size", "seed")
     given: dict[str, Any] = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     if backbones:
         given["backbones"] = backbones

@@ -277,7 +277,7 @@ def test_train_and_resume(data: Path, settings: Path, tmp_path: Path, photos: Pa
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
     assert any(not torch.equal(whole[name], partial[name]) for name in whole)
     resolved = json.loads((tmp_path / "parts" / "config.json").read_text())
-    assert (resolved["fold"], resolved["steps"], resolved["seed"], resolved["batch_size"]) == (0, 3, 5, 2)
+    assert (resolved["folds"], resolved["steps"], resolved["seed"], resolved["batch_size"]) == ([0], 3, 5, 2)
     assert segment(tmp_path / "parts" / "decoder", "--support", "a.png", "--mask", "a_mask.png") == 0
 
 

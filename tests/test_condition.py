@@ -69,6 +69,7 @@ configs = st.builds(
     normalisation=st.sampled_from(["minmax", "rank", "affine"]),
     extra_priors=st.integers(0, 4),
     layout=st.sampled_from(["own", "all"]),
+    saliency=st.booleans(),
     edges=st.booleans(),
     grid=st.integers(1, 9),
 )
@@ -243,7 +244,7 @@ def planted_episode() -> tuple[list[Tensor], SupportFeatures]:
 @pytest.mark.parametrize("affinity", [True, False])
 def test_every_kind_of_prior_finds_the_class(kind: str, affinity: bool) -> None:
     query, support = planted_episode()
-    prior = fused_priors(query, support, PriorConfig(kinds=(kind,), affinity=affinity, grid=16))[0][0, 0]
+    prior = fused_priors(query, support, PriorConfig(kinds=(kind,), affinity=affinity, grid=32))[0][0, 0]
     inside, distractor = prior[2:8, 9:15], prior[10:14, 2:6]
     assert inside.mean() > 0.8 and distractor.mean() < 0.5
     assert inside.min() > max(prior[:, :8].max(), prior[10:].max())
@@ -262,6 +263,33 @@ def test_without_a_mask_the_prior_is_finite_and_says_something(kind: str) -> Non
     condition = build_condition(query, everything, torch.rand(1, 3, 128, 128), PriorConfig(grid=16))
     assert_shape(condition, PriorConfig(grid=16), batch=1)
     assert condition.prior.std() > 0.05
+
+
+def test_without_a_mask_what_stands_out_of_the_support_is_found() -> None:
+    query, support = planted_episode()
+    features = [level.clone() for level in query]
+    # A support whose only thing is the class: the distractor is painted over with ground.
+    views = tuple(level.clone() for level in support.levels)
+    for level in views:
+        side = level.shape[-1]
+        ground = level[..., :1, :1].clone()
+        level[..., round(side * 0.55) :, round(side * 0.6) :] = ground
+    bare = replace(
+        support,
+        levels=views,
+        foreground=torch.ones_like(support.foreground),
+        background=torch.zeros_like(support.background),
+    )
+    prior = fused_priors(features, bare, PriorConfig(grid=32))[0][0, 0]
+    assert prior[2:8, 9:15].mean() > prior[10:14, 2:6].mean() + 0.2
+    assert prior[2:8, 9:15].mean() > 0.8
+
+
+def test_the_last_map_of_a_level_is_what_stands_out_of_the_query() -> None:
+    query, support = planted_episode()
+    salient = fused_priors(query, support, PriorConfig(grid=32))[0][0, -1]
+    assert min(salient[2:8, 9:15].mean(), salient[10:14, 2:6].mean()) > 0.7 > 0.4 > salient[:, :2].mean()
+    assert PriorConfig(saliency=False).condition_channels == PriorConfig().condition_channels - 4
 
 
 def test_pooling_to_a_grid_never_enlarges() -> None:
@@ -347,7 +375,7 @@ def test_a_view_that_loses_sight_of_the_object_does_not_count(corner: tuple[int,
 @given(configs)
 @settings(max_examples=30, deadline=None)
 def test_channel_counts_follow_from_the_config(config: PriorConfig) -> None:
-    assert config.prior_channels == 2 * len(config.kinds) + config.extra_priors
+    assert config.prior_channels == 2 * len(config.kinds) + config.extra_priors + config.saliency
     levels = 4 if config.layout == "all" else 1
     assert config.condition_channels == levels * config.prior_channels + 2 * config.edges
 

@@ -62,9 +62,22 @@ SWITCHES = {
     "no edges": {"priors": PriorConfig(grid=8, edges=False)},
     "no affinity": {"priors": PriorConfig(grid=8, affinity=False)},
     "own layout": {"priors": PriorConfig(grid=8, layout="own")},
+    "no saliency": {"priors": PriorConfig(grid=8, saliency=False)},
+    "no prior skip": {"prior_skip": False},
     "epsilon": {"prediction": "epsilon", "loss": "mse"},
     "v": {"prediction": "v", "loss": "mse"},
 }
+
+
+def test_the_prior_skip_adds_the_mean_prior_to_an_x0_prediction_alone() -> None:
+    with_skip, without = random_decoder(tiny_config()), random_decoder(tiny_config(prior_skip=False))
+    weights = {key: value for key, value in with_skip.state_dict().items() if key != "prior_gain"}
+    without.load_state_dict(weights)
+    condition = random_condition(with_skip.config.priors, 2)
+    inputs = (noise(2, 1, 64, 64), torch.tensor([0.2, 0.7]), condition)
+    added = with_skip(*inputs).output - without(*inputs).output
+    assert torch.allclose(added, with_skip.prior_gain * condition.prior, atol=1e-5)
+    assert random_decoder(tiny_config(prediction="epsilon", loss="mse")).prior_gain is None
 
 
 @pytest.mark.parametrize("batch", [1, 3])

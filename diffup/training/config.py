@@ -26,7 +26,7 @@ class ViewsConfig:
     crops: int = 4
     crop_scale: float = 0.35
     jitter: float = 0.3
-    pasted: int = 1500
+    pasted: int = 2000
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -91,21 +91,36 @@ class EpisodesConfig:
 
 @dataclass(frozen=True)
 class PerturbConfig:
-    """Random changes of the fused priors, so that a decoder does not learn one encoder's histograms by heart.
+    """Random changes of the episodes after their priors are made.
+
+    A decoder then learns neither one encoder's histograms nor the training photos by heart. With any of `zoom`, `turn`
+    and `shift`, half of the episodes are mirrored too.
 
     Args:
         gamma: standard deviation of the log of the exponent that bends each map.
         noise: greatest amplitude of smooth additive noise.
         swap_levels: probability that a backbone level shows another level's priors.
+        zoom: greatest log of the magnification of a query, in or out.
+        turn: greatest rotation, in degrees.
+        shift: greatest shift beyond the border, as a share of half the image.
     """
 
     gamma: float = 0.35
     noise: float = 0.15
     swap_levels: float = 0.1
+    zoom: float = 0.4
+    turn: float = 15.0
+    shift: float = 0.1
 
     def __post_init__(self) -> None:
-        if not 0 <= self.gamma < math.inf or not 0 <= self.noise < math.inf or not 0 <= self.swap_levels <= 1:
-            raise ConfigError(f"{self}: gamma and noise must be 0 or more, swap_levels a probability")
+        amounts = (self.gamma, self.noise, self.zoom, self.turn, self.shift)
+        if not all(0 <= amount < math.inf for amount in amounts) or not 0 <= self.swap_levels <= 1:
+            raise ConfigError(f"{self}: swap_levels must be a probability, the others 0 or more and finite")
+
+    @property
+    def moves(self) -> bool:
+        """Whether episodes are moved."""
+        return max(self.zoom, self.turn, self.shift) > 0
 
 
 @dataclass(frozen=True)
@@ -119,7 +134,7 @@ class TrainConfig:
         perturb: changes of the priors.
         backbones: names of the encoders to train with; each batch uses one of them, and the first becomes the decoder's
             default.
-        fold: fold whose classes are held out; None trains on all classes.
+        folds: folds whose classes are held out; none trains on all classes.
         steps: training steps.
         batch_size: episodes a step.
         learning_rate: peak of the warm-up and cosine decay.
@@ -140,7 +155,7 @@ class TrainConfig:
     episodes: EpisodesConfig = field(default_factory=EpisodesConfig)
     perturb: PerturbConfig = field(default_factory=PerturbConfig)
     backbones: tuple[str, ...] = ("bundled:efficientnet_lite0",)
-    fold: int | None = None
+    folds: tuple[int, ...] = ()
     steps: int = 5000
     batch_size: int = 16
     learning_rate: float = 6e-4
@@ -155,6 +170,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "backbones", tuple(self.backbones))
+        object.__setattr__(self, "folds", tuple(sorted(set(self.folds))))
         if not self.backbones:
             raise ConfigError("backbones is empty: name one or more encoders to train with")
         object.__setattr__(self, "decoder", replace(self.decoder, backbone=self.backbones[0]))

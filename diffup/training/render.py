@@ -23,6 +23,10 @@ LONGEST_SIDE = 384
 """Photos are scaled down to this before they are cropped and pasted, so that scales mean the same in every data set."""
 
 
+_COUNTS, _COUNT_SHARES = (1, 2, 4, 10), (0.55, 0.2, 0.15, 0.1)
+"""Objects of one class pasted into a scene."""
+
+
 @dataclass(frozen=True)
 class Rendered:
     """A rendered view.
@@ -77,7 +81,7 @@ class Renderer:
         )
 
     def pasted(self, index: int) -> Rendered:
-        """Pasted image number `index`: one or two objects, classes drawn evenly, on a background photo."""
+        """Pasted image number `index`: one or two classes, drawn evenly, with one or more objects each, on a photo."""
         rng = np.random.default_rng([self.config.seed, 2, index])
         if self.backgrounds:
             path = self.backgrounds[int(rng.integers(len(self.backgrounds)))]
@@ -88,8 +92,12 @@ class Renderer:
         image, mask = _random_crop(image, mask, 0.6, rng)
         for _ in range(int(rng.integers(1, 3))):
             c = int(rng.choice(list(self.pairs)))
-            name = str(rng.choice(self.pairs[c]))
-            image, mask = _paste(image, mask, *self._load(name), c, rng)
+            # Crowded scenes teach that all objects of the class are wanted, not the likest alone.
+            count = int(rng.choice(_COUNTS, p=_COUNT_SHARES))
+            for name in rng.choice(self.pairs[c], size=1 + (count > 1)):
+                other = self._load(str(name))
+                for _ in range(-(-count // 2)):
+                    image, mask = _paste(image, mask, *other, c, 0.8 / count**0.5, rng)
         return Rendered(*_flip_jitter(image, mask, self.config, rng), source=-1)
 
     def _load(self, name: str) -> tuple[Tensor, npt.NDArray[np.uint8]]:
@@ -139,15 +147,19 @@ def _paste(
     other: Tensor,
     other_mask: npt.NDArray[np.uint8],
     c: int,
+    largest: float,
     rng: np.random.Generator,
 ) -> tuple[Tensor, npt.NDArray[np.uint8]]:
-    """Paste the objects of class c of another image: random size, place and mirror, soft borders."""
+    """Paste the objects of class c of another image: random size, place and mirror, soft borders.
+
+    Their size is at most the share `largest` of the image's.
+    """
     rows, columns = np.nonzero(other_mask == c)
     top, bottom, left, right = rows.min(), rows.max() + 1, columns.min(), columns.max() + 1
     cut = other[:, top:bottom, left:right]
     alpha = torch.from_numpy((other_mask[top:bottom, left:right] == c).astype(np.float32))[None]
     height, width = mask.shape
-    scale = rng.uniform(0.15, 0.8) * min(height / cut.shape[1], width / cut.shape[2])
+    scale = rng.uniform(min(0.15, largest / 2), largest) * min(height / cut.shape[1], width / cut.shape[2])
     size = max(4, round(cut.shape[1] * scale)), max(4, round(cut.shape[2] * scale))
     size = min(size[0], height), min(size[1], width)
     cut, alpha = resize_image(cut, size), _soften(alpha, size)

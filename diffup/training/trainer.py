@@ -25,6 +25,7 @@ from diffup.decoder.weights import load_decoder, save_decoder
 from diffup.errors import ConfigError, DataError, TrainingError
 from diffup.priors.condition import Condition, assemble, fused_priors
 from diffup.priors.views import IDENTITY, ONE_SHOT_VIEWS, View
+from diffup.training.augment import move
 from diffup.training.bank import Bank, Render, bank_name, feature_bank, file_facts, image_bank
 from diffup.training.checkpoint import load_checkpoint, optimiser_tensors, restore_optimiser, save_checkpoint
 from diffup.training.config import TrainConfig
@@ -104,7 +105,7 @@ def train(
         if value is not None and value < 1:
             raise ConfigError(f"{name}={value}: it must be 1 or more")
     folder = LabelledFolder.open(data)
-    held_out = folder.fold(config.fold) if config.fold is not None else ()
+    held_out = {c for fold in config.folds for c in folder.fold(fold)}
     classes = [c for c in folder.classes if c not in held_out]
     banks = build_banks(folder, classes, config, backbones, Path(cache or out / "cache"), backgrounds, progress)
     if in_memory:
@@ -225,7 +226,7 @@ class Trainer:
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + self.step)
         features = self.banks.features[self.step % len(self.banks.features)]
         episodes = self.sampler.draw(config.seed, self.step, config.batch_size, features, self.device)
-        condition = self._condition(episodes, generator)
+        condition, episodes = self._condition(episodes, generator)
         for group in self.optimiser.param_groups:
             group["lr"] = config.learning_rate * _schedule(self.step, config)
         losses = self._losses(episodes, condition, generator)
@@ -248,12 +249,14 @@ class Trainer:
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16)
 
-    def _condition(self, episodes: Episodes, generator: torch.Generator) -> Condition:
-        priors = self.config.decoder.priors
+    def _condition(self, episodes: Episodes, generator: torch.Generator) -> tuple[Condition, Episodes]:
+        priors, changes = self.config.decoder.priors, self.config.perturb
         with torch.no_grad():
             fused = fused_priors(episodes.query, episodes.support, priors)
-            fused = perturb(fused, self.config.perturb, generator)
-            return assemble(fused, episodes.images, episodes.edges, priors)
+            if changes.moves:
+                fused, episodes = move(fused, episodes, changes, generator)
+            fused = perturb(fused, changes, generator)
+            return assemble(fused, episodes.images, episodes.edges, priors), episodes
 
     def _losses(self, episodes: Episodes, condition: Condition, generator: torch.Generator) -> Losses:
         config, diffusion = self.config, self.diffusion

@@ -1,0 +1,65 @@
+"""Moving whole episodes at random, after their priors are made: costs no encoding and never shows a scene twice."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from diffup.training.config import PerturbConfig
+from diffup.training.episodes import Episodes
+
+_LEAST_LEFT = 0.3
+"""An episode stays where it is if less than this share of its object's area would be seen."""
+
+
+def move(
+    fused: Sequence[Tensor], episodes: Episodes, config: PerturbConfig, generator: torch.Generator
+) -> tuple[list[Tensor], Episodes]:
+    """Mirror, zoom, turn and shift every query with all that belongs to it.
+
+    Args:
+        fused: four tensors (B, M, h_l, w_l) of `priors.condition.fused_priors`.
+        episodes: the batch; its query images, edges, masks move along, its features do not.
+        config: how far.
+        generator: source of randomness, on the CPU.
+
+    Returns:
+        The moved priors and episodes.
+    """
+    batch, device = len(episodes.mask), episodes.mask.device
+    flips = torch.where(torch.rand(batch, generator=generator) < 0.5, -1.0, 1.0)
+    free = torch.rand(batch, 4, generator=generator) * 2 - 1
+    moved = _matrices(flips, free, config).to(device)
+    still = _matrices(flips, torch.zeros_like(free), config).to(device)
+    object_seen = episodes.mask * 0.5 + 0.5
+    kept = _warp(object_seen, moved).sum(dim=(1, 2, 3)) >= _LEAST_LEFT * object_seen.sum(dim=(1, 2, 3))
+    matrices = torch.where(kept[:, None, None], moved, still)
+    changed = replace(
+        episodes,
+        images=_warp(episodes.images, matrices),
+        edges=_warp(episodes.edges, matrices),
+        mask=_warp(episodes.mask, matrices),
+        valid=_warp(episodes.valid, matrices),
+    )
+    return [_warp(level, matrices) for level in fused], changed
+
+
+def _matrices(flips: Tensor, free: Tensor, config: PerturbConfig) -> Tensor:
+    """Affine matrices (B, 2, 3) from output to input coordinates, of free values (B, 4) in [-1, 1]."""
+    scale = torch.exp(-config.zoom * free[:, 0])
+    angle = math.radians(config.turn) * free[:, 1]
+    cosine, sine = torch.cos(angle) * scale, torch.sin(angle) * scale
+    # As far as the window can go and see little beyond the border.
+    reach = (1 - scale).clamp_min(0) + config.shift
+    rows = (flips * cosine, -sine, free[:, 2] * reach, flips * sine, cosine, free[:, 3] * reach)
+    return torch.stack(rows, dim=1).view(-1, 2, 3)
+
+
+def _warp(maps: Tensor, matrices: Tensor) -> Tensor:
+    grid = F.affine_grid(matrices, list(maps.shape), align_corners=False)
+    return F.grid_sample(maps, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
