@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from fakes import make_folder
+from runs import CONFIG, banks_of, encoder
+
+from diffup.training.config import TrainConfig
+from diffup.training.trainer import Banks, train
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -29,3 +34,25 @@ def _threads() -> None:
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A labelled folder of coloured shapes; not to be changed (see `fakes.make_folder` for a folder of one's own)."""
     return make_folder(tmp_path_factory.mktemp("shapes") / "data")
+
+
+@pytest.fixture(scope="session")
+def feature_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def run(shapes: Path, feature_cache: Path) -> Callable[..., Path]:
+    """`train` on the folder of shapes, its features cached over all tests."""
+
+    def call(out: Path, config: TrainConfig = CONFIG, **options: object) -> Path:
+        settings = {"cache": feature_cache, "checkpoint_every": 2, "progress": False}
+        backbones = options.pop("backbones", [encoder()])
+        return train(shapes, out, config, backbones, **(settings | options))
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def banks(shapes: Path, feature_cache: Path) -> Banks:
+    return banks_of(shapes, feature_cache)

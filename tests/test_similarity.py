@@ -189,6 +189,11 @@ def test_minmax_and_rank_span_zero_to_one_and_keep_the_order(positions: int, see
         assert torch.equal(maps.argsort(dim=1), result.argsort(dim=1, stable=True))
 
 
+def test_rank_shares_the_mean_rank_between_equal_values() -> None:
+    assert torch.equal(normalise(torch.full((2, 5), 3.0), "rank"), torch.full((2, 5), 0.5))
+    assert torch.equal(normalise(torch.tensor([2.0, 1.0, 2.0]), "rank"), torch.tensor([0.75, 0.0, 0.75]))
+
+
 def test_rank_gives_every_map_the_same_histogram() -> None:
     ranks = normalise(noise(3, 40).exp(), "rank")
     assert all(torch.equal(ranks[0].sort().values, row.sort().values) for row in ranks)

@@ -22,14 +22,16 @@ def normalise(maps: Tensor, method: Normalisation = "minmax") -> Tensor:
             histograms of all encoders equal; `affine` is (1 + value) / 2, meant for plain cosines.
 
     Returns:
-        (..., P) in [0, 1]. A constant map is 0 under `minmax`.
+        (..., P) in [0, 1]. A constant map is 0 under `minmax` and 1/2 under `rank`.
     """
     if method == "minmax":
         low, high = maps.aminmax(dim=-1, keepdim=True)
         return (maps - low) / (high - low).clamp_min(_EPS)
     if method == "rank":
-        ranks = maps.argsort(dim=-1).argsort(dim=-1).to(maps.dtype)
-        return ranks / max(maps.shape[-1] - 1, 1)
+        # Equal values share the mean of their ranks: a constant map must not become a ramp.
+        ordered = maps.sort(dim=-1).values
+        ranks = torch.searchsorted(ordered, maps) + torch.searchsorted(ordered, maps, right=True) - 1
+        return ranks.to(maps.dtype) / (2 * max(maps.shape[-1] - 1, 1))
     return ((1 + maps) / 2).clamp(0, 1)
 
 

@@ -1,0 +1,144 @@
+"""Views and banks: what training caches, and that a cache is never stale."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fakes import make_folder
+from PIL import Image
+from runs import CONFIG, DECODER_CONFIG, Interrupt, banks_of, dominant, encoder, trainer_of
+from torch import Tensor
+
+from diffup.data.folder import LabelledFolder
+from diffup.priors.config import PriorConfig
+from diffup.priors.views import ONE_SHOT_VIEWS
+from diffup.training import bank as bank_module
+from diffup.training.config import TrainConfig, ViewsConfig
+from diffup.training.episodes import GROUPS, PASTED, WHOLE
+from diffup.training.trainer import Banks, build_banks
+
+# --- views -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_image_and_mask_of_every_view_stay_together(banks: Banks, group: str) -> None:
+    arrays = banks.images[group].arrays
+    checked = 0
+    for image, mask in zip(arrays["image"], arrays["mask"], strict=True):
+        assert set(np.unique(mask)) <= {0, 1, 2, 3, 255}
+        for c in (1, 2, 3):
+            if (mask == c).sum() > 300:
+                assert dominant(image, mask == c) == c
+                checked += 1
+    assert checked >= 3
+
+
+def test_whole_images_come_as_runs_of_the_one_shot_views(banks: Banks, shapes: Path) -> None:
+    arrays = banks.images[WHOLE].arrays
+    names = LabelledFolder.open(shapes).split("train")
+    views = len(ONE_SHOT_VIEWS)
+    assert arrays["source"].tolist() == [index for index in range(len(names)) for _ in range(views)]
+    assert np.array_equal(arrays["image"][1], arrays["image"][0][..., ::-1])  # the second view is the mirror image
+    assert np.array_equal(arrays["mask"][1], arrays["mask"][0][..., ::-1])
+
+
+def test_features_are_those_of_the_same_views(banks: Banks) -> None:
+    """Every bank of features lines up with its bank of images: the encoder sees mean colours only."""
+    for group in GROUPS:
+        images = torch.from_numpy(np.array(banks.images[group].arrays["image"])).float() / 255
+        expected = encoder().pyramid(torch.nn.functional.interpolate(images, (48, 48), mode="bilinear", antialias=True))
+        for level in range(4):
+            found = torch.from_numpy(np.array(banks.features[0][group].arrays[f"level{level}"])).float()
+            assert found.shape == expected[level].shape
+            assert (found - expected[level]).abs().mean() < 0.1
+
+
+def test_pasted_objects_are_of_training_classes_only(shapes: Path, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    noise = np.random.default_rng(0).integers(90, 140, (90, 120, 3)).astype(np.uint8)
+    Image.fromarray(noise).save(photos / "grey.png")
+    config = dataclasses.replace(CONFIG, views=ViewsConfig(crops=0, pasted=25))
+    seen = {
+        folds: set(np.unique(banks_of(shapes, tmp_path, dataclasses.replace(config, folds=folds), photos)
+                            .images[PASTED].arrays["mask"]).tolist())
+        for folds in ((0,), ())
+    }  # fmt: skip
+    assert seen == {(0,): {0, 1, 2}, (): {0, 1, 2, 3}}
+
+
+def test_views_without_crops_and_pasted_images(shapes: Path, tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, views=ViewsConfig(crops=0, pasted=0))
+    banks = banks_of(shapes, tmp_path, config)
+    assert set(banks.images) == {WHOLE}
+    trainer_of(banks, config).advance()
+
+
+# --- banks -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_bank_that_was_killed_while_filling_goes_on(
+    shapes: Path, tmp_path: Path, banks: Banks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bank_module, "_CHUNK", 12)
+    dying = encoder()
+    whole, computed = dying.pyramid, []
+
+    def pyramid(images: Tensor) -> list[Tensor]:
+        if sum(computed) > 30 and not hasattr(dying, "died"):
+            dying.died = True
+            raise Interrupt
+        computed.append(len(images))
+        return whole(images)
+
+    monkeypatch.setattr(dying, "pyramid", pyramid)
+    folder = LabelledFolder.open(shapes)
+    arguments = (folder, [1, 2], CONFIG, [dying], tmp_path, None, False)
+    with pytest.raises(Interrupt):
+        build_banks(*arguments)
+    resumed = build_banks(*arguments)
+    entries = sum(len(resumed.features[0][group].arrays["level0"]) for group in GROUPS)
+    assert sum(computed) < entries + 24  # what was filled is not computed again
+    for group in GROUPS:
+        for ours, theirs in ((resumed.images, banks.images), (resumed.features[0], banks.features[0])):
+            for name, array in ours[group].arrays.items():
+                assert np.array_equal(array, theirs[group].arrays[name]), (group, name)
+
+
+def test_a_filled_bank_is_not_computed_again(shapes: Path, banks: Banks, feature_cache: Path) -> None:
+    idle = encoder()
+    build_banks(LabelledFolder.open(shapes), [1, 2], CONFIG, [idle], feature_cache, None, progress=False)
+    assert idle.calls == 0
+
+
+def bank_folders(data: Path, cache: Path, config: TrainConfig = CONFIG) -> set[str]:
+    banks = banks_of(data, cache, config)
+    groups = [*banks.images.values(), *banks.features[0].values()]
+    return {bank.folder.name for bank in groups}
+
+
+def test_a_changed_setting_or_file_makes_a_new_bank(tmp_path: Path) -> None:
+    data, cache = make_folder(tmp_path / "data"), tmp_path / "cache"
+    before = bank_folders(data, cache)
+    assert bank_folders(data, cache) == before
+    finer = dataclasses.replace(CONFIG, decoder=dataclasses.replace(DECODER_CONFIG, priors=PriorConfig(grid=5)))
+    assert len(bank_folders(data, cache, finer) - before) == 3  # the features of all groups
+    jittered = dataclasses.replace(CONFIG, views=dataclasses.replace(CONFIG.views, jitter=0.1))
+    assert len(bank_folders(data, cache, jittered) - before) == 4  # images and features of crops and pasted ones
+    os.utime(data / "images" / "train0.png", (1, 1))
+    assert not bank_folders(data, cache) & before
+
+
+def test_a_changed_mask_makes_a_new_bank(tmp_path: Path) -> None:
+    data, cache = make_folder(tmp_path / "data"), tmp_path / "cache"
+    before = banks_of(data, cache).images[WHOLE].arrays["mask"][0].copy()
+    mask = np.asarray(Image.open(data / "masks" / "train0.png")).copy()
+    mask[:] = 2
+    Image.fromarray(mask).save(data / "masks" / "train0.png")
+    after = banks_of(data, cache).images[WHOLE].arrays["mask"][0]
+    assert (before == 1).any() and (after == 2).all()

@@ -1,0 +1,212 @@
+"""Training episodes, and the random changes of their priors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from runs import CONFIG, dominant, sampler_of
+from torch import Tensor
+
+from diffup.errors import TrainingError
+from diffup.training.augment import move
+from diffup.training.config import EpisodesConfig, PerturbConfig
+from diffup.training.episodes import Episodes, EpisodeSampler
+from diffup.training.perturb import perturb
+from diffup.training.trainer import Banks
+
+# --- episodes --------------------------------------------------------------------------------------------------------
+
+
+def told_by_source(banks: Banks) -> dict[str, SimpleNamespace]:
+    """Banks of features that hold nothing but the number of the image that an entry shows."""
+    told = {}
+    for group, bank in banks.images.items():
+        sources = np.array(bank.arrays["source"], dtype=np.float32)[:, None, None, None]
+        told[group] = SimpleNamespace(arrays={f"level{level}": sources for level in range(4)})
+    return told
+
+
+def draws(sampler: EpisodeSampler, features: dict, count: int = 40) -> Iterator[Episodes]:
+    for step in range(count):
+        yield sampler.draw(0, step, 4, features, torch.device("cpu"))
+
+
+def test_episodes_are_a_function_of_seed_and_step(banks: Banks) -> None:
+    sampler, device = sampler_of(banks), torch.device("cpu")
+    first = sampler.draw(3, 7, 4, banks.features[0], device)
+    again = sampler_of(banks).draw(3, 7, 4, banks.features[0], device)
+    for name in ("images", "mask", "valid"):
+        assert torch.equal(getattr(first, name), getattr(again, name))
+    assert all(torch.equal(a, b) for a, b in zip(first.support.levels, again.support.levels, strict=True))
+    assert torch.equal(first.support.foreground, again.support.foreground)
+    assert any(
+        not torch.equal(first.images, sampler.draw(seed, step, 4, banks.features[0], device).images)
+        for seed, step in ((3, 8), (4, 7))
+    )
+
+
+def test_shapes_and_ranges_of_episodes(banks: Banks) -> None:
+    shots = set()
+    for episodes in draws(sampler_of(banks), banks.features[0]):
+        views = episodes.support.valid.shape[1]
+        shots.add(views)
+        assert episodes.images.shape == (4, 3, 128, 128) and 0 <= episodes.images.min() <= episodes.images.max() <= 1
+        assert episodes.mask.shape == episodes.valid.shape == (4, 1, 64, 64)
+        assert episodes.mask.min() >= -1 and episodes.mask.max() <= 1
+        assert (episodes.mask > 0).flatten(1).any(dim=1).all()  # the class is there
+        assert 0 <= episodes.valid.min() <= episodes.valid.max() <= 1
+        assert [tuple(level.shape) for level in episodes.query] == [(4, 8, 6, 6)] * 2 + [(4, 8, 3, 3)] * 2
+        assert [tuple(level.shape) for level in episodes.support.levels] == [
+            (4, views, *level.shape[1:]) for level in episodes.query
+        ]
+        assert episodes.support.foreground.shape == episodes.support.background.shape == (4, views, 128, 128)
+        assert episodes.support.valid[:, 0].all()
+    assert shots == {5, 2, 3}  # one shot comes as five views
+
+
+def test_held_out_classes_are_never_the_target(banks: Banks) -> None:
+    sampler = sampler_of(banks)
+    assert sampler.classes == [1, 2]
+    found = set()
+    for episodes in draws(sampler, banks.features[0]):
+        for image, mask in zip(episodes.images, episodes.mask, strict=True):
+            where = torch.nn.functional.interpolate(mask[None], (128, 128))[0, 0].numpy() > 0.9
+            found.add(dominant(image.numpy(), where))
+    assert found == {1, 2}
+
+
+def test_ignored_pixels_are_neither_target_nor_valid_nor_background(banks: Banks) -> None:
+    config = EpisodesConfig(mask=1.0, box=0, scribble=0, points=0, none=0, cropped=0, pasted=0)
+    for episodes in draws(sampler_of(banks, config), banks.features[0], 5):
+        assert not episodes.valid[:, :, 0].any() and episodes.valid[:, :, 4:].all()  # the strip along the top
+        assert (episodes.mask[:, :, 0] == -1).all()
+        assert not episodes.support.background[:, 0, :2].any() and episodes.support.background[:, 0, 60:].any()
+
+
+@pytest.mark.parametrize("same_image", [0.0, 1.0])
+def test_the_query_is_of_the_supports_image_only_where_that_is_wanted(banks: Banks, same_image: float) -> None:
+    config = EpisodesConfig(max_shots=3, same_image=same_image, pasted=0)
+    for episodes in draws(sampler_of(banks, config), told_by_source(banks)):
+        query, supports = episodes.query[0][:, 0, 0, 0], episodes.support.levels[0][:, :, 0, 0, 0]
+        assert ((query[:, None] == supports).all(dim=1) == bool(same_image)).all()
+        if not same_image:
+            assert not (query[:, None] == supports).any()
+
+
+def test_supports_differ_where_there_are_enough(banks: Banks) -> None:
+    config = EpisodesConfig(max_shots=3, same_image=0.0)
+    for episodes in draws(sampler_of(banks, config), told_by_source(banks)):
+        supports = episodes.support.levels[0][:, :, 0, 0, 0]
+        if supports.shape[1] < 5:
+            assert all(len(row.unique()) == len(row) for row in supports)
+
+
+def test_the_annotation_kinds_come_in_their_shares(banks: Banks) -> None:
+    config = EpisodesConfig(max_shots=1, mask=0.5, box=0, scribble=0, points=0, none=0.5)
+    everything = [
+        bool((row[0] == 1).all())
+        for episodes in draws(sampler_of(banks, config), banks.features[0], 30)
+        for row in episodes.support.foreground
+    ]
+    assert 0.3 < np.mean(everything) < 0.7
+    for kind, marks in (("box", True), ("scribble", False), ("points", False), ("mask", True), ("none", False)):
+        shares = dict.fromkeys(("mask", "box", "scribble", "points", "none"), 0.0) | {kind: 1.0}
+        episodes = sampler_of(banks, EpisodesConfig(**shares)).draw(0, 0, 2, banks.features[0], torch.device("cpu"))
+        assert bool(episodes.support.background.any()) is marks, kind
+
+
+def test_a_class_needs_two_images(banks: Banks) -> None:
+    with pytest.raises(TrainingError, match="two images"):
+        EpisodeSampler(banks.images, [1, 2], CONFIG.episodes, min_area_fraction=0.99, ignore=255)
+
+
+# --- perturbation ----------------------------------------------------------------------------------------------------
+
+
+@given(st.floats(0, 1), st.floats(0, 0.5), st.floats(0, 1), st.integers(1, 3), st.integers(1, 6), st.integers(0, 1000))
+@settings(max_examples=30, deadline=None)
+def test_perturbed_priors_keep_their_shape_and_range(
+    gamma: float, noise: float, swap: float, batch: int, channels: int, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    fused = [torch.rand(batch, channels, side, side, generator=generator) for side in (9, 6, 6, 2)]
+    result = perturb(fused, PerturbConfig(gamma, noise, swap), generator)
+    for before, after in zip(fused, result, strict=True):
+        assert after.shape == before.shape
+        assert after.isfinite().all() and after.min() >= 0 and after.max() <= 1
+
+
+def test_no_perturbation_changes_nothing() -> None:
+    fused = [torch.rand(2, 3, side, side) for side in (8, 4, 4, 2)]
+    result = perturb(fused, PerturbConfig(0, 0, 0), torch.Generator())
+    assert all(torch.allclose(a, b, atol=2e-6) for a, b in zip(fused, result, strict=True))
+
+
+def test_perturbation_follows_its_generator_and_bends_in_order() -> None:
+    fused = [torch.rand(2, 3, side, side) for side in (8, 4, 4, 2)]
+
+    def bend(seed: int, config: PerturbConfig) -> list[Tensor]:
+        return perturb(fused, config, torch.Generator().manual_seed(seed))
+
+    config = PerturbConfig(0.5, 0.2, 0.3)
+    assert all(torch.equal(a, b) for a, b in zip(bend(1, config), bend(1, config), strict=True))
+    assert not torch.equal(bend(1, config)[0], bend(2, config)[0])
+    bent = bend(1, PerturbConfig(0.5, 0, 0))
+    for before, after in zip(fused, bent, strict=True):  # an exponent keeps the order of a map's values
+        assert torch.equal(before.flatten(2).argsort(dim=2), after.flatten(2).argsort(dim=2))
+        assert not torch.allclose(before, after, atol=1e-3)
+
+
+def moved(config: PerturbConfig, seed: int = 0) -> tuple[list[Tensor], Episodes, Episodes]:
+    """Episodes of a bright square, whose priors, images and edges all show the square, moved."""
+    square = torch.full((6, 1, 64, 64), -1.0)
+    square[:, :, 16:36, 8:28] = 1
+    shown = torch.nn.functional.interpolate(square * 0.5 + 0.5, (128, 128))
+    images = shown.expand(-1, 3, -1, -1)
+    before = Episodes([], None, images, images[:, :2], square, torch.ones_like(square))  # type: ignore[arg-type]
+    fused, after = move([shown] * 4, before, config, torch.Generator().manual_seed(seed))
+    return fused, before, after
+
+
+def test_moved_episodes_stay_together() -> None:
+    fused, before, after = moved(PerturbConfig())
+    half = [torch.nn.functional.avg_pool2d(m, 2) for m in (*fused, after.images[:, :1], after.edges[:, 1:])]
+    for maps in half:
+        assert (maps - (after.mask * 0.5 + 0.5)).abs().mean() < 0.01
+    assert not torch.allclose(after.mask, before.mask)
+    areas = (after.mask > 0).sum(dim=(1, 2, 3)) / (before.mask > 0).sum(dim=(1, 2, 3))
+    assert areas.max() / areas.min() > 1.2 and areas.min() > 0.25
+    again = moved(PerturbConfig())[2]
+    assert torch.equal(again.mask, after.mask) and not torch.equal(moved(PerturbConfig(), seed=1)[2].mask, after.mask)
+
+
+def test_moves_that_are_off_leave_mirrors_only() -> None:
+    _, before, after = moved(PerturbConfig(zoom=0, turn=0, shift=0))
+    mirrored = 0
+    for old, new in zip(before.mask, after.mask, strict=True):
+        same, mirror = (torch.allclose(new, image, atol=1e-5) for image in (old, old.flip(-1)))
+        assert same or mirror
+        mirrored += mirror
+    assert 0 < mirrored < len(before.mask)
+
+
+def test_an_object_is_not_moved_out_of_sight() -> None:
+    for seed in range(10):
+        _, before, after = moved(PerturbConfig(zoom=0, turn=0, shift=3.0), seed)
+        assert ((after.mask > 0).sum(dim=(1, 2, 3)) >= 0.25 * (before.mask > 0).sum(dim=(1, 2, 3))).all()
+
+
+def test_swapped_levels_show_another_levels_priors() -> None:
+    fused = [torch.full((3, 2, side, side), value) for side, value in ((8, 0.1), (4, 0.2), (4, 0.3), (2, 0.4))]
+    shown = set()
+    for seed in range(20):
+        for level in perturb(fused, PerturbConfig(0, 0, 1), torch.Generator().manual_seed(seed)):
+            assert level.std() < 1e-5
+            shown.add((level.shape[-1], round(float(level[0, 0, 0, 0]), 1)))
+    assert len({value for side, value in shown if side == 8}) == 4
