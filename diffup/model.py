@@ -14,12 +14,12 @@ from tqdm import tqdm
 
 from diffup.annotation import AnnotationLike, Support, pair_supports
 from diffup.backbones import Backbone, check_pyramid, load_backbone
+from diffup.decoder.base import Decoder
 from diffup.decoder.config import DecoderConfig
-from diffup.decoder.diffusion import Diffusion
+from diffup.decoder.diffusion import Diffusion, check_steps
 from diffup.decoder.sampling import Samples, draw_noise, sample
-from diffup.decoder.unet import DiffusionUNet
 from diffup.decoder.weights import fetch_decoder, load_decoder, save_decoder
-from diffup.errors import ConfigError
+from diffup.errors import BackboneError, ConfigError
 from diffup.images import ImageLike, read_image, resize_image
 from diffup.priors.condition import EDGE_SIDE, Condition, SupportFeatures, build_condition
 from diffup.priors.views import warp
@@ -39,12 +39,13 @@ class DiffUp:
     another one.
 
     Args:
-        decoder: a trained denoiser.
+        decoder: a trained decoder.
         backbone: name (`family[:variant]`) or object of the encoder; by default the one that the decoder names.
         device: `"cpu"`, `"cuda"`, ...; by default CUDA where there is one.
 
     Raises:
-        BackboneError: the encoder cannot be found or breaks the protocol.
+        BackboneError: the encoder cannot be found or breaks the protocol, or is not the one whose low-level features a
+            DiffUp+LFE decoder was trained on.
         ConfigError: the device is not available.
 
     Examples:
@@ -55,7 +56,7 @@ class DiffUp:
 
     def __init__(
         self,
-        decoder: DiffusionUNet,
+        decoder: Decoder,
         backbone: str | Backbone | None = None,
         device: str | torch.device | None = None,
     ) -> None:
@@ -63,6 +64,18 @@ class DiffUp:
         self.decoder = decoder.eval().requires_grad_(False).to(self.device)
         self.backbone = load_backbone(decoder.config.backbone if backbone is None else backbone).to(self.device)
         self.diffusion = Diffusion(decoder.config)
+        if self.config.low_level_channels and self.backbone.fingerprint != self.config.low_level_encoder:
+            raise BackboneError(f"backbone={self.backbone.name!r} ({self.backbone.fingerprint}): {self._tie}")
+
+    @property
+    def _tie(self) -> str:
+        """Why a DiffUp+LFE decoder stays with its encoder."""
+        return (
+            f"this decoder reads the low-level features of {self.config.backbone} ({self.config.low_level_encoder}; "
+            f"low_level_channels={self.config.low_level_channels}, DiffUp+LFE) and so works behind that encoder alone, "
+            "with the same weights, input size and precision. To change the encoder, take or train a decoder with "
+            "low_level_channels=0"
+        )
 
     @property
     def config(self) -> DecoderConfig:
@@ -116,8 +129,11 @@ class DiffUp:
             **options: of the encoder's family, such as `checkpoint_path` or `input_size`.
 
         Raises:
-            BackboneError: the encoder cannot be found or does not take the options.
+            BackboneError: the encoder cannot be found or does not take the options, or the decoder reads low-level
+                features (DiffUp+LFE, paper Table 9) and so is tied to the encoder that it was trained with.
         """
+        if self.config.low_level_channels:
+            raise BackboneError(f"upgrade to {backbone if isinstance(backbone, str) else backbone.name!r}: {self._tie}")
         return DiffUp(self.decoder, load_backbone(backbone, **options), self.device)
 
     def segment(
@@ -213,7 +229,8 @@ class DiffUp:
             A batch of one.
         """
         small = resize_image(query, (EDGE_SIDE, EDGE_SIDE))[None].to(self.device)
-        return build_condition(self.encode([query]), supports, small, self.config.priors)
+        low_level = bool(self.config.low_level_channels)
+        return build_condition(self.encode([query]), supports, small, self.config.priors, low_level)
 
     def _pyramid(self, images: Tensor) -> list[Tensor]:
         return check_pyramid(self.backbone.pyramid(images), self.backbone.name, len(images))
@@ -229,8 +246,7 @@ class DiffUp:
         steps = self.config.steps if steps is None else steps
         ensemble = self.config.ensemble if ensemble is None else ensemble
         threshold = self.config.threshold if threshold is None else threshold
-        if not 1 <= steps <= self.config.timesteps:
-            raise ConfigError(f"steps={steps}: choose 1 to {self.config.timesteps}")
+        check_steps(self.config, steps)
         if ensemble < 1:
             raise ConfigError(f"ensemble={ensemble}: it must be 1 or more")
         if not 0 < threshold < 1:

@@ -13,8 +13,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from diffup.backbones import FrozenBackbone
+from diffup.decoder.base import Decoder
+from diffup.decoder.build import build_decoder
 from diffup.decoder.config import DecoderConfig
-from diffup.decoder.unet import DiffusionUNet
 from diffup.priors.condition import Condition, SupportFeatures
 from diffup.priors.config import PriorConfig
 
@@ -115,12 +116,12 @@ def tiny_config(**changes: object) -> DecoderConfig:
     return DecoderConfig(**(TINY | small | changes))
 
 
-def random_decoder(config: DecoderConfig, seed: int = 0) -> DiffusionUNet:
+def random_decoder(config: DecoderConfig, seed: int = 0) -> Decoder:
     """A decoder with random weights in every layer, those that start at zero too."""
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        decoder = DiffusionUNet(config)
+        decoder = build_decoder(config)
     with torch.no_grad():
         for parameter in decoder.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)

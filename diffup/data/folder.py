@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from diffup.data.base import Target, fold_classes, read_index_mask, target_of
 from diffup.errors import DataError
 from diffup.images import read_image
 
@@ -71,6 +72,11 @@ class LabelledFolder:
             raise DataError(f"{root / 'splits.json'}: folds name classes {sorted(strangers)} that 'classes' lacks")
         return cls(root, classes, folds, images, ignore, area)
 
+    @property
+    def name(self) -> str:
+        """The folder's own name."""
+        return self.root.resolve().name
+
     def split(self, name: str) -> tuple[str, ...]:
         """Image names of a split.
 
@@ -87,9 +93,7 @@ class LabelledFolder:
         Raises:
             DataError: there is no such fold.
         """
-        if fold not in self.folds:
-            raise DataError(f"fold={fold}: {self.root} has {', '.join(map(str, self.folds))}")
-        return self.folds[fold]
+        return fold_classes(self.folds, fold, str(self.root))
 
     def image_path(self, name: str) -> Path:
         """Path of an image.
@@ -124,11 +128,15 @@ class LabelledFolder:
         Raises:
             DataError: it is missing or not an index image.
         """
-        path = self.mask_path(name)
-        with Image.open(path) as file:
-            if file.mode not in ("L", "P"):
-                raise DataError(f"{path} has mode {file.mode}; a mask is a grey or palette PNG of class ids")
-            return np.array(file)
+        return read_index_mask(self.mask_path(name))
+
+    def target(self, name: str, class_id: int) -> Target:
+        """Where a class is in an image.
+
+        Raises:
+            DataError: the mask is missing or not an index image.
+        """
+        return target_of(self.mask(name), class_id, self.ignore)
 
     def pairs(self, split: str, classes: Collection[int]) -> dict[int, tuple[str, ...]]:
         """The (image, class) pairs of a split: a class counts where it covers `min_area_fraction` of the image.

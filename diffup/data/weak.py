@@ -1,41 +1,77 @@
 """Weak annotations made from masks: what a user in a hurry would have drawn. Pure functions of a seeded generator.
 
-A tight box around the whole mask and free-form strokes clipped to it are VRP-SAM's protocol (Sun et al., CVPR 2024).
-Fast enough to draw anew for every training episode: well under a millisecond at 128 x 128.
+A tight box around the whole mask and free-form strokes clipped to it are VRP-SAM's protocol (Sun et al., CVPR 2024), a
+box around every connected component is BAM's (Lang et al., CVPR 2022), boxes of instances and a scribble along the
+medial axis are PANet's (Wang et al., ICCV 2019). Masks that are too large, too small or out of place stand for careless
+or automatic ones.
+
+The first five kinds are fast enough to draw anew for every training episode, well under a millisecond at 128 x 128; the
+others need scipy or scikit-image (`pip install "diffup[eval]"`).
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias, get_args
+from collections import deque
+from typing import Any, Literal, TypeAlias, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from diffup.annotation import Annotation, Box, Mask, Points, Scribble
-from diffup.errors import AnnotationError, ConfigError
+from diffup.errors import AnnotationError, ConfigError, MissingPackageError
 from diffup.masks import bounding_box
 
-AnnotationKind: TypeAlias = Literal["mask", "box", "scribble", "points", "none"]
+AnnotationKind: TypeAlias = Literal[
+    "mask",
+    "box",
+    "scribble",
+    "points",
+    "none",
+    "component_box",
+    "instance_box",
+    "medial_scribble",
+    "dilated",
+    "eroded",
+    "shifted",
+]
 """The kinds of annotation that `weaken` makes."""
 
 _STROKES = (1, 3)  # of a scribble
 _VERTICES = (2, 5)  # of a stroke
 _WIDTHS = (0.01, 0.04)  # of a stroke, as a part of the shorter side; the default for a user's own is 0.02
 _POINTS = (1, 5)
+_WIDTH = 0.02  # of a stroke along the medial axis, as a part of the shorter side
+_AMOUNT = 0.1  # of an inaccurate mask, in object sizes
+_NEIGHBOURS = ((1, 0), (0, 1), (-1, 0), (0, -1), (1, 1), (-1, 1), (-1, -1), (1, -1))
+_DIRECTIONS = 16  # of a shift that are tried until some of the object stays within the image
 
 
-def weaken(mask: npt.NDArray[Any], kind: AnnotationKind, generator: np.random.Generator) -> Annotation:
+def weaken(
+    mask: npt.NDArray[Any], kind: AnnotationKind, generator: np.random.Generator, amount: float | None = None
+) -> Annotation:
     """Replace a mask by an annotation of the given kind.
 
     Args:
-        mask: (H, W), non-zero where the object is.
-        kind: "mask" (as it is), "box" (tight), "scribble" (1 to 3 strokes), "points" (1 to 5) or "none".
-        generator: source of all randomness; not touched for "mask", "box" and "none".
+        mask: (H, W), non-zero where the object is; of "instance_box" integers, the number of the instance.
+        kind: "mask" (as it is), "box" (tight), "scribble" (1 to 3 strokes), "points" (1 to 5), "none",
+            "component_box" (one per connected component), "instance_box" (one per instance), "medial_scribble" (one
+            stroke along the medial axis), or an inaccurate mask: "dilated", "eroded" or "shifted".
+        generator: source of all randomness; touched by "scribble", "points", "medial_scribble" and "shifted" alone.
+        amount: how far an inaccurate mask is off, in object sizes (the square root of the area) and at least a pixel;
+            0.1 by default.
 
     Raises:
-        AnnotationError: the mask is not two-dimensional or is empty.
-        ConfigError: an unknown kind.
+        AnnotationError: the mask is not two-dimensional or is empty, `amount` is not positive or leaves nothing in the
+            image, or "instance_box" is given a mask without instances.
+        ConfigError: an unknown kind, or an amount for one that has none.
+        MissingPackageError: the kind needs scipy or scikit-image.
     """
+    if kind in ("dilated", "eroded", "shifted"):
+        return Mask(_inaccurate(_checked(mask), kind, generator, _AMOUNT if amount is None else amount))
+    if amount is not None:
+        raise ConfigError(
+            f"amount: it is for dilated, eroded and shifted masks, got amount={amount} for kind={kind!r}."
+        )
     if kind == "mask":
         return Mask(_checked(mask))
     if kind == "box":
@@ -46,6 +82,12 @@ def weaken(mask: npt.NDArray[Any], kind: AnnotationKind, generator: np.random.Ge
         return random_points(mask, generator, int(generator.integers(*_POINTS, endpoint=True)))
     if kind == "none":
         return None
+    if kind == "component_box":
+        return component_boxes(mask)
+    if kind == "instance_box":
+        return instance_boxes(mask)
+    if kind == "medial_scribble":
+        return medial_scribble(mask, generator)
     raise ConfigError(f"kind: expected one of {', '.join(get_args(AnnotationKind))}, got {kind!r}.")
 
 
@@ -58,6 +100,37 @@ def tight_box(mask: npt.NDArray[Any]) -> Box:
     box = bounding_box(_checked(mask))
     assert box is not None  # the mask is not empty
     return Box(*box)
+
+
+def component_boxes(mask: npt.NDArray[Any]) -> Box:
+    """A tight box around every connected component (of eight neighbours) of a mask, (H, W) and non-zero in the object.
+
+    Raises:
+        AnnotationError: the mask is not two-dimensional or is empty.
+        MissingPackageError: scipy is not installed.
+    """
+    components, _ = _ndimage().label(_checked(mask), structure=np.ones((3, 3)))
+    found = _ndimage().find_objects(components)
+    return Box([(columns.start, rows.start, columns.stop, rows.stop) for rows, columns in found])
+
+
+def instance_boxes(instances: npt.NDArray[Any]) -> Box:
+    """A tight box around every instance.
+
+    Args:
+        instances: (H, W) integers: 0 where there is no object, else the number of the instance.
+
+    Raises:
+        AnnotationError: not two-dimensional, empty, or not integers, so that instances cannot be told apart.
+    """
+    instances = np.asarray(instances)
+    if instances.dtype.kind not in "iu":
+        raise AnnotationError(
+            f"instances: expected integers (H, W), the number of the instance, got type {instances.dtype}. A mask "
+            "alone does not tell instances apart; component_box takes connected components."
+        )
+    _checked(instances)
+    return Box([bounding_box(instances == number) for number in np.unique(instances) if number])
 
 
 def random_points(mask: npt.NDArray[Any], generator: np.random.Generator, count: int = 1) -> Points:
@@ -115,6 +188,141 @@ def random_scribble(
         inside = (x >= 0) & (y >= 0) & (x < mask.shape[1]) & (y < mask.shape[0])
         canvas[y[inside], x[inside]] = True
     return Scribble(_dilate(canvas, width / 2) & mask)
+
+
+def medial_scribble(mask: npt.NDArray[Any], generator: np.random.Generator, width: float | None = None) -> Scribble:
+    """One stroke along the medial axis of one connected component, clipped to it.
+
+    The stroke is the longest shortest path of the medial axis, side branches left out; the component is drawn with a
+    probability proportional to its area.
+
+    Args:
+        mask: (H, W), non-zero where the object is.
+        generator: source of all randomness.
+        width: of the stroke, in pixels; `None` is 2 % of the shorter side.
+
+    Returns:
+        A scribble that holds a stroke image (H, W), a non-empty part of the mask.
+
+    Raises:
+        AnnotationError: the mask is not two-dimensional or is empty, or `width` is not positive.
+        MissingPackageError: scikit-image is not installed.
+    """
+    mask = _checked(mask)
+    width = _positive("width", _WIDTH * min(mask.shape) if width is None else width)
+    components, _ = _ndimage().label(mask, structure=np.ones((3, 3)))
+    component = components == components[mask][generator.integers(mask.sum())]
+    try:
+        from skimage.morphology import medial_axis
+    except ImportError as error:
+        raise MissingPackageError('medial_scribble needs scikit-image: pip install "diffup[eval]"') from error
+    canvas = np.zeros(mask.shape, dtype=bool)
+    x, y = np.array(_longest_path(medial_axis(component, rng=generator))).T
+    canvas[y, x] = True
+    return Scribble(_dilate(canvas, width / 2) & component)
+
+
+def dilate_mask(mask: npt.NDArray[Any], radius: float) -> npt.NDArray[np.bool_]:
+    """A mask (H, W) grown by `radius` pixels, bool.
+
+    Raises:
+        AnnotationError: the mask is not two-dimensional or is empty, or `radius` is not positive.
+        MissingPackageError: scipy is not installed.
+    """
+    distance = _ndimage().distance_transform_edt(~_checked(mask))
+    return np.asarray(distance <= _positive("radius", radius))
+
+
+def erode_mask(mask: npt.NDArray[Any], radius: float) -> npt.NDArray[np.bool_]:
+    """A mask (H, W) that has lost `radius` pixels at its outline, bool; where none would stay, its innermost pixels do.
+
+    The border of the image is no outline: an object goes on behind it.
+
+    Raises:
+        AnnotationError: the mask is not two-dimensional or is empty, or `radius` is not positive.
+        MissingPackageError: scipy is not installed.
+    """
+    mask, radius = _checked(mask), _positive("radius", radius)
+    if mask.all():  # without a background there is no distance to it
+        return np.array(mask)
+    distance = _ndimage().distance_transform_edt(mask)
+    return np.asarray(distance > min(radius, np.nextafter(distance.max(), 0)))
+
+
+def shift_mask(mask: npt.NDArray[Any], dx: int, dy: int) -> npt.NDArray[np.bool_]:
+    """A mask (H, W) moved by `dx` pixels to the right and `dy` down, bool; what leaves the image is lost.
+
+    Raises:
+        AnnotationError: the mask is not two-dimensional or is empty, or nothing of it is left.
+    """
+    moved = _moved(_checked(mask), dx, dy)
+    if not moved.any():
+        raise AnnotationError(f"dx, dy: ({dx}, {dy}) moves all of the object out of the image.")
+    return moved
+
+
+def _inaccurate(
+    mask: npt.NDArray[np.bool_], kind: str, generator: np.random.Generator, amount: float
+) -> npt.NDArray[np.bool_]:
+    pixels = max(1.0, _positive("amount", amount) * float(np.sqrt(mask.sum())))
+    if kind == "dilated":
+        return dilate_mask(mask, pixels)
+    if kind == "eroded":
+        return erode_mask(mask, pixels)
+    first = generator.uniform(0.0, 2 * np.pi)
+    for angle in first + np.arange(_DIRECTIONS) * 2 * np.pi / _DIRECTIONS:
+        moved = _moved(mask, round(pixels * np.cos(angle)), round(pixels * np.sin(angle)))
+        if moved.any():
+            return moved
+    raise AnnotationError(f"amount: {amount} moves all of the object out of the image, whatever the direction.")
+
+
+def _moved(mask: npt.NDArray[np.bool_], dx: int, dy: int) -> npt.NDArray[np.bool_]:
+    moved = np.zeros_like(mask)
+    height, width = mask.shape
+    if abs(dx) < width and abs(dy) < height:
+        moved[max(dy, 0) : height + min(dy, 0), max(dx, 0) : width + min(dx, 0)] = mask[
+            max(-dy, 0) : height + min(-dy, 0), max(-dx, 0) : width + min(-dx, 0)
+        ]
+    return moved
+
+
+def _longest_path(skeleton: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """Pixels (x, y) of the longest shortest path between two pixels of a tree-like skeleton of eight neighbours.
+
+    Breadth-first search from any pixel ends at one end of it, and a second one from there at the other.
+    """
+    pixels = {(int(x), int(y)) for y, x in np.argwhere(skeleton)}
+    end = min(pixels)
+    for _ in range(2):
+        parents: dict[tuple[int, int], tuple[int, int] | None] = {end: None}
+        queue = deque([end])
+        while queue:
+            x, y = end = queue.popleft()
+            for step in _NEIGHBOURS:
+                neighbour = (x + step[0], y + step[1])
+                if neighbour in pixels and neighbour not in parents:
+                    parents[neighbour] = end
+                    queue.append(neighbour)
+    path, at = [], cast("tuple[int, int] | None", end)
+    while at is not None:
+        path.append(at)
+        at = parents[at]
+    return path
+
+
+def _positive(name: str, value: float) -> float:
+    if not 0 < value < np.inf:
+        raise AnnotationError(f"{name}: expected a positive number, got {value}.")
+    return value
+
+
+def _ndimage() -> Any:
+    try:
+        from scipy import ndimage
+    except ImportError as error:
+        raise MissingPackageError('this kind of annotation needs scipy: pip install "diffup[eval]"') from error
+    return ndimage
 
 
 def _checked(mask: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:

@@ -16,6 +16,7 @@ from diffup.priors.config import LEVELS, PriorConfig
 Prediction = Literal["epsilon", "x0", "v"]
 Loss = Literal["mse", "bce_dice"]
 Shift = Literal["none", "prior", "quadratic"]
+System = Literal["diffusion", "one_step", "gan", "prior"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,13 @@ class DecoderConfig:
         ensemble: samples averaged by default.
         threshold: probability above which a pixel is marked by default; chosen on training classes.
         backbone: name of the encoder that is used unless the user names another.
+        system: `diffusion` is the paper's; `one_step` the same U-Net without a noisy mask, in a single pass; `gan` the
+            StyleGAN2-style generator of Table 8; `prior` the mean prior itself, without any training. The last three
+            take one step; `one_step` and `prior` are without randomness, so one sample is all there is.
+        low_level_channels: channels that the first feature level of the training encoder is projected to as additional
+            condition (DiffUp+LFE, Table 9), which ties the decoder to that encoder; 0 for none.
+        low_level_width: channels of that feature level; training writes it.
+        low_level_encoder: fingerprint of that encoder; training writes it.
 
     Raises:
         ConfigError: a value is unknown or out of range, or two contradict each other.
@@ -71,9 +79,14 @@ class DecoderConfig:
     ensemble: int = 4
     threshold: float = 0.5
     backbone: str = "bundled:efficientnet_lite0"
+    system: System = "diffusion"
+    low_level_channels: int = 0
+    low_level_width: int = 0
+    low_level_encoder: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channels", tuple(self.channels))
+        self._check_system()
         if len(self.channels) != LEVELS or any(width < 8 or width % 8 for width in self.channels):
             raise ConfigError(f"channels={self.channels}: give {LEVELS} multiples of 8")
         for name, options in (("shift", Shift), ("prediction", Prediction), ("loss", Loss)):
@@ -100,6 +113,36 @@ class DecoderConfig:
             raise ConfigError(f"steps={self.steps} is more than timesteps={self.timesteps}")
         if self.loss == "bce_dice" and self.prediction != "x0":
             raise ConfigError(f"loss='bce_dice' needs prediction='x0', not {self.prediction!r}: it compares masks")
+
+    def _check_system(self) -> None:
+        if self.system not in get_args(System):
+            raise ConfigError(f"system={self.system!r}: choose one of {', '.join(get_args(System))}")
+        if self.system != "diffusion":
+            object.__setattr__(self, "steps", 1)
+            if self.prediction != "x0":
+                raise ConfigError(f"system={self.system!r} needs prediction='x0', not {self.prediction!r}: no noise")
+        if self.deterministic:
+            object.__setattr__(self, "ensemble", 1)
+        if self.system == "gan" and self.loss != "bce_dice":
+            raise ConfigError(f"system='gan' needs loss='bce_dice', not {self.loss!r}: the generator gives logits")
+        for name in ("low_level_channels", "low_level_width"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}={getattr(self, name)}: it must be 0 or more")
+        if self.low_level_channels and self.system not in ("diffusion", "one_step"):
+            raise ConfigError(
+                f"low_level_channels={self.low_level_channels} with system={self.system!r}: only the U-Net of "
+                "'diffusion' and 'one_step' reads low-level features"
+            )
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether a query has one answer, whatever the sampling noise."""
+        return self.system in ("one_step", "prior")
+
+    @property
+    def max_steps(self) -> int:
+        """Most sampling steps: the timesteps of a diffusion, a single one of every other system."""
+        return self.timesteps if self.system == "diffusion" else 1
 
     @classmethod
     def paper(cls) -> DecoderConfig:

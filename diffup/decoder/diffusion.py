@@ -57,11 +57,15 @@ class Diffusion:
     def observe(self, y: Tensor, prior: Tensor, t: Tensor) -> Tensor:
         """What the network sees: x_t = y_t + k_t b P (eq. 13), brought to unit variance.
 
+        The other systems see no noisy mask: nothing (`one_step`, `prior`), or the noise itself (`gan`).
+
         Args:
             y: (B, 1, s, s), y_t.
             prior: (B, 1, s, s) in [-1, 1], P.
             t: (B,) int64.
         """
+        if self.config.system != "diffusion":
+            return y if self.config.system == "gan" else torch.zeros_like(y)
         b = self.config.signal_scale
         abar = self._at(self.alphas_bar, t)
         return (y + self._at(self.shifts, t) * b * prior) / (abar * b**2 + 1 - abar).sqrt()
@@ -83,6 +87,8 @@ class Diffusion:
             y: (B, 1, s, s), y_t.
             t: (B,) int64.
         """
+        if self.config.system == "prior":
+            return output
         b = self.config.signal_scale
         if self.config.prediction == "x0":
             return torch.tanh(output / 2) if self.config.loss == "bce_dice" else output.clamp(-1, 1)
@@ -115,8 +121,18 @@ class Diffusion:
         """Steps that the sampler visits, evenly spaced and starting at T - 1 ("trailing"): 249, 244, ..., 4.
 
         Raises:
-            ConfigError: `steps` is not in 1 .. T.
+            ConfigError: `steps` is not in 1 .. T, or more than 1 of a system without diffusion.
         """
-        if not 1 <= steps <= self.timesteps:
-            raise ConfigError(f"steps={steps}: choose 1 to {self.timesteps}, the decoder's timesteps")
+        check_steps(self.config, steps)
         return [round(self.timesteps * (steps - index) / steps) - 1 for index in range(steps)]
+
+
+def check_steps(config: DecoderConfig, steps: int) -> None:
+    """Raise `ConfigError` unless a decoder can be sampled in that many steps."""
+    if 1 <= steps <= config.max_steps:
+        return
+    if config.system == "diffusion":
+        raise ConfigError(f"steps={steps}: choose 1 to {config.timesteps}, the decoder's timesteps")
+    raise ConfigError(
+        f"steps={steps}: a decoder of system={config.system!r} answers in a single step; give 1 or nothing"
+    )

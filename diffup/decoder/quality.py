@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+def convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    """A 3 x 3 convolution with group normalisation and SiLU; `outputs` is a multiple of 8."""
     return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1), nn.GroupNorm(8, outputs), nn.SiLU())
 
 
@@ -20,10 +21,12 @@ class ErrorBranch(nn.Module):
 
     def __init__(self, hidden: int) -> None:
         super().__init__()
-        self.at_full = _conv(4, hidden)
-        self.at_half = _conv(hidden, 2 * hidden, stride=2)
-        self.at_quarter = nn.Sequential(_conv(2 * hidden, 2 * hidden, stride=2), _conv(2 * hidden, 2 * hidden))
-        self.merge_half = _conv(4 * hidden, hidden)
+        self.at_full = convolution(4, hidden)
+        self.at_half = convolution(hidden, 2 * hidden, stride=2)
+        self.at_quarter = nn.Sequential(
+            convolution(2 * hidden, 2 * hidden, stride=2), convolution(2 * hidden, 2 * hidden)
+        )
+        self.merge_half = convolution(4 * hidden, hidden)
         self.out = nn.Conv2d(2 * hidden, 1, 3, padding=1)
 
     def forward(self, x: Tensor, image: Tensor) -> Tensor:
@@ -45,7 +48,9 @@ class IoURegressor(nn.Module):
     def __init__(self, hidden: int) -> None:
         super().__init__()
         self.stages = nn.Sequential(
-            _conv(5, hidden, stride=2), _conv(hidden, 2 * hidden, stride=2), _conv(2 * hidden, 2 * hidden, stride=2)
+            convolution(5, hidden, stride=2),
+            convolution(hidden, 2 * hidden, stride=2),
+            convolution(2 * hidden, 2 * hidden, stride=2),
         )
         self.head = nn.Linear(2 * hidden, 1)
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from diffup.decoder.base import Decoder
 from diffup.decoder.diffusion import Diffusion
-from diffup.decoder.unet import DiffusionUNet
 from diffup.priors.condition import Condition
 
 
@@ -18,7 +18,7 @@ class Samples:
     """Sampled masks of B queries.
 
     Args:
-        probability: (B, n, s, s) in [0, 1], n samples of each query.
+        probability: (B, n, s, s) in [0, 1], n samples of each query; one of a decoder without randomness.
         error: (B, s, s), predicted error map of the final masks, averaged over the samples.
         iou: (B,) in [0, 1], predicted IoU of the final masks, averaged over the samples.
         trace: (B, steps + 1, s, s), the first sample's x_t at unit scale at each visited step, then the final
@@ -46,7 +46,7 @@ def draw_noise(condition: Condition, ensemble: int, generator: torch.Generator) 
 
 @torch.no_grad()
 def sample(
-    denoiser: DiffusionUNet,
+    denoiser: Decoder,
     diffusion: Diffusion,
     condition: Condition,
     noise: Tensor,
@@ -69,6 +69,8 @@ def sample(
         ConfigError: `steps` is out of range.
     """
     timesteps = diffusion.schedule(steps)
+    if denoiser.config.deterministic:
+        noise = noise[:, :1]
     batch, ensemble = noise.shape[:2]
     repeated = condition.repeat(ensemble)
     y = noise.transpose(0, 1).reshape(batch * ensemble, 1, *noise.shape[2:])
@@ -82,8 +84,7 @@ def sample(
         y = diffusion.step(mask, y, t, timesteps[index + 1] if index + 1 < steps else -1)
         if on_step is not None:
             on_step()
-    error = denoiser.error_branch(mask, repeated.image)
-    iou = denoiser.iou_regressor(mask, repeated.image, error)
+    error, iou = denoiser.judge(mask, repeated.image)
     seen.append(mask[:batch, 0])
     return Samples(
         probability=_per_query(mask[:, 0] * 0.5 + 0.5, ensemble),

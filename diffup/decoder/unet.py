@@ -5,16 +5,16 @@ It never sees an encoder's features, only the `Condition`, so the same weights s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffup.decoder.base import Decoder, Denoised
 from diffup.decoder.config import DecoderConfig
 from diffup.decoder.modulation import Modulation, ScalarEmbedding
 from diffup.decoder.quality import ErrorBranch, IoURegressor
-from diffup.priors.condition import Condition
+from diffup.errors import ConfigError
+from diffup.priors.condition import SIZES, Condition
 
 EMBEDDING = 128
 """Width of the time and IoU embeddings."""
@@ -22,22 +22,6 @@ EMBEDDING = 128
 
 PRIOR_GAIN = 2.0
 """Gain of the mean prior in the output at the start of training."""
-
-
-@dataclass(frozen=True)
-class Denoised:
-    """What the network says of a noisy mask.
-
-    Args:
-        output: (B, 1, 64, 64), the prediction that `DecoderConfig.prediction` names; logits of the mask for `x0` with
-            the loss `bce_dice`.
-        error: (B, 1, 64, 64), predicted error map `x0 - x_t`.
-        iou: (B,) in [0, 1], predicted IoU of the binarised x_t.
-    """
-
-    output: Tensor
-    error: Tensor
-    iou: Tensor
 
 
 class ResidualBlock(nn.Module):
@@ -73,12 +57,14 @@ class Stage(nn.Module):
         inputs: input channels.
         outputs: output channels.
         config: the decoder's config.
+        more: channels of the condition besides the priors'.
     """
 
-    def __init__(self, inputs: int, outputs: int, config: DecoderConfig) -> None:
+    def __init__(self, inputs: int, outputs: int, config: DecoderConfig, more: int = 0) -> None:
         super().__init__()
         self.block = ResidualBlock(inputs, outputs)
-        self.scm = Modulation(outputs, config.priors.condition_channels + 1, config.condition_hidden, EMBEDDING)
+        condition = config.priors.condition_channels + more + 1
+        self.scm = Modulation(outputs, condition, config.condition_hidden, EMBEDDING)
         self.dqm = (
             Modulation(outputs, 1, config.quality_hidden // 2, EMBEDDING)
             if config.error_modulation or config.iou_modulation
@@ -99,41 +85,68 @@ class Stage(nn.Module):
         return h if self.dqm is None else self.dqm(h, error, iou)
 
 
-class DiffusionUNet(nn.Module):
-    """The denoiser: noisy mask, step and condition in, prediction and quality out.
+class LowLevelProjection(nn.Module):
+    """DiffUp+LFE (paper Table 9): one encoder's low-level features as additional channels of the finest condition.
 
     Args:
         config: the decoder's config.
+
+    Raises:
+        ConfigError: the config does not name the encoder.
     """
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        self.config = config
+        if not config.low_level_width or not config.low_level_encoder:
+            raise ConfigError(
+                f"low_level_channels={config.low_level_channels} needs low_level_width and low_level_encoder: `diffup "
+                "train` writes them from the encoder that it trains with"
+            )
+        self.project = nn.Conv2d(config.low_level_width, config.low_level_channels, 1)
+
+    def forward(self, features: Tensor | None) -> Tensor:
+        """(B, width, h, w) -> (B, channels, 64, 64)."""
+        if features is None:
+            raise ConfigError("condition: this decoder reads low-level features (low_level_channels), but it has none")
+        # Normalised, since encoders differ in scale by orders of magnitude.
+        projected = self.project(F.instance_norm(features))
+        return F.interpolate(projected, SIZES[:1] * 2, mode="bilinear", align_corners=False, antialias=True)
+
+
+class DiffusionUNet(Decoder):
+    """The denoiser: noisy mask, step and condition in, prediction and quality out.
+
+    The system `one_step` is the same network, which then sees no mask but zeros, always at the last step.
+
+    Args:
+        config: the decoder's config.
+
+    Raises:
+        ConfigError: low-level features are wanted of no encoder in particular.
+    """
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__(config)
+        more = config.low_level_channels
         c0, c1, c2, c3 = config.channels
         self.time = ScalarEmbedding(EMBEDDING)
         self.iou = ScalarEmbedding(EMBEDDING)
         self.stem = nn.Conv2d(1, c0, 3, padding=1)
-        self.encoder = nn.ModuleList([Stage(c0, c0, config), Stage(c0, c1, config), Stage(c1, c2, config)])
+        self.encoder = nn.ModuleList([Stage(c0, c0, config, more), Stage(c0, c1, config), Stage(c1, c2, config)])
         self.middle = Stage(c2, c3, config)
         self.decoder = nn.ModuleList(
-            [Stage(c3 + c2, c2, config), Stage(c2 + c1, c1, config), Stage(c1 + c0, c0, config)]
+            [Stage(c3 + c2, c2, config), Stage(c2 + c1, c1, config), Stage(c1 + c0, c0, config, more)]
         )
         self.head = nn.Sequential(nn.SiLU(), nn.Conv2d(c0, 1, 3, padding=1))
         skip = config.prior_skip and config.prediction == "x0"
         self.prior_gain = nn.Parameter(torch.tensor(PRIOR_GAIN)) if skip else None
         self.error_branch = ErrorBranch(config.quality_hidden)
         self.iou_regressor = IoURegressor(config.quality_hidden)
+        self.low_level = LowLevelProjection(config) if more else None
 
     def forward(self, x: Tensor, time: Tensor, condition: Condition) -> Denoised:
-        """Denoise.
-
-        Args:
-            x: (B, 1, 64, 64), the noisy mask x_t at unit scale.
-            time: (B,), t / T in [0, 1).
-            condition: batch of B.
-        """
-        error = self.error_branch(x, condition.image)
-        iou = self.iou_regressor(x, condition.image, error.detach())
+        """Denoise; see `Decoder.forward`."""
+        error, iou = self.judge(x, condition.image)
         # The quality branch learns from its own losses alone: what it says modulates, but is not pulled by the noise.
         error_map = error.detach() if self.config.error_modulation else torch.zeros_like(error)
         score = iou.detach() if self.config.iou_modulation else torch.zeros_like(iou)
@@ -141,6 +154,8 @@ class DiffusionUNet(nn.Module):
 
         sides = [level.shape[-1] for level in condition.levels]
         levels = [torch.cat([level, _to(x, side)], dim=1) for level, side in zip(condition.levels, sides, strict=True)]
+        if self.low_level is not None:
+            levels[0] = torch.cat([levels[0], self.low_level(condition.low_level)], dim=1)
         errors = [_to(error_map, side) for side in sides]
 
         h = self.stem(x)

@@ -12,8 +12,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from diffup.decoder.base import Decoder
+from diffup.decoder.build import build_decoder
 from diffup.decoder.config import DecoderConfig
-from diffup.decoder.unet import DiffusionUNet
 from diffup.errors import WeightsError
 from diffup.files import replacing, write_text
 
@@ -33,7 +34,7 @@ def save_decoder(
 
     Args:
         folder: made if needed.
-        weights: state dict of the `DiffusionUNet`.
+        weights: state dict of the decoder.
         config: its config.
         dtype: precision of the file; float16 halves it.
     """
@@ -44,8 +45,8 @@ def save_decoder(
     write_text(folder / CONFIG, config.to_json())
 
 
-def load_decoder(folder: str | os.PathLike[str]) -> DiffusionUNet:
-    """Read a decoder folder, in float32 and evaluation mode.
+def load_decoder(folder: str | os.PathLike[str]) -> Decoder:
+    """Read a decoder folder of any system, in float32 and evaluation mode.
 
     Raises:
         WeightsError: a file is missing or damaged, or the weights do not belong to the config.
@@ -60,7 +61,7 @@ def load_decoder(folder: str | os.PathLike[str]) -> DiffusionUNet:
         tensors = load_file(folder / WEIGHTS)
     except SafetensorError as error:
         raise WeightsError(f"{folder / WEIGHTS} is damaged ({error}); copy or train it again") from error
-    model = DiffusionUNet(config)
+    model = build_decoder(config)
     expected = {name: value.shape for name, value in model.state_dict().items()}
     wrong = [name for name in sorted(expected.keys() | tensors.keys()) if not _fits(name, expected, tensors)]
     if wrong:

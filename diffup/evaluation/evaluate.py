@@ -1,9 +1,15 @@
-"""Scoring a model on a labelled folder, through the same functions as `DiffUp.segment`."""
+"""Scoring a model on the episodes of a data set, through the same functions as `DiffUp.segment`.
+
+An episode's weak annotations and noise follow from the seed and its place in the stream alone, and episodes are sampled
+in batches with fixed borders: whatever was scored before, in this process or another, an episode's figures are the same.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -12,10 +18,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffup.annotation import Support, rasterise
-from diffup.data.folder import LabelledFolder
+from diffup.data.base import Dataset, Target
 from diffup.data.weak import AnnotationKind, weaken
 from diffup.decoder.sampling import draw_noise, sample
+from diffup.errors import ConfigError, DataError
 from diffup.evaluation.episodes import Episode
+from diffup.evaluation.features import FeatureCache
 from diffup.evaluation.meter import Meter
 from diffup.images import resize_image
 from diffup.model import DiffUp, enlarge
@@ -24,6 +32,46 @@ from diffup.priors.views import IDENTITY, View, warp
 from diffup.support import plan_views, support_features, view_regions
 
 THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(1, 20))
+"""Thresholds that every episode is scored at, besides the model's own."""
+
+BATCH_SIZE = 16
+"""Episodes that are sampled together unless the caller says otherwise."""
+
+Overlap: TypeAlias = tuple[int, int]
+"""Pixels of intersection and of union of a mask and its target."""
+
+
+@dataclass(frozen=True)
+class EpisodeScore:
+    """What one episode contributes to the scores.
+
+    Args:
+        index: its place in the stream.
+        class_id: its class.
+        pixels: number of pixels that count.
+        mask: overlap of the mask at the model's threshold.
+        decoder: overlap of the mask at each of `THRESHOLDS`.
+        prior: overlap of the training-free mean prior at each of `THRESHOLDS`.
+        quality: the IoU that the decoder expects, in [0, 1].
+    """
+
+    index: int
+    class_id: int
+    pixels: int
+    mask: Overlap
+    decoder: tuple[Overlap, ...]
+    prior: tuple[Overlap, ...]
+    quality: float
+
+    @property
+    def iou(self) -> float:
+        """IoU of the mask at the model's threshold, in [0, 1]."""
+        return self.mask[0] / max(self.mask[1], 1)
+
+    def prior_iou(self, threshold: float = 0.5) -> float:
+        """IoU of the mean prior at one of `THRESHOLDS`, in [0, 1] (Fig. 6)."""
+        intersection, union = self.prior[THRESHOLDS.index(threshold)]
+        return intersection / max(union, 1)
 
 
 @dataclass(frozen=True)
@@ -33,6 +81,7 @@ class Scores:
     Args:
         miou: at the model's threshold, percent.
         fb_iou: at the model's threshold, percent.
+        class_iou: IoU of each class at the model's threshold, percent.
         miou_by_threshold: mIoU at each of `THRESHOLDS`.
         prior_miou_by_threshold: mIoU of the training-free mean prior at each of `THRESHOLDS`.
         quality_correlation: Pearson correlation of the predicted IoU with the true one over episodes.
@@ -40,147 +89,275 @@ class Scores:
 
     miou: float
     fb_iou: float
+    class_iou: dict[int, float]
     miou_by_threshold: dict[float, float]
     prior_miou_by_threshold: dict[float, float]
     quality_correlation: float
-
-    @property
-    def best_prior(self) -> float:
-        """MIoU of the prior at its best threshold: an upper bound that no user could choose."""
-        return max(self.prior_miou_by_threshold.values())
 
     @property
     def best_threshold(self) -> float:
         """The threshold with the highest mIoU."""
         return max(self.miou_by_threshold, key=lambda t: self.miou_by_threshold[t])
 
+    @property
+    def best_prior_threshold(self) -> float:
+        """The threshold at which the prior has its highest mIoU."""
+        return max(self.prior_miou_by_threshold, key=lambda t: self.prior_miou_by_threshold[t])
+
+    @property
+    def best_prior(self) -> float:
+        """MIoU of the prior at its best threshold: an upper bound that no user could choose."""
+        return self.prior_miou_by_threshold[self.best_prior_threshold]
+
 
 class Evaluator:
-    """Scores one model; features of images are computed once and shared between settings.
+    """Scores one model on one data set.
 
     Args:
         model: the model.
-        folder: the data.
+        data: the data set.
+        scored: brings the query's target to the size that it is scored at (`EvaluationProtocol.scored`); by default the
+            target stays as it is.
+        cache: features of images, which several evaluators may share; one of its own by default.
     """
 
-    def __init__(self, model: DiffUp, folder: LabelledFolder) -> None:
+    def __init__(
+        self,
+        model: DiffUp,
+        data: Dataset,
+        *,
+        scored: Callable[[Target], Target] | None = None,
+        cache: FeatureCache | None = None,
+    ) -> None:
         self.model = model
-        self.folder = folder
-        self._features: dict[tuple[str, View], list[Tensor]] = {}
-        self._images: dict[str, Tensor] = {}
+        self.data = data
+        self.scored = scored
+        self.cache = FeatureCache() if cache is None else cache
+        self._encoder = (model.backbone.fingerprint, model.backbone.input_size, model.config.priors.grid)
 
     def run(
         self,
         episodes: Sequence[Episode],
         annotation: AnnotationKind = "mask",
         *,
-        steps: int | None = None,
-        ensemble: int | None = None,
-        seed: int = 0,
-        batch_size: int = 16,
-        bf16: bool = False,
+        classes: Collection[int] | None = None,
         progress: bool = False,
+        **options: Any,
     ) -> Scores:
         """Score episodes.
 
         Args:
-            episodes: of `draw_episodes`.
+            episodes: the stream.
+            annotation: kind that the supports' masks are weakened to.
+            classes: classes whose mean is taken, one that never occurs counting as 0; by default those that occur.
+            progress: show a progress bar.
+            **options: of `score`.
+
+        Raises:
+            ConfigError, DataError: see `score`.
+        """
+        found: list[EpisodeScore] = []
+        name = f"{self.model.backbone.name} {annotation}"
+        with tqdm(total=len(episodes), desc=name, disable=not progress) as bar:
+            for batch in self.score(episodes, annotation, **options):
+                found += batch
+                bar.update(len(batch))
+        return summarise(found, {score.class_id for score in found} if classes is None else classes)
+
+    def score(
+        self,
+        episodes: Sequence[Episode],
+        annotation: AnnotationKind = "mask",
+        *,
+        steps: int | None = None,
+        ensemble: int | None = None,
+        threshold: float | None = None,
+        seed: int = 0,
+        batch_size: int = BATCH_SIZE,
+        bf16: bool = False,
+        done: Collection[int] = (),
+    ) -> Iterator[list[EpisodeScore]]:
+        """Score episodes batch by batch.
+
+        Args:
+            episodes: the stream.
             annotation: kind that the supports' masks are weakened to.
             steps: DDIM steps; the config's by default.
             ensemble: samples averaged; the config's by default.
+            threshold: probability above which a pixel is marked; the config's by default.
             seed: seed of weak annotations and noise.
             batch_size: episodes sampled together.
             bf16: sample in bfloat16.
-            progress: show a progress bar.
+            done: indices of episodes that are left out. A batch that holds others too is sampled as a whole, so that
+                rounding is the same.
+
+        Raises:
+            ConfigError: an option is out of range or unknown, or the data set cannot give this kind of annotation.
+            DataError: there is no episode.
         """
-        model = self.model
-        steps, ensemble, threshold = model.sampling_options(steps, ensemble, None)
-        rng = np.random.default_rng(seed)
-        generator = torch.Generator().manual_seed(seed)
-        classes = sorted({episode.class_id for episode in episodes})
-        tally = _Tally(classes, threshold)
-        with tqdm(total=len(episodes), desc=f"{model.backbone.name} {annotation}", disable=not progress) as bar:
-            for start in range(0, len(episodes), batch_size):
-                chunk = episodes[start : start + batch_size]
-                condition = _stack([self._condition(episode, annotation, rng) for episode in chunk])
-                noise = draw_noise(condition, ensemble, generator)
-                with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
-                    samples = sample(model.decoder, model.diffusion, condition, noise, steps)
-                probability = samples.probability.mean(dim=1).float()
-                prior = condition.prior[:, 0] * 0.5 + 0.5
-                for index, episode in enumerate(chunk):
-                    labels = self.folder.mask(episode.query)
-                    maps = enlarge(torch.stack([probability[index], prior[index]]), labels.shape).numpy()
-                    tally.add(episode.class_id, maps, labels, self.folder.ignore, float(samples.iou[index]))
-                bar.update(len(chunk))
-        return tally.scores()
-
-    def _condition(self, episode: Episode, annotation: AnnotationKind, rng: np.random.Generator) -> Condition:
-        model = self.model
-        supports = []
-        for name in episode.supports:
-            mask = self.folder.mask(name) == episode.class_id
-            weak = weaken(mask, annotation, rng)
-            supports.append(Support(self._image(name), weak, rasterise(weak, mask.shape)))
-        plan = plan_views(len(supports))
-        views = [self._encoded(episode.supports[index], view) for index, view in plan]
-        levels = [torch.stack(level) for level in zip(*views, strict=True)]
-        features = support_features(levels, view_regions(supports, plan).to(model.device))
-        query = [level[None] for level in self._encoded(episode.query, IDENTITY)]
-        small = resize_image(self._image(episode.query), (EDGE_SIDE, EDGE_SIDE))[None].to(model.device)
-        return build_condition(query, features, small, model.config.priors)
-
-    def _image(self, name: str) -> Tensor:
-        if name not in self._images:
-            self._images[name] = self.folder.image(name)
-        return self._images[name]
-
-    def _encoded(self, name: str, view: View) -> list[Tensor]:
-        """Features of a view of an image, pooled to the grid that the priors compare them on."""
-        if (name, view) not in self._features:
-            image = warp(resize_image(self._image(name), self.model.backbone.input_size)[None], view)[0]
-            grid = self.model.config.priors.grid
-            self._features[name, view] = [pool_to_grid(level, grid)[0] for level in self.model.encode([image])]
-        return self._features[name, view]
-
-
-class _Tally:
-    """Meters at every threshold, of the decoder and of the prior."""
-
-    def __init__(self, classes: Sequence[int], threshold: float) -> None:
-        self.threshold = threshold
-        self.meter = Meter(classes)
-        self.decoder = {t: Meter(classes) for t in THRESHOLDS}
-        self.prior = {t: Meter(classes) for t in THRESHOLDS}
-        self.qualities: list[tuple[float, float]] = []
-
-    def add(
-        self, class_id: int, maps: npt.NDArray[np.float32], labels: npt.NDArray[np.uint8], ignore: int, quality: float
-    ) -> None:
-        target, skip = labels == class_id, labels == ignore
-        predicted = maps[0] > self.threshold
-        self.meter.update(class_id, predicted, target, skip)
-        union = ((predicted | target) & ~skip).sum()
-        self.qualities.append((quality, float((predicted & target & ~skip).sum() / max(union, 1))))
-        for meters, probability in ((self.decoder, maps[0]), (self.prior, maps[1])):
-            for threshold, meter in meters.items():
-                meter.update(class_id, probability > threshold, target, skip)
-
-    def scores(self) -> Scores:
-        predicted, true = np.array(self.qualities).T
-        varied = len(true) > 1 and predicted.std() > 0 and true.std() > 0
-        return Scores(
-            miou=self.meter.miou(),
-            fb_iou=self.meter.fb_iou(),
-            miou_by_threshold={t: meter.miou() for t, meter in self.decoder.items()},
-            prior_miou_by_threshold={t: meter.miou() for t, meter in self.prior.items()},
-            quality_correlation=float(np.corrcoef(predicted, true)[0, 1]) if varied else 0.0,
+        if not episodes:
+            raise DataError("episodes: the list is empty, so there is nothing to score")
+        if batch_size < 1:
+            raise ConfigError(f"batch_size={batch_size}: it must be 1 or more")
+        check_annotation(self.data, annotation)
+        steps, ensemble, threshold = self.model.sampling_options(steps, ensemble, threshold)
+        batches = [range(start, min(start + batch_size, len(episodes))) for start in range(0, len(episodes), batch_size)]
+        left = set(range(len(episodes))) - set(done)
+        return (
+            [
+                score
+                for score in self._batch(episodes, indices, annotation, steps, ensemble, threshold, seed, bf16)
+                if score.index in left
+            ]
+            for indices in batches
+            if not left.isdisjoint(indices)
         )
 
+    def _batch(
+        self,
+        episodes: Sequence[Episode],
+        indices: range,
+        annotation: AnnotationKind,
+        steps: int,
+        ensemble: int,
+        threshold: float,
+        seed: int,
+        bf16: bool,
+    ) -> list[EpisodeScore]:
+        model, conditions, noises = self.model, [], []
+        for index in indices:
+            weak, noise = episode_generators(seed, index)
+            conditions.append(self._condition(episodes[index], annotation, weak))
+            noises.append(draw_noise(conditions[-1], ensemble, noise))
+        condition = Condition.cat(conditions)
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
+            samples = sample(model.decoder, model.diffusion, condition, torch.cat(noises), steps)
+        maps = torch.stack([samples.probability.mean(dim=1).float(), condition.prior[:, 0] * 0.5 + 0.5], dim=1)
+        return [
+            self._compare(index, episodes[index], maps[at], threshold, float(samples.iou[at]))
+            for at, index in enumerate(indices)
+        ]
 
-def _stack(conditions: Sequence[Condition]) -> Condition:
-    return Condition(
-        tuple(torch.cat(levels) for levels in zip(*(c.levels for c in conditions), strict=True)),
-        torch.cat([c.prior for c in conditions]),
-        torch.cat([c.image for c in conditions]),
+    def _compare(self, index: int, episode: Episode, maps: Tensor, threshold: float, quality: float) -> EpisodeScore:
+        target = self.data.target(episode.query, episode.class_id)
+        target = target if self.scored is None else self.scored(target)
+        probability, prior = enlarge(maps, (target.mask.shape[0], target.mask.shape[1])).numpy()
+        return EpisodeScore(
+            index=index,
+            class_id=episode.class_id,
+            pixels=int((~target.ignore).sum()),
+            mask=overlaps(probability, target, (threshold,))[0],
+            decoder=overlaps(probability, target, THRESHOLDS),
+            prior=overlaps(prior, target, THRESHOLDS),
+            quality=quality,
+        )
+
+    def _condition(self, episode: Episode, annotation: AnnotationKind, generator: np.random.Generator) -> Condition:
+        model, read = self.model, functools.cache(self.data.image)
+        supports = []
+        for name in episode.supports:
+            weak = weaken_support(self.data, name, episode.class_id, annotation, generator)
+            image = read(name)
+            supports.append(Support(image, weak, rasterise(weak, (image.shape[1], image.shape[2]))))
+        plan = plan_views(len(supports))
+        views = [self._encoded(episode.supports[index], view, read) for index, view in plan]
+        levels = [torch.stack(level) for level in zip(*views, strict=True)]
+        features = support_features(levels, view_regions(supports, plan).to(model.device))
+        query = [level[None] for level in self._encoded(episode.query, IDENTITY, read)]
+        small = resize_image(read(episode.query), (EDGE_SIDE, EDGE_SIDE))[None].to(model.device)
+        return build_condition(query, features, small, model.config.priors, bool(model.config.low_level_channels))
+
+    def _encoded(self, name: str, view: View, read: Callable[[str], Tensor]) -> list[Tensor]:
+        """Features of a view of an image, pooled to the grid that the priors compare them on.
+
+        One view at a time: rounding must not depend on what else is encoded.
+        """
+
+        def encode() -> list[Tensor]:
+            image = warp(resize_image(read(name), self.model.backbone.input_size)[None], view)[0]
+            grid = self.model.config.priors.grid
+            return [pool_to_grid(level, grid)[0] for level in self.model.encode([image])]
+
+        return self.cache.get((*self._encoder, self.data.name, name, view), encode)
+
+
+def episode_generators(seed: int, index: int) -> tuple[np.random.Generator, torch.Generator]:
+    """The randomness of an episode: of its weak annotations, and of its sampling noise.
+
+    Args:
+        seed: of the evaluation, 0 or more.
+        index: place of the episode in its stream.
+    """
+    weak, noise = np.random.SeedSequence([seed, index]).spawn(2)
+    return np.random.default_rng(weak), torch.Generator().manual_seed(int(noise.generate_state(1, np.uint64)[0]))
+
+
+def check_annotation(data: Dataset, kind: str) -> None:
+    """Check that the masks of a data set can be weakened to a kind of annotation.
+
+    Raises:
+        ConfigError: the kind is unknown, or is of instances and the data set has none.
+    """
+    if kind not in get_args(AnnotationKind):
+        raise ConfigError(f"annotation={kind!r}: expected one of {', '.join(get_args(AnnotationKind))}")
+    if kind == "instance_box" and not hasattr(data, "instances"):
+        raise ConfigError(f"annotation={kind!r}: {data.name} has no instances; component_box takes connected parts")
+
+
+def weaken_support(
+    data: Dataset, name: str, class_id: int, kind: AnnotationKind, generator: np.random.Generator
+) -> Any:
+    """The weak annotation of a class in an image of a data set; see `diffup.data.weak.weaken`."""
+    if kind == "instance_box":
+        instances: Callable[[str, int], npt.NDArray[Any]] = data.instances  # type: ignore[attr-defined]
+        return weaken(instances(name, class_id), kind, generator)
+    return weaken(data.target(name, class_id).mask, kind, generator)
+
+
+def overlaps(probability: npt.NDArray[np.float32], target: Target, thresholds: Sequence[float]) -> tuple[Overlap, ...]:
+    """Intersection and union with a target of the masks `probability > threshold`.
+
+    Args:
+        probability: (H, W).
+        target: of the same size.
+        thresholds: ascending.
+    """
+    counted = ~target.ignore
+    passed = np.searchsorted(np.array(thresholds, dtype=probability.dtype), probability[counted], side="left")
+    true = target.mask[counted]
+    marked = _beyond(passed, len(thresholds))
+    intersection = _beyond(passed[true], len(thresholds))
+    union = marked + true.sum() - intersection
+    return tuple(zip(intersection.tolist(), union.tolist(), strict=True))
+
+
+def summarise(episodes: Collection[EpisodeScore], classes: Collection[int]) -> Scores:
+    """Scores of episodes.
+
+    Args:
+        episodes: at least one, in any order.
+        classes: whose mean is taken.
+    """
+    ordered = sorted(classes)
+    meter = Meter(ordered)
+    decoder, prior = ({t: Meter(ordered) for t in THRESHOLDS} for _ in range(2))
+    for episode in episodes:
+        meter.add(episode.class_id, *episode.mask, episode.pixels)
+        for meters, found in ((decoder, episode.decoder), (prior, episode.prior)):
+            for at, overlap in zip(meters.values(), found, strict=True):
+                at.add(episode.class_id, *overlap, episode.pixels)
+    predicted, true = np.array([(e.quality, e.iou) for e in sorted(episodes, key=lambda e: e.index)]).T
+    varied = len(true) > 1 and predicted.std() > 0 and true.std() > 0
+    return Scores(
+        miou=meter.miou(),
+        fb_iou=meter.fb_iou(),
+        class_iou=meter.class_iou(),
+        miou_by_threshold={t: at.miou() for t, at in decoder.items()},
+        prior_miou_by_threshold={t: at.miou() for t, at in prior.items()},
+        quality_correlation=float(np.corrcoef(predicted, true)[0, 1]) if varied else 0.0,
     )
+
+
+def _beyond(passed: npt.NDArray[np.intp], count: int) -> npt.NDArray[np.int64]:
+    """How many pixels pass each of the thresholds, given how many thresholds each pixel passes."""
+    return np.asarray(np.bincount(passed, minlength=count + 1)[::-1].cumsum()[::-1][1:], dtype=np.int64)

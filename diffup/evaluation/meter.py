@@ -35,11 +35,22 @@ class Meter:
             target: (H, W).
             ignore: (H, W), pixels that do not count.
         """
+        counted = np.ones_like(target) if ignore is None else ~ignore
+        both, either = (predicted & target & counted).sum(), ((predicted | target) & counted).sum()
+        self.add(class_id, int(both), int(either), int(counted.sum()))
+
+    def add(self, class_id: int, intersection: int, union: int, pixels: int) -> None:
+        """Add an episode by its counts; those of the background follow from them.
+
+        Args:
+            class_id: its class, one of `classes`.
+            intersection: pixels that are in both masks.
+            union: pixels that are in either.
+            pixels: all pixels that count.
+        """
         column = self.classes.index(class_id)
-        valid = np.ones_like(target) if ignore is None else ~ignore
-        for row, (a, b) in enumerate(((~predicted, ~target), (predicted, target))):
-            self.intersection[row, column] += int((a & b & valid).sum())
-            self.union[row, column] += int(((a | b) & valid).sum())
+        self.intersection[:, column] += (pixels - union, intersection)
+        self.union[:, column] += (pixels - intersection, union)
 
     def class_iou(self) -> dict[int, float]:
         """Foreground IoU of each class, percent."""

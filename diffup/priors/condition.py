@@ -6,8 +6,8 @@ Nothing right of the `Condition` knows the encoder; nothing left of it knows the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -33,29 +33,47 @@ MATCH_GRID = 16
 
 @dataclass(frozen=True)
 class Condition:
-    """What conditions the decoder: backbone-agnostic, in [-1, 1].
+    """What conditions the decoder: backbone-agnostic, in [-1, 1], but for the low-level features of DiffUp+LFE.
 
     Args:
         levels: four tensors (B, C, s, s), s in `SIZES`, C = `PriorConfig.condition_channels`.
         prior: (B, 1, 64, 64), the fused mean prior that shifts the diffusion (eq. 13).
         image: (B, 3, 64, 64), the query image, for the quality branch (DQM).
+        low_level: (B, C_0, h_0, w_0), the query's first feature level as the encoder gives it; None but for a decoder
+            that reads it (`DecoderConfig.low_level_channels`).
     """
 
     levels: tuple[Tensor, ...]
     prior: Tensor
     image: Tensor
+    low_level: Tensor | None = None
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Condition:
+        low_level = None if self.low_level is None else change(self.low_level)
+        return Condition(tuple(map(change, self.levels)), change(self.prior), change(self.image), low_level)
 
     def repeat(self, times: int) -> Condition:
         """The same condition `times` times over along the batch: (times * B, ...), member by member."""
+        return self._each(lambda tensor: tensor.repeat(times, 1, 1, 1))
 
-        def again(tensor: Tensor) -> Tensor:
-            return tensor.repeat(times, 1, 1, 1)
-
-        return Condition(tuple(again(level) for level in self.levels), again(self.prior), again(self.image))
+    def first(self, count: int) -> Condition:
+        """The first `count` of the batch."""
+        return self._each(lambda tensor: tensor[:count])
 
     def to(self, device: torch.device) -> Condition:
         """The condition on another device."""
-        return Condition(tuple(level.to(device) for level in self.levels), self.prior.to(device), self.image.to(device))
+        return self._each(lambda tensor: tensor.to(device))
+
+    @classmethod
+    def cat(cls, conditions: Sequence[Condition]) -> Condition:
+        """Conditions of one decoder as one batch."""
+        features = [condition.low_level for condition in conditions if condition.low_level is not None]
+        return cls(
+            tuple(torch.cat(levels) for levels in zip(*(condition.levels for condition in conditions), strict=True)),
+            torch.cat([condition.prior for condition in conditions]),
+            torch.cat([condition.image for condition in conditions]),
+            torch.cat(features) if features else None,
+        )
 
 
 @dataclass(frozen=True)
@@ -243,7 +261,7 @@ def mean_prior(fused: Sequence[Tensor], side: int, kinds: int) -> Tensor:
 
 
 def build_condition(
-    query: Sequence[Tensor], support: SupportFeatures, images: Tensor, config: PriorConfig
+    query: Sequence[Tensor], support: SupportFeatures, images: Tensor, config: PriorConfig, low_level: bool = False
 ) -> Condition:
     """The whole way from features to the condition.
 
@@ -252,9 +270,11 @@ def build_condition(
         support: the support side, from the same encoder.
         images: (B, 3, H, W) in [0, 1], the query images, H = W = `EDGE_SIDE`.
         config: which priors and how.
+        low_level: hand the query's first feature level on, for DiffUp+LFE (Table 9).
     """
     edges = edge_maps(images) if config.edges else images.new_zeros(())
-    return assemble(fused_priors(query, support, config), images, edges, config)
+    condition = assemble(fused_priors(query, support, config), images, edges, config)
+    return replace(condition, low_level=pool_to_grid(query[0].float(), config.grid)) if low_level else condition
 
 
 def _resize(maps: Tensor, side: int) -> Tensor:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from diffup.decoder.config import DecoderConfig, parse_config
 from diffup.errors import ConfigError
+from diffup.priors.similarity import check_metric
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,14 @@ class TrainConfig:
             of from the true mask (self-aligned denoising; Ji et al., DDP, ICCV 2023).
         bf16: bfloat16 autocast.
         seed: seed of everything that is random in a run.
+        metrics: pairs of metric and conversion from which each batch draws those of its priors (multi-metric training,
+            Table 7); none trains with the decoder's own, which inference uses in any case.
+        adversarial_weight: weight of the generator's adversarial loss beside the mask's (`system="gan"`).
+        r1_weight: weight of the R1 penalty on the discriminator (`system="gan"`), 0 for none. The default follows
+            StyleGAN2-ADA's rule, 0.0002 * 64^2 / batch size.
+
+    Raises:
+        ConfigError: a value is out of range, or two contradict each other.
     """
 
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
@@ -167,8 +176,12 @@ class TrainConfig:
     self_aligned: float = 0.25
     bf16: bool = True
     seed: int = 0
+    metrics: tuple[tuple[str, str], ...] = ()
+    adversarial_weight: float = 0.05
+    r1_weight: float = 0.05
 
     def __post_init__(self) -> None:
+        self._check_system()
         object.__setattr__(self, "backbones", tuple(self.backbones))
         object.__setattr__(self, "folds", tuple(sorted(set(self.folds))))
         if not self.backbones:
@@ -182,13 +195,34 @@ class TrainConfig:
         for name in ("learning_rate", "gradient_norm"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name}={getattr(self, name)}: it must be above 0 and finite")
-        for name in ("warmup", "weight_decay", "noisy_steps"):
+        for name in ("warmup", "weight_decay", "noisy_steps", "adversarial_weight", "r1_weight"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{name}={getattr(self, name)}: it must be 0 or more and finite")
         if not 0 <= self.ema < 1:
             raise ConfigError(f"ema={self.ema}: it must be at least 0 and below 1")
         if not 0 <= self.self_aligned <= 1:
             raise ConfigError(f"self_aligned={self.self_aligned}: it is a share")
+
+    def _check_system(self) -> None:
+        if self.decoder.system == "prior":
+            raise ConfigError(
+                "decoder.system='prior' has nothing to train: DiffUp(build_decoder(DecoderConfig(system='prior'))) "
+                "works as it is"
+            )
+        if self.decoder.low_level_channels and len(self.backbones) > 1:
+            raise ConfigError(
+                f"backbones={tuple(self.backbones)} with decoder.low_level_channels={self.decoder.low_level_channels}: "
+                "low-level features tie a decoder to one encoder; name one"
+            )
+        object.__setattr__(self, "metrics", tuple(tuple(pair) for pair in self.metrics))
+        for pair in self.metrics:
+            if len(pair) != 2:
+                raise ConfigError(f"metrics: {pair!r} is not a pair of metric and conversion")
+            check_metric(*pair)
+
+    def tied_to(self, fingerprint: str, width: int) -> TrainConfig:
+        """The config with the encoder whose low-level features the decoder reads, and their channels, written in."""
+        return replace(self, decoder=replace(self.decoder, low_level_encoder=fingerprint, low_level_width=width))
 
     def to_json(self) -> str:
         """The config as JSON text."""

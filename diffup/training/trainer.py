@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,16 @@ from tqdm import tqdm
 from diffup.backbones import Backbone
 from diffup.backbones.base import hash_weights
 from diffup.data.folder import LabelledFolder
+from diffup.decoder.base import Decoder
+from diffup.decoder.build import build_decoder
 from diffup.decoder.diffusion import Diffusion
-from diffup.decoder.losses import Losses, decoder_loss
-from diffup.decoder.unet import DiffusionUNet
+from diffup.decoder.losses import Losses, answer_loss, decoder_loss
 from diffup.decoder.weights import load_decoder, save_decoder
 from diffup.errors import ConfigError, DataError, TrainingError
-from diffup.priors.condition import Condition, assemble, fused_priors
+from diffup.priors.condition import SIZES, Condition, assemble, fused_priors, pool_to_grid
+from diffup.priors.config import PriorConfig
 from diffup.priors.views import IDENTITY, ONE_SHOT_VIEWS, View
+from diffup.training.adversary import Adversary
 from diffup.training.augment import move
 from diffup.training.bank import Bank, Render, bank_name, feature_bank, file_facts, image_bank
 from diffup.training.checkpoint import load_checkpoint, optimiser_tensors, restore_optimiser, save_checkpoint
@@ -38,6 +41,8 @@ DECODER = "decoder"
 LOG = "log.jsonl"
 
 _SUFFIXES = {".jpg", ".jpeg", ".png"}
+_LATER = ("metrics", "adversarial_weight", "r1_weight")
+_LATER_OF_DECODER = ("system", "low_level_channels", "low_level_width", "low_level_encoder")
 
 
 @dataclass(frozen=True)
@@ -110,6 +115,9 @@ def train(
     banks = build_banks(folder, classes, config, backbones, Path(cache or out / "cache"), backgrounds, progress)
     if in_memory:
         banks.load()
+    if config.decoder.low_level_channels:
+        width = banks.features[0][WHOLE].arrays["level0"].shape[1]
+        config = config.tied_to(backbones[0].fingerprint, int(width))
     sampler = EpisodeSampler(banks.images, classes, config.episodes, folder.min_area_fraction, folder.ignore)
     start = None if initial is None else load_decoder(initial)
     trainer = Trainer(config, sampler, banks, device, identity=_identity(config, backbones, start), initial=start)
@@ -198,7 +206,7 @@ class Trainer:
         banks: Banks,
         device: torch.device,
         identity: str,
-        initial: DiffusionUNet | None = None,
+        initial: Decoder | None = None,
     ) -> None:
         self.config = config
         self.sampler = sampler
@@ -209,7 +217,8 @@ class Trainer:
         self.diffusion = Diffusion(config.decoder)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.model = DiffusionUNet(config.decoder)
+            self.model = build_decoder(config.decoder)
+            self.adversary = Adversary(config, device) if config.decoder.system == "gan" else None
         if initial is not None:
             if not config.decoder.same_network(initial.config):
                 raise ConfigError("initial: that decoder has another architecture or other priors than the config")
@@ -228,7 +237,7 @@ class Trainer:
         episodes = self.sampler.draw(config.seed, self.step, config.batch_size, features, self.device)
         condition, episodes = self._condition(episodes, generator)
         for group in self.optimiser.param_groups:
-            group["lr"] = config.learning_rate * _schedule(self.step, config)
+            group["lr"] = self._rate()
         losses = self._losses(episodes, condition, generator)
         if not bool(losses.total.isfinite()):
             raise TrainingError(
@@ -246,19 +255,60 @@ class Trainer:
                 self.averaged[name].lerp_(value, 1 - decay)
         return losses
 
+    def _rate(self) -> float:
+        return self.config.learning_rate * _schedule(self.step, self.config)
+
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16)
 
     def _condition(self, episodes: Episodes, generator: torch.Generator) -> tuple[Condition, Episodes]:
-        priors, changes = self.config.decoder.priors, self.config.perturb
+        priors, changes = self._priors(generator), self.config.perturb
         with torch.no_grad():
-            fused = fused_priors(episodes.query, episodes.support, priors)
+            maps = fused_priors(episodes.query, episodes.support, priors)
+            if self.config.decoder.low_level_channels:
+                maps.append(pool_to_grid(episodes.query[0], priors.grid))
             if changes.moves:
-                fused, episodes = move(fused, episodes, changes, generator)
-            fused = perturb(fused, changes, generator)
-            return assemble(fused, episodes.images, episodes.edges, priors), episodes
+                maps, episodes = move(maps, episodes, changes, generator)
+            fused, low_level = perturb(maps[: len(SIZES)], changes, generator), maps[len(SIZES) :]
+            condition = assemble(fused, episodes.images, episodes.edges, priors)
+            return replace(condition, low_level=low_level[0] if low_level else None), episodes
+
+    def _priors(self, generator: torch.Generator) -> PriorConfig:
+        """The priors of a batch: the decoder's, under a metric that is drawn where there are several to draw from."""
+        priors, metrics = self.config.decoder.priors, self.config.metrics
+        if not metrics:
+            return priors
+        metric, conversion = metrics[int(torch.randint(len(metrics), (), generator=generator))]
+        return replace(priors, metric=metric, conversion=conversion)  # type: ignore[arg-type]
 
     def _losses(self, episodes: Episodes, condition: Condition, generator: torch.Generator) -> Losses:
+        if self.config.decoder.system == "diffusion":
+            return self._diffusion_losses(episodes, condition, generator)
+        return self._answer_losses(episodes, condition, generator)
+
+    def _answer_losses(self, episodes: Episodes, condition: Condition, generator: torch.Generator) -> Losses:
+        """Of a decoder that answers in one pass; a GAN's discriminator takes its own step first."""
+        config, diffusion, mask = self.config, self.diffusion, episodes.mask
+        last = torch.full((len(mask),), diffusion.timesteps - 1, device=self.device)
+        noise = torch.randn(mask.shape, generator=generator).to(self.device)
+        x = diffusion.observe(noise, condition.prior, last)
+        with self._autocast():
+            denoised = self.model(x, last / diffusion.timesteps, condition)
+        answer = diffusion.estimate(denoised.output.float(), noise, last)
+        if self.adversary is not None:
+            judged = [(answer.detach(), denoised.error, denoised.iou)]
+            losses = answer_loss(denoised.output, judged, mask, episodes.valid, config.decoder)
+            self.adversary.advance(mask, answer, condition, self.step, self._rate())
+            adversarial = self.adversary.loss(answer, condition)
+            total = losses.total + config.adversarial_weight * adversarial
+            return replace(losses, total=total, adversarial=adversarial)
+        with self._autocast():
+            error, iou = self.model.judge(answer.detach(), condition.image)
+        # What the branch says of the empty mask modulates the blocks; what it says of the answer is its quality.
+        judged = [(x, denoised.error, denoised.iou), (answer.detach(), error, iou)]
+        return answer_loss(denoised.output, judged, mask, episodes.valid, config.decoder)
+
+    def _diffusion_losses(self, episodes: Episodes, condition: Condition, generator: torch.Generator) -> Losses:
         config, diffusion = self.config, self.diffusion
         mask, batch = episodes.mask, len(episodes.mask)
         share = torch.rand(batch, generator=generator) ** (1 / (1 + config.noisy_steps))
@@ -278,9 +328,7 @@ class Trainer:
         noise = torch.randn(mask.shape, generator=generator).to(self.device)
         if not count or self.config.decoder.prediction != "x0":
             return mask
-        some = Condition(
-            tuple(level[:count] for level in condition.levels), condition.prior[:count], condition.image[:count]
-        )
+        some = condition.first(count)
         last = torch.full((count,), self.diffusion.timesteps - 1, device=self.device)
         with torch.no_grad(), self._autocast():
             x = self.diffusion.observe(noise[:count], some.prior, last)
@@ -293,6 +341,7 @@ class Trainer:
             "model": dict(self.model.state_dict()),
             "averaged": self.averaged,
             "optimiser": optimiser_tensors(self.optimiser),
+            **({} if self.adversary is None else self.adversary.tensors()),
         }
         save_checkpoint(out / CHECKPOINT, tensors, self.step, self.identity)
         save_decoder(out / DECODER, self.averaged, self.config.decoder)
@@ -307,6 +356,8 @@ class Trainer:
         self.model.load_state_dict(tensors["model"])
         self.averaged = {name: tensor.to(self.device) for name, tensor in tensors["averaged"].items()}
         restore_optimiser(self.optimiser, tensors["optimiser"])
+        if self.adversary is not None:
+            self.adversary.restore(tensors)
 
 
 def _schedule(step: int, config: TrainConfig) -> float:
@@ -316,8 +367,13 @@ def _schedule(step: int, config: TrainConfig) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - config.warmup) / max(config.steps - config.warmup, 1)))
 
 
-def _identity(config: TrainConfig, backbones: Sequence[Backbone], initial: DiffusionUNet | None) -> str:
-    facts = json.loads(config.to_json())
+def _identity(config: TrainConfig, backbones: Sequence[Backbone], initial: Decoder | None) -> str:
+    facts, defaults = json.loads(config.to_json()), json.loads(TrainConfig().to_json())
+    # Fields that came later count where they are used, so that older runs can be gone on with.
+    for part, usual, names in ((facts, defaults, _LATER), (facts["decoder"], defaults["decoder"], _LATER_OF_DECODER)):
+        for name in names:
+            if part[name] == usual[name]:
+                del part[name]
     facts["backbones"] = [backbone.fingerprint for backbone in backbones]
     facts["initial"] = None if initial is None else hash_weights(initial)
     return json.dumps(facts)
@@ -333,6 +389,7 @@ def _photos(folder: str | os.PathLike[str] | None) -> list[Path]:
 
 
 def _log(path: Path, step: int, losses: Losses) -> None:
-    values = {name: round(float(getattr(losses, name).detach()), 5) for name in ("total", "diffusion", "error", "iou")}
+    parts = {field.name: getattr(losses, field.name) for field in fields(losses)}
+    values = {name: round(float(value.detach()), 5) for name, value in parts.items() if value is not None}
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps({"step": step, **values}) + "\n")

@@ -1,0 +1,1 @@
+"""The commands of `diffup`, a module each: `add` makes its parser, `run` does it. Nothing heavy is imported before."""

@@ -1,0 +1,128 @@
+"""`diffup evaluate`: scores of a decoder, a row for every combination of encoder, fold, shots, annotation, ..."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING, Any
+
+from diffup.commands.options import (
+    add_command,
+    add_data,
+    add_sampling,
+    at_least,
+    distinct,
+    load_named,
+    open_data,
+    several,
+)
+
+if TYPE_CHECKING:
+    from diffup.decoder.base import Decoder
+    from diffup.evaluation.sweep import Plan
+
+EXAMPLES = """examples:
+  diffup evaluate data/coco_mini --decoder runs/fold0/decoder --fold 0 -o scores
+  diffup evaluate data/coco_mini --fold 0 --shots 1 5 --annotation mask box scribble none -o scores
+  diffup evaluate data/coco_mini --fold 0 --steps 1 2 4 8 --shots 1 2 5 10 -o fig8
+  diffup evaluate VOC2012 --dataset pascal5i --lists lists/pascal --backbone timm:resnet50 timm:resnet101 -o pascal
+
+An evaluation that was interrupted goes on when the same command is given again, and one that shares settings with an
+earlier one in the same OUT takes its episodes over. docs/evaluation.md describes data sets, protocols and files."""
+
+RECORD = "episodes.jsonl"
+"""Name of the record of episodes in the folder of results."""
+
+
+def add(commands: Any) -> None:
+    """Add the command's parser."""
+    add_arguments(add_command(commands, "evaluate", run, "score a decoder on a data set", EXAMPLES))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the command."""
+    add_data(parser)
+    swept = parser.add_argument_group("what is varied; every combination of the values makes a row")
+    swept.add_argument(
+        "--backbone",
+        dest="backbones",
+        metavar="NAME[=CHECKPOINT]",
+        **several(str),
+        help="encoder, and a local file of its weights; default: the decoder's",
+    )
+    swept.add_argument("--shots", metavar="K", **several(int), help="support images; default: 1")
+    swept.add_argument(
+        "--annotation",
+        dest="annotations",
+        metavar="KIND",
+        **several(str),
+        help="mask (default), box, scribble, points, none, ...; docs/annotations.md names all",
+    )
+    swept.add_argument("--steps", metavar="N", **several(at_least(1)), help="DDIM steps; default: the decoder's")
+    swept.add_argument("--ensemble", metavar="N", **several(at_least(1)), help="samples averaged; likewise")
+    parser.add_argument("--decoder", metavar="FOLDER", help="folder or hub repository user/repo; default: the package's")
+    parser.add_argument("--others", action="store_true", help="score the classes outside the fold instead")
+    add_sampling(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Score, print the table, write `scores.json` and `scores.csv`."""
+    from diffup.decoder.weights import fetch_decoder, load_decoder
+    from diffup.model import RELEASED
+
+    decoder = load_decoder(RELEASED if args.decoder is None else fetch_decoder(args.decoder))
+    score(args, decoder, args.decoder or "released")
+
+
+def score(args: argparse.Namespace, decoder: Decoder, name: str) -> list[dict[str, Any]]:
+    """Score a decoder as the options say.
+
+    Args:
+        args: of `add_arguments`.
+        decoder: the decoder.
+        name: what to call it.
+
+    Returns:
+        The rows, as `scores.json` holds them.
+    """
+    from diffup.evaluation import table
+    from diffup.evaluation.record import EpisodeRecord
+    from diffup.evaluation.sweep import Candidate, sweep
+    from diffup.files import write_text
+    from diffup.model import DiffUp
+
+    data = open_data(args)
+    plan = plan_of(args)
+    backbones = distinct(args.backbones) or (decoder.config.backbone,)
+    encoders = [load_named(text, args.input_size) for text in backbones]
+    candidates = [Candidate(name, DiffUp(decoder, encoder, args.device)) for encoder in encoders]
+    record = EpisodeRecord(args.output / RECORD)
+    options = {"cache_bytes": args.cache_mib * 2**20, "progress": not args.quiet and sys.stderr.isatty()}
+    rows = [table.facts(row, data.classes) for row in sweep(candidates, data, plan, record, **options)]
+    write_text(args.output / "scores.csv", table.to_csv(rows))
+    write_text(args.output / "scores.json", table.to_json(rows))
+    if not args.quiet:
+        print(table.to_text(rows))
+        print(f"scores: {args.output / 'scores.json'}, {args.output / 'scores.csv'}")
+    return rows
+
+
+def plan_of(args: argparse.Namespace) -> Plan:
+    """The plan that the options describe."""
+    from diffup.evaluation.sweep import Plan
+
+    return Plan(
+        protocol=args.protocol,
+        folds=distinct(args.folds),
+        shots=distinct(args.shots) or (1,),
+        annotations=distinct(args.annotations) or ("mask",),
+        seeds=distinct(args.seeds),
+        steps=distinct(args.steps) or (None,),
+        ensembles=distinct(args.ensemble) or (None,),
+        threshold=args.threshold,
+        episodes=args.episodes,
+        split=args.split,
+        others=args.others,
+        batch_size=args.batch_size,
+        bf16=args.bf16,
+    )

@@ -1,0 +1,116 @@
+"""What several commands share: parsers, and what options become."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffup.errors import ConfigError
+
+if TYPE_CHECKING:
+    from diffup.backbones import Backbone
+    from diffup.data.base import Dataset
+
+
+def add_command(
+    commands: Any, name: str, command: Callable[[argparse.Namespace], None], summary: str, examples: str
+) -> argparse.ArgumentParser:
+    """A parser that sets `command` and ends its help with examples."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}.",
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # the actions of `segment` read the kind from the option as it is written
+    )
+    parser.set_defaults(command=command)
+    return parser
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """The data set and what is scored of it."""
+    parser.add_argument("data", metavar="DATA", type=Path, help="folder of the data set")
+    parser.add_argument("-o", "--output", metavar="OUT", type=Path, required=True, help="folder for the results")
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "--dataset",
+        default="folder",
+        metavar="NAME",
+        help="folder (default), pascal5i, coco_to_pascal, coco20i or fss1000",
+    )
+    data.add_argument("--lists", metavar="PATH", type=Path, help="HSNet's lists; default: made from the data set")
+    data.add_argument("--masks", metavar="FOLDER", type=Path, help="masks of coco20i; default: DATA/masks")
+    data.add_argument("--year", type=int, help="release of coco20i's image files; default: 2014")
+    data.add_argument("--protocol", metavar="NAME", help="folder, hsnet or bam; default: as the data set has it")
+    data.add_argument("--fold", dest="folds", metavar="F", **several(int), help="default: all folds")
+    data.add_argument("--split", default="test", help="split of a labelled folder; default: test")
+    data.add_argument("--episodes", type=int, metavar="N", help="episodes of a row; default: the protocol's")
+    data.add_argument("--seeds", metavar="S", **several(at_least(0)), help="default: the protocol's")
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """How the decoder is sampled and what that may cost, but for steps and ensemble."""
+    sampling = parser.add_argument_group("sampling and resources")
+    sampling.add_argument("--threshold", type=float, help="probability above which a pixel is marked")
+    sampling.add_argument("--input-size", metavar="PIXELS", type=int, help="side that images are resized to")
+    sampling.add_argument("--batch-size", type=int, default=16, metavar="N", help="episodes at a time; default: 16")
+    sampling.add_argument("--bf16", action="store_true", help="sample in bfloat16")
+    sampling.add_argument(
+        "--cache-mib", type=at_least(0), default=2048, metavar="N", help="memory for features; default: 2048"
+    )
+    sampling.add_argument("--device", help="cpu, cuda, ...; default: cuda where there is one")
+    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
+
+
+def several(read: Callable[[str], Any]) -> dict[str, Any]:
+    """Settings of an option that takes one or more values, and may be given again."""
+    return {"type": read, "nargs": "+", "action": "extend"}
+
+
+def at_least(minimum: int) -> Callable[[str], int]:
+    """Reader of whole numbers, for argparse."""
+
+    def number(text: str) -> int:
+        value = int(text)
+        if value < minimum:
+            raise argparse.ArgumentTypeError(f"it must be {minimum} or more, not {value}")
+        return value
+
+    return number
+
+
+def distinct(values: Sequence[Any] | None) -> tuple[Any, ...] | None:
+    """Values in their order without repetitions; None stays None."""
+    return None if values is None else tuple(dict.fromkeys(values))
+
+
+def split_backbone(text: str, option: str = "--backbone") -> tuple[str, str | None]:
+    """`NAME[=CHECKPOINT]` as its two parts."""
+    name, _, checkpoint = text.partition("=")
+    if not name or text.endswith("="):
+        raise ConfigError(f"{option}: expected NAME or NAME=CHECKPOINT, got {text!r}")
+    return name, checkpoint or None
+
+
+def backbone_options(checkpoint: str | None, input_size: int | None) -> dict[str, Any]:
+    """The options of an encoder that were given."""
+    given = {"checkpoint_path": checkpoint, "input_size": input_size}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def load_named(text: str, input_size: int | None, option: str = "--backbone") -> Backbone:
+    """The encoder that `NAME[=CHECKPOINT]` says."""
+    from diffup.backbones import load_backbone
+
+    name, checkpoint = split_backbone(text, option)
+    return load_backbone(name, **backbone_options(checkpoint, input_size))
+
+
+def open_data(args: argparse.Namespace) -> Dataset:
+    """The data set of `add_data`'s options."""
+    from diffup.data.open import open_dataset
+
+    return open_dataset(args.dataset, args.data, lists=args.lists, masks=args.masks, year=args.year)

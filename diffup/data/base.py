@@ -1,0 +1,152 @@
+"""What evaluation needs of a data set, and what its data sets share: targets, areas of classes, lists of a fold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from diffup.errors import DataError
+from diffup.images import open_image
+
+Pair: TypeAlias = tuple[str, int]
+"""An image's name and the id of a class in it."""
+
+Areas: TypeAlias = dict[str, dict[int, int]]
+"""Pixels of each class in each image, images in the data set's order."""
+
+IGNORE = 255
+"""Mask value that counts neither as object nor as background."""
+
+MIN_PIXELS = 2 * 32 * 32
+"""Pixels that a class must cover to make a pair: two cells at stride 32, the filter of OSLSM, PFENet and BAM."""
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """What an image is scored against for one class.
+
+    Args:
+        mask: (H, W), where the class is.
+        ignore: (H, W), pixels that do not count; none of them is in `mask`.
+    """
+
+    mask: npt.NDArray[np.bool_]
+    ignore: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class FoldLists:
+    """What HSNet's protocol draws the episodes of one fold from.
+
+    Args:
+        supports: images of each class of the fold, classes and images in list order.
+        queries: (image, class) pairs that are queries in this order; none where the class is drawn first (COCO-20i).
+        once: every query is used exactly once (FSS-1000), whatever number of episodes the protocol draws elsewhere.
+    """
+
+    supports: dict[int, tuple[str, ...]]
+    queries: tuple[Pair, ...] = ()
+    once: bool = False
+
+
+class Dataset(Protocol):
+    """Images with the masks of classes, and classes in folds. Class ids are 1-based, as pixel values are."""
+
+    @property
+    def name(self) -> str:
+        """Short name, for tables."""
+
+    @property
+    def classes(self) -> dict[int, str]:
+        """Class names by id."""
+
+    def fold(self, fold: int) -> tuple[int, ...]:
+        """Ids of the classes that are held out in a fold."""
+
+    def image(self, name: str) -> Tensor:
+        """An image, (3, H, W) in [0, 1]."""
+
+    def target(self, name: str, class_id: int) -> Target:
+        """Where a class is in an image."""
+
+
+class Benchmark(Dataset, Protocol):
+    """A data set that the protocols of the literature are defined for."""
+
+    def lists(self, fold: int) -> FoldLists:
+        """What HSNet's protocol draws from."""
+
+    def areas(self, split: str) -> Areas:
+        """Pixels of each class in the images of a split, which BAM's protocol filters by."""
+
+
+def check_layout(root: Path, parts: Iterable[str], layout: str) -> None:
+    """Check that a data set's folder has its parts.
+
+    Raises:
+        DataError: one is missing; names it and shows the layout.
+    """
+    for part in parts:
+        if not (root / part).exists():
+            raise DataError(f"{root / part} is missing; {layout}")
+
+
+def fold_classes(folds: Mapping[int, tuple[int, ...]], fold: int, name: str) -> tuple[int, ...]:
+    """Class ids of a fold.
+
+    Raises:
+        DataError: there is no such fold.
+    """
+    if fold not in folds:
+        raise DataError(f"fold={fold}: {name} has {', '.join(map(str, folds))}")
+    return folds[fold]
+
+
+def read_index_mask(path: Path) -> npt.NDArray[np.uint8]:
+    """Read a class-index mask, (H, W) uint8; its size is checked before it is decoded.
+
+    Raises:
+        DataError: it is missing or neither a grey nor a palette image.
+        ImageError: it cannot be decoded.
+    """
+    if not path.exists():
+        raise DataError(f"{path} is missing")
+    image, _ = open_image(path, str(path))
+    if image.mode not in ("L", "P"):
+        raise DataError(f"{path} has mode {image.mode}; a mask is a grey or palette PNG of class ids")
+    return np.array(image)
+
+
+def target_of(labels: npt.NDArray[np.uint8], class_id: int, ignore: int = IGNORE) -> Target:
+    """The target of one class in a class-index mask (H, W)."""
+    return Target(labels == class_id, labels == ignore)
+
+
+def class_areas(names: Iterable[str], mask: Callable[[str], npt.NDArray[np.uint8]], ignore: int = IGNORE) -> Areas:
+    """Count the pixels of each class in each image, background and ignored pixels left out."""
+    areas = {}
+    for name in names:
+        counts = np.bincount(mask(name).ravel(), minlength=256)
+        areas[name] = {int(c): int(counts[c]) for c in np.flatnonzero(counts) if c not in (0, ignore)}
+    return areas
+
+
+def pairs_of(areas: Areas, classes: Collection[int], min_pixels: int = MIN_PIXELS) -> tuple[Pair, ...]:
+    """The (image, class) pairs in which a class covers `min_pixels`, by image and then by class id."""
+    return tuple(
+        (name, c) for name, pixels in areas.items() for c in sorted(pixels) if c in classes and pixels[c] >= min_pixels
+    )
+
+
+def by_class(pairs: Iterable[Pair], classes: Iterable[int]) -> dict[int, tuple[str, ...]]:
+    """Images of each class, classes in the order given and images in that of the pairs; a class may have none."""
+    found: dict[int, list[str]] = {c: [] for c in classes}
+    for name, c in pairs:
+        found[c].append(name)
+    return {c: tuple(names) for c, names in found.items()}

@@ -1,0 +1,137 @@
+"""FSS-1000: 1000 classes of ten images each, one object class per image.
+
+HSNet counts the training categories from 0, the validation categories from 520 and the test categories from 760, each
+part sorted by name; class ids here are one more.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from torch import Tensor
+
+from diffup.data.base import Areas, FoldLists, Target, fold_classes
+from diffup.errors import DataError
+from diffup.images import open_image, read_image
+
+LAYOUT = """FSS-1000 looks like this:
+  ROOT/CATEGORY/1.jpg .. 10.jpg    the photos
+  ROOT/CATEGORY/1.png .. 10.png    masks, grey level 128 and above = the object
+and, optional, a list of the categories of a split (HSNet's data/splits/fss/test.txt):
+  one CATEGORY per line"""
+
+_FIRST = {"train": 1, "val": 521, "test": 761}
+_NUMBERS = tuple(str(number) for number in range(1, 11))
+
+
+@dataclass(frozen=True)
+class FSS1000:
+    """Categories of FSS-1000; they all are fold 0.
+
+    Args:
+        root: the folder of categories.
+        classes: category names by class id.
+    """
+
+    root: Path
+    classes: dict[int, str]
+
+    @classmethod
+    def open(
+        cls,
+        root: str | os.PathLike[str],
+        *,
+        categories: str | os.PathLike[str] | None = None,
+        split: Literal["train", "val", "test"] = "test",
+    ) -> FSS1000:
+        """Open the data set and check that every category has its ten images and masks.
+
+        Args:
+            root: the folder of categories.
+            categories: file with the category names of a split. By default every category that is there, numbered
+                from 1; published figures are of the 240 official test categories, so give their list to compare.
+            split: which split `categories` lists; its ids follow from it. Not used without a list.
+
+        Raises:
+            DataError: something is missing.
+        """
+        root = Path(root)
+        if not root.is_dir():
+            raise DataError(f"{root} is missing; {LAYOUT}")
+        if split not in _FIRST:
+            raise DataError(f"split={split!r}: FSS-1000 has {', '.join(_FIRST)}")
+        if categories is None:
+            names = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+            first = 1
+        else:
+            names, first = _read_categories(Path(categories)), _FIRST[split]
+        if not names:
+            raise DataError(f"{root if categories is None else categories} holds no category; {LAYOUT}")
+        for name in names:
+            present = {path.name for path in (root / name).iterdir()} if (root / name).is_dir() else set()
+            missing = [f"{n}{suffix}" for n in _NUMBERS for suffix in (".jpg", ".png") if f"{n}{suffix}" not in present]
+            if missing:
+                raise DataError(f"{root / name / missing[0]} is missing; {LAYOUT}")
+        return cls(root, dict(enumerate(names, start=first)))
+
+    @property
+    def name(self) -> str:
+        """Name of the data set, for tables."""
+        return "fss1000"
+
+    def fold(self, fold: int) -> tuple[int, ...]:
+        """Class ids of a fold; there is fold 0 alone.
+
+        Raises:
+            DataError: there is no such fold.
+        """
+        return fold_classes({0: tuple(self.classes)}, fold, self.name)
+
+    def image(self, name: str) -> Tensor:
+        """An image CATEGORY/NUMBER, (3, H, W) in [0, 1].
+
+        Raises:
+            ImageError: it is missing or cannot be decoded.
+        """
+        return read_image(self.root / f"{name}.jpg", argument=name)
+
+    def target(self, name: str, class_id: int) -> Target:
+        """Where the class is in an image of its category; nothing is ignored.
+
+        Raises:
+            DataError: the image is of another category.
+            ImageError: the mask is missing or cannot be decoded.
+        """
+        if self.classes.get(class_id) != name.rpartition("/")[0]:
+            raise DataError(f"class_id={class_id}: {name} is not an image of class {self.classes.get(class_id)}")
+        image, _ = open_image(self.root / f"{name}.png", name)
+        mask = np.array(image.convert("L")) >= 128
+        return Target(mask, np.zeros_like(mask))
+
+    def areas(self, split: str) -> Areas:
+        """There are none: BAM's protocol is not defined for FSS-1000.
+
+        Raises:
+            DataError: always.
+        """
+        raise DataError("protocol='bam' has no rule for FSS-1000: use 'hsnet'")
+
+    def lists(self, fold: int) -> FoldLists:
+        """Every image is a query once, in the order of file names (1, 10, 2, ...); supports are numbers 1 to 10.
+
+        Raises:
+            DataError: there is no such fold.
+        """
+        names = {c: self.classes[c] for c in self.fold(fold)}
+        queries = tuple((f"{name}/{number}", c) for c, name in names.items() for number in sorted(_NUMBERS))
+        return FoldLists({c: tuple(f"{name}/{n}" for n in _NUMBERS) for c, name in names.items()}, queries, once=True)
+
+
+def _read_categories(path: Path) -> list[str]:
+    if not path.is_file():
+        raise DataError(f"{path} is missing; {LAYOUT}")
+    return sorted(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())

@@ -1,0 +1,63 @@
+"""Data sets by name, as the command line gives them."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from diffup.data.base import Dataset
+from diffup.data.coco20i import FOLDS as COCO_FOLDS
+from diffup.data.coco20i import Coco20i
+from diffup.data.folder import LabelledFolder
+from diffup.data.fss1000 import FSS1000
+from diffup.data.pascal5i import Pascal5i
+from diffup.errors import ConfigError
+
+DATASETS = ("folder", "pascal5i", "coco_to_pascal", "coco20i", "fss1000")
+"""Names of `open_dataset`; `coco_to_pascal` is PASCAL with the folds that decoders trained on COCO-20i have not seen."""
+
+
+def open_dataset(
+    name: str,
+    root: str | os.PathLike[str],
+    *,
+    lists: str | os.PathLike[str] | None = None,
+    masks: str | os.PathLike[str] | None = None,
+    year: int | None = None,
+) -> Dataset:
+    """Open a data set.
+
+    Args:
+        name: one of `DATASETS`.
+        root: its folder.
+        lists: HSNet's lists: a folder for PASCAL-5i and COCO-20i, a file of categories for FSS-1000.
+        masks: folder of masks, for COCO-20i.
+        year: release that the image files are of, for COCO-20i; 2014 by default.
+
+    Raises:
+        ConfigError: an unknown name, or an option that the data set does not have.
+        DataError: the folder is not laid out as the data set's.
+    """
+    takes = {"pascal5i": ("lists",), "coco_to_pascal": ("lists",), "coco20i": ("lists", "masks", "year")}
+    takes["fss1000"] = ("lists",)
+    if name not in DATASETS:
+        raise ConfigError(f"dataset={name!r}: expected one of {', '.join(DATASETS)}")
+    given: dict[str, Any] = {"lists": lists, "masks": masks, "year": year}
+    given = {option: value for option, value in given.items() if value is not None}
+    for option in given:
+        if option not in takes.get(name, ()):
+            raise ConfigError(f"{option}={str(given[option])!r}: the data set {name!r} has no such option")
+    if name == "folder":
+        return LabelledFolder.open(root)
+    if name == "coco20i":
+        return Coco20i.open(root, **given)
+    if name == "fss1000":
+        return FSS1000.open(root, categories=lists)
+    return Pascal5i.open(root, lists=lists, from_coco=name == "coco_to_pascal")
+
+
+def fold_numbers(data: Dataset) -> tuple[int, ...]:
+    """The folds that a data set has, of those that `open_dataset` opens."""
+    if isinstance(data, LabelledFolder | Pascal5i):
+        return tuple(data.folds)
+    return tuple(COCO_FOLDS) if isinstance(data, Coco20i) else (0,)

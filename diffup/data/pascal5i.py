@@ -1,0 +1,242 @@
+"""PASCAL-5i: VOC 2012 with the masks of SBD (`SegmentationClassAug`), 20 classes in four folds of five.
+
+Class ids are 1-based as in the masks; HSNet's published lists and streams count them from 0 (id - 1).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from diffup.data.base import (
+    IGNORE,
+    Areas,
+    FoldLists,
+    Pair,
+    Target,
+    by_class,
+    check_layout,
+    class_areas,
+    fold_classes,
+    pairs_of,
+    read_index_mask,
+    target_of,
+)
+from diffup.errors import DataError
+from diffup.images import read_image
+
+LAYOUT = """PASCAL-5i looks like this (ROOT is often VOCdevkit/VOC2012):
+  ROOT/JPEGImages/IMAGEID.jpg                  the photos of VOC 2012
+  ROOT/SegmentationClassAug/IMAGEID.png        masks of VOC and SBD: class id 1..20, 0 = background, 255 = ignore
+  ROOT/ImageSets/Segmentation/val.txt          the 1449 test images, one IMAGEID per line
+  ROOT/SegmentationObject/IMAGEID.png          optional: instances
+and, optional, a folder of HSNet's lists (its data/splits/pascal/val):
+  LISTS/fold0.txt .. fold3.txt                 lines IMAGEID__CC, CC = class id 01..20"""
+
+_NAMES = (
+    "aeroplane bicycle bird boat bottle bus car cat chair cow "
+    "diningtable dog horse motorbike person pottedplant sheep sofa train tvmonitor"
+)
+CLASSES = dict(enumerate(_NAMES.split(), start=1))
+"""Class names by id, in VOC's order."""
+
+FOLDS = {fold: tuple(range(5 * fold + 1, 5 * fold + 6)) for fold in range(4)}
+"""Classes of each fold of PASCAL-5i."""
+
+COCO_TO_PASCAL = {
+    0: (1, 4, 9, 11, 12, 15),
+    1: (2, 6, 13, 18),
+    2: (3, 7, 16, 17, 19, 20),
+    3: (5, 8, 10, 14),
+}
+"""COCO-20i to PASCAL: the classes that a decoder trained on COCO-20i fold f has not seen (FPTrans's table)."""
+
+_LINE = re.compile(r"(\S+)__(\d{1,2})")
+_VAL = "ImageSets/Segmentation/val.txt"
+
+
+@dataclass(frozen=True)
+class Pascal5i:
+    """PASCAL-5i, or PASCAL as the test data of decoders trained on COCO-20i.
+
+    Args:
+        root: the VOC 2012 folder.
+        folds: class ids of each fold.
+        list_folder: folder of lists in HSNet's format; without one, lists are made from the masks.
+        name: of the data set, for tables.
+    """
+
+    root: Path
+    folds: dict[int, tuple[int, ...]]
+    list_folder: Path | None
+    name: str
+    _areas: dict[str, Areas] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @classmethod
+    def open(
+        cls,
+        root: str | os.PathLike[str],
+        *,
+        lists: str | os.PathLike[str] | None = None,
+        from_coco: bool = False,
+    ) -> Pascal5i:
+        """Open the data set and check its layout.
+
+        Args:
+            root: the VOC 2012 folder.
+            lists: folder of HSNet's lists `fold0.txt` .. `fold3.txt`. By default the pairs are all those of `val.txt`
+                in which a class covers 2048 pixels, which differ by a few percent from HSNet's.
+            from_coco: take the folds of `COCO_TO_PASCAL`.
+
+        Raises:
+            DataError: something is missing.
+        """
+        root = Path(root)
+        check_layout(root, ("JPEGImages", "SegmentationClassAug"), LAYOUT)
+        if lists is None:
+            check_layout(root, (_VAL,), LAYOUT)
+        else:
+            check_layout(Path(lists), (f"fold{fold}.txt" for fold in FOLDS), LAYOUT)
+        folds, name = (COCO_TO_PASCAL, "coco_to_pascal") if from_coco else (FOLDS, "pascal5i")
+        return cls(root, folds, None if lists is None else Path(lists), name)
+
+    @property
+    def classes(self) -> dict[int, str]:
+        """Class names by id."""
+        return CLASSES
+
+    @property
+    def ignore(self) -> int:
+        """Mask value that does not count."""
+        return IGNORE
+
+    def fold(self, fold: int) -> tuple[int, ...]:
+        """Class ids of a fold.
+
+        Raises:
+            DataError: there is no such fold.
+        """
+        return fold_classes(self.folds, fold, self.name)
+
+    def split(self, name: str) -> tuple[str, ...]:
+        """Image names of "test" (`val.txt`) or "train" (every other mask, 10582 in the full data set).
+
+        Raises:
+            DataError: there is no such split, or `val.txt` is missing.
+        """
+        if name not in ("train", "test"):
+            raise DataError(f"split={name!r}: {self.name} has train, test")
+        check_layout(self.root, (_VAL,), LAYOUT)
+        test = tuple((self.root / _VAL).read_text(encoding="utf-8").split())
+        if name == "test":
+            return test
+        return tuple(sorted({path.stem for path in (self.root / "SegmentationClassAug").glob("*.png")} - set(test)))
+
+    def image_path(self, name: str) -> Path:
+        """Path of an image."""
+        return self.root / "JPEGImages" / f"{name}.jpg"
+
+    def mask_path(self, name: str) -> Path:
+        """Path of a mask."""
+        return self.root / "SegmentationClassAug" / f"{name}.png"
+
+    def image(self, name: str) -> Tensor:
+        """An image, (3, H, W) in [0, 1].
+
+        Raises:
+            ImageError: it is missing or cannot be decoded.
+        """
+        return read_image(self.image_path(name), argument=name)
+
+    def mask(self, name: str) -> npt.NDArray[np.uint8]:
+        """A class-index mask, (H, W) uint8.
+
+        Raises:
+            DataError: it is missing or not an index image.
+        """
+        return read_index_mask(self.mask_path(name))
+
+    def target(self, name: str, class_id: int) -> Target:
+        """Where a class is in an image; pixels of value 255 are ignored.
+
+        Raises:
+            DataError: the mask is missing or not an index image.
+        """
+        return target_of(self.mask(name), class_id)
+
+    def instances(self, name: str, class_id: int) -> npt.NDArray[np.uint8]:
+        """Instances of a class, (H, W) uint8: 0 where there is none, else the number of the object.
+
+        Raises:
+            DataError: the image has no `SegmentationObject`, which SBD's images lack.
+        """
+        objects = read_index_mask(self.root / "SegmentationObject" / f"{name}.png")
+        return np.where((self.mask(name) == class_id) & (objects != IGNORE), objects, 0).astype(np.uint8)
+
+    def areas(self, split: str) -> Areas:
+        """Pixels of each class in each image of a split; reads every mask once.
+
+        Raises:
+            DataError: there is no such split, or a mask is missing.
+        """
+        if split not in self._areas:
+            self._areas[split] = class_areas(self.split(split), self.mask)
+        return self._areas[split]
+
+    def pairs(self, split: str, classes: Collection[int]) -> dict[int, tuple[str, ...]]:
+        """Images in which a class covers 2048 pixels, of each class that has any, ascending."""
+        found = by_class(pairs_of(self.areas(split), classes), sorted(classes))
+        return {c: names for c, names in found.items() if names}
+
+    def lists(self, fold: int) -> FoldLists:
+        """What HSNet's protocol draws from: its lists if they were given, else the pairs of the test images.
+
+        Raises:
+            DataError: there is no such fold, or a list cannot be read.
+        """
+        classes = self.fold(fold)
+        if self.list_folder is None:
+            return pair_lists(pairs_of(self.areas("test"), classes), classes)
+        files = sorted({(c - 1) // 5 for c in classes})
+        pairs = [pair for file in files for pair in read_pascal_list(self.list_folder / f"fold{file}.txt", file)]
+        return pair_lists(tuple(pair for pair in pairs if pair[1] in classes), classes)
+
+
+def pair_lists(pairs: tuple[Pair, ...], classes: tuple[int, ...]) -> FoldLists:
+    """Lists whose queries are the (image, class) pairs in their order."""
+    return FoldLists(by_class(pairs, classes), pairs)
+
+
+def read_pascal_list(path: str | os.PathLike[str], fold: int) -> tuple[Pair, ...]:
+    """Read a list of HSNet's: lines `IMAGEID__CC`, CC = 1-based class id.
+
+    Args:
+        path: the file.
+        fold: the fold of PASCAL-5i whose classes it holds.
+
+    Raises:
+        DataError: it is missing or empty, a line is not of this form, or names a class of another fold.
+    """
+    path, classes = Path(path), fold_classes(FOLDS, fold, "pascal5i")
+    if not path.is_file():
+        raise DataError(f"{path} is missing; {LAYOUT}")
+    pairs = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        match = _LINE.fullmatch(line.strip())
+        if match is None:
+            raise DataError(f"{path}, line {number}: {line!r} is not of the form IMAGEID__CC; {LAYOUT}")
+        if int(match[2]) not in classes:
+            raise DataError(f"{path}, line {number}: class {int(match[2])} is not of fold {fold}, {classes}")
+        pairs.append((match[1], int(match[2])))
+    if not pairs:
+        raise DataError(f"{path} holds no pair; {LAYOUT}")
+    return tuple(pairs)

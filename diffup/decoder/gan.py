@@ -1,0 +1,171 @@
+"""The StyleGAN2-style baseline of the paper's Table 8: a generator under the decoders' interface, its discriminator.
+
+The generator follows StyleGAN2 (Karras et al., CVPR 2020): a mapping network, modulated and demodulated convolutions,
+masks of every resolution summed. As the paper has it, an encoder brings the priors to a latent vector that is
+concatenated with Gaussian noise. In the generator's favour, the encoder's 8 x 8 map stands in for StyleGAN2's learned
+constant, the query image is seen (as the U-Net's quality branch sees it), and the output starts from the mean prior
+where `prior_skip` says so: a vector alone can hardly say where things are.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffup.decoder.base import Decoder, Denoised
+from diffup.decoder.config import DecoderConfig
+from diffup.decoder.quality import ErrorBranch, IoURegressor, convolution
+from diffup.decoder.unet import PRIOR_GAIN
+from diffup.priors.condition import Condition
+
+LATENT = 256
+"""Width of the latent vector and of the style."""
+
+NOISE_SIDE = 8
+"""The noise map is pooled to this many positions a side, each still standard normal: 64 numbers beside the latent."""
+
+_SLOPE = 0.2
+
+
+class ModulatedConv(nn.Module):
+    """StyleGAN2's convolution: its weights scaled by the style, then (if demodulated) brought to unit norm.
+
+    The scale is applied to the input and the norm to the output, which is the same and needs no weights per sample.
+
+    Args:
+        inputs: input channels.
+        outputs: output channels.
+        size: side of the kernel.
+        demodulate: bring every output channel's weights to unit norm.
+    """
+
+    def __init__(self, inputs: int, outputs: int, size: int = 3, demodulate: bool = True) -> None:
+        super().__init__()
+        self.demodulate = demodulate
+        self.weight = nn.Parameter(torch.randn(outputs, inputs, size, size) / (inputs * size**2) ** 0.5)
+        self.bias = nn.Parameter(torch.zeros(outputs))
+        self.style = nn.Linear(LATENT, inputs)
+        nn.init.ones_(self.style.bias)
+
+    def forward(self, h: Tensor, latent: Tensor) -> Tensor:
+        """(B, inputs, s, s), (B, LATENT) -> (B, outputs, s, s)."""
+        scale = self.style(latent)
+        h = F.conv2d(h * scale[:, :, None, None], self.weight, padding=self.weight.shape[-1] // 2)
+        if self.demodulate:
+            squares = scale.square() @ self.weight.square().sum(dim=(2, 3)).T
+            h = h * (squares + 1e-8).rsqrt()[:, :, None, None]
+        return h + self.bias[:, None, None]
+
+
+class PriorEncoder(nn.Module):
+    """The condition's levels and the query image to an 8 x 8 map and a latent vector.
+
+    Args:
+        config: the decoder's config.
+    """
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        condition = config.priors.condition_channels
+        before = (3, *config.channels[:-1])
+        self.blocks = nn.ModuleList(
+            nn.Sequential(convolution(condition + inputs, outputs), convolution(outputs, outputs))
+            for inputs, outputs in zip(before, config.channels, strict=True)
+        )
+        self.latent = nn.Linear(sum(config.channels), LATENT)
+
+    def forward(self, condition: Condition) -> tuple[Tensor, Tensor]:
+        """Encode: -> (B, c3, 8, 8), (B, LATENT)."""
+        h = condition.image
+        means = []
+        for index, (block, level) in enumerate(zip(self.blocks, condition.levels, strict=True)):
+            h = block(torch.cat([h if index == 0 else F.avg_pool2d(h, 2), level], dim=1))
+            means.append(h.mean(dim=(2, 3)))
+        return h, self.latent(torch.cat(means, dim=1))
+
+
+class StyleGenerator(Decoder):
+    """The generator: noise and condition in, logits of the mask out, in one pass.
+
+    Args:
+        config: the decoder's config.
+    """
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__(config)
+        coarse_to_fine = config.channels[::-1]
+        self.encoder = PriorEncoder(config)
+        self.mapping = nn.Sequential(
+            nn.Linear(LATENT + NOISE_SIDE**2, LATENT), nn.LeakyReLU(_SLOPE), nn.Linear(LATENT, LATENT)
+        )
+        self.start = ModulatedConv(coarse_to_fine[0], coarse_to_fine[0])
+        self.widen = nn.ModuleList(ModulatedConv(a, b) for a, b in pairwise(coarse_to_fine))
+        self.refine = nn.ModuleList(ModulatedConv(b, b) for b in coarse_to_fine[1:])
+        self.to_mask = nn.ModuleList(ModulatedConv(c, 1, size=1, demodulate=False) for c in coarse_to_fine)
+        self.prior_gain = nn.Parameter(torch.tensor(PRIOR_GAIN)) if config.prior_skip else None
+        self.error_branch = ErrorBranch(config.quality_hidden)
+        self.iou_regressor = IoURegressor(config.quality_hidden)
+
+    def forward(self, x: Tensor, time: Tensor, condition: Condition) -> Denoised:
+        """Generate; see `Decoder.forward`. x is noise, and there are no steps to tell apart."""
+        h, latent = self.encoder(condition)
+        noise = F.avg_pool2d(x, x.shape[-1] // NOISE_SIDE) * (x.shape[-1] // NOISE_SIDE)
+        style = self.mapping(torch.cat([latent, noise.flatten(1)], dim=1))
+        h = F.leaky_relu(self.start(h, style), _SLOPE)
+        output = self.to_mask[0](h, style)
+        for widen, refine, to_mask in zip(self.widen, self.refine, self.to_mask[1:], strict=True):
+            h = F.leaky_relu(widen(_double(h), style), _SLOPE)
+            h = F.leaky_relu(refine(h, style), _SLOPE)
+            output = _double(output) + to_mask(h, style)
+        if self.prior_gain is not None:
+            output = output + self.prior_gain * condition.prior
+        answer = torch.tanh(output.detach().float() / 2)
+        return Denoised(output, *self.judge(answer, condition.image))
+
+
+class Discriminator(nn.Module):
+    """Tells true masks from generated ones, given the mean prior and the query image; used in training alone.
+
+    Like the decoder it sees nothing of the encoder.
+
+    Args:
+        config: the decoder's config.
+    """
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for inputs, outputs in pairwise((5, *config.channels)):
+            layers += [nn.Conv2d(inputs, outputs, 4, stride=2, padding=1), nn.LeakyReLU(_SLOPE)]
+        self.body = nn.Sequential(*layers)
+        self.head = nn.Linear(config.channels[-1], 1)
+
+    def forward(self, mask: Tensor, condition: Condition) -> Tensor:
+        """(B, 1, 64, 64) in [-1, 1], batch of B -> (B,), the higher the likelier true."""
+        h = self.body(torch.cat([mask, condition.prior, condition.image], dim=1))
+        score: Tensor = self.head(h.mean(dim=(2, 3)))
+        return score[:, 0]
+
+
+def generator_loss(scores: Tensor) -> Tensor:
+    """Non-saturating loss of the generator: (B,) scores of generated masks -> scalar."""
+    return F.softplus(-scores).mean()
+
+
+def discriminator_loss(true: Tensor, generated: Tensor) -> Tensor:
+    """Logistic loss of the discriminator: (B,) scores each -> scalar."""
+    return F.softplus(-true).mean() + F.softplus(generated).mean()
+
+
+def gradient_penalty(discriminator: Discriminator, mask: Tensor, condition: Condition) -> Tensor:
+    """R1: half the squared gradient of the scores of true masks (Mescheder et al., ICML 2018)."""
+    mask = mask.detach().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(discriminator(mask, condition).sum(), mask, create_graph=True)
+    return 0.5 * gradient.square().sum(dim=(1, 2, 3)).mean()
+
+
+def _double(maps: Tensor) -> Tensor:
+    return F.interpolate(maps, scale_factor=2, mode="bilinear", align_corners=False)

@@ -1,0 +1,148 @@
+"""Pictures of the upgrade report: sampling under several annotations (Fig. 7), error maps under noise (Fig. 9)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from diffup import pictures
+from diffup.annotation import pair_supports
+from diffup.data.base import Dataset
+from diffup.data.weak import AnnotationKind
+from diffup.decoder.diffusion import Diffusion
+from diffup.decoder.losses import mask_iou
+from diffup.evaluation.episodes import Episode
+from diffup.evaluation.evaluate import episode_generators, weaken_support
+from diffup.model import DiffUp
+from diffup.result import Segmentation
+
+KINDS: tuple[AnnotationKind, ...] = ("mask", "box", "scribble", "points", "none")
+"""Annotations that sampling is shown under; several supports with masks are the sixth scenario."""
+
+TRACE_STEPS = 8
+NOISE_RATIOS = {"low": 0.5, "medium": 2.0, "high": 8.0}
+"""Standard deviation of the noise over the amplitude of the mask."""
+
+_SHOTS = 5
+
+
+def scenarios(episodes: Sequence[Episode], index: int) -> list[tuple[str, Episode, AnnotationKind]]:
+    """What a query is shown with: each of `KINDS` with one support, then masks of up to five.
+
+    Args:
+        episodes: a stream.
+        index: the episode whose query is shown; more supports come from episodes of its class.
+
+    Returns:
+        Label, episode and annotation of each.
+    """
+    chosen = episodes[index]
+    first = Episode(chosen.class_id, chosen.query, chosen.supports[:1])
+    found: list[tuple[str, Episode, AnnotationKind]] = [(kind, first, kind) for kind in KINDS]
+    same = (e for e in (chosen, *episodes) if e.class_id == chosen.class_id)
+    names = [name for name in dict.fromkeys(s for e in same for s in e.supports) if name != chosen.query][:_SHOTS]
+    if len(names) > 1:
+        found.append((f"{len(names)} masks", Episode(chosen.class_id, chosen.query, tuple(names)), "mask"))
+    return found
+
+
+def segment_episode(
+    model: DiffUp, data: Dataset, episode: Episode, annotation: AnnotationKind, seed: int, index: int, **options: Any
+) -> Segmentation:
+    """`DiffUp.segment` on an episode, with the annotations and noise that the evaluation gives it.
+
+    Args:
+        model: the model.
+        data: the data set.
+        episode: the episode.
+        annotation: kind that the supports' masks are weakened to.
+        seed: of the evaluation.
+        index: of the episode in its stream.
+        **options: of `segment`.
+    """
+    weak, noise = episode_generators(seed, index)
+    annotations = [weaken_support(data, name, episode.class_id, annotation, weak) for name in episode.supports]
+    supports = [data.image(name) for name in episode.supports]
+    return model.segment(data.image(episode.query), supports, annotations, generator=noise, **options)
+
+
+def sampling_strip(result: Segmentation, height: int = 96) -> Image.Image:
+    """The states x_t along the sampling, then the mask on the query.
+
+    Args:
+        result: with a trace.
+        height: of each picture, in pixels.
+    """
+    trace = result.trace_picture(TRACE_STEPS + 1, height)
+    overlay = pictures.strip([("mask", np.asarray(result.overlay()))], height)
+    joined = Image.new("RGB", (trace.width + 4 + overlay.width, trace.height), "white")
+    joined.paste(trace, (0, 0))
+    joined.paste(overlay, (trace.width + 4, 0))
+    return joined
+
+
+def trace_steps(model: DiffUp) -> int:
+    """Steps that the sampling is shown in: eight, or what the decoder allows."""
+    return min(TRACE_STEPS, model.config.max_steps)
+
+
+@torch.no_grad()
+def error_strips(
+    model: DiffUp, data: Dataset, episode: Episode, seed: int, index: int, height: int = 128
+) -> list[tuple[str, Image.Image]]:
+    """Error maps of the true mask under low, medium and high noise (Fig. 9).
+
+    Args:
+        model: of the system `diffusion`.
+        data: the data set.
+        episode: the episode.
+        seed: of the evaluation.
+        index: of the episode in its stream.
+        height: of each picture, in pixels.
+
+    Returns:
+        Label and picture of each: the query, the noisy mask, the predicted error map, the true one.
+    """
+    weak, generator = episode_generators(seed, index)
+    masks = [weaken_support(data, name, episode.class_id, "mask", weak) for name in episode.supports]
+    query = data.image(episode.query)
+    support = model.encode_supports(pair_supports([data.image(name) for name in episode.supports], masks))
+    condition = model.condition(query, support)
+    target = torch.from_numpy(data.target(episode.query, episode.class_id).mask).float()[None, None]
+    side = condition.prior.shape[-1]
+    x0 = F.interpolate(target, (side, side), mode="bilinear", antialias=True).gt(0.5).to(model.device) * 2.0 - 1
+    noise = torch.randn(x0.shape, generator=generator).to(x0)
+    shown = np.ascontiguousarray((query * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
+    strips = []
+    for label, ratio in NOISE_RATIOS.items():
+        t = torch.tensor([noise_step(model.diffusion, ratio)], device=model.device)
+        x = model.diffusion.observe(model.diffusion.add_noise(x0, noise, t), condition.prior, t)
+        predicted, quality = model.decoder.judge(x, condition.image)
+        panels = [
+            ("query", shown),
+            (f"x_t, t = {int(t)}", pictures.grey(_map(x) / 2 + 0.5)),
+            ("predicted error", pictures.signed(_map(predicted) / 2)),
+            ("true error", pictures.signed(_map(x0 - x) / 2)),
+        ]
+        true = float(mask_iou(x, x0)[0])
+        caption = f"{label} noise: IoU of x_t {true:.2f}, predicted {float(quality[0]):.2f}"
+        strips.append((caption, pictures.strip(panels, height)))
+    return strips
+
+
+def noise_step(diffusion: Diffusion, ratio: float) -> int:
+    """The step at which the noise's standard deviation over the mask's amplitude is nearest to a ratio."""
+    abar = diffusion.alphas_bar
+    logs = 0.5 * ((1 - abar) / abar).log() - math.log(diffusion.config.signal_scale * ratio)
+    return int(logs.abs().argmin())
+
+
+def _map(tensor: Tensor) -> Any:
+    return tensor[0, 0].float().cpu().numpy()

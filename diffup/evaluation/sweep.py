@@ -1,0 +1,284 @@
+"""Sweeps: every combination of the values that a user gives is a row, scored on the episodes of its protocol."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+from tqdm import tqdm
+
+from diffup.backbones.base import hash_weights
+from diffup.data.base import Benchmark, Dataset, Target
+from diffup.data.folder import LabelledFolder
+from diffup.data.open import fold_numbers
+from diffup.data.weak import AnnotationKind
+from diffup.decoder.base import Decoder
+from diffup.errors import ConfigError
+from diffup.evaluation.episodes import Episode, draw_episodes
+from diffup.evaluation.evaluate import BATCH_SIZE, EpisodeScore, Evaluator, Scores, check_annotation, summarise
+from diffup.evaluation.features import CACHE_BYTES, FeatureCache
+from diffup.evaluation.protocols import PROTOCOLS, ProtocolName, draw_stream
+from diffup.evaluation.record import EpisodeRecord, Setting
+from diffup.model import DiffUp
+
+FOLDER_EPISODES = 500
+"""Episodes of a labelled folder, for which the literature has no protocol."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is scored; every combination of values makes a row.
+
+    Args:
+        protocol: `folder` draws class, query and supports uniformly from a split of a labelled folder and scores at the
+            image's own size; `hsnet` and `bam` are those of the literature, for the other data sets. By default
+            `folder` for a labelled folder and `hsnet` for the others.
+        folds: by default all that the data set has.
+        shots: values of K.
+        annotations: kinds of annotation.
+        seeds: by default the protocol's own; 0 for a folder.
+        steps: DDIM steps; None is the decoder's own.
+        ensembles: samples averaged; None is the decoder's own.
+        threshold: probability above which a pixel is marked; None is the decoder's own.
+        episodes: episodes a row; by default the protocol's, 500 for a folder.
+        split: split of a labelled folder.
+        others: score the classes outside the fold instead; for a labelled folder.
+        batch_size: episodes sampled together.
+        bf16: sample in bfloat16.
+    """
+
+    protocol: str | None = None
+    folds: tuple[int, ...] | None = None
+    shots: tuple[int, ...] = (1,)
+    annotations: tuple[AnnotationKind, ...] = ("mask",)
+    seeds: tuple[int, ...] | None = None
+    steps: tuple[int | None, ...] = (None,)
+    ensembles: tuple[int | None, ...] = (None,)
+    threshold: float | None = None
+    episodes: int | None = None
+    split: str = "test"
+    others: bool = False
+    batch_size: int = BATCH_SIZE
+    bf16: bool = False
+
+    def resolve(self, data: Dataset) -> ResolvedPlan:
+        """The plan with the data set's own folds, protocol and seeds where none are given.
+
+        Raises:
+            ConfigError: a value is unknown or out of range, or the data set does not have it.
+            DataError: there is no such fold.
+        """
+        folder = isinstance(data, LabelledFolder)
+        protocol = self.protocol or ("folder" if folder else "hsnet")
+        if protocol not in ("folder", *PROTOCOLS):
+            raise ConfigError(f"protocol={protocol!r}: expected one of folder, {', '.join(PROTOCOLS)}")
+        if folder != (protocol == "folder"):
+            fitting = "'folder' alone" if folder else " or ".join(map(repr, PROTOCOLS))
+            raise ConfigError(f"protocol={protocol!r}: {data.name} is scored by {fitting}")
+        if not folder and (self.split != "test" or self.others):
+            raise ConfigError(f"split={self.split!r}, others={self.others}: protocol {protocol!r} fixes what is scored")
+        seeds = self.seeds or ((0,) if folder else PROTOCOLS[protocol].seeds)
+        folds = fold_numbers(data) if self.folds is None else self.folds
+        for name, values in (("shots", self.shots), ("episodes", (self.episodes,)), ("batch_size", (self.batch_size,))):
+            for value in values:
+                if value is not None and value < 1:
+                    raise ConfigError(f"{name}={value}: it must be 1 or more")
+        for annotation in self.annotations:
+            check_annotation(data, annotation)
+        for fold in folds:
+            data.fold(fold)
+        return ResolvedPlan(**(vars(self) | {"protocol": protocol, "folds": folds, "seeds": seeds}))
+
+
+@dataclass(frozen=True)
+class ResolvedPlan(Plan):
+    """A `Plan` of one data set, nothing left open but what the decoder says; see `Plan.resolve`."""
+
+    protocol: str = "folder"
+    folds: tuple[int, ...] = ()
+    seeds: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Episodes, and how they are scored.
+
+    Args:
+        episodes: the episodes.
+        classes: whose mean is taken.
+        scored: see `Evaluator`.
+    """
+
+    episodes: list[Episode]
+    classes: tuple[int, ...]
+    scored: Callable[[Target], Target] | None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model that is scored.
+
+    Args:
+        name: what the user calls its decoder.
+        model: the model.
+    """
+
+    name: str
+    model: DiffUp
+
+
+@dataclass(frozen=True)
+class Row:
+    """The scores of one setting.
+
+    Args:
+        setting: what was scored.
+        scores: the figures.
+        episodes: what they come from.
+    """
+
+    setting: Setting
+    scores: Scores
+    episodes: tuple[EpisodeScore, ...]
+
+
+def sweep(
+    candidates: Sequence[Candidate],
+    data: Dataset,
+    plan: Plan,
+    record: EpisodeRecord,
+    *,
+    cache_bytes: int = CACHE_BYTES,
+    progress: bool = False,
+    on_row: Callable[[Row], object] | None = None,
+) -> list[Row]:
+    """Score every candidate in every setting of a plan. Episodes on record are not scored again.
+
+    Args:
+        candidates: the models.
+        data: the data set.
+        plan: what is scored.
+        record: read and added to.
+        cache_bytes: memory for features of images.
+        progress: show a progress bar.
+        on_row: called with every row when it is complete.
+
+    Returns:
+        Rows by candidate, fold, shots, annotation, seed, steps and ensemble.
+
+    Raises:
+        ConfigError, DataError: before anything is scored, if a candidate or the data set cannot be scored as planned.
+    """
+    resolved = plan.resolve(data)
+    jobs = []
+    streams = {
+        (fold, shots, seed): draw(data, resolved, fold, shots, seed)
+        for fold, shots, seed in itertools.product(resolved.folds, resolved.shots, resolved.seeds)
+    }
+    for candidate in candidates:
+        for setting in settings_of(candidate, data, resolved):
+            jobs.append((candidate, setting, streams[setting.fold, setting.shots, setting.seed]))
+    cache = FeatureCache(cache_bytes)
+    rows = []
+    total = sum(len(stream.episodes) for _, _, stream in jobs)
+    with tqdm(total=total, unit="episode", disable=not progress) as bar:
+        for candidate, setting, stream in jobs:
+            bar.set_description(f"{setting.backbone} fold {setting.fold} {setting.shots}-shot {setting.annotation}")
+            evaluator = Evaluator(candidate.model, data, scored=stream.scored, cache=cache)
+            rows.append(score_row(evaluator, setting, stream, record, bar.update))
+            if on_row is not None:
+                on_row(rows[-1])
+    return rows
+
+
+def score_row(
+    evaluator: Evaluator, setting: Setting, stream: Stream, record: EpisodeRecord, on_episodes: Callable[[int], object]
+) -> Row:
+    """Score one setting: what is not on record is added to it, and the figures come from the record.
+
+    Args:
+        evaluator: of the setting's model.
+        setting: the setting.
+        stream: its episodes.
+        record: read and added to.
+        on_episodes: called with the number of episodes that came, those on record first.
+    """
+    known = record.known(setting, stream.episodes)
+    on_episodes(len(known))
+    batches = evaluator.score(
+        stream.episodes,
+        setting.annotation,
+        steps=setting.steps,
+        ensemble=setting.ensemble,
+        threshold=setting.threshold,
+        seed=setting.seed,
+        batch_size=setting.batch_size,
+        bf16=setting.bf16,
+        done=known,
+    )
+    for batch in batches:
+        record.append(setting, stream.episodes, batch)
+        on_episodes(len(batch))
+    scores = record.known(setting, stream.episodes)
+    episodes = tuple(scores[index] for index in sorted(scores))
+    return Row(setting, summarise(episodes, stream.classes), episodes)
+
+
+def draw(data: Dataset, plan: ResolvedPlan, fold: int, shots: int, seed: int) -> Stream:
+    """Draw the episodes of a fold by the plan's protocol.
+
+    Raises:
+        DataError: the data set has no such fold or split, or a class has too few images.
+    """
+    classes = data.fold(fold)
+    if isinstance(data, LabelledFolder):
+        if plan.others:
+            classes = tuple(c for c in data.classes if c not in classes)
+        episodes = draw_episodes(data, plan.split, classes, shots, plan.episodes or FOLDER_EPISODES, seed)
+        return Stream(episodes, tuple(sorted({episode.class_id for episode in episodes})), None)
+    name = cast(ProtocolName, plan.protocol)
+    episodes = draw_stream(cast(Benchmark, data), fold, shots, name, seed, plan.episodes)
+    return Stream(episodes, classes, PROTOCOLS[name].scored)
+
+
+def settings_of(candidate: Candidate, data: Dataset, plan: ResolvedPlan) -> Iterable[Setting]:
+    """The settings of a plan for one model, in the order of `sweep`.
+
+    Raises:
+        ConfigError: the model cannot be sampled with these steps, ensemble or threshold.
+    """
+    model = candidate.model
+    base: dict[str, Any] = {
+        "dataset": data.name,
+        "protocol": plan.protocol,
+        "split": plan.split,
+        "classes": "others" if plan.others else "fold",
+        "backbone": model.backbone.name,
+        "fingerprint": model.backbone.fingerprint,
+        "input_size": tuple(model.backbone.input_size),
+        "decoder": candidate.name,
+        "decoder_hash": decoder_hash(model.decoder),
+        "batch_size": plan.batch_size,
+        "bf16": plan.bf16,
+        "device": model.device.type,
+    }
+    names = ("fold", "shots", "annotation", "seed", "steps", "ensemble")
+    values = (plan.folds, plan.shots, plan.annotations, plan.seeds, plan.steps, plan.ensembles)
+    found = []
+    for combination in itertools.product(*values):
+        varied = dict(zip(names, combination, strict=True))
+        options = model.sampling_options(varied["steps"], varied["ensemble"], plan.threshold)
+        sampling = dict(zip(("steps", "ensemble", "threshold"), options, strict=True))
+        if model.config.deterministic:
+            sampling["ensemble"] = 1
+        found.append(Setting(**(base | varied | sampling)))
+    return dict.fromkeys(found)
+
+
+def decoder_hash(decoder: Decoder) -> str:
+    """SHA-256 (hex) of a decoder's weights and of its config, but for the defaults that every setting spells out."""
+    neutral = replace(decoder.config, backbone="", steps=1, ensemble=1)
+    return hashlib.sha256(f"{hash_weights(decoder)} {neutral.to_json()}".encode()).hexdigest()

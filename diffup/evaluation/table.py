@@ -1,0 +1,136 @@
+"""Rows of a sweep as a table: for the terminal, as JSON and as CSV, with means over folds and seeds."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from diffup.evaluation.sweep import Row
+
+_AVERAGED = ("fold", "seed")
+_FIGURES = ("miou", "fb_iou", "best_miou", "prior_best_miou", "quality_correlation")
+_SHOWN = ("decoder", "backbone", "shots", "annotation", "steps", "ensemble", "fold", "seed")
+_HEADERS = {
+    "miou": "mIoU",
+    "fb_iou": "FB-IoU",
+    "best_miou": "best",
+    "best_threshold": "at",
+    "prior_best_miou": "prior",
+    "prior_best_threshold": "at",
+    "quality_correlation": "r(IoU)",
+}
+
+
+def facts(row: Row, class_names: Mapping[int, str]) -> dict[str, Any]:
+    """A row as plain data: the setting, the number of episodes, the figures (percent)."""
+    scores = row.scores
+    return {
+        **asdict(row.setting),
+        "input_size": list(row.setting.input_size),
+        "episodes": len(row.episodes),
+        "miou": scores.miou,
+        "fb_iou": scores.fb_iou,
+        "best_threshold": scores.best_threshold,
+        "best_miou": scores.miou_by_threshold[scores.best_threshold],
+        "prior_best_threshold": scores.best_prior_threshold,
+        "prior_best_miou": scores.best_prior,
+        "quality_correlation": scores.quality_correlation,
+        "class_iou": {class_names[c]: iou for c, iou in scores.class_iou.items()},
+        "miou_by_threshold": {str(t): value for t, value in scores.miou_by_threshold.items()},
+        "prior_miou_by_threshold": {str(t): value for t, value in scores.prior_miou_by_threshold.items()},
+    }
+
+
+def means(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Mean figures of rows that differ in fold and seed alone, in their order.
+
+    Args:
+        rows: of `facts`.
+
+    Returns:
+        What the rows share, `folds`, `seeds`, `episodes` in all, the mean of each figure, and the standard deviation of
+        the mIoU: `miou_over_folds` of the folds' means and `miou_over_seeds` of the seeds' (None for a single one).
+    """
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        setting = [value for name, value in row.items() if name in _shared(row)]
+        groups.setdefault(json.dumps(setting), []).append(row)
+    found = []
+    for group in groups.values():
+        mean: dict[str, Any] = {name: group[0][name] for name in _shared(group[0])}
+        mean |= {f"{name}s": sorted({row[name] for row in group}) for name in _AVERAGED}
+        mean["episodes"] = sum(row["episodes"] for row in group)
+        mean |= {figure: statistics.fmean(row[figure] for row in group) for figure in _FIGURES}
+        mean |= {f"miou_over_{name}s": _spread(group, name) for name in _AVERAGED}
+        found.append(mean)
+    return found
+
+
+def to_json(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows and means as JSON text."""
+    return json.dumps({"rows": list(rows), "means": means(rows)}, indent=2) + "\n"
+
+
+def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as CSV text with a header line; what is itself a table is left to the JSON, and sizes read 320x320."""
+    flat = [
+        {
+            name: "x".join(map(str, value)) if isinstance(value, list) else value
+            for name, value in row.items()
+            if not isinstance(value, dict)
+        }
+        for row in rows
+    ]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(flat[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    return text.getvalue()
+
+
+def to_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows and means for the terminal. What all rows share is said once, above the table."""
+    varied = [name for name in _SHOWN if len({row[name] for row in rows}) > 1]
+    common = {name: rows[0][name] for name in ("dataset", "protocol", "split", "classes", *_SHOWN) if name not in varied}
+    common["episodes"] = "/".join(str(count) for count in sorted({row["episodes"] for row in rows}))
+    cells = [[_HEADERS.get(name, name) for name in (*varied, *_HEADERS)]]
+    cells += [[_cell(row[name]) for name in (*varied, *_HEADERS)] for row in rows]
+    averages = [mean for mean in means(rows) if len(mean["folds"]) * len(mean["seeds"]) > 1]
+    for mean in averages:
+        named = {name: mean.get(name, "mean") for name in varied}
+        cells.append([_cell(value) for value in (*named.values(), *(mean.get(name, "") for name in _HEADERS))])
+    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
+    lines = ["  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)) for line in cells]
+    lines += [_spread_line(mean, varied) for mean in averages]
+    return "\n".join([", ".join(f"{name} {value}" for name, value in common.items()), *lines])
+
+
+def _spread_line(mean: Mapping[str, Any], varied: Sequence[str]) -> str:
+    name = " ".join(str(mean[column]) for column in varied if column in mean)
+    spreads = [
+        f"± {mean[f'miou_over_{over}s']:.2f} over {len(mean[f'{over}s'])} {over}s"
+        for over in _AVERAGED
+        if mean[f"miou_over_{over}s"] is not None
+    ]
+    return f"{name or 'mean'}: mIoU {mean['miou']:.2f}, {', '.join(spreads)}"
+
+
+def _shared(row: Mapping[str, Any]) -> list[str]:
+    """Fields that say what was scored, but for fold and seed."""
+    return [name for name in row if name not in _AVERAGED][: list(row).index("episodes") - len(_AVERAGED)]
+
+
+def _spread(group: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    values = sorted({row[name] for row in group})
+    if len(values) == 1:
+        return None
+    return statistics.stdev(statistics.fmean(row["miou"] for row in group if row[name] == value) for value in values)
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
