@@ -11,7 +11,8 @@ from fakes import make_folder
 from runs import CONFIG, banks_of, encoder
 
 from diffup.training.config import TrainConfig
-from diffup.training.trainer import Banks, train
+from diffup.training.prepare import Banks
+from diffup.training.trainer import train
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -46,7 +47,7 @@ def run(shapes: Path, feature_cache: Path) -> Callable[..., Path]:
     """`train` on the folder of shapes, its features cached over all tests."""
 
     def call(out: Path, config: TrainConfig = CONFIG, **options: object) -> Path:
-        settings = {"cache": feature_cache, "checkpoint_every": 2, "progress": False}
+        settings = {"cache": feature_cache, "checkpoint_every": 2, "tensorboard": False, "progress": False}
         backbones = options.pop("backbones", [encoder()])
         return train(shapes, out, config, backbones, **(settings | options))
 

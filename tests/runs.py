@@ -15,7 +15,9 @@ from diffup.decoder.config import DecoderConfig
 from diffup.priors.config import PriorConfig
 from diffup.training.config import EpisodesConfig, TrainConfig, ViewsConfig
 from diffup.training.episodes import EpisodeSampler
-from diffup.training.trainer import CHECKPOINT, Banks, Trainer, build_banks
+from diffup.training.prepare import Banks, Sources, build_banks
+from diffup.training.processes import Processes
+from diffup.training.trainer import CHECKPOINT, Trainer
 
 DECODER_CONFIG = DecoderConfig(**TINY, timesteps=50, steps=3, ensemble=2, priors=PriorConfig(grid=6))
 CONFIG = TrainConfig(
@@ -37,10 +39,8 @@ def encoder(width: int = 8) -> FakeBackbone:
 
 
 def banks_of(data: Path, cache: Path, config: TrainConfig = CONFIG, backgrounds: Path | None = None) -> Banks:
-    folder = LabelledFolder.open(data)
-    held_out = {c for fold in config.folds for c in folder.fold(fold)}
-    classes = [c for c in folder.classes if c not in held_out]
-    return build_banks(folder, classes, config, [encoder()], cache, backgrounds, progress=False)
+    sources = Sources.find(LabelledFolder.open(data), config, backgrounds)
+    return build_banks(sources, config, [encoder()], cache, progress=False)
 
 
 def sampler_of(
@@ -50,7 +50,8 @@ def sampler_of(
 
 
 def trainer_of(banks: Banks, config: TrainConfig = CONFIG, **options: object) -> Trainer:
-    return Trainer(config, sampler_of(banks, config.episodes), banks, torch.device("cpu"), identity="{}", **options)
+    alone = Processes(torch.device("cpu"))
+    return Trainer(config, sampler_of(banks, config.episodes), banks, alone, identity="{}", **options)
 
 
 def state(out: Path) -> dict[str, Tensor]:

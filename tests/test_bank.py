@@ -20,7 +20,7 @@ from diffup.priors.views import ONE_SHOT_VIEWS
 from diffup.training import bank as bank_module
 from diffup.training.config import TrainConfig, ViewsConfig
 from diffup.training.episodes import GROUPS, PASTED, WHOLE
-from diffup.training.trainer import Banks, build_banks
+from diffup.training.prepare import Banks, Sources, build_banks
 
 # --- views -----------------------------------------------------------------------------------------------------------
 
@@ -97,8 +97,7 @@ def test_a_bank_that_was_killed_while_filling_goes_on(
         return whole(images)
 
     monkeypatch.setattr(dying, "pyramid", pyramid)
-    folder = LabelledFolder.open(shapes)
-    arguments = (folder, [1, 2], CONFIG, [dying], tmp_path, None, False)
+    arguments = (Sources.find(LabelledFolder.open(shapes), CONFIG), CONFIG, [dying], tmp_path, False)
     with pytest.raises(Interrupt):
         build_banks(*arguments)
     resumed = build_banks(*arguments)
@@ -112,7 +111,7 @@ def test_a_bank_that_was_killed_while_filling_goes_on(
 
 def test_a_filled_bank_is_not_computed_again(shapes: Path, banks: Banks, feature_cache: Path) -> None:
     idle = encoder()
-    build_banks(LabelledFolder.open(shapes), [1, 2], CONFIG, [idle], feature_cache, None, progress=False)
+    build_banks(Sources.find(LabelledFolder.open(shapes), CONFIG), CONFIG, [idle], feature_cache, progress=False)
     assert idle.calls == 0
 
 
@@ -142,3 +141,38 @@ def test_a_changed_mask_makes_a_new_bank(tmp_path: Path) -> None:
     Image.fromarray(mask).save(data / "masks" / "train0.png")
     after = banks_of(data, cache).images[WHOLE].arrays["mask"][0]
     assert (before == 1).any() and (after == 2).all()
+
+
+def test_another_revision_of_the_code_makes_new_banks(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = set()
+    for revision in (1, 2, 3):
+        monkeypatch.setattr(bank_module, "REVISION", revision)
+        names.add(bank_module.bank_name("whole", {"length": 3}))
+    assert len(names) == 3 and "whole-c702f0e01729f7ae" in names
+
+
+def test_views_look_as_in_this_revision(banks: Banks) -> None:
+    """Where this fails because views are rendered otherwise on purpose: raise `bank.REVISION`, and pin new figures."""
+    pinned = {"whole": (110.7, 65.9, 5.9), "crop": (97.2, 63.4, 0.6), "pasted": (109.7, 47.7, 2.2)}
+    for group in GROUPS:
+        means = [float(np.mean(banks.images[group].arrays[name])) for name in ("image", "edges", "mask")]
+        assert means == pytest.approx(pinned[group], abs=0.2)
+    assert bank_module.REVISION == 1
+
+
+def test_a_bounded_bank_is_of_few_images_in_which_no_class_is_missing(shapes: Path, tmp_path: Path) -> None:
+    data, chosen = LabelledFolder.open(shapes), set()
+    for seed in range(4):
+        config = dataclasses.replace(CONFIG, views=ViewsConfig(images=4, crops=1, pasted=2, seed=seed))
+        sources = Sources.find(data, config)
+        assert sources == Sources.find(data, config)
+        assert len(sources.names) == 4 and set(sources.names) < set(data.split("train"))
+        assert sources.pairs.keys() == {1, 2} and all(len(shown) >= 2 for shown in sources.pairs.values())
+        assert set().union(*sources.pairs.values()) == set(sources.names)
+        chosen.add(sources.names)
+    assert len(chosen) > 1
+    banks = build_banks(sources, config, [encoder()], tmp_path, progress=False)
+    assert [len(banks.images[group].arrays["mask"]) for group in GROUPS] == [4 * len(ONE_SHOT_VIEWS), 4, 2]
+    assert len(banks.features[0][WHOLE].arrays["level0"]) == 4 * len(ONE_SHOT_VIEWS)
+    everything = Sources.find(data, dataclasses.replace(config, views=ViewsConfig(images=1000)))
+    assert everything.names == tuple(name for name in data.split("train") if name != "train2")  # class 3 alone

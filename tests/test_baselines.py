@@ -28,7 +28,7 @@ from diffup.priors.condition import Condition
 from diffup.priors.config import PriorConfig
 from diffup.training.config import PerturbConfig, TrainConfig
 from diffup.training.episodes import Episodes
-from diffup.training.trainer import Banks
+from diffup.training.prepare import Banks
 
 SYSTEMS = ("one_step", "gan", "prior")
 QUERY, _ = shape_image((1, 2), (60, 80), seed=1)

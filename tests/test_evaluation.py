@@ -12,13 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffup import Box, DiffUp
+from diffup.data.base import Target
 from diffup.data.folder import LabelledFolder
 from diffup.data.weak import tight_box
 from diffup.errors import ConfigError, DataError
-from diffup.evaluation import evaluate
 from diffup.evaluation.episodes import Episode, draw_episodes
-from diffup.evaluation.evaluate import THRESHOLDS, Evaluator
+from diffup.evaluation.evaluate import THRESHOLDS, EpisodeScore, Evaluator, episode_generators, overlaps
+from diffup.evaluation.features import FeatureCache
 from diffup.evaluation.meter import Meter
+from diffup.evaluation.protocols import PROTOCOLS
+from diffup.model import enlarge
 
 # --- the meter -------------------------------------------------------------------------------------------------------
 
@@ -116,13 +119,13 @@ def model() -> DiffUp:
 def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[np.ndarray, float]]:
     """Probability and prior maps, and predicted IoUs, as the evaluator scores them."""
     seen: list[tuple[np.ndarray, float]] = []
-    plain = evaluate._Tally.add
+    plain = Evaluator._compare
 
-    def add(self, class_id, maps, labels, ignore, quality) -> None:
-        seen.append((maps, quality))
-        plain(self, class_id, maps, labels, ignore, quality)
+    def compare(self, index, episode, maps, threshold, quality) -> EpisodeScore:
+        seen.append((enlarge(maps, self.data.mask(episode.query).shape).numpy(), quality))
+        return plain(self, index, episode, maps, threshold, quality)
 
-    monkeypatch.setattr(evaluate._Tally, "add", add)
+    monkeypatch.setattr(Evaluator, "_compare", compare)
     return seen
 
 
@@ -133,9 +136,8 @@ def test_what_is_scored_is_what_segment_gives(
 ) -> None:
     episodes = draw_episodes(folder, "train", [1, 2], shots, 3, seed=1)
     scores = Evaluator(model, folder).run(episodes, kind, steps=2, ensemble=2, seed=7, batch_size=2)
-    generator = torch.Generator().manual_seed(7)
     meter = Meter([1, 2] if {e.class_id for e in episodes} == {1, 2} else [episodes[0].class_id])
-    for episode, (maps, quality) in zip(episodes, recorded, strict=True):
+    for index, (episode, (maps, quality)) in enumerate(zip(episodes, recorded, strict=True)):
         masks = [folder.mask(name) == episode.class_id for name in episode.supports]
         annotations = {"mask": masks, "box": [tight_box(mask) for mask in masks], "none": [None] * shots}[kind]
         assert kind != "box" or isinstance(annotations[0], Box)
@@ -145,7 +147,7 @@ def test_what_is_scored_is_what_segment_gives(
             annotations,
             steps=2,
             ensemble=2,
-            generator=generator,
+            generator=episode_generators(7, index)[1],
         )
         assert np.abs(result.probability - maps[0]).max() < 1e-5
         assert np.abs(result.prior - maps[1]).max() < 1e-5
@@ -175,11 +177,90 @@ def test_scores_are_reproducible_and_complete(model: DiffUp, folder: LabelledFol
 
 def test_features_are_computed_once(model: DiffUp, folder: LabelledFolder) -> None:
     episodes = draw_episodes(folder, "test", [1], 1, 3, seed=0)
-    evaluator = Evaluator(model, folder)
-    evaluator.run(episodes, "mask")
+    cache = FeatureCache()
+    Evaluator(model, folder, cache=cache).run(episodes, "mask")
     calls = model.backbone.calls
-    evaluator.run(episodes, "none")
+    Evaluator(model, folder, cache=cache).run(episodes, "none")
     assert model.backbone.calls == calls
+    other = DiffUp(model.decoder, FakeBackbone((8, 12, 16, 24), (4, 8, 8, 16), (64, 64), seed=1), "cpu")
+    Evaluator(other, folder, cache=cache).run(episodes, "mask")
+    assert other.backbone.calls > 0, "another encoder has features of its own"
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 50_000])
+def test_little_memory_changes_nothing_but_the_time(model: DiffUp, folder: LabelledFolder, cache_bytes: int) -> None:
+    episodes = draw_episodes(folder, "test", [1, 2], 1, 4, seed=0)
+    cache = FeatureCache(cache_bytes)
+    assert Evaluator(model, folder, cache=cache).run(episodes) == Evaluator(model, folder).run(episodes)
+    assert cache.used <= cache_bytes
+
+
+def test_the_least_recently_used_features_go_first() -> None:
+    computed = []
+
+    def ask(key: int) -> None:
+        level = cache.get(key, lambda: computed.append(key) or [torch.full((10,), float(key))])
+        assert level[0][0] == key
+
+    cache = FeatureCache(80)  # room for two
+    for key in (1, 2, 1, 3, 1, 2):
+        ask(key)
+    assert computed == [1, 2, 3, 2] and cache.used == 80
+    with pytest.raises(ConfigError, match="cache_bytes=-1"):
+        FeatureCache(-1)
+
+
+@pytest.mark.parametrize("kind", ["mask", "scribble"])
+def test_an_episode_does_not_depend_on_what_was_scored_before(model: DiffUp, folder: LabelledFolder, kind: str) -> None:
+    episodes = draw_episodes(folder, "test", [1, 2], 1, 5, seed=2)
+    whole = [score for batch in Evaluator(model, folder).score(episodes, kind, batch_size=2) for score in batch]
+    assert [score.index for score in whole] == [0, 1, 2, 3, 4]
+    rest = Evaluator(model, folder).score(episodes, kind, batch_size=2, done={0, 1, 2})
+    assert [score for batch in rest for score in batch] == whole[3:]
+    others = Evaluator(model, folder).score(episodes, kind, batch_size=2, seed=1)
+    assert [score.mask for batch in others for score in batch] != [score.mask for score in whole]
+    assert list(Evaluator(model, folder).score(episodes, kind, done=range(5))) == []
+
+
+def test_randomness_follows_from_seed_and_index() -> None:
+    def draws(seed: int, index: int) -> tuple[float, float]:
+        weak, noise = episode_generators(seed, index)
+        return float(weak.random()), float(torch.rand((), generator=noise))
+
+    assert draws(1, 2) == draws(1, 2)
+    found = [draws(seed, index) for seed in range(3) for index in range(3)]
+    assert len({a for a, _ in found}) == len({b for _, b in found}) == 9
+
+
+def test_overlaps_are_those_of_the_meter() -> None:
+    rng = np.random.default_rng(0)
+    probability = rng.random((20, 30)).astype(np.float32)
+    probability[0, :19] = THRESHOLDS  # a pixel at the threshold is not marked
+    ignore = rng.random((20, 30)) > 0.8
+    target = Target((rng.random((20, 30)) > 0.5) & ~ignore, ignore)
+    found = overlaps(probability, target, THRESHOLDS)
+    for threshold, (intersection, union) in zip(THRESHOLDS, found, strict=True):
+        marked = (probability > threshold) & ~ignore
+        assert (intersection, union) == ((marked & target.mask).sum(), (marked | target.mask).sum())
+
+
+def test_a_protocol_scores_at_its_own_size(model: DiffUp, folder: LabelledFolder) -> None:
+    episodes = draw_episodes(folder, "test", [1], 1, 2, seed=0)
+    [own] = Evaluator(model, folder).score(episodes)
+    [resized] = Evaluator(model, folder, scored=PROTOCOLS["hsnet"].scored).score(episodes)
+    for episode, a, b in zip(episodes, own, resized, strict=True):
+        target = folder.target(episode.query, 1)
+        assert a.pixels == (~target.ignore).sum() and b.pixels == (~PROTOCOLS["hsnet"].scored(target).ignore).sum()
+        assert abs(a.iou - b.iou) < 0.05 and abs(a.prior_iou() - b.prior_iou()) < 0.05
+
+
+def test_no_episodes_are_an_error(model: DiffUp, folder: LabelledFolder) -> None:
+    with pytest.raises(DataError, match="episodes: the list is empty"):
+        Evaluator(model, folder).run([])
+    with pytest.raises(ConfigError, match="batch_size=0"):
+        Evaluator(model, folder).score([Episode(1, "test0", ("test1",))], batch_size=0)
+    with pytest.raises(ConfigError, match="annotation='drawing'"):
+        Evaluator(model, folder).score([Episode(1, "test0", ("test1",))], "drawing")
 
 
 @pytest.mark.parametrize(("option", "value"), [("steps", 0), ("steps", 51), ("ensemble", 0)])

@@ -27,8 +27,11 @@ from diffup.decoder.weights import load_decoder
 from diffup.errors import TrainingError
 from diffup.priors.condition import Condition
 from diffup.training.adversary import PENALTY_EVERY, Adversary
-from diffup.training.trainer import LOG, Banks
+from diffup.training.log import LOG
+from diffup.training.prepare import Banks
+from diffup.training.processes import Processes
 
+ALONE = Processes(torch.device("cpu"))
 GAN = dataclasses.replace(CONFIG, decoder=dataclasses.replace(DECODER_CONFIG, system="gan"))
 
 
@@ -94,7 +97,7 @@ def test_the_penalty_is_half_the_squared_gradient() -> None:
 def test_the_discriminator_learns_to_tell_and_the_generator_does_not_move_it() -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        adversary = Adversary(dataclasses.replace(GAN, r1_weight=0.0), torch.device("cpu"))
+        adversary = Adversary(dataclasses.replace(GAN, r1_weight=0.0), ALONE)
     condition = random_condition(DECODER_CONFIG.priors, batch=4)
     mask, answer = noise(4, 1, 64, 64).sign(), torch.zeros(4, 1, 64, 64, requires_grad=True)
     start = {name: value.clone() for name, value in adversary.model.state_dict().items()}
@@ -113,7 +116,7 @@ def test_the_penalty_comes_every_so_often() -> None:
     def after(step: int, weight: float) -> Tensor:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            adversary = Adversary(dataclasses.replace(GAN, r1_weight=weight), torch.device("cpu"))
+            adversary = Adversary(dataclasses.replace(GAN, r1_weight=weight), ALONE)
         adversary.advance(mask, answer, condition, step, rate=1e-2)
         return torch.cat([value.grad.flatten() for value in adversary.model.parameters()])
 
@@ -161,6 +164,9 @@ def test_stopped_and_gone_on_with_generator_and_discriminator_are_the_same_bit_f
         "error",
         "iou",
         "adversarial",
+        "learning_rate",
+        "gradient_norm",
+        "samples_per_second",
     }
 
 

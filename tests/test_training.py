@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import os
 import signal
@@ -15,18 +16,24 @@ import numpy as np
 import pytest
 import torch
 from fakes import make_folder, random_decoder
+from PIL import Image
 from runs import CONFIG, DECODER_CONFIG, Interrupt, assert_identical, encoder, state, trainer_of
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from diffup.backbones import Backbone
 from diffup.data.folder import LabelledFolder
 from diffup.decoder.config import DecoderConfig
 from diffup.decoder.weights import load_decoder, save_decoder
-from diffup.errors import ConfigError, DataError, TrainingError
+from diffup.errors import ConfigError, DataError, MissingPackageError, TrainingError
+from diffup.training import log as log_module
 from diffup.training import trainer as trainer_module
-from diffup.training.config import PerturbConfig, ViewsConfig
+from diffup.training.config import PerturbConfig, TrainConfig, ViewsConfig
 from diffup.training.episodes import WHOLE, Episodes, EpisodeSampler
-from diffup.training.trainer import CHECKPOINT, DECODER, LOG, Banks, build_banks, train
+from diffup.training.log import CURVES, LOG
+from diffup.training.prepare import Banks, Sources, build_banks
+from diffup.training.trainer import CHECKPOINT, DECODER, train
+from diffup.training.trainer import CONFIG as CONFIG_FILE
 
 # --- steps -----------------------------------------------------------------------------------------------------------
 
@@ -90,15 +97,15 @@ def test_the_average_follows_the_weights(banks: Banks) -> None:
 
 def test_every_backbone_has_its_turn(shapes: Path, tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIG, backbones=("a", "b"), views=ViewsConfig(crops=0, pasted=0))
-    folder = LabelledFolder.open(shapes)
-    banks = build_banks(folder, [1, 2], config, [encoder(8), encoder(12)], tmp_path, None, progress=False)
+    sources = Sources.find(LabelledFolder.open(shapes), config)
+    banks = build_banks(sources, config, [encoder(8), encoder(12)], tmp_path, progress=False)
     trainer = trainer_of(banks, config)
     drawn = []
     draw = trainer.sampler.draw
 
-    def spy(seed: int, step: int, batch_size: int, features: dict, device: torch.device) -> Episodes:
+    def spy(seed: int, step: int, batch_size: int, features: dict, *rest: object) -> Episodes:
         drawn.append(features[WHOLE].arrays["level0"].shape[1])
-        return draw(seed, step, batch_size, features, device)
+        return draw(seed, step, batch_size, features, *rest)
 
     trainer.sampler.draw = spy
     for _ in range(4):
@@ -128,7 +135,11 @@ def test_bfloat16_trains(banks: Banks) -> None:
 def test_a_run_writes_a_checkpoint_a_log_and_a_decoder(run: Callable[..., Path], tmp_path: Path) -> None:
     folder = run(tmp_path)
     assert folder == tmp_path / DECODER
-    assert [json.loads(line)["step"] for line in (tmp_path / LOG).read_text().splitlines()] == [2, 4, 6]
+    lines = [json.loads(line) for line in (tmp_path / LOG).read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4, 6]
+    assert all(line["gradient_norm"] > 0 and line["samples_per_second"] > 0 for line in lines)
+    assert TrainConfig.from_json((tmp_path / CONFIG_FILE).read_text()) == CONFIG
+    assert not (tmp_path / CURVES).exists()
     decoder = load_decoder(folder)
     assert decoder.config == CONFIG.decoder
     averaged = {key[9:]: value for key, value in state(tmp_path).items() if key.startswith("averaged/")}
@@ -210,7 +221,8 @@ def save_file(tensors, path, metadata):
         os.kill(os.getpid(), signal.SIGKILL)
 
 encoder.pyramid, checkpoint.save_file = pyramid, save_file
-trainer.train(sys.argv[2], out, runs.CONFIG, [encoder], cache=cache, checkpoint_every=2, progress=False)
+settings = {"cache": cache, "checkpoint_every": 2, "tensorboard": False, "progress": False}
+trainer.train(sys.argv[2], out, runs.CONFIG, [encoder], **settings)
 """
 
 
@@ -231,6 +243,43 @@ def test_killed_at_any_moment_and_gone_on_with_the_weights_are_the_same(
     run(out, cache=cache)
     run(tmp_path / "straight")
     assert_identical(state(tmp_path / "straight"), state(out))
+
+
+def test_curves_of_a_killed_run_go_on(
+    run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    monkeypatch.setattr(log_module, "CURVES_EVERY", 1)
+    with monkeypatch.context() as patch:
+        plain, saved = trainer_module.save_checkpoint, []
+
+        def die_at_the_second(*arguments: object) -> None:
+            if saved:
+                raise Interrupt
+            saved.append(1)
+            plain(*arguments)
+
+        patch.setattr(trainer_module, "save_checkpoint", die_at_the_second)
+        with pytest.raises(Interrupt):
+            run(tmp_path, tensorboard=True)  # after step 4, whose checkpoint is missing
+    run(tmp_path, tensorboard=True)
+    curves = accumulator.EventAccumulator(str(tmp_path / CURVES)).Reload()
+    names = {"total", "diffusion", "error", "iou", "learning_rate", "gradient_norm", "samples_per_second"}
+    assert set(curves.Tags()["scalars"]) == names
+    for name in names:
+        assert [point.step for point in curves.Scalars(name)] == [1, 2, 3, 4, 5, 6]
+    assert [point.value for point in curves.Scalars("learning_rate")][:2] == pytest.approx([1.5e-3, 3e-3])
+
+
+def test_curves_without_tensorboard_are_refused_where_they_are_asked_for(
+    run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingPackageError, match=r"diffup\[train\]"):
+        run(tmp_path, tensorboard=True)
+    assert not (tmp_path / CONFIG_FILE).exists()
+    run(tmp_path, tensorboard=None, stop_after=1)
+    assert not (tmp_path / CURVES).exists()
 
 
 def test_a_run_starts_from_a_decoder_that_is_given(run: Callable[..., Path], tmp_path: Path) -> None:
@@ -276,6 +325,42 @@ def test_a_run_with_another_encoder_is_not_gone_on_with(run: Callable[..., Path]
     run(tmp_path, stop_after=1)
     with pytest.raises(TrainingError, match="backbones"):
         run(tmp_path, backbones=[encoder(12)])
+
+
+def test_a_run_on_other_data_is_not_gone_on_with(tmp_path: Path) -> None:
+    data, photos = make_folder(tmp_path / "data"), tmp_path / "photos"
+    photos.mkdir()
+
+    def go_on(stop_after: int, **options: object) -> None:
+        settings = {"cache": tmp_path / "cache", "tensorboard": False, "progress": False, "stop_after": stop_after}
+        train(data, tmp_path / "run", CONFIG, [encoder()], **(settings | options))
+
+    go_on(1)
+    for path in data.rglob("*.png"):
+        os.utime(path, (1, 1))  # as of a copy: the same data
+    go_on(2)
+    Image.new("RGB", (90, 70)).save(photos / "black.png")
+    with pytest.raises(TrainingError, match=r"other settings or data.*backgrounds: "):
+        go_on(3, backgrounds=photos)
+    mask = np.asarray(Image.open(data / "masks" / "train0.png")).copy()
+    mask[40:] = np.random.default_rng(0).integers(1, 3, mask[40:].shape)
+    Image.fromarray(mask).save(data / "masks" / "train0.png")
+    with pytest.raises(TrainingError, match="data: "):
+        go_on(3)
+
+
+def test_a_run_from_before_checkpoints_knew_their_data_is_gone_on_with(
+    run: Callable[..., Path], tmp_path: Path
+) -> None:
+    run(tmp_path, stop_after=1)
+    tensors, step = load_file(tmp_path / CHECKPOINT), {"step": "1"}
+    with safe_open(tmp_path / CHECKPOINT, "pt") as file:
+        identity = json.loads(file.metadata()["config"])
+    del identity["data"], identity["backgrounds"]
+    save_file(tensors, tmp_path / CHECKPOINT, metadata={**step, "config": json.dumps(identity)})
+    run(tmp_path, stop_after=2)
+    with safe_open(tmp_path / CHECKPOINT, "pt") as file:
+        assert {"data", "backgrounds"} <= json.loads(file.metadata()["config"]).keys()
 
 
 def test_a_damaged_checkpoint_is_said_so(run: Callable[..., Path], tmp_path: Path) -> None:

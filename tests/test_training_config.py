@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -63,6 +65,7 @@ def test_broken_configs_are_refused_by_the_name_of_the_field(text: str, named: s
         (TrainConfig, {"ema": 1.0}, "ema=1.0"),
         (TrainConfig, {"self_aligned": 1.5}, "self_aligned=1.5"),
         (TrainConfig, {"seed": -1}, "seed=-1"),
+        (ViewsConfig, {"images": 1}, "images=1"),
         (ViewsConfig, {"crops": -1}, "crops=-1"),
         (ViewsConfig, {"pasted": -1}, "pasted=-1"),
         (ViewsConfig, {"crop_scale": 0.0}, "crop_scale=0.0"),
@@ -79,3 +82,32 @@ def test_broken_configs_are_refused_by_the_name_of_the_field(text: str, named: s
 def test_values_out_of_range_are_refused(make: type, fields: dict[str, object], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         make(**fields)
+
+
+def test_later_files_override_earlier_ones_field_by_field(tmp_path: Path) -> None:
+    texts = {
+        "a": '{"steps": 9, "decoder": {"steps": 7, "priors": {"edges": false, "grid": 9}},'
+        ' "metrics": [["l1", "reciprocal"]]}',
+        "b": '{"decoder": {"priors": {"grid": 5}}, "metrics": []}',
+        "broken": "{",
+        "list": "[]",
+        "unknown": '{"decoder": {"priors": {"gird": 5}}}',
+    }
+    paths = {name: tmp_path / f"{name}.json" for name in texts}
+    for name, text in texts.items():
+        paths[name].write_text(text)
+    config = TrainConfig.from_files([paths["a"], paths["b"]])
+    assert (config.steps, config.decoder.steps, config.decoder.priors.edges, config.decoder.priors.grid) == (
+        9,
+        7,
+        False,
+        5,
+    )
+    assert config.metrics == () and TrainConfig.from_files([]) == TrainConfig()
+    for name, message in (
+        ("broken", "broken.json is not valid JSON"),
+        ("list", "JSON object"),
+        ("unknown", "priors.gird"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            TrainConfig.from_files([paths["a"], paths[name]])

@@ -18,7 +18,7 @@ from diffup.training.augment import move
 from diffup.training.config import EpisodesConfig, PerturbConfig
 from diffup.training.episodes import Episodes, EpisodeSampler
 from diffup.training.perturb import perturb
-from diffup.training.trainer import Banks
+from diffup.training.prepare import Banks
 
 # --- episodes --------------------------------------------------------------------------------------------------------
 

@@ -24,7 +24,8 @@ from diffup.evaluation.episodes import draw_episodes
 from diffup.evaluation.evaluate import Evaluator
 from diffup.priors.condition import Condition, pool_to_grid
 from diffup.training.config import PerturbConfig, TrainConfig
-from diffup.training.trainer import Banks, _identity
+from diffup.training.prepare import Banks
+from diffup.training.trainer import _identity
 
 QUERY, _ = shape_image((1, 2), (60, 80), seed=1)
 SUPPORT, LABELS = shape_image((1,), (80, 64), seed=2)
@@ -193,10 +194,11 @@ def test_metrics_that_do_not_belong_together_are_refused(metrics: list[object], 
 def test_a_run_from_before_these_fields_is_still_the_same_run() -> None:
     config = dataclasses.replace(CONFIG, metrics=METRICS)
     assert TrainConfig.from_json(config.to_json()) == config
-    plain, several = (json.loads(_identity(c, [encoder()], None)) for c in (CONFIG, config))
+    plain, several = (json.loads(_identity(c, [encoder()], None, {"data": "d"})) for c in (CONFIG, config))
     new = {"metrics", "adversarial_weight", "r1_weight"}
     of_decoder = {"system", "low_level_channels", "low_level_width", "low_level_encoder"}
     assert not new & plain.keys() and not of_decoder & plain["decoder"].keys()
     everything = {field.name for field in dataclasses.fields(TrainConfig)}
-    assert plain.keys() == (everything - new) | {"initial"}
+    assert plain.keys() == (everything - new) | {"initial", "data"}
+    assert "images" not in plain["views"]
     assert several["metrics"] == [list(pair) for pair in METRICS] and "system" not in several["decoder"]

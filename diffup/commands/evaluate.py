@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     swept.add_argument("--steps", metavar="N", **several(at_least(1)), help="DDIM steps; default: the decoder's")
     swept.add_argument("--ensemble", metavar="N", **several(at_least(1)), help="samples averaged; likewise")
-    parser.add_argument("--decoder", metavar="FOLDER", help="folder or hub repository user/repo; default: the package's")
+    parser.add_argument("--decoder", metavar="FOLDER", help="folder or hub repository; default: the package's")
     parser.add_argument("--others", action="store_true", help="score the classes outside the fold instead")
     add_sampling(parser)
 

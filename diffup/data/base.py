@@ -1,4 +1,4 @@
-"""What evaluation needs of a data set, and what its data sets share: targets, areas of classes, lists of a fold."""
+"""What evaluation and training need of a data set, and what data sets share: targets, areas of classes, lists."""
 
 from __future__ import annotations
 
@@ -25,6 +25,9 @@ IGNORE = 255
 
 MIN_PIXELS = 2 * 32 * 32
 """Pixels that a class must cover to make a pair: two cells at stride 32, the filter of OSLSM, PFENet and BAM."""
+
+MIN_AREA_FRACTION = 0.01
+"""The same as a share of a photo, for training views, whose sizes vary."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +77,30 @@ class Dataset(Protocol):
 
     def target(self, name: str, class_id: int) -> Target:
         """Where a class is in an image."""
+
+
+class TrainingData(Dataset, Protocol):
+    """A data set with training images and class-index masks."""
+
+    @property
+    def ignore(self) -> int:
+        """Mask value that counts neither as object nor as background."""
+
+    @property
+    def min_area_fraction(self) -> float:
+        """Share of a view that a class must cover to be segmented or shown in it."""
+
+    def split(self, name: str) -> tuple[str, ...]:
+        """Image names of a split, "train" among them."""
+
+    def mask(self, name: str) -> npt.NDArray[np.uint8]:
+        """A class-index mask, (H, W)."""
+
+    def pairs(self, split: str, classes: Collection[int]) -> dict[int, tuple[str, ...]]:
+        """Images of a split that show a class well, of each class that has any, ascending."""
+
+    def files(self, names: Iterable[str]) -> list[Path]:
+        """The files that these images and their masks are read from."""
 
 
 class Benchmark(Dataset, Protocol):

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from diffup.data.base import (
     IGNORE,
+    MIN_AREA_FRACTION,
     Areas,
     FoldLists,
     Target,
@@ -136,6 +137,11 @@ class Coco20i:
         """Mask value that does not count; COCO-20i's masks never hold it."""
         return IGNORE
 
+    @property
+    def min_area_fraction(self) -> float:
+        """Share of a training view that a class must cover."""
+        return MIN_AREA_FRACTION
+
     def fold(self, fold: int) -> tuple[int, ...]:
         """Class ids of a fold.
 
@@ -195,6 +201,10 @@ class Coco20i:
             with replacing(path) as temporary:
                 Image.fromarray(labels.astype(np.uint8)).save(temporary)
         return read_index_mask(path)
+
+    def files(self, names: Iterable[str]) -> list[Path]:
+        """The files of images and their masks."""
+        return [path for name in names for path in (self.image_path(name), self.mask_path(name))]
 
     def target(self, name: str, class_id: int) -> Target:
         """Where a class is in an image; nothing is ignored.

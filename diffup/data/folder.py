@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,12 @@ class LabelledFolder:
             ignore, area = int(splits.get("ignore", 255)), float(splits.get("min_area_fraction", 0.01))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{root / 'splits.json'} cannot be read ({error!r}); {LAYOUT}") from error
+        impossible = sorted(c for c in classes if not 0 < c <= 255 or c == ignore)
+        if impossible:
+            raise DataError(
+                f"{root / 'splits.json'}: class ids {impossible} cannot be pixels of a mask; give each class a number "
+                f"from 1 to 255 other than 'ignore' ({ignore})"
+            )
         strangers = {c for ids in folds.values() for c in ids} - set(classes)
         if strangers:
             raise DataError(f"{root / 'splits.json'}: folds name classes {sorted(strangers)} that 'classes' lacks")
@@ -129,6 +135,15 @@ class LabelledFolder:
             DataError: it is missing or not an index image.
         """
         return read_index_mask(self.mask_path(name))
+
+    def files(self, names: Iterable[str]) -> list[Path]:
+        """The files of images, their masks, and `splits.json`.
+
+        Raises:
+            DataError: one is missing.
+        """
+        paths = [path for name in names for path in (self.image_path(name), self.mask_path(name))]
+        return [*paths, self.root / "splits.json"]
 
     def target(self, name: str, class_id: int) -> Target:
         """Where a class is in an image.

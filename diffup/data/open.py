@@ -14,7 +14,7 @@ from diffup.data.pascal5i import Pascal5i
 from diffup.errors import ConfigError
 
 DATASETS = ("folder", "pascal5i", "coco_to_pascal", "coco20i", "fss1000")
-"""Names of `open_dataset`; `coco_to_pascal` is PASCAL with the folds that decoders trained on COCO-20i have not seen."""
+"""Names of `open_dataset`; `coco_to_pascal` is PASCAL in the folds that decoders of COCO-20i have not seen."""
 
 
 def open_dataset(

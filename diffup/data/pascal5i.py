@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from diffup.data.base import (
     IGNORE,
+    MIN_AREA_FRACTION,
     Areas,
     FoldLists,
     Pair,
@@ -117,6 +118,11 @@ class Pascal5i:
         """Mask value that does not count."""
         return IGNORE
 
+    @property
+    def min_area_fraction(self) -> float:
+        """Share of a training view that a class must cover."""
+        return MIN_AREA_FRACTION
+
     def fold(self, fold: int) -> tuple[int, ...]:
         """Class ids of a fold.
 
@@ -162,6 +168,10 @@ class Pascal5i:
             DataError: it is missing or not an index image.
         """
         return read_index_mask(self.mask_path(name))
+
+    def files(self, names: Iterable[str]) -> list[Path]:
+        """The files of images and their masks."""
+        return [path for name in names for path in (self.image_path(name), self.mask_path(name))]
 
     def target(self, name: str, class_id: int) -> Target:
         """Where a class is in an image; pixels of value 255 are ignored.

@@ -75,9 +75,9 @@ class DecoderConfig:
     loss: Loss = "bce_dice"
     error_weight: float = 0.1
     iou_weight: float = 0.1
-    steps: int = 4
+    steps: int = 1
     ensemble: int = 4
-    threshold: float = 0.5
+    threshold: float = 0.25
     backbone: str = "bundled:efficientnet_lite0"
     system: System = "diffusion"
     low_level_channels: int = 0

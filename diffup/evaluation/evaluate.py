@@ -1,7 +1,7 @@
 """Scoring a model on the episodes of a data set, through the same functions as `DiffUp.segment`.
 
 An episode's weak annotations and noise follow from the seed and its place in the stream alone, and episodes are sampled
-in batches with fixed borders: whatever was scored before, in this process or another, an episode's figures are the same.
+in batches with fixed borders: an episode's figures are the same whatever was scored before, in this process or another.
 """
 
 from __future__ import annotations
@@ -201,7 +201,9 @@ class Evaluator:
             raise ConfigError(f"batch_size={batch_size}: it must be 1 or more")
         check_annotation(self.data, annotation)
         steps, ensemble, threshold = self.model.sampling_options(steps, ensemble, threshold)
-        batches = [range(start, min(start + batch_size, len(episodes))) for start in range(0, len(episodes), batch_size)]
+        batches = [
+            range(start, min(start + batch_size, len(episodes))) for start in range(0, len(episodes), batch_size)
+        ]
         left = set(range(len(episodes))) - set(done)
         return (
             [

@@ -17,7 +17,7 @@ from diffup.annotation import pair_supports
 from diffup.data.base import Dataset
 from diffup.data.weak import AnnotationKind
 from diffup.decoder.diffusion import Diffusion
-from diffup.decoder.losses import mask_iou
+from diffup.decoder.quality import mask_iou
 from diffup.evaluation.episodes import Episode
 from diffup.evaluation.evaluate import episode_generators, weaken_support
 from diffup.model import DiffUp

@@ -112,7 +112,9 @@ class EpisodeRecord:
         if setting.key not in self._settings:
             lines.append({"setting": setting.key, "is": asdict(setting)})
         for score in scores:
-            lines.append({"setting": setting.key, "episode": _digest(score.index, episodes[score.index]), **_pack(score)})
+            lines.append(
+                {"setting": setting.key, "episode": _digest(score.index, episodes[score.index]), **_pack(score)}
+            )
         text = "".join(json.dumps(line) + "\n" for line in lines).encode()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab") as file:

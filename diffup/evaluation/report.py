@@ -115,8 +115,8 @@ def render(
         _section("What was scored", "", _settings(matrix)),
         _section(
             "Priors before the decoder",
-            f"IoU of every episode's fused mean prior, binarised at {PRIOR_THRESHOLD} (Fig. 6 of the paper), by encoder. "
-            "The priors are made as the first decoder of the table has them.",
+            f"IoU of every episode's fused mean prior, binarised at {PRIOR_THRESHOLD} (Fig. 6 of the paper), by "
+            "encoder. The priors are made as the first decoder of the table has them.",
             '<div class="charts">'
             + "".join(
                 f"<div>{histogram(matrix.histogram(t), t, statistics.fmean(matrix.prior_ious(t)))}</div>"
@@ -139,8 +139,8 @@ def render(
 
 _MATRIX_TEXT = (
     "mIoU in percent; rows: the encoder that the decoder was trained with, columns: the encoder that it was tested "
-    "behind, nothing trained again. Below it, retention (relative to the decoder trained with the test encoder) and gain "
-    "(points above the same decoder behind its training encoder); framed cells are decoders behind their own encoder."
+    "behind, nothing trained again. Below it, retention (relative to the decoder trained with the test encoder) and "
+    "gain (points above the same decoder behind its training encoder). Framed cells are decoders behind their own."
 )
 _TRACE_TEXT = (
     "The noisy mask x_t along the sampling, from noise on the left to the final estimate, then the mask on the query "
@@ -196,8 +196,8 @@ def _matrix(matrix: UpgradeMatrix) -> str:
 
 def _cell_notes(matrix: UpgradeMatrix, trained: str, tested: str) -> str:
     retention, gain = matrix.retention(trained, tested), matrix.gain(trained, tested)
-    kept = "retention –" if retention is None else f"retention {100 * retention:.1f} %"
-    return f"{kept}<br>{'gain –' if gain is None else f'gain {gain:+.1f}'}"
+    kept = "retention n/a" if retention is None else f"retention {100 * retention:.1f} %"
+    return f"{kept}<br>{'gain n/a' if gain is None else f'gain {gain:+.1f}'}"
 
 
 def _settings(matrix: UpgradeMatrix) -> str:
@@ -222,12 +222,13 @@ def _settings(matrix: UpgradeMatrix) -> str:
 
 
 def _figures(figures: Sequence[Figure]) -> str:
-    return "\n".join(
-        f'<figure><figcaption>{escape(figure.caption)}</figcaption><div class="scroll"><img width="{figure.picture.width}" '
-        f'height="{figure.picture.height}" alt="{escape(figure.caption, quote=True)}" src="{_data_uri(figure.picture)}">'
-        "</div></figure>"
-        for figure in figures
-    )
+    return "\n".join(_figure(figure) for figure in figures)
+
+
+def _figure(figure: Figure) -> str:
+    size = f'width="{figure.picture.width}" height="{figure.picture.height}"'
+    image = f'<img {size} alt="{escape(figure.caption, quote=True)}" src="{_data_uri(figure.picture)}">'
+    return f'<figure><figcaption>{escape(figure.caption)}</figcaption><div class="scroll">{image}</div></figure>'
 
 
 def _data_uri(picture: Image.Image) -> str:

@@ -153,7 +153,6 @@ def sweep(
     *,
     cache_bytes: int = CACHE_BYTES,
     progress: bool = False,
-    on_row: Callable[[Row], object] | None = None,
 ) -> list[Row]:
     """Score every candidate in every setting of a plan. Episodes on record are not scored again.
 
@@ -164,7 +163,6 @@ def sweep(
         record: read and added to.
         cache_bytes: memory for features of images.
         progress: show a progress bar.
-        on_row: called with every row when it is complete.
 
     Returns:
         Rows by candidate, fold, shots, annotation, seed, steps and ensemble.
@@ -189,8 +187,6 @@ def sweep(
             bar.set_description(f"{setting.backbone} fold {setting.fold} {setting.shots}-shot {setting.annotation}")
             evaluator = Evaluator(candidate.model, data, scored=stream.scored, cache=cache)
             rows.append(score_row(evaluator, setting, stream, record, bar.update))
-            if on_row is not None:
-                on_row(rows[-1])
     return rows
 
 
@@ -269,7 +265,7 @@ def settings_of(candidate: Candidate, data: Dataset, plan: ResolvedPlan) -> Iter
     values = (plan.folds, plan.shots, plan.annotations, plan.seeds, plan.steps, plan.ensembles)
     found = []
     for combination in itertools.product(*values):
-        varied = dict(zip(names, combination, strict=True))
+        varied: dict[str, Any] = dict(zip(names, combination, strict=True))
         options = model.sampling_options(varied["steps"], varied["ensemble"], plan.threshold)
         sampling = dict(zip(("steps", "ensemble", "threshold"), options, strict=True))
         if model.config.deterministic:

@@ -96,7 +96,11 @@ def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
 def to_text(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows and means for the terminal. What all rows share is said once, above the table."""
     varied = [name for name in _SHOWN if len({row[name] for row in rows}) > 1]
-    common = {name: rows[0][name] for name in ("dataset", "protocol", "split", "classes", *_SHOWN) if name not in varied}
+    if len({row["fingerprint"] for row in rows}) > len({row["backbone"] for row in rows}):
+        varied.insert(0, "fingerprint")  # one encoder with several weights
+    common = {
+        name: rows[0][name] for name in ("dataset", "protocol", "split", "classes", *_SHOWN) if name not in varied
+    }
     common["episodes"] = "/".join(str(count) for count in sorted({row["episodes"] for row in rows}))
     cells = [[_HEADERS.get(name, name) for name in (*varied, *_HEADERS)]]
     cells += [[_cell(row[name]) for name in (*varied, *_HEADERS)] for row in rows]
@@ -111,7 +115,7 @@ def to_text(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _spread_line(mean: Mapping[str, Any], varied: Sequence[str]) -> str:
-    name = " ".join(str(mean[column]) for column in varied if column in mean)
+    name = ", ".join(f"{column} {mean[column]}" for column in varied if column in mean)
     spreads = [
         f"± {mean[f'miou_over_{over}s']:.2f} over {len(mean[f'{over}s'])} {over}s"
         for over in _AVERAGED

@@ -10,6 +10,7 @@ from diffup.errors import TrainingError
 from diffup.priors.condition import Condition
 from diffup.training.checkpoint import optimiser_tensors, restore_optimiser
 from diffup.training.config import TrainConfig
+from diffup.training.processes import Processes
 
 PENALTY_EVERY = 16
 """R1 is taken every so many steps at as many times its weight, as StyleGAN2 does: it costs a second backward pass."""
@@ -20,17 +21,18 @@ class Adversary:
 
     Args:
         config: the run.
-        device: where it trains.
+        processes: where it trains.
     """
 
-    def __init__(self, config: TrainConfig, device: torch.device) -> None:
+    def __init__(self, config: TrainConfig, processes: Processes) -> None:
         self.config = config
-        self.model = Discriminator(config.decoder).to(device).requires_grad_(False)
+        self.processes = processes
+        self.model = Discriminator(config.decoder).to(processes.device).requires_grad_(False)
         self.optimiser = torch.optim.Adam(self.model.parameters(), lr=config.learning_rate, betas=(0.0, 0.99))
 
     def loss(self, answer: Tensor, condition: Condition) -> Tensor:
         """The generator's loss, for masks (B, 1, 64, 64) in [-1, 1] that carry its gradient."""
-        return generator_loss(self.model(answer, condition))
+        return generator_loss(*self.processes.whole(self.model(answer, condition)))
 
     def advance(self, mask: Tensor, answer: Tensor, condition: Condition, step: int, rate: float) -> None:
         """One step of the discriminator.
@@ -48,9 +50,10 @@ class Adversary:
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         self.model.requires_grad_(True)
-        loss = discriminator_loss(self.model(mask, condition), self.model(answer.detach(), condition))
+        scores = self.model(mask, condition), self.model(answer.detach(), condition)
+        loss = discriminator_loss(*self.processes.whole(*scores))
         if self.config.r1_weight and step % PENALTY_EVERY == 0:
-            weight = self.config.r1_weight * PENALTY_EVERY
+            weight = self.config.r1_weight * PENALTY_EVERY / self.processes.share.count
             loss = loss + weight * gradient_penalty(self.model, mask, condition)
         if not bool(loss.isfinite()):
             raise TrainingError(
@@ -59,6 +62,7 @@ class Adversary:
             )
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        self.processes.sum_gradients(self.model.parameters())
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_norm)
         self.optimiser.step()
         self.model.requires_grad_(False)

@@ -12,13 +12,18 @@ from torch import Tensor
 
 from diffup.training.config import PerturbConfig
 from diffup.training.episodes import Episodes
+from diffup.training.processes import ALL, Share
 
 _LEAST_LEFT = 0.3
 """An episode stays where it is if less than this share of its object's area would be seen."""
 
 
 def move(
-    fused: Sequence[Tensor], episodes: Episodes, config: PerturbConfig, generator: torch.Generator
+    fused: Sequence[Tensor],
+    episodes: Episodes,
+    config: PerturbConfig,
+    generator: torch.Generator,
+    share: Share = ALL,
 ) -> tuple[list[Tensor], Episodes]:
     """Mirror, zoom, turn and shift every query with all that belongs to it.
 
@@ -27,13 +32,14 @@ def move(
         episodes: the batch; its query images, edges, masks move along, its features do not.
         config: how far.
         generator: source of randomness, on the CPU.
+        share: which rows of the batch these are.
 
     Returns:
         The moved priors and episodes.
     """
     batch, device = len(episodes.mask), episodes.mask.device
-    flips = torch.where(torch.rand(batch, generator=generator) < 0.5, -1.0, 1.0)
-    free = torch.rand(batch, 4, generator=generator) * 2 - 1
+    flips = torch.where(share.rand(batch, generator=generator) < 0.5, -1.0, 1.0)
+    free = share.rand(batch, 4, generator=generator) * 2 - 1
     moved = _matrices(flips, free, config).to(device)
     still = _matrices(flips, torch.zeros_like(free), config).to(device)
     object_seen = episodes.mask * 0.5 + 0.5

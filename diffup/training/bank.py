@@ -29,6 +29,11 @@ from diffup.training.render import Rendered
 _CHUNK = 100
 _BATCH = 10  # images encoded at once; larger batches are slower on a CPU
 
+REVISION = 1
+"""Revision of the code that fills banks, a part of their names. Raise it by one whenever a change makes other views or
+features of the same files and settings: in `training.render`, `priors.views`, `priors.edges`, or in how images are
+resized and features pooled. `tests/test_bank.py` pins figures of the views and fails when they change."""
+
 Render = Callable[[int], Rendered]
 
 
@@ -80,6 +85,8 @@ class Bank:
 
 def bank_name(group: str, facts: dict[str, Any]) -> str:
     """Folder name of a bank: its group and a hash of what its content depends on."""
+    if REVISION > 1:  # the first revision left no trace in the names
+        facts = {**facts, "revision": REVISION}
     return f"{group}-{hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]}"
 
 

@@ -14,6 +14,9 @@ from torch import Tensor
 from diffup.errors import TrainingError
 from diffup.files import replacing
 
+PHOTOS = ("data", "backgrounds")
+"""Fields of a run's identity that tell the files it is trained on."""
+
 
 def save_checkpoint(
     path: Path,
@@ -27,7 +30,7 @@ def save_checkpoint(
         path: the file.
         tensors: named groups of tensors (model, averaged weights, optimiser moments).
         step: steps done.
-        config: JSON text of the run's config.
+        config: JSON text of the run's identity.
     """
     flat = {
         f"{group}/{name}": tensor.detach().cpu().contiguous()
@@ -43,23 +46,26 @@ def load_checkpoint(path: Path, config: str) -> tuple[dict[str, dict[str, Tensor
 
     Args:
         path: the file.
-        config: JSON text of the run's config, which must be the checkpoint's.
+        config: JSON text of the run's identity (its config, encoders and data), which must be the checkpoint's.
 
     Returns:
         The groups of tensors and the steps done.
 
     Raises:
-        TrainingError: the file is not a checkpoint, or of a run with another config.
+        TrainingError: the file is not a checkpoint, or of a run with another config or other data.
     """
     try:
         with safe_open(path, framework="pt") as file:
             facts = file.metadata() or {}
             if not {"step", "config"} <= set(facts):
                 raise TrainingError(f"{path} is not a training checkpoint; delete it or choose another folder")
-            if json.loads(facts["config"]) != json.loads(config):
+            theirs, ours = json.loads(facts["config"]), json.loads(config)
+            # Runs from before checkpoints knew their photos go on without this check.
+            ours = {name: value for name, value in ours.items() if name in theirs or name not in PHOTOS}
+            if theirs != ours:
                 raise TrainingError(
-                    f"{path} belongs to a run with another config ({_difference(facts['config'], config)}); "
-                    "choose another folder, or the same settings to go on"
+                    f"{path} belongs to a run with other settings or data ({_difference(theirs, ours)}); "
+                    "choose another folder, or the same settings and data to go on"
                 )
             groups: dict[str, dict[str, Tensor]] = {}
             for key in file.keys():  # noqa: SIM118 - safe_open is not a mapping
@@ -88,8 +94,8 @@ def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, Tenso
     optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
 
 
-def _difference(ours: str, theirs: str) -> str:
-    a, b = _flatten(json.loads(ours)), _flatten(json.loads(theirs))
+def _difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
+    a, b = _flatten(theirs), _flatten(ours)
     names = [name for name in sorted(a.keys() | b.keys()) if a.get(name) != b.get(name)]
     return ", ".join(f"{name}: {a.get(name)} there, {b.get(name)} here" for name in names[:3])
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
-from diffup.decoder.config import DecoderConfig, parse_config
+from diffup.decoder.config import DecoderConfig, from_dict, parse_config
 from diffup.errors import ConfigError
 from diffup.priors.similarity import check_metric
 
@@ -17,6 +20,8 @@ class ViewsConfig:
     """Augmented views of the training images, rendered and encoded once.
 
     Args:
+        images: training images that views are made of; of a large data set, as many as the disk can hold the features
+            of. None takes all. They are drawn by `seed`, classes in turn.
         crops: random crops of every image.
         crop_scale: smallest side of a crop as a share of the image's; the largest is the whole image.
         jitter: strength of the brightness, contrast and saturation changes.
@@ -24,6 +29,7 @@ class ViewsConfig:
         seed: seed of all views.
     """
 
+    images: int | None = None
     crops: int = 4
     crop_scale: float = 0.35
     jitter: float = 0.3
@@ -31,6 +37,8 @@ class ViewsConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.images is not None and self.images < 2:
+            raise ConfigError(f"images={self.images}: an episode takes 2 or more; null takes all")
         if self.crops < 0 or self.pasted < 0:
             raise ConfigError(f"crops={self.crops}, pasted={self.pasted}: they must be 0 or more")
         if not 0 < self.crop_scale <= 1:
@@ -137,7 +145,7 @@ class TrainConfig:
             default.
         folds: folds whose classes are held out; none trains on all classes.
         steps: training steps.
-        batch_size: episodes a step.
+        batch_size: episodes a step, of all processes together.
         learning_rate: peak of the warm-up and cosine decay.
         warmup: steps of linear warm-up.
         weight_decay: of AdamW.
@@ -229,6 +237,24 @@ class TrainConfig:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
     @classmethod
+    def from_files(cls, paths: Sequence[Path]) -> TrainConfig:
+        """Read the config from JSON files; each overrides the fields that it names in those before it.
+
+        Raises:
+            ConfigError: one is not a JSON object, or they hold an unknown or wrong field.
+        """
+        merged: dict[str, Any] = {}
+        for path in paths:
+            try:
+                fields = json.loads(path.read_text("utf-8", "replace"))
+            except ValueError as error:
+                raise ConfigError(f"{path} is not valid JSON: {error}") from error
+            if not isinstance(fields, dict):
+                raise ConfigError(f"{path} must be a JSON object, not {type(fields).__name__}")
+            merged = _override(merged, fields)
+        return from_dict(cls, merged)
+
+    @classmethod
     def from_json(cls, text: str) -> TrainConfig:
         """Read the config from JSON text.
 
@@ -236,3 +262,12 @@ class TrainConfig:
             ConfigError: not JSON, or an unknown or wrong field.
         """
         return parse_config(cls, text, "the training config")
+
+
+def _override(base: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
+    """JSON objects joined, `fields` over `base`, objects within them likewise."""
+    joined = dict(base)
+    for name, value in fields.items():
+        both = isinstance(value, dict) and isinstance(joined.get(name), dict)
+        joined[name] = _override(joined[name], value) if both else value
+    return joined

@@ -18,12 +18,13 @@ from diffup.priors.condition import SIZES, SupportFeatures
 from diffup.priors.views import ONE_SHOT_VIEWS, warp
 from diffup.training.bank import Bank
 from diffup.training.config import EpisodesConfig
+from diffup.training.processes import ALL, Share
 
 WHOLE, CROP, PASTED = "whole", "crop", "pasted"
 GROUPS = (WHOLE, CROP, PASTED)
 """Groups of views; entries of `whole` come as runs of the one-shot views of one image."""
 
-NOTHING_TO_TRAIN_ON = "no training class has two images; add images or lower min_area_fraction in splits.json"
+NOTHING_TO_TRAIN_ON = "no training class has two images; add images, raise views.images, or lower min_area_fraction"
 
 
 @dataclass(frozen=True)
@@ -98,20 +99,29 @@ class EpisodeSampler:
             raise TrainingError(NOTHING_TO_TRAIN_ON)
         self.classes = sorted(self.supports)
 
-    def draw(self, seed: int, step: int, batch_size: int, features: dict[str, Bank], device: torch.device) -> Episodes:
-        """The batch of a step: all episodes with the same number of views.
+    def draw(
+        self,
+        seed: int,
+        step: int,
+        batch_size: int,
+        features: dict[str, Bank],
+        device: torch.device,
+        share: Share = ALL,
+    ) -> Episodes:
+        """The batch of a step: all episodes with the same number of views, each drawn on its own.
 
         Args:
             seed: seed of the run.
             step: the step.
-            batch_size: number of episodes.
+            batch_size: number of episodes of all processes.
             features: feature banks by group, of one encoder.
             device: where the tensors go.
+            share: which of the episodes to return.
         """
-        rng = np.random.default_rng([seed, step])
-        shots = int(rng.integers(1, self.config.max_shots + 1))
+        shots = int(np.random.default_rng([seed, step]).integers(1, self.config.max_shots + 1))
         queries, supports, classes, foreground, background = [], [], [], [], []
-        for _ in range(batch_size):
+        for row in share.rows(batch_size):
+            rng = np.random.default_rng([seed, step, row])
             c = int(rng.choice(self.classes))
             query, chosen = self._choose(c, shots, rng)
             regions = self._annotate(c, chosen, rng)
@@ -186,8 +196,8 @@ class EpisodeSampler:
 
 def _areas(masks: npt.NDArray[np.uint8], classes: Sequence[int]) -> npt.NDArray[np.float64]:
     """Share of each mask that each class covers: (N, number of classes)."""
-    counts = np.stack([np.bincount(mask.ravel(), minlength=256) for mask in masks])
-    return np.asarray(counts[:, list(classes)] / masks[0].size)
+    counts = np.stack([np.bincount(mask.ravel(), minlength=256)[list(classes)] for mask in masks])
+    return np.asarray(counts / masks[0].size)
 
 
 def _gather(features: dict[str, Bank], entries: Sequence[Sequence[Entry]], level: int) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffup.data.folder import LabelledFolder
+from diffup.data.base import TrainingData
 from diffup.images import read_image, resize_image
 from diffup.training.config import ViewsConfig
 
@@ -43,19 +43,19 @@ class Rendered:
 
 
 class Renderer:
-    """Renders views of a data folder's training images.
+    """Renders views of a data set's training images.
 
     Args:
-        data: the folder.
+        data: the data set.
         names: training images.
-        pairs: names of the images of each training class (`LabelledFolder.pairs`), for objects to paste.
+        pairs: names of the images of each training class (`TrainingData.pairs`), for objects to paste.
         backgrounds: more photos to paste onto; empty to paste onto the training images.
         config: what to render.
     """
 
     def __init__(
         self,
-        data: LabelledFolder,
+        data: TrainingData,
         names: Sequence[str],
         pairs: dict[int, tuple[str, ...]],
         backgrounds: Sequence[Path],

@@ -6,66 +6,47 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from diffup.backbones import Backbone
 from diffup.backbones.base import hash_weights
+from diffup.data.base import TrainingData
 from diffup.data.folder import LabelledFolder
-from diffup.decoder.base import Decoder
+from diffup.decoder.base import Decoder, Denoised
 from diffup.decoder.build import build_decoder
 from diffup.decoder.diffusion import Diffusion
 from diffup.decoder.losses import Losses, answer_loss, decoder_loss
 from diffup.decoder.weights import load_decoder, save_decoder
-from diffup.errors import ConfigError, DataError, TrainingError
+from diffup.errors import ConfigError, TrainingError
+from diffup.files import write_text
 from diffup.priors.condition import SIZES, Condition, assemble, fused_priors, pool_to_grid
 from diffup.priors.config import PriorConfig
-from diffup.priors.views import IDENTITY, ONE_SHOT_VIEWS, View
 from diffup.training.adversary import Adversary
 from diffup.training.augment import move
-from diffup.training.bank import Bank, Render, bank_name, feature_bank, file_facts, image_bank
 from diffup.training.checkpoint import load_checkpoint, optimiser_tensors, restore_optimiser, save_checkpoint
 from diffup.training.config import TrainConfig
-from diffup.training.episodes import CROP, NOTHING_TO_TRAIN_ON, PASTED, WHOLE, Episodes, EpisodeSampler
+from diffup.training.episodes import WHOLE, Episodes, EpisodeSampler
+from diffup.training.log import RunLog, find_tensorboard
 from diffup.training.perturb import perturb
-from diffup.training.render import Renderer
+from diffup.training.prepare import Banks, Sources, build_banks
+from diffup.training.processes import Processes
 
 CHECKPOINT = "checkpoint.safetensors"
 DECODER = "decoder"
-LOG = "log.jsonl"
+CONFIG = "config.json"
 
-_SUFFIXES = {".jpg", ".jpeg", ".png"}
 _LATER = ("metrics", "adversarial_weight", "r1_weight")
+_LATER_OF_VIEWS = ("images",)
 _LATER_OF_DECODER = ("system", "low_level_channels", "low_level_width", "low_level_encoder")
 
 
-@dataclass(frozen=True)
-class Banks:
-    """All cached views of a run.
-
-    Args:
-        images: image banks by group.
-        features: feature banks by group, for each encoder.
-    """
-
-    images: dict[str, Bank]
-    features: list[dict[str, Bank]]
-
-    def load(self) -> None:
-        """Read everything into memory."""
-        for group in (self.images, *self.features):
-            for bank in group.values():
-                bank.arrays = {name: np.array(array) for name, array in bank.arrays.items()}
-
-
 def train(
-    data: str | os.PathLike[str],
+    data: TrainingData | str | os.PathLike[str],
     out: str | os.PathLike[str],
     config: TrainConfig,
     backbones: Sequence[Backbone],
@@ -77,22 +58,27 @@ def train(
     device: str | torch.device = "cpu",
     checkpoint_every: int = 200,
     stop_after: int | None = None,
+    tensorboard: bool | None = None,
     progress: bool = True,
 ) -> Path:
-    """Train a decoder on a labelled folder, or go on with a run that was interrupted.
+    """Train a decoder, or go on with a run that was interrupted.
+
+    Where a launcher started several processes (`accelerate launch`, `torchrun`), all of them call this with the same
+    arguments; `out` and `cache` must be folders that they share.
 
     Args:
-        data: folder in the format of `diffup.data.folder`.
-        out: folder of the run: checkpoint, log, and the decoder so far (averaged weights) in `decoder/`.
+        data: a data set, or a folder in the format of `diffup.data.folder`.
+        out: folder of the run: config, checkpoint, log, and the decoder so far (averaged weights) in `decoder/`.
         config: the run. A run in `out` goes on only under the same config.
         backbones: the encoders, in the order of `config.backbones`.
         backgrounds: folder of more photos to paste objects onto.
         cache: folder of cached features; `out/cache` by default. Several runs may share it.
         in_memory: load the cached features into memory, for slow disks; else they are memory-mapped.
         initial: decoder folder whose weights the run starts from; random weights by default.
-        device: where the decoder trains.
+        device: where the decoder trains and the encoders are moved; of several GPUs each process takes its own.
         checkpoint_every: steps between checkpoints.
         stop_after: stop once this many steps are done in all; the run can be gone on with later.
+        tensorboard: write curves to `out/tensorboard`; by default where TensorBoard is installed.
         progress: show progress bars.
 
     Returns:
@@ -101,87 +87,66 @@ def train(
     Raises:
         ConfigError: a setting does not fit.
         DataError: the folder is not laid out as documented.
-        TrainingError: the run in `out` has another config, or there is nothing to train on.
+        MissingPackageError: TensorBoard is asked for, or there are several processes, and the package is missing.
+        TrainingError: the run in `out` has another config or other data, or there is nothing to train on.
     """
-    out, device = Path(out), torch.device(device)
+    out = Path(out)
     if len(backbones) != len(config.backbones):
         raise ConfigError(f"backbones: {len(backbones)} encoders given for the {len(config.backbones)} of the config")
     for name, value in (("checkpoint_every", checkpoint_every), ("stop_after", stop_after)):
         if value is not None and value < 1:
             raise ConfigError(f"{name}={value}: it must be 1 or more")
-    folder = LabelledFolder.open(data)
-    held_out = {c for fold in config.folds for c in folder.fold(fold)}
-    classes = [c for c in folder.classes if c not in held_out]
-    banks = build_banks(folder, classes, config, backbones, Path(cache or out / "cache"), backgrounds, progress)
+    tensorboard = find_tensorboard(tensorboard)
+    if isinstance(data, str | os.PathLike):
+        data = LabelledFolder.open(data)
+    start = None if initial is None else load_decoder(initial)
+    processes = Processes.start(device, config.batch_size)
+    backbones = [backbone.to(processes.device) for backbone in backbones]
+    progress = progress and processes.main
+    with processes.main_first():
+        sources = Sources.find(data, config, backgrounds)
+        _share_folder(out, config, processes)
+        banks = build_banks(sources, config, backbones, Path(cache or out / "cache"), progress)
     if in_memory:
         banks.load()
     if config.decoder.low_level_channels:
         width = banks.features[0][WHOLE].arrays["level0"].shape[1]
         config = config.tied_to(backbones[0].fingerprint, int(width))
-    sampler = EpisodeSampler(banks.images, classes, config.episodes, folder.min_area_fraction, folder.ignore)
-    start = None if initial is None else load_decoder(initial)
-    trainer = Trainer(config, sampler, banks, device, identity=_identity(config, backbones, start), initial=start)
+    sampler = EpisodeSampler(banks.images, sources.classes, config.episodes, data.min_area_fraction, data.ignore)
+    identity = _identity(config, backbones, start, sources.identity())
+    trainer = Trainer(config, sampler, banks, processes, identity, start)
     if (out / CHECKPOINT).exists():
         trainer.resume(out / CHECKPOINT)
-        # The run may have been stopped after it wrote the checkpoint and before it wrote the decoder.
-        save_decoder(out / DECODER, trainer.averaged, config.decoder)
     end = config.steps if stop_after is None else min(stop_after, config.steps)
-    with tqdm(total=config.steps, initial=trainer.step, desc="training", disable=not progress) as bar:
+    _advance(trainer, out, end, checkpoint_every, tensorboard, progress)
+    processes.wait()
+    return out / DECODER
+
+
+def _share_folder(out: Path, config: TrainConfig, processes: Processes) -> None:
+    """Begin the run's folder, and check that all processes see it."""
+    if processes.main:
+        if not (out / CHECKPOINT).exists():  # else a config that is not the run's own is refused later
+            write_text(out / CONFIG, config.to_json())
+    elif not (out / CONFIG).exists():
+        raise TrainingError(f"{out} was begun by the first process and cannot be seen here; put it on a shared disk")
+
+
+def _advance(trainer: Trainer, out: Path, end: int, checkpoint_every: int, tensorboard: bool, progress: bool) -> None:
+    """Train until `end` steps are done in all; the main process writes."""
+    main = trainer.processes.main
+    log = RunLog(out, trainer.step, trainer.config.batch_size, tensorboard and main)
+    with tqdm(total=trainer.config.steps, initial=trainer.step, desc="training", disable=not progress) as bar:
         while trainer.step < end:
             losses = trainer.advance()
             bar.update()
             bar.set_postfix(loss=f"{losses.total.detach():.3f}", refresh=False)
-            if trainer.step % checkpoint_every == 0 or trainer.step == end:
+            at_checkpoint = trainer.step % checkpoint_every == 0 or trainer.step == end
+            if main and at_checkpoint:
                 trainer.save(out)
-                _log(out / LOG, trainer.step, losses)
-    return out / DECODER
-
-
-def build_banks(
-    folder: LabelledFolder,
-    classes: Sequence[int],
-    config: TrainConfig,
-    backbones: Sequence[Backbone],
-    cache: Path,
-    backgrounds: str | os.PathLike[str] | None,
-    progress: bool,
-) -> Banks:
-    """Render and encode all views, or open them where that is done."""
-    names = folder.split("train")
-    photos = _photos(backgrounds)
-    pairs = folder.pairs("train", classes)
-    if all(len(shown) < 2 for shown in pairs.values()):
-        raise TrainingError(NOTHING_TO_TRAIN_ON)
-    renderer = Renderer(folder, names, pairs, photos, config.views)
-    paths = [path for name in names for path in (folder.image_path(name), folder.mask_path(name))]
-    files = file_facts([*paths, folder.root / "splits.json"])
-    views = {"crops": config.views.crops, "crop_scale": config.views.crop_scale, "jitter": config.views.jitter}
-    plans: dict[str, tuple[Render, int, tuple[View, ...], dict[str, Any]]] = {
-        WHOLE: (renderer.whole, len(names), ONE_SHOT_VIEWS, {}),
-        CROP: (renderer.crop, len(names) * config.views.crops, (IDENTITY,), {**views, "seed": config.views.seed}),
-        PASTED: (
-            renderer.pasted,
-            config.views.pasted,
-            (IDENTITY,),
-            {"jitter": config.views.jitter, "seed": config.views.seed, "classes": list(classes)},
-        ),
-    }
-    images: dict[str, Bank] = {}
-    features: list[dict[str, Bank]] = [{} for _ in backbones]
-    for group, (render, length, geometry, facts) in plans.items():
-        if length == 0:
-            continue
-        facts = {**facts, "files": files, "views": [str(view) for view in geometry], "length": length}
-        if group == PASTED:
-            facts["backgrounds"] = file_facts(photos)
-        images[group] = image_bank(cache / bank_name(group, facts), length, render, geometry, progress)
-        for banks, backbone in zip(features, backbones, strict=True):
-            grid = config.decoder.priors.grid
-            path = cache / bank_name(
-                group, {**facts, "backbone": backbone.fingerprint, "grid": grid, "bf16": config.bf16}
-            )
-            banks[group] = feature_bank(path, length, render, geometry, backbone, grid, config.bf16, progress)
-    return Banks(images, features)
+            if main and (at_checkpoint or log.due(trainer.step)):
+                log.write(trainer.step, trainer.figures(losses), line=at_checkpoint)
+    log.close()
 
 
 class Trainer:
@@ -191,7 +156,7 @@ class Trainer:
         config: the run.
         sampler: draws the episodes.
         banks: the cached views.
-        device: where the decoder trains.
+        processes: where the decoder trains.
         identity: JSON text that tells this run from others.
         initial: a decoder to start from, whose weights are copied.
 
@@ -204,26 +169,29 @@ class Trainer:
         config: TrainConfig,
         sampler: EpisodeSampler,
         banks: Banks,
-        device: torch.device,
+        processes: Processes,
         identity: str,
         initial: Decoder | None = None,
     ) -> None:
         self.config = config
         self.sampler = sampler
         self.banks = banks
-        self.device = device
+        self.processes = processes
+        self.device = processes.device
+        self.share = processes.share
         self.identity = identity
         self.step = 0
+        self.gradient_norm = torch.zeros(())
         self.diffusion = Diffusion(config.decoder)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.model = build_decoder(config.decoder)
-            self.adversary = Adversary(config, device) if config.decoder.system == "gan" else None
+            self.adversary = Adversary(config, processes) if config.decoder.system == "gan" else None
         if initial is not None:
             if not config.decoder.same_network(initial.config):
                 raise ConfigError("initial: that decoder has another architecture or other priors than the config")
             self.model.load_state_dict(initial.state_dict())
-        self.model.to(device).to(memory_format=torch.channels_last)
+        self.model.to(self.device).to(memory_format=torch.channels_last)
         self.averaged = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
         self.optimiser = torch.optim.AdamW(
             self.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
@@ -234,7 +202,7 @@ class Trainer:
         config = self.config
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + self.step)
         features = self.banks.features[self.step % len(self.banks.features)]
-        episodes = self.sampler.draw(config.seed, self.step, config.batch_size, features, self.device)
+        episodes = self.sampler.draw(config.seed, self.step, config.batch_size, features, self.device, self.share)
         condition, episodes = self._condition(episodes, generator)
         for group in self.optimiser.param_groups:
             group["lr"] = self._rate()
@@ -246,7 +214,8 @@ class Trainer:
             )
         self.optimiser.zero_grad(set_to_none=True)
         losses.total.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.gradient_norm)
+        self.processes.sum_gradients(self.model.parameters())
+        self.gradient_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.gradient_norm)
         self.optimiser.step()
         self.step += 1
         decay = min(config.ema, (1 + self.step) / (10 + self.step))
@@ -254,6 +223,13 @@ class Trainer:
             for name, value in self.model.state_dict().items():
                 self.averaged[name].lerp_(value, 1 - decay)
         return losses
+
+    def figures(self, losses: Losses) -> dict[str, float]:
+        """What there is to say of the last step: its losses, learning rate, and gradient norm before clipping."""
+        parts = {field.name: getattr(losses, field.name) for field in fields(losses)}
+        values = {name: float(value.detach()) for name, value in parts.items() if value is not None}
+        rate = self.optimiser.param_groups[0]["lr"]
+        return {**values, "learning_rate": rate, "gradient_norm": float(self.gradient_norm)}
 
     def _rate(self) -> float:
         return self.config.learning_rate * _schedule(self.step, self.config)
@@ -268,8 +244,8 @@ class Trainer:
             if self.config.decoder.low_level_channels:
                 maps.append(pool_to_grid(episodes.query[0], priors.grid))
             if changes.moves:
-                maps, episodes = move(maps, episodes, changes, generator)
-            fused, low_level = perturb(maps[: len(SIZES)], changes, generator), maps[len(SIZES) :]
+                maps, episodes = move(maps, episodes, changes, generator, self.share)
+            fused, low_level = perturb(maps[: len(SIZES)], changes, generator, self.share), maps[len(SIZES) :]
             condition = assemble(fused, episodes.images, episodes.edges, priors)
             return replace(condition, low_level=low_level[0] if low_level else None), episodes
 
@@ -290,14 +266,13 @@ class Trainer:
         """Of a decoder that answers in one pass; a GAN's discriminator takes its own step first."""
         config, diffusion, mask = self.config, self.diffusion, episodes.mask
         last = torch.full((len(mask),), diffusion.timesteps - 1, device=self.device)
-        noise = torch.randn(mask.shape, generator=generator).to(self.device)
+        noise = self.share.randn(*mask.shape, generator=generator).to(self.device)
         x = diffusion.observe(noise, condition.prior, last)
         with self._autocast():
             denoised = self.model(x, last / diffusion.timesteps, condition)
         answer = diffusion.estimate(denoised.output.float(), noise, last)
         if self.adversary is not None:
-            judged = [(answer.detach(), denoised.error, denoised.iou)]
-            losses = answer_loss(denoised.output, judged, mask, episodes.valid, config.decoder)
+            losses = self._answer_loss(denoised.output, [(answer, denoised.error, denoised.iou)], episodes)
             self.adversary.advance(mask, answer, condition, self.step, self._rate())
             adversarial = self.adversary.loss(answer, condition)
             total = losses.total + config.adversarial_weight * adversarial
@@ -305,27 +280,35 @@ class Trainer:
         with self._autocast():
             error, iou = self.model.judge(answer.detach(), condition.image)
         # What the branch says of the empty mask modulates the blocks; what it says of the answer is its quality.
-        judged = [(x, denoised.error, denoised.iou), (answer.detach(), error, iou)]
-        return answer_loss(denoised.output, judged, mask, episodes.valid, config.decoder)
+        return self._answer_loss(denoised.output, [(x, denoised.error, denoised.iou), (answer, error, iou)], episodes)
+
+    def _answer_loss(self, output: Tensor, judged: list[tuple[Tensor, Tensor, Tensor]], episodes: Episodes) -> Losses:
+        """`answer_loss` of the whole batch."""
+        output, mask, valid = self.processes.whole(output, episodes.mask, episodes.valid)
+        parts = [self.processes.whole(answer.detach(), error, iou) for answer, error, iou in judged]
+        return answer_loss(output, [(x, error, iou) for x, error, iou in parts], mask, valid, self.config.decoder)
 
     def _diffusion_losses(self, episodes: Episodes, condition: Condition, generator: torch.Generator) -> Losses:
         config, diffusion = self.config, self.diffusion
         mask, batch = episodes.mask, len(episodes.mask)
-        share = torch.rand(batch, generator=generator) ** (1 / (1 + config.noisy_steps))
-        t = (share * diffusion.timesteps).long().clamp_max(diffusion.timesteps - 1).to(self.device)
-        noise = torch.randn(mask.shape, generator=generator).to(self.device)
+        late = self.share.rand(batch, generator=generator) ** (1 / (1 + config.noisy_steps))
+        t = (late * diffusion.timesteps).long().clamp_max(diffusion.timesteps - 1).to(self.device)
+        noise = self.share.randn(*mask.shape, generator=generator).to(self.device)
         start = self._self_aligned(mask, condition, generator)
         y = diffusion.add_noise(start, noise, t)
         x = diffusion.observe(y, condition.prior, t)
         with self._autocast():
             denoised = self.model(x, t / diffusion.timesteps, condition)
         target = diffusion.target(mask, noise, t)
-        return decoder_loss(denoised, x, mask, target, episodes.valid, config.decoder)
+        output, error, iou = self.processes.whole(denoised.output, denoised.error, denoised.iou)
+        x, mask, target, valid = self.processes.whole(x, mask, target, episodes.valid)
+        return decoder_loss(Denoised(output, error, iou), x, mask, target, valid, config.decoder)
 
     def _self_aligned(self, mask: Tensor, condition: Condition, generator: torch.Generator) -> Tensor:
         """The mask that x_t is made from: for some samples the decoder's own estimate from pure noise."""
-        count = round(self.config.self_aligned * len(mask))
-        noise = torch.randn(mask.shape, generator=generator).to(self.device)
+        aligned = round(self.config.self_aligned * len(mask) * self.share.count)
+        count = len(self.share.rows(aligned))
+        noise = self.share.randn(*mask.shape, generator=generator).to(self.device)
         if not count or self.config.decoder.prediction != "x0":
             return mask
         some = condition.first(count)
@@ -336,7 +319,8 @@ class Trainer:
         return torch.cat([self.diffusion.estimate(output, noise[:count], last), mask[count:]])
 
     def save(self, out: Path) -> None:
-        """Write the checkpoint and the decoder so far, each atomically."""
+        """Write the decoder so far, then the checkpoint, each atomically."""
+        save_decoder(out / DECODER, self.averaged, self.config.decoder)
         tensors = {
             "model": dict(self.model.state_dict()),
             "averaged": self.averaged,
@@ -344,7 +328,6 @@ class Trainer:
             **({} if self.adversary is None else self.adversary.tensors()),
         }
         save_checkpoint(out / CHECKPOINT, tensors, self.step, self.identity)
-        save_decoder(out / DECODER, self.averaged, self.config.decoder)
 
     def resume(self, path: Path) -> None:
         """Go on where a checkpoint of the same run stopped.
@@ -367,29 +350,19 @@ def _schedule(step: int, config: TrainConfig) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - config.warmup) / max(config.steps - config.warmup, 1)))
 
 
-def _identity(config: TrainConfig, backbones: Sequence[Backbone], initial: Decoder | None) -> str:
+def _identity(
+    config: TrainConfig, backbones: Sequence[Backbone], initial: Decoder | None, photos: dict[str, str]
+) -> str:
     facts, defaults = json.loads(config.to_json()), json.loads(TrainConfig().to_json())
     # Fields that came later count where they are used, so that older runs can be gone on with.
-    for part, usual, names in ((facts, defaults, _LATER), (facts["decoder"], defaults["decoder"], _LATER_OF_DECODER)):
+    for part, usual, names in (
+        (facts, defaults, _LATER),
+        (facts["views"], defaults["views"], _LATER_OF_VIEWS),
+        (facts["decoder"], defaults["decoder"], _LATER_OF_DECODER),
+    ):
         for name in names:
             if part[name] == usual[name]:
                 del part[name]
     facts["backbones"] = [backbone.fingerprint for backbone in backbones]
     facts["initial"] = None if initial is None else hash_weights(initial)
-    return json.dumps(facts)
-
-
-def _photos(folder: str | os.PathLike[str] | None) -> list[Path]:
-    if folder is None:
-        return []
-    photos = sorted(path for path in Path(folder).glob("*") if path.suffix.lower() in _SUFFIXES)
-    if not photos:
-        raise DataError(f"backgrounds={str(folder)!r} holds no {', '.join(sorted(_SUFFIXES))} files")
-    return photos
-
-
-def _log(path: Path, step: int, losses: Losses) -> None:
-    parts = {field.name: getattr(losses, field.name) for field in fields(losses)}
-    values = {name: round(float(value.detach()), 5) for name, value in parts.items() if value is not None}
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"step": step, **values}) + "\n")
+    return json.dumps({**facts, **photos})

@@ -1,0 +1,126 @@
+"""`diffup train`: a decoder from a data set, or more steps of a run that was interrupted."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from diffup.commands.options import add_command, at_least, backbone_options, split_backbone
+
+if TYPE_CHECKING:
+    from diffup.data.base import TrainingData
+    from diffup.training.config import TrainConfig
+
+EXAMPLES = """examples:
+  diffup train data/coco_mini -o runs/all
+  diffup train data/coco_mini -o runs/fold0 --fold 0 --backbone bundled:efficientnet_lite0 --backbone timm:resnet50
+  diffup train data/coco_mini -o runs/mine --config train.json --cache runs/cache --device cuda
+  diffup train VOC2012 --dataset pascal5i --fold 3 -o runs/voc3 --config configs/paper.json configs/table6/no_edges.json
+  accelerate launch --multi_gpu -m diffup.cli train COCO --dataset coco20i --fold 0 -o runs/coco0 --batch-size 64
+
+A run that was interrupted goes on when the same command is given again. docs/training.md describes the folders of the
+data sets, every field of the config, and training on several GPUs."""
+
+DATASETS = ("folder", "pascal5i", "coco20i")
+"""The data sets that can be trained on."""
+
+
+def add(commands: Any) -> None:
+    """Add the command's parser."""
+    parser = add_command(commands, "train", run, "train a decoder", EXAMPLES)
+    parser.add_argument("data", metavar="DATA", type=Path, help="folder of the data set")
+    parser.add_argument("-o", "--output", metavar="RUN", type=Path, required=True, help="folder of the run")
+    parser.add_argument(
+        "--dataset", default="folder", choices=DATASETS, help="what DATA is; default: a labelled folder"
+    )
+    parser.add_argument("--masks", metavar="FOLDER", type=Path, help="masks of coco20i; default: DATA/masks")
+    parser.add_argument("--year", type=int, help="release of coco20i's image files; default: 2014")
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        type=Path,
+        nargs="+",
+        action="extend",
+        default=[],
+        help="JSON of the settings; a later file overrides an earlier one, and options below override them all",
+    )
+    parser.add_argument(
+        "--fold",
+        type=int,
+        action="append",
+        dest="folds",
+        metavar="N",
+        help="hold out the classes of this fold; repeat for more",
+    )
+    parser.add_argument(
+        "--backbone",
+        action="append",
+        default=[],
+        metavar="NAME[=CHECKPOINT]",
+        help="encoder to train with, and a local file of its weights; repeatable",
+    )
+    parser.add_argument("--input-size", metavar="PIXELS", type=int, help="side that images are resized to")
+    parser.add_argument("--steps", type=int, metavar="N", help="training steps")
+    parser.add_argument("--batch-size", type=int, metavar="N", help="episodes a step, of all processes together")
+    parser.add_argument("--seed", type=at_least(0), metavar="N", help="seed of the run")
+    parser.add_argument("--backgrounds", metavar="FOLDER", type=Path, help="more photos to paste objects onto")
+    parser.add_argument("--cache", metavar="FOLDER", type=Path, help="cached features; default: RUN/cache")
+    parser.add_argument("--in-memory", action="store_true", help="keep the cached features in memory, for slow disks")
+    parser.add_argument("--initial", metavar="FOLDER", type=Path, help="decoder to start from; default: random weights")
+    parser.add_argument("--device", help="cpu, cuda, ...; default: cuda where there is one")
+    parser.add_argument(
+        "--stop-after", type=at_least(1), metavar="N", help="stop at this step; the run can go on later"
+    )
+    parser.add_argument(
+        "--tensorboard",
+        action=argparse.BooleanOptionalAction,
+        help="curves in RUN/tensorboard; default: where it is installed",
+    )
+    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train a decoder, or go on with a run that was interrupted."""
+    from diffup.backbones import load_backbone
+    from diffup.data.open import open_dataset
+    from diffup.model import resolve_device
+    from diffup.training.processes import is_main
+    from diffup.training.trainer import train
+
+    device = resolve_device(args.device)
+    checkpoints = dict(split_backbone(text) for text in args.backbone)
+    config = _train_config(args, tuple(checkpoints))
+    backbones = [
+        load_backbone(name, **backbone_options(checkpoints.get(name), args.input_size)) for name in config.backbones
+    ]
+    data = open_dataset(args.dataset, args.data, masks=args.masks, year=args.year)
+    decoder = train(
+        cast("TrainingData", data),  # as all of `DATASETS` are
+        args.output,
+        config,
+        backbones,
+        backgrounds=args.backgrounds,
+        cache=args.cache,
+        in_memory=args.in_memory,
+        initial=args.initial,
+        device=device,
+        stop_after=args.stop_after,
+        tensorboard=args.tensorboard,
+        progress=not args.quiet,
+    )
+    if is_main() and not args.quiet:
+        print(f"decoder: {decoder}\nuse it with: diffup segment ... --decoder {decoder}")
+
+
+def _train_config(args: argparse.Namespace, backbones: tuple[str, ...]) -> TrainConfig:
+    """The settings of the config files, or the defaults, with the options on top."""
+    from diffup.training.config import TrainConfig
+
+    config = TrainConfig.from_files(args.config)
+    names = ("folds", "steps", "batch_size", "seed")
+    given: dict[str, Any] = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    if backbones:
+        given["backbones"] = backbones
+    return replace(config, **given)

@@ -1,0 +1,81 @@
+"""What a run tells of itself: a line of `log.jsonl` at each checkpoint, and curves for TensorBoard more often."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from diffup.errors import MissingPackageError
+
+LOG = "log.jsonl"
+CURVES = "tensorboard"
+
+CURVES_EVERY = 20
+"""Steps between two points of the curves."""
+
+
+class RunLog:
+    """Writes the figures of a run.
+
+    Args:
+        out: folder of the run.
+        step: steps done. Curves beyond it, of a run that was killed before its checkpoint, are hidden.
+        batch_size: episodes a step.
+        tensorboard: write curves.
+    """
+
+    def __init__(self, out: Path, step: int, batch_size: int, tensorboard: bool) -> None:
+        self.path = out / LOG
+        self.batch_size = batch_size
+        self.writer = _writer(out / CURVES, step) if tensorboard else None
+        self.step, self.time = step, time.perf_counter()
+
+    def due(self, step: int) -> bool:
+        """Whether the curves have a point at this step."""
+        return self.writer is not None and step % CURVES_EVERY == 0
+
+    def write(self, step: int, figures: dict[str, float], line: bool) -> None:
+        """Write figures.
+
+        Args:
+            step: steps done.
+            figures: by name; `samples_per_second`, since the last call, is added.
+            line: add a line to the log too.
+        """
+        now = time.perf_counter()
+        speed = (step - self.step) * self.batch_size / max(now - self.time, 1e-9)
+        self.step, self.time = step, now
+        figures = {**figures, "samples_per_second": speed}
+        if line:
+            rounded = {name: float(f"{value:.5g}") for name, value in figures.items()}
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, **rounded}) + "\n")
+        if self.writer is not None:
+            for name, value in figures.items():
+                self.writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Write what is still in memory."""
+        if self.writer is not None:
+            self.writer.close()
+
+
+def find_tensorboard(wanted: bool | None) -> bool:
+    """Whether to write curves: as wanted, else where TensorBoard is installed.
+
+    Raises:
+        MissingPackageError: they are wanted, and it is not installed.
+    """
+    installed = importlib.util.find_spec("tensorboard") is not None
+    if wanted and not installed:
+        raise MissingPackageError('TensorBoard curves need tensorboard: pip install "diffup[train]"')
+    return installed if wanted is None else wanted
+
+
+def _writer(folder: Path, step: int) -> Any:
+    from torch.utils.tensorboard import SummaryWriter  # takes seconds
+
+    return SummaryWriter(str(folder), purge_step=step + 1)

@@ -1,0 +1,168 @@
+"""What a run trains on: the data set's training images, and the banks of their views under each encoder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffup.backbones import Backbone
+from diffup.data.base import TrainingData
+from diffup.errors import DataError, TrainingError
+from diffup.priors.views import IDENTITY, ONE_SHOT_VIEWS, View
+from diffup.training.bank import Bank, Render, bank_name, feature_bank, file_facts, image_bank
+from diffup.training.config import TrainConfig, ViewsConfig
+from diffup.training.episodes import CROP, NOTHING_TO_TRAIN_ON, PASTED, WHOLE
+from diffup.training.render import Renderer
+
+_SUFFIXES = {".jpg", ".jpeg", ".png"}
+_PICK = 3  # beside the numbers that seed the views of `Renderer`
+
+Plan = tuple[Render, int, tuple[View, ...], dict[str, Any]]
+"""How to render a group of views, how many there are, their geometric views, and what their content depends on."""
+
+
+@dataclass(frozen=True)
+class Banks:
+    """All cached views of a run.
+
+    Args:
+        images: image banks by group.
+        features: feature banks by group, for each encoder.
+    """
+
+    images: dict[str, Bank]
+    features: list[dict[str, Bank]]
+
+    def load(self) -> None:
+        """Read everything into memory."""
+        for group in (self.images, *self.features):
+            for bank in group.values():
+                bank.arrays = {name: np.array(array) for name, array in bank.arrays.items()}
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The photos that a run's views are made of.
+
+    Args:
+        data: the data set.
+        classes: ids of the training classes.
+        names: training images.
+        pairs: names of the images of each training class.
+        backgrounds: more photos to paste objects onto.
+    """
+
+    data: TrainingData
+    classes: tuple[int, ...]
+    names: tuple[str, ...]
+    pairs: dict[int, tuple[str, ...]]
+    backgrounds: tuple[Path, ...]
+
+    @classmethod
+    def find(
+        cls, data: TrainingData, config: TrainConfig, backgrounds: str | os.PathLike[str] | None = None
+    ) -> Sources:
+        """The training images of a data set, all or as many as the config wants, without the folds held out.
+
+        Raises:
+            DataError: there is no such fold, or no photo in `backgrounds`.
+            TrainingError: no training class has two images.
+        """
+        held_out = {c for fold in config.folds for c in data.fold(fold)}
+        classes = tuple(c for c in data.classes if c not in held_out)
+        photos = _photos(backgrounds)
+        names, pairs = _chosen(data.split("train"), data.pairs("train", classes), config.views)
+        if all(len(shown) < 2 for shown in pairs.values()):
+            raise TrainingError(NOTHING_TO_TRAIN_ON)
+        return cls(data, classes, names, pairs, photos)
+
+    def identity(self) -> dict[str, str]:
+        """Hashes of the files' names and sizes, which stay when files are copied to another machine."""
+        return {
+            "data": _names_and_sizes(self.data.files(self.names)),
+            "backgrounds": _names_and_sizes(self.backgrounds),
+        }
+
+
+def build_banks(
+    sources: Sources, config: TrainConfig, backbones: Sequence[Backbone], cache: Path, progress: bool
+) -> Banks:
+    """Render and encode all views, or open them where that is done."""
+    images: dict[str, Bank] = {}
+    features: list[dict[str, Bank]] = [{} for _ in backbones]
+    for group, (render, length, geometry, facts) in _plans(sources, config.views).items():
+        if length == 0:
+            continue
+        images[group] = image_bank(cache / bank_name(group, facts), length, render, geometry, progress)
+        for banks, backbone in zip(features, backbones, strict=True):
+            grid = config.decoder.priors.grid
+            path = cache / bank_name(
+                group, {**facts, "backbone": backbone.fingerprint, "grid": grid, "bf16": config.bf16}
+            )
+            banks[group] = feature_bank(path, length, render, geometry, backbone, grid, config.bf16, progress)
+    return Banks(images, features)
+
+
+def _plans(sources: Sources, views: ViewsConfig) -> dict[str, Plan]:
+    names = sources.names
+    renderer = Renderer(sources.data, names, sources.pairs, sources.backgrounds, views)
+    cropped = {"crops": views.crops, "crop_scale": views.crop_scale, "jitter": views.jitter, "seed": views.seed}
+    pasted = {"jitter": views.jitter, "seed": views.seed, "classes": list(sources.classes)}
+    pasted["backgrounds"] = file_facts(sources.backgrounds)
+    plans: dict[str, Plan] = {
+        WHOLE: (renderer.whole, len(names), ONE_SHOT_VIEWS, {}),
+        CROP: (renderer.crop, len(names) * views.crops, (IDENTITY,), cropped),
+        PASTED: (renderer.pasted, views.pasted, (IDENTITY,), pasted),
+    }
+    files = file_facts(sources.data.files(names))
+    return {
+        group: (
+            render,
+            length,
+            geometry,
+            {**facts, "files": files, "views": [str(view) for view in geometry], "length": length},
+        )
+        for group, (render, length, geometry, facts) in plans.items()
+    }
+
+
+def _chosen(
+    names: tuple[str, ...], pairs: dict[int, tuple[str, ...]], views: ViewsConfig
+) -> tuple[tuple[str, ...], dict[int, tuple[str, ...]]]:
+    """All images, or as many as `views.images`: the classes take turns, so that rare ones are among them."""
+    if views.images is None:
+        return names, pairs
+    rng = np.random.default_rng([views.seed, _PICK])
+    waiting = {c: [shown[index] for index in rng.permutation(len(shown))] for c, shown in pairs.items()}
+    chosen: set[str] = set()
+    turns = cycle(pairs)
+    while len(chosen) < views.images and any(waiting.values()):
+        mine = waiting[next(turns)]
+        while mine and mine[-1] in chosen:
+            mine.pop()
+        if mine:
+            chosen.add(mine.pop())
+    kept = {c: tuple(name for name in shown if name in chosen) for c, shown in pairs.items()}
+    return tuple(name for name in names if name in chosen), {c: shown for c, shown in kept.items() if shown}
+
+
+def _photos(folder: str | os.PathLike[str] | None) -> tuple[Path, ...]:
+    if folder is None:
+        return ()
+    photos = sorted(path for path in Path(folder).glob("*") if path.suffix.lower() in _SUFFIXES)
+    if not photos:
+        raise DataError(f"backgrounds={str(folder)!r} holds no {', '.join(sorted(_SUFFIXES))} files")
+    return tuple(photos)
+
+
+def _names_and_sizes(paths: Sequence[Path]) -> str:
+    facts = [(path.name, path.stat().st_size) for path in paths]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
