@@ -50,7 +50,7 @@ ROWS: dict[str, dict[str, Any]] = {
         ]
     },
     "table8/diffusion": {},
-    "table8/stylegan2": {"decoder.system": "gan", "decoder.steps": 1},
+    "table8/stylegan2": {"decoder.system": "gan"},
     "table9/plain": {},
     "table9/low_level_features": {"decoder.low_level_channels": 16},
 }
@@ -90,8 +90,8 @@ def test_a_row_differs_from_the_defaults_exactly_as_its_name_says(name: str) -> 
 def test_a_row_differs_from_the_papers_settings_exactly_as_its_name_says(name: str) -> None:
     paper = TrainConfig.from_files([PAPER])
     expected = {key: value for key, value in ROWS[name].items() if value != flat(paper)[key]}
-    if name == "table8/stylegan2":  # a generator predicts the mask, and not the noise
-        expected |= {"decoder.prediction": "x0", "decoder.loss": "bce_dice"}
+    if name == "table8/stylegan2":  # a generator predicts the mask, not the noise, in one step
+        expected |= {"decoder.prediction": "x0", "decoder.loss": "bce_dice", "decoder.steps": 1}
     assert difference(TrainConfig.from_files([PAPER, CONFIGS / f"{name}.json"]), paper) == expected
 
 
