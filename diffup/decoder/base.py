@@ -50,7 +50,7 @@ class Decoder(nn.Module, ABC):
         """Predict the mask.
 
         Args:
-            x: (B, 1, 64, 64), what `Diffusion.observe` shows: the noisy mask x_t at unit scale, zeros or noise.
+            x: (B, 1, 64, 64), what `Diffusion.observe` shows: the noisy mask x_t at unit scale, the prior or noise.
             time: (B,), t / T in [0, 1).
             condition: batch of B.
         """

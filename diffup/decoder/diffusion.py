@@ -57,7 +57,8 @@ class Diffusion:
     def observe(self, y: Tensor, prior: Tensor, t: Tensor) -> Tensor:
         """What the network sees: x_t = y_t + k_t b P (eq. 13), brought to unit variance.
 
-        The other systems see no noisy mask: nothing (`one_step`, `prior`), or the noise itself (`gan`).
+        The other systems see no noisy mask, but the prior (`one_step`, `prior`) or the noise itself (`gan`). A constant
+        would be ill-conditioned: the U-Net's first normalisation would blow rounding errors up.
 
         Args:
             y: (B, 1, s, s), y_t.
@@ -65,7 +66,7 @@ class Diffusion:
             t: (B,) int64.
         """
         if self.config.system != "diffusion":
-            return y if self.config.system == "gan" else torch.zeros_like(y)
+            return y if self.config.system == "gan" else prior
         b = self.config.signal_scale
         abar = self._at(self.alphas_bar, t)
         return (y + self._at(self.shifts, t) * b * prior) / (abar * b**2 + 1 - abar).sqrt()

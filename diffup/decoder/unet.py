@@ -116,7 +116,7 @@ class LowLevelProjection(nn.Module):
 class DiffusionUNet(Decoder):
     """The denoiser: noisy mask, step and condition in, prediction and quality out.
 
-    The system `one_step` is the same network, which then sees no mask but zeros, always at the last step.
+    The system `one_step` is the same network, which then sees the mean prior for a mask, always at the last step.
 
     Args:
         config: the decoder's config.

@@ -279,7 +279,7 @@ class Trainer:
             return replace(losses, total=total, adversarial=adversarial)
         with self._autocast():
             error, iou = self.model.judge(answer.detach(), condition.image)
-        # What the branch says of the empty mask modulates the blocks; what it says of the answer is its quality.
+        # What the branch says of what it is shown modulates the blocks; what it says of the answer is its quality.
         return self._answer_loss(denoised.output, [(x, denoised.error, denoised.iou), (answer, error, iou)], episodes)
 
     def _answer_loss(self, output: Tensor, judged: list[tuple[Tensor, Tensor, Tensor]], episodes: Episodes) -> Losses:
