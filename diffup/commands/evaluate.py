@@ -15,6 +15,7 @@ from diffup.commands.options import (
     load_named,
     open_data,
     several,
+    shared_plan,
 )
 
 if TYPE_CHECKING:
@@ -112,17 +113,10 @@ def plan_of(args: argparse.Namespace) -> Plan:
     from diffup.evaluation.sweep import Plan
 
     return Plan(
-        protocol=args.protocol,
-        folds=distinct(args.folds),
         shots=distinct(args.shots) or (1,),
         annotations=distinct(args.annotations) or ("mask",),
-        seeds=distinct(args.seeds),
         steps=distinct(args.steps) or (None,),
         ensembles=distinct(args.ensemble) or (None,),
-        threshold=args.threshold,
-        episodes=args.episodes,
-        split=args.split,
         others=args.others,
-        batch_size=args.batch_size,
-        bf16=args.bf16,
+        **shared_plan(args),
     )

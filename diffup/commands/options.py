@@ -114,3 +114,12 @@ def open_data(args: argparse.Namespace) -> Dataset:
     from diffup.data.open import open_dataset
 
     return open_dataset(args.dataset, args.data, lists=args.lists, masks=args.masks, year=args.year)
+
+
+def shared_plan(args: argparse.Namespace) -> dict[str, Any]:
+    """The fields of a plan that `add_data`'s and `add_sampling`'s options give."""
+    return {
+        "folds": distinct(args.folds),
+        "seeds": distinct(args.seeds),
+        **{name: getattr(args, name) for name in ("protocol", "threshold", "episodes", "split", "batch_size", "bf16")},
+    }

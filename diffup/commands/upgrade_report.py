@@ -12,10 +12,10 @@ from diffup.commands.options import (
     add_data,
     add_sampling,
     at_least,
-    distinct,
     load_named,
     open_data,
     several,
+    shared_plan,
     split_backbone,
 )
 from diffup.errors import ConfigError
@@ -122,18 +122,11 @@ def _plan(args: argparse.Namespace) -> Plan:
     from diffup.evaluation.sweep import Plan
 
     return Plan(
-        protocol=args.protocol,
-        folds=distinct(args.folds),
         shots=(args.shots,),
         annotations=(args.annotation,),
-        seeds=distinct(args.seeds),
         steps=(args.steps,),
         ensembles=(args.ensemble,),
-        threshold=args.threshold,
-        episodes=args.episodes,
-        split=args.split,
-        batch_size=args.batch_size,
-        bf16=args.bf16,
+        **shared_plan(args),
     )
 
 

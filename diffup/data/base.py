@@ -12,7 +12,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from diffup.errors import DataError
-from diffup.images import open_image
+from diffup.images import open_image, read_image
 
 Pair: TypeAlias = tuple[str, int]
 """An image's name and the id of a class in it."""
@@ -111,6 +111,68 @@ class Benchmark(Dataset, Protocol):
 
     def areas(self, split: str) -> Areas:
         """Pixels of each class in the images of a split, which BAM's protocol filters by."""
+
+
+class IndexMasks:
+    """What data sets share whose masks are class-index images; each says where its files are."""
+
+    ignore: int
+
+    def image_path(self, name: str) -> Path:
+        """Path of an image."""
+        raise NotImplementedError(f"{type(self).__name__} must define image_path()")
+
+    def mask_path(self, name: str) -> Path:
+        """Path of a mask."""
+        raise NotImplementedError(f"{type(self).__name__} must define mask_path()")
+
+    def image(self, name: str) -> Tensor:
+        """An image, (3, H, W) in [0, 1].
+
+        Raises:
+            DataError, ImageError: it is missing or cannot be decoded.
+        """
+        return read_image(self.image_path(name), argument=name)
+
+    def mask(self, name: str) -> npt.NDArray[np.uint8]:
+        """A class-index mask, (H, W) uint8.
+
+        Raises:
+            DataError: it is missing or not an index image.
+        """
+        return read_index_mask(self.mask_path(name))
+
+    def files(self, names: Iterable[str]) -> list[Path]:
+        """The files of images and their masks.
+
+        Raises:
+            DataError: one cannot be found.
+        """
+        return [path for name in names for path in (self.image_path(name), self.mask_path(name))]
+
+    def target(self, name: str, class_id: int) -> Target:
+        """Where a class is in an image; pixels of the value `ignore` do not count.
+
+        Raises:
+            DataError: see `mask`.
+        """
+        return target_of(self.mask(name), class_id, self.ignore)
+
+
+class FoldedMasks(IndexMasks):
+    """What PASCAL-5i and COCO-20i share: pairs of images and classes by the pixels that a class covers."""
+
+    ignore = IGNORE
+    min_area_fraction = MIN_AREA_FRACTION
+
+    def areas(self, split: str) -> Areas:
+        """Pixels of each class in the images of a split."""
+        raise NotImplementedError(f"{type(self).__name__} must define areas()")
+
+    def pairs(self, split: str, classes: Collection[int]) -> dict[int, tuple[str, ...]]:
+        """Images in which a class covers 2048 pixels, of each class that has any, ascending."""
+        found = by_class(pairs_of(self.areas(split), classes), sorted(classes))
+        return {c: names for c, names in found.items() if names}
 
 
 def check_layout(root: Path, parts: Iterable[str], layout: str) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -18,26 +18,21 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from torch import Tensor
 from tqdm import tqdm
 
 from diffup.data.base import (
-    IGNORE,
-    MIN_AREA_FRACTION,
     Areas,
+    FoldedMasks,
     FoldLists,
-    Target,
     by_class,
     check_layout,
     class_areas,
     fold_classes,
     pairs_of,
     read_index_mask,
-    target_of,
 )
 from diffup.errors import DataError, MissingPackageError
 from diffup.files import replacing, write_text
-from diffup.images import read_image
 
 LAYOUT = """COCO-20i looks like this:
   ROOT/train2014/COCO_train2014_*.jpg, ROOT/val2014/COCO_val2014_*.jpg     the photos, with year=2014
@@ -70,7 +65,7 @@ _SPLITS = {"train": "train2014", "test": "val2014"}
 
 
 @dataclass(frozen=True)
-class Coco20i:
+class Coco20i(FoldedMasks):
     """COCO-20i. Names of images are `val2014/COCO_val2014_000000000042.jpg`, as in HSNet's lists, for either year.
 
     Args:
@@ -132,16 +127,6 @@ class Coco20i:
         """Class names by id."""
         return CLASSES
 
-    @property
-    def ignore(self) -> int:
-        """Mask value that does not count; COCO-20i's masks never hold it."""
-        return IGNORE
-
-    @property
-    def min_area_fraction(self) -> float:
-        """Share of a training view that a class must cover."""
-        return MIN_AREA_FRACTION
-
     def fold(self, fold: int) -> tuple[int, ...]:
         """Class ids of a fold.
 
@@ -173,14 +158,6 @@ class Coco20i:
                 return path
         raise DataError(f"{name}: neither train2017 nor val2017 of {self.root} holds {number}.jpg; {LAYOUT}")
 
-    def image(self, name: str) -> Tensor:
-        """An image, (3, H, W) in [0, 1].
-
-        Raises:
-            DataError, ImageError: it is missing or cannot be decoded.
-        """
-        return read_image(self.image_path(name), argument=name)
-
     def mask_path(self, name: str) -> Path:
         """Path of a mask, which may not have been rendered yet."""
         return self.mask_folder / Path(name).with_suffix(".png")
@@ -201,18 +178,6 @@ class Coco20i:
             with replacing(path) as temporary:
                 Image.fromarray(labels.astype(np.uint8)).save(temporary)
         return read_index_mask(path)
-
-    def files(self, names: Iterable[str]) -> list[Path]:
-        """The files of images and their masks."""
-        return [path for name in names for path in (self.image_path(name), self.mask_path(name))]
-
-    def target(self, name: str, class_id: int) -> Target:
-        """Where a class is in an image; nothing is ignored.
-
-        Raises:
-            DataError, MissingPackageError: see `mask`.
-        """
-        return target_of(self.mask(name), class_id)
 
     def instances(self, name: str, class_id: int) -> npt.NDArray[np.int32]:
         """Instances of a class, (H, W) int32: 0 where there is none, else the number of the object in file order.
@@ -255,11 +220,6 @@ class Coco20i:
             except (ValueError, TypeError, AttributeError) as error:
                 raise DataError(f"{path} is damaged ({error!r}); delete it to have it made again") from error
         return self._areas[split]
-
-    def pairs(self, split: str, classes: Collection[int]) -> dict[int, tuple[str, ...]]:
-        """Images in which a class covers 2048 pixels, of each class that has any, ascending."""
-        found = by_class(pairs_of(self.areas(split), classes), sorted(classes))
-        return {c: names for c, names in found.items() if names}
 
     def lists(self, fold: int) -> FoldLists:
         """What HSNet's protocol draws from: its lists if they were given, else the pairs of the test images.

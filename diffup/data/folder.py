@@ -15,9 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffup.data.base import Target, fold_classes, read_index_mask, target_of
+from diffup.data.base import IndexMasks, check_layout, fold_classes
 from diffup.errors import DataError
-from diffup.images import read_image
 
 LAYOUT = """a data folder looks like this:
   images/NAME.jpg|jpeg|png   the photos
@@ -29,7 +28,7 @@ _SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 @dataclass(frozen=True)
-class LabelledFolder:
+class LabelledFolder(IndexMasks):
     """A folder of images with class-index masks.
 
     Args:
@@ -56,9 +55,7 @@ class LabelledFolder:
             DataError: something is missing or not as `LAYOUT` says.
         """
         root = Path(root)
-        for part in ("images", "masks", "splits.json"):
-            if not (root / part).exists():
-                raise DataError(f"{root / part} is missing; {LAYOUT}")
+        check_layout(root, ("images", "masks", "splits.json"), LAYOUT)
         try:
             splits: dict[str, Any] = json.loads((root / "splits.json").read_text(encoding="utf-8"))
             classes = {int(key): str(name) for key, name in splits["classes"].items()}
@@ -124,34 +121,13 @@ class LabelledFolder:
             raise DataError(f"{path} is missing; {LAYOUT}")
         return path
 
-    def image(self, name: str) -> Tensor:
-        """An image, (3, H, W) in [0, 1]."""
-        return read_image(self.image_path(name), argument=name)
-
-    def mask(self, name: str) -> npt.NDArray[np.uint8]:
-        """A class-index mask, (H, W) uint8.
-
-        Raises:
-            DataError: it is missing or not an index image.
-        """
-        return read_index_mask(self.mask_path(name))
-
     def files(self, names: Iterable[str]) -> list[Path]:
         """The files of images, their masks, and `splits.json`.
 
         Raises:
             DataError: one is missing.
         """
-        paths = [path for name in names for path in (self.image_path(name), self.mask_path(name))]
-        return [*paths, self.root / "splits.json"]
-
-    def target(self, name: str, class_id: int) -> Target:
-        """Where a class is in an image.
-
-        Raises:
-            DataError: the mask is missing or not an index image.
-        """
-        return target_of(self.mask(name), class_id, self.ignore)
+        return [*super().files(names), self.root / "splits.json"]
 
     def pairs(self, split: str, classes: Collection[int]) -> dict[int, tuple[str, ...]]:
         """The (image, class) pairs of a split: a class counts where it covers `min_area_fraction` of the image.

@@ -7,31 +7,26 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
 from diffup.data.base import (
     IGNORE,
-    MIN_AREA_FRACTION,
     Areas,
+    FoldedMasks,
     FoldLists,
     Pair,
-    Target,
     by_class,
     check_layout,
     class_areas,
     fold_classes,
     pairs_of,
     read_index_mask,
-    target_of,
 )
 from diffup.errors import DataError
-from diffup.images import read_image
 
 LAYOUT = """PASCAL-5i looks like this (ROOT is often VOCdevkit/VOC2012):
   ROOT/JPEGImages/IMAGEID.jpg                  the photos of VOC 2012
@@ -64,7 +59,7 @@ _VAL = "ImageSets/Segmentation/val.txt"
 
 
 @dataclass(frozen=True)
-class Pascal5i:
+class Pascal5i(FoldedMasks):
     """PASCAL-5i, or PASCAL as the test data of decoders trained on COCO-20i.
 
     Args:
@@ -113,16 +108,6 @@ class Pascal5i:
         """Class names by id."""
         return CLASSES
 
-    @property
-    def ignore(self) -> int:
-        """Mask value that does not count."""
-        return IGNORE
-
-    @property
-    def min_area_fraction(self) -> float:
-        """Share of a training view that a class must cover."""
-        return MIN_AREA_FRACTION
-
     def fold(self, fold: int) -> tuple[int, ...]:
         """Class ids of a fold.
 
@@ -153,34 +138,6 @@ class Pascal5i:
         """Path of a mask."""
         return self.root / "SegmentationClassAug" / f"{name}.png"
 
-    def image(self, name: str) -> Tensor:
-        """An image, (3, H, W) in [0, 1].
-
-        Raises:
-            ImageError: it is missing or cannot be decoded.
-        """
-        return read_image(self.image_path(name), argument=name)
-
-    def mask(self, name: str) -> npt.NDArray[np.uint8]:
-        """A class-index mask, (H, W) uint8.
-
-        Raises:
-            DataError: it is missing or not an index image.
-        """
-        return read_index_mask(self.mask_path(name))
-
-    def files(self, names: Iterable[str]) -> list[Path]:
-        """The files of images and their masks."""
-        return [path for name in names for path in (self.image_path(name), self.mask_path(name))]
-
-    def target(self, name: str, class_id: int) -> Target:
-        """Where a class is in an image; pixels of value 255 are ignored.
-
-        Raises:
-            DataError: the mask is missing or not an index image.
-        """
-        return target_of(self.mask(name), class_id)
-
     def instances(self, name: str, class_id: int) -> npt.NDArray[np.uint8]:
         """Instances of a class, (H, W) uint8: 0 where there is none, else the number of the object.
 
@@ -199,11 +156,6 @@ class Pascal5i:
         if split not in self._areas:
             self._areas[split] = class_areas(self.split(split), self.mask)
         return self._areas[split]
-
-    def pairs(self, split: str, classes: Collection[int]) -> dict[int, tuple[str, ...]]:
-        """Images in which a class covers 2048 pixels, of each class that has any, ascending."""
-        found = by_class(pairs_of(self.areas(split), classes), sorted(classes))
-        return {c: names for c, names in found.items() if names}
 
     def lists(self, fold: int) -> FoldLists:
         """What HSNet's protocol draws from: its lists if they were given, else the pairs of the test images.
