@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,18 +114,18 @@ class Benchmark(Dataset, Protocol):
         """Pixels of each class in the images of a split, which BAM's protocol filters by."""
 
 
-class IndexMasks:
+class IndexMasks(ABC):
     """What data sets share whose masks are class-index images; each says where its files are."""
 
     ignore: int
 
+    @abstractmethod
     def image_path(self, name: str) -> Path:
         """Path of an image."""
-        raise NotImplementedError(f"{type(self).__name__} must define image_path()")
 
+    @abstractmethod
     def mask_path(self, name: str) -> Path:
         """Path of a mask."""
-        raise NotImplementedError(f"{type(self).__name__} must define mask_path()")
 
     def image(self, name: str) -> Tensor:
         """An image, (3, H, W) in [0, 1].
@@ -165,9 +166,9 @@ class FoldedMasks(IndexMasks):
     ignore = IGNORE
     min_area_fraction = MIN_AREA_FRACTION
 
+    @abstractmethod
     def areas(self, split: str) -> Areas:
         """Pixels of each class in the images of a split."""
-        raise NotImplementedError(f"{type(self).__name__} must define areas()")
 
     def pairs(self, split: str, classes: Collection[int]) -> dict[int, tuple[str, ...]]:
         """Images in which a class covers 2048 pixels, of each class that has any, ascending."""
