@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffup.annotation import AnnotationLike, Support, pair_supports
-from diffup.backbones import Backbone, check_pyramid, load_backbone
+from diffup.backbones import Backbone, check_pyramid, load_backbone, members_of
 from diffup.decoder.base import Decoder
 from diffup.decoder.config import DecoderConfig
 from diffup.decoder.diffusion import Diffusion, check_steps
@@ -40,7 +40,8 @@ class DiffUp:
 
     Args:
         decoder: a trained decoder.
-        backbone: name (`family[:variant]`) or object of the encoder; by default the one that the decoder names.
+        backbone: name (`family[:variant]`) or object of the encoder, or several of them to be fused; by default the one
+            that the decoder names.
         device: `"cpu"`, `"cuda"`, ...; by default CUDA where there is one.
 
     Raises:
@@ -57,7 +58,7 @@ class DiffUp:
     def __init__(
         self,
         decoder: Decoder,
-        backbone: str | Backbone | None = None,
+        backbone: str | Backbone | Sequence[str | Backbone] | None = None,
         device: str | torch.device | None = None,
     ) -> None:
         self.device = resolve_device(device)
@@ -91,7 +92,7 @@ class DiffUp:
         cls,
         source: str | os.PathLike[str] | None = None,
         *,
-        backbone: str | Backbone | None = None,
+        backbone: str | Backbone | Sequence[str | Backbone] | None = None,
         device: str | torch.device | None = None,
         revision: str | None = None,
     ) -> DiffUp:
@@ -121,7 +122,7 @@ class DiffUp:
         """
         save_decoder(folder, self.decoder.state_dict(), self.config, dtype)
 
-    def upgrade(self, backbone: str | Backbone, **options: Any) -> DiffUp:
+    def upgrade(self, backbone: str | Backbone | Sequence[str | Backbone], **options: Any) -> DiffUp:
         """The same decoder, its weights shared, behind another encoder. Nothing is trained.
 
         Args:
@@ -133,7 +134,7 @@ class DiffUp:
                 features (DiffUp+LFE, paper Table 9) and so is tied to the encoder that it was trained with.
         """
         if self.config.low_level_channels:
-            raise BackboneError(f"upgrade to {backbone if isinstance(backbone, str) else backbone.name!r}: {self._tie}")
+            raise BackboneError(f"upgrade to {getattr(backbone, 'name', backbone)!r}: {self._tie}")
         return DiffUp(self.decoder, load_backbone(backbone, **options), self.device)
 
     def segment(
@@ -216,7 +217,7 @@ class DiffUp:
         plan = plan_views(len(supports))
         resized = [resize_image(support.image, self.backbone.input_size) for support in supports]
         levels = self.encode([warp(resized[index][None], view)[0] for index, view in plan])
-        return support_features(levels, view_regions(supports, plan).to(self.device))
+        return support_features(levels, view_regions(supports, plan).to(self.device), members_of(self.backbone))
 
     def condition(self, query: Tensor, supports: SupportFeatures) -> Condition:
         """The decoder's condition for a query.

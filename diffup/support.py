@@ -36,12 +36,15 @@ def view_regions(supports: Sequence[Support], plan: Sequence[tuple[int, View]]) 
     return torch.cat([warp(regions[index][None], view) for index, view in plan])
 
 
-def support_features(levels: Sequence[Tensor], regions: Tensor) -> SupportFeatures:
+def support_features(
+    levels: Sequence[Tensor], regions: Tensor, members: tuple[tuple[int, ...], ...] = ()
+) -> SupportFeatures:
     """Put features and regions of the views of one episode together.
 
     Args:
         levels: four tensors (V, C_l, h_l, w_l).
         regions: (V, 2, 128, 128) of `view_regions`, on the same device.
+        members: `diffup.backbones.members_of` the encoder.
 
     Returns:
         A batch of one episode.
@@ -53,6 +56,7 @@ def support_features(levels: Sequence[Tensor], regions: Tensor) -> SupportFeatur
         background=regions[None, :, 1],
         # A view may move a small object out of sight.
         valid=foreground.amax(dim=(2, 3)) > 0,
+        members=members,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -19,11 +20,14 @@ from diffup.priors.condition import (
     Condition,
     SupportFeatures,
     build_condition,
+    calibrated_contrast,
     fused_priors,
     mean_prior,
     pool_to_grid,
+    possible_share,
 )
 from diffup.priors.config import PRIOR_KINDS, PriorConfig
+from diffup.priors.similarity import resize_weights
 from diffup.support import plan_views, support_features, view_regions
 
 CONFIGS = {
@@ -70,6 +74,7 @@ configs = st.builds(
     extra_priors=st.integers(0, 4),
     layout=st.sampled_from(["own", "all"]),
     saliency=st.booleans(),
+    calibration=st.booleans(),
     edges=st.booleans(),
     grid=st.integers(1, 9),
 )
@@ -210,9 +215,9 @@ def test_the_prior_is_the_mean_of_kinds_over_the_last_two_levels() -> None:
     assert torch.allclose(mean_prior(levels, 8, kinds=3)[:, 0], expected, atol=1e-6)
 
 
-def test_edge_channels_come_last_and_can_be_left_out() -> None:
+def test_edge_channels_follow_the_priors_and_can_be_left_out() -> None:
     query, support, images = random_episode()
-    config = CONFIGS["default"]
+    config = replace(CONFIGS["default"], calibration=False)
     with_edges = build_condition(query, support, images, config)
     without = build_condition(query, support, images, replace(config, edges=False))
     for a, b in zip(with_edges.levels, without.levels, strict=True):
@@ -290,6 +295,42 @@ def test_the_last_map_of_a_level_is_what_stands_out_of_the_query() -> None:
     salient = fused_priors(query, support, PriorConfig(grid=32))[0][0, -1]
     assert min(salient[2:8, 9:15].mean(), salient[10:14, 2:6].mean()) > 0.7 > 0.4 > salient[:, :2].mean()
     assert PriorConfig(saliency=False).condition_channels == PriorConfig().condition_channels - 4
+
+
+def test_the_calibrated_contrast_is_on_the_supports_own_scale() -> None:
+    query, support = planted_episode()
+    config = PriorConfig(affinity=False, grid=32)
+    own = [level[:, 0] for level in support.levels]
+    foreground = resize_weights(support.foreground[:, 0], (16, 16)).flatten(1)
+    map_of_itself = calibrated_contrast(own[0], None, support, support.levels[0], config)[:, 0]
+    # Means over foreground and background are what the scale is made of; only what lies beyond it is cut off.
+    assert float((map_of_itself * foreground).sum() / foreground.sum()) == pytest.approx(2 / 3, abs=0.01)
+    assert float((map_of_itself * (1 - foreground)).sum() / (1 - foreground).sum()) == pytest.approx(1 / 3, abs=0.02)
+    shown = fused_priors(query, support, PriorConfig(grid=32))[0][0]
+    assert shown[-2, 2:8, 9:15].mean() > 0.55 > 0.45 > shown[-2, :2].mean()
+
+
+def test_the_calibrated_contrast_sees_that_the_class_is_absent() -> None:
+    query, support = planted_episode()
+    empty = [level.clone() for level in query]
+    for level in empty:
+        level[:] = level[..., :1, :1]
+        level += 0.1 * torch.randn(level.shape, generator=torch.Generator().manual_seed(0))
+    shown = fused_priors(empty, support, PriorConfig(grid=32))[0][0]
+    assert shown[0].max() > 0.99  # the other priors are stretched
+    assert shown[-2].max() < 0.5
+
+
+def test_the_share_that_may_be_the_class() -> None:
+    _, support, _ = random_episode(batch=2, shots=2)
+    background = torch.zeros(2, 2, 128, 128)
+    background[0, 0, 16:] = 1  # an eighth may be the class
+    background[0, 1] = 1
+    valid = torch.tensor([[True, False], [True, True]])
+    share = possible_share(replace(support, background=background, valid=valid))
+    assert share.tolist() == pytest.approx([1 + math.log10(1 / 8) / 3, 1.0])
+    background[0, 0] = 1
+    assert float(possible_share(replace(support, background=background, valid=valid))[0]) == 0
 
 
 def test_pooling_to_a_grid_never_enlarges() -> None:
@@ -375,9 +416,9 @@ def test_a_view_that_loses_sight_of_the_object_does_not_count(corner: tuple[int,
 @given(configs)
 @settings(max_examples=30, deadline=None)
 def test_channel_counts_follow_from_the_config(config: PriorConfig) -> None:
-    assert config.prior_channels == 2 * len(config.kinds) + config.extra_priors + config.saliency
+    assert config.prior_channels == 2 * len(config.kinds) + config.extra_priors + config.calibration + config.saliency
     levels = 4 if config.layout == "all" else 1
-    assert config.condition_channels == levels * config.prior_channels + 2 * config.edges
+    assert config.condition_channels == levels * config.prior_channels + 2 * config.edges + config.calibration
 
 
 @pytest.mark.parametrize(

@@ -18,13 +18,14 @@ import importlib
 import importlib.util
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar, cast
 
 from diffup.backbones.base import Backbone
+from diffup.backbones.joint import JointBackbone
 from diffup.errors import BackboneError
 
 GROUP = "diffup.backbones"
@@ -33,6 +34,7 @@ GROUP = "diffup.backbones"
 Factory = Callable[..., Backbone]
 F = TypeVar("F", bound=Factory)
 
+_JOIN = " + "
 _MEMBERS = ("name", "input_size", "fingerprint", "device", "pyramid", "to")
 _HOW_TO_ADD = (
     f"more families come from packages that declare an entry point in the group '{GROUP}', or from register_backbone()"
@@ -99,14 +101,15 @@ _BUILT_IN = {
 _RUNTIME: dict[str, Factory] = {}
 
 
-def load_backbone(backbone: str | Backbone, **options: Any) -> Backbone:
+def load_backbone(backbone: str | Backbone | Sequence[str | Backbone], **options: Any) -> Backbone:
     """Build a backbone by name, or check an object that is to serve as one.
 
     Args:
         backbone: `family[:variant]`, e.g. `"timm:resnet50.tv_in1k"` or `"bundled:efficientnet_lite0"`; or an object
-            that satisfies the protocol `Backbone`, which is returned as it is.
-        **options: Passed to the family's factory. The built-in families share `levels` (four indices of stages or
-            blocks), `input_size` (pixels, or (height, width)), `checkpoint_path` (a local safetensors or torch file)
+            that satisfies the protocol `Backbone`, which is returned as it is; or several of these, as a list or as
+            names joined by `" + "`, which become a `JointBackbone`.
+        **options: Passed to the family's factory, of several to each. The built-in families share `levels` (four
+            indices of stages or blocks), `input_size` (pixels, or (height, width)), `checkpoint_path` (a local safetensors or torch file)
             and `pretrained` (False for random weights).
 
     Raises:
@@ -115,6 +118,10 @@ def load_backbone(backbone: str | Backbone, **options: Any) -> Backbone:
         WeightsError: If the weights cannot be had or do not fit the encoder.
         MissingPackageError: If the family needs a package that is not installed.
     """
+    if isinstance(backbone, str) and _JOIN in backbone:
+        backbone = backbone.split(_JOIN)
+    if isinstance(backbone, Sequence) and not isinstance(backbone, str):
+        return JointBackbone([load_backbone(member, **options) for member in backbone])
     if not isinstance(backbone, str):
         _check_protocol(backbone, f"the given {type(backbone).__name__} object")
         if options:

@@ -147,7 +147,14 @@ class DecoderConfig:
     @classmethod
     def paper(cls) -> DecoderConfig:
         """The paper's choices where it states them, and the likely ones elsewhere (SPEC section 6)."""
-        priors = PriorConfig(kinds=("prototype",), centre=False, affinity_power=1.0, saliency=False, layout="own")
+        priors = PriorConfig(
+            kinds=("prototype",),
+            centre=False,
+            affinity_power=1.0,
+            layout="own",
+            saliency=False,
+            calibration=False,
+        )
         return cls(
             priors=priors,
             prior_skip=False,

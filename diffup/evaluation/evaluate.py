@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffup.annotation import Support, rasterise
+from diffup.backbones import members_of
 from diffup.data.base import Dataset, Target
 from diffup.data.weak import AnnotationKind, weaken
 from diffup.decoder.sampling import draw_noise, sample
@@ -264,7 +265,7 @@ class Evaluator:
         plan = plan_views(len(supports))
         views = [self._encoded(episode.supports[index], view, read) for index, view in plan]
         levels = [torch.stack(level) for level in zip(*views, strict=True)]
-        features = support_features(levels, view_regions(supports, plan).to(model.device))
+        features = support_features(levels, view_regions(supports, plan).to(model.device), members_of(model.backbone))
         query = [level[None] for level in self._encoded(episode.query, IDENTITY, read)]
         small = resize_image(read(episode.query), (EDGE_SIDE, EDGE_SIDE))[None].to(model.device)
         return build_condition(query, features, small, model.config.priors, bool(model.config.low_level_channels))

@@ -30,6 +30,8 @@ EDGE_SIDE = 128
 MATCH_GRID = 16
 """Support features are pooled to at most this many positions a side before positions are matched one by one."""
 
+_EPS = 1e-3
+
 
 @dataclass(frozen=True)
 class Condition:
@@ -85,12 +87,15 @@ class SupportFeatures:
         foreground: (B, K, H, W) in [0, 1], weights of the class.
         background: (B, K, H, W) in [0, 1], weights of what is known not to be the class; all zero where unknown.
         valid: (B, K) bool, False for the padding of episodes with fewer views.
+        members: of a joint backbone, how the channels of each level are shared out among its members; empty for a
+            single backbone. Every member then makes views of its own (UAPF over shots times backbones).
     """
 
     levels: tuple[Tensor, ...]
     foreground: Tensor
     background: Tensor
     valid: Tensor
+    members: tuple[tuple[int, ...], ...] = ()
 
 
 def pool_to_grid(features: Tensor, grid: int) -> Tensor:
@@ -127,8 +132,7 @@ def view_priors(
             vectors = masked_average_pooling(centre(views.flatten(0, 1), config).flatten(2).view_as(support), weights)
             maps.append(pairwise_similarity(vectors, centred_query, config.metric, config.conversion))
         elif kind == "contrast":
-            rest = torch.where(known[..., None], masked_average_pooling(support, complement), support.mean(dim=3))
-            vectors = torch.cat([masked_average_pooling(support, weights), rest], dim=1)
+            vectors = torch.cat(contrast_prototypes(support, weights, complement), dim=1)
             similar = pairwise_similarity(vectors, flat, config.metric, config.conversion)
             maps.append(similar[:, :shots] - similar[:, shots:])
         else:
@@ -144,6 +148,77 @@ def view_priors(
     if spread is not None:
         priors = enhance(priors.flatten(1, 2), spread).view(priors.shape)
     return normalise(priors, config.normalisation)
+
+
+def contrast_prototypes(support: Tensor, foreground: Tensor, background: Tensor) -> tuple[Tensor, Tensor]:
+    """Prototypes of the class and of the rest; the rest is the whole image where the background is not known.
+
+    Args:
+        support: (B, K, C, P), features.
+        foreground: (B, K, P) in [0, 1].
+        background: (B, K, P) in [0, 1], all zero where unknown.
+
+    Returns:
+        Two tensors (B, K, C).
+    """
+    known = background.amax(dim=2, keepdim=True) > 0
+    rest = torch.where(known, masked_average_pooling(support, background), support.mean(dim=3))
+    return masked_average_pooling(support, foreground), rest
+
+
+def calibrated_contrast(
+    query: Tensor, spread: Tensor | None, support: SupportFeatures, views: Tensor, config: PriorConfig
+) -> Tensor:
+    """The contrast on the scale of the support's own scores: 1/3 is the support's background, 2/3 its foreground.
+
+    The other priors are stretched to [0, 1] in every query, and so cannot tell a query full of the class from one that
+    barely shows it.
+
+    Args:
+        query: (B, C, h, w), query features of the level.
+        spread: (B, h * w, h * w), the query's affinity, or None.
+        support: the support side.
+        views: (B, K, C, h', w'), its features of the level.
+        config: how priors are made.
+
+    Returns:
+        (B, 1, h * w) in [0, 1], the mean over the views.
+    """
+    weights, complement = place(views, support.foreground, support.background, config)
+    features = views.flatten(3)
+    batch, shots = views.shape[:2]
+    vectors = torch.stack(contrast_prototypes(features, weights, complement), dim=2)
+
+    def scores(positions: Tensor) -> Tensor:
+        similar = pairwise_similarity(
+            vectors.flatten(0, 1), positions.flatten(0, 1), config.metric, config.conversion
+        ).view(batch, shots, 2, -1)
+        return similar[:, :, 0] - similar[:, :, 1]
+
+    own, other = scores(features), scores(query.flatten(2)[:, None].expand(-1, shots, -1, -1))
+    other = other if spread is None else enhance(other, spread)
+    share = weights.mean(dim=2, keepdim=True).clamp(_EPS, 1 - _EPS)
+    high = (own * weights).mean(dim=2, keepdim=True) / share
+    low = (own * (1 - weights)).mean(dim=2, keepdim=True) / (1 - share)
+    calibrated = ((other - low) / (high - low).clamp_min(_EPS)).clamp(-1, 2) / 3 + 1 / 3
+    valid = support.valid[..., None].to(calibrated)
+    return (calibrated * valid).sum(dim=1, keepdim=True) / valid.sum(dim=1, keepdim=True).clamp_min(1)
+
+
+def possible_share(support: SupportFeatures) -> Tensor:
+    """Share of the supports that may be the class, that is, is not known to be background.
+
+    Args:
+        support: the support side.
+
+    Returns:
+        (B,) in [0, 1]: 1 for the whole image (and where no background is known), down by a third for every tenfold
+        smaller share, 0 from a thousandth on.
+    """
+    valid = support.valid.to(support.background)
+    share = (1 - support.background).mean(dim=(2, 3))
+    logs = 1 + share.clamp(1e-3, 1).log10() / 3
+    return (logs * valid).sum(dim=1) / valid.sum(dim=1).clamp_min(1)
 
 
 def centre(features: Tensor, config: PriorConfig) -> Tensor:
@@ -202,23 +277,44 @@ def fused_priors(query: Sequence[Tensor], support: SupportFeatures, config: Prio
 
     Returns:
         Four tensors (B, `config.prior_channels`, h, w) in [0, 1], at each level's own resolution: the mean of each
-        kind, the variance of each kind, the extra priors, then the saliency.
+        kind, the variance of each kind, the extra priors, the calibrated contrast, then the saliency.
     """
     levels = []
-    for features, views, grid in zip(query, support.levels, config.grids, strict=True):
-        features = pool_to_grid(features.float(), grid)
+    for index, grid in enumerate(config.grids):
+        features = pool_to_grid(query[index].float(), grid)
+        views = support.levels[index]
         pooled = pool_to_grid(views.flatten(0, 1).float(), grid)
         pooled = pooled.view(*views.shape[:2], *pooled.shape[1:])
-        spread = affinity_of(features, config) if config.affinity else None
-        priors = view_priors(features, spread, pooled, support.foreground, support.background, config)
-        channels = [fused.view(len(fused), *priors.shape[2:]) for fused in fuse(priors.flatten(2), support.valid)]
-        if config.extra_priors:
-            first = priors[:, :, 0]
-            channels.append(nearest_views(first, support.valid, channels[0][:, 0], config.extra_priors))
-        if config.saliency:
-            channels.append(salient_map(features, config, spread)[:, None])
-        levels.append(torch.cat(channels, dim=1).view(len(features), -1, *features.shape[-2:]))
+        widths = support.members[index] if support.members else (features.shape[1],)
+        parts = zip(features.split(widths, dim=1), pooled.split(widths, dim=2), strict=True)
+        priors, once = zip(*(_member_priors(*part, support, config) for part in parts), strict=True)
+        channels = _fuse_views(torch.cat(priors, dim=1), support.valid.repeat(1, len(widths)), config)
+        levels.append(
+            torch.cat([*channels, torch.stack(once).mean(dim=0)], dim=1).view(len(features), -1, *features.shape[-2:])
+        )
     return levels
+
+
+def _member_priors(
+    features: Tensor, views: Tensor, support: SupportFeatures, config: PriorConfig
+) -> tuple[Tensor, Tensor]:
+    """Of one backbone at one level: the priors of every view (B, K, M, P), and the maps that come once (B, N, P)."""
+    spread = affinity_of(features, config) if config.affinity else None
+    once = [features.new_zeros(len(features), 0, features.shape[2] * features.shape[3])]
+    if config.calibration:
+        once.append(calibrated_contrast(features, spread, support, views, config))
+    if config.saliency:
+        once.append(salient_map(features, config, spread)[:, None])
+    priors = view_priors(features, spread, views, support.foreground, support.background, config)
+    return priors, torch.cat(once, dim=1)
+
+
+def _fuse_views(priors: Tensor, valid: Tensor, config: PriorConfig) -> list[Tensor]:
+    """Mean and variance of every kind, and the extra priors: (B, V, M, P), (B, V) -> three or two of (B, N, P)."""
+    channels = [fused.view(len(fused), *priors.shape[2:]) for fused in fuse(priors.flatten(2), valid)]
+    if config.extra_priors:
+        channels.append(nearest_views(priors[:, :, 0], valid, channels[0][:, 0], config.extra_priors))
+    return channels
 
 
 def edge_maps(images: Tensor) -> Tensor:
@@ -226,13 +322,14 @@ def edge_maps(images: Tensor) -> Tensor:
     return torch.cat([canny(images), sobel(images)], dim=1)
 
 
-def assemble(fused: Sequence[Tensor], images: Tensor, edges: Tensor, config: PriorConfig) -> Condition:
+def assemble(fused: Sequence[Tensor], images: Tensor, edges: Tensor, share: Tensor, config: PriorConfig) -> Condition:
     """Put fused priors and edges together into the four condition levels.
 
     Args:
         fused: four tensors of `fused_priors`.
         images: (B, 3, H, W) in [0, 1], query images.
         edges: (B, 2, H, W) in [0, 1] of `edge_maps`; unused if `config.edges` is off.
+        share: (B,) in [0, 1] of `possible_share`; unused if `config.calibration` is off.
         config: the same config.
     """
     levels = []
@@ -241,6 +338,8 @@ def assemble(fused: Sequence[Tensor], images: Tensor, edges: Tensor, config: Pri
         channels = [_resize(source, side) for source in sources]
         if config.edges:
             channels.append(_resize(edges, side))
+        if config.calibration:
+            channels.append(share[:, None, None, None].expand(-1, 1, side, side))
         levels.append(torch.cat(channels, dim=1) * 2 - 1)
     prior = mean_prior(fused, SIZES[0], len(config.kinds))
     return Condition(tuple(levels), prior * 2 - 1, _resize(images, SIZES[0]) * 2 - 1)
@@ -273,7 +372,7 @@ def build_condition(
         low_level: hand the query's first feature level on, for DiffUp+LFE (Table 9).
     """
     edges = edge_maps(images) if config.edges else images.new_zeros(())
-    condition = assemble(fused_priors(query, support, config), images, edges, config)
+    condition = assemble(fused_priors(query, support, config), images, edges, possible_share(support), config)
     return replace(condition, low_level=pool_to_grid(query[0].float(), config.grid)) if low_level else condition
 
 

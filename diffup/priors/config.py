@@ -37,6 +37,9 @@ class PriorConfig:
         layout: `own` gives U-Net level l the priors of backbone level l (the paper); `all` gives every U-Net level
             the priors of all backbone levels.
         saliency: one more map per level: how unlike its own border each position of the query is.
+        calibration: how much of the query to expect, which maps that are stretched to [0, 1] cannot tell: one more map
+            per level, the contrast on the scale of the support's own scores, and one constant per condition, the share
+            of the supports that may be the class.
         edges: Canny and Sobel channels of the query image (Table 6).
         grid: features are pooled to at most this many positions a side before they are compared; those of the first two
             levels, which say little of what things are, to half as many.
@@ -55,6 +58,7 @@ class PriorConfig:
     extra_priors: int = 2
     layout: Layout = "all"
     saliency: bool = True
+    calibration: bool = True
     edges: bool = True
     grid: int = 32
 
@@ -82,10 +86,10 @@ class PriorConfig:
 
     @property
     def prior_channels(self) -> int:
-        """Channels of one backbone level: mean and variance of each kind, the extra priors, the saliency."""
-        return 2 * len(self.kinds) + self.extra_priors + self.saliency
+        """Channels of one backbone level: mean and variance of each kind, extra, calibrated contrast, saliency."""
+        return 2 * len(self.kinds) + self.extra_priors + self.calibration + self.saliency
 
     @property
     def condition_channels(self) -> int:
         """Channels of every condition level."""
-        return self.prior_channels * (LEVELS if self.layout == "all" else 1) + (2 if self.edges else 0)
+        return self.prior_channels * (LEVELS if self.layout == "all" else 1) + 2 * self.edges + self.calibration

@@ -24,7 +24,7 @@ from diffup.decoder.losses import Losses, answer_loss, decoder_loss
 from diffup.decoder.weights import load_decoder, save_decoder
 from diffup.errors import ConfigError, TrainingError
 from diffup.files import write_text
-from diffup.priors.condition import SIZES, Condition, assemble, fused_priors, pool_to_grid
+from diffup.priors.condition import SIZES, Condition, assemble, fused_priors, pool_to_grid, possible_share
 from diffup.priors.config import PriorConfig
 from diffup.training.adversary import Adversary
 from diffup.training.augment import move
@@ -246,7 +246,8 @@ class Trainer:
             if changes.moves:
                 maps, episodes = move(maps, episodes, changes, generator, self.share)
             fused, low_level = perturb(maps[: len(SIZES)], changes, generator, self.share), maps[len(SIZES) :]
-            condition = assemble(fused, episodes.images, episodes.edges, priors)
+            share = possible_share(episodes.support)
+            condition = assemble(fused, episodes.images, episodes.edges, share, priors)
             return replace(condition, low_level=low_level[0] if low_level else None), episodes
 
     def _priors(self, generator: torch.Generator) -> PriorConfig:
