@@ -109,8 +109,8 @@ def load_backbone(backbone: str | Backbone | Sequence[str | Backbone], **options
             that satisfies the protocol `Backbone`, which is returned as it is; or several of these, as a list or as
             names joined by `" + "`, which become a `JointBackbone`.
         **options: Passed to the family's factory, of several to each. The built-in families share `levels` (four
-            indices of stages or blocks), `input_size` (pixels, or (height, width)), `checkpoint_path` (a local safetensors or torch file)
-            and `pretrained` (False for random weights).
+            indices of stages or blocks), `input_size` (pixels, or (height, width)), `checkpoint_path` (a local
+            safetensors or torch file) and `pretrained` (False for random weights).
 
     Raises:
         BackboneError: If the family or variant is unknown, an option does not exist or has a wrong value, a plugin is
