@@ -39,3 +39,7 @@ class DataError(DiffUpError, ValueError):
 
 class TrainingError(DiffUpError, RuntimeError):
     """A training run that cannot start, go on or be resumed."""
+
+
+class PrototypesError(DiffUpError, ValueError):
+    """Prototypes that cannot be read, or that do not fit the model or each other."""

@@ -26,7 +26,8 @@ from diffup.evaluation.episodes import Episode
 from diffup.evaluation.features import FeatureCache
 from diffup.evaluation.meter import Meter
 from diffup.images import resize_image
-from diffup.model import DiffUp, enlarge
+from diffup.inference import enlarge
+from diffup.model import DiffUp
 from diffup.priors.condition import EDGE_SIDE, Condition, build_condition, pool_to_grid
 from diffup.priors.views import IDENTITY, View, warp
 from diffup.support import plan_views, support_features, view_regions
