@@ -138,10 +138,9 @@ def coco_document(
         FormatError: a field is missing, an id occurs twice, or an annotation is of an image or category that is not
             listed.
     """
-    named = [
-        {"id": index, "name": entry} if isinstance(entry, str) else dict(entry)
-        for index, entry in enumerate(categories, start=1)
-    ]
+    named: list[dict[str, Any]] = []
+    for number, category in enumerate(categories, start=1):
+        named.append(dict(category) if isinstance(category, Mapping) else {"id": number, "name": category})
     listed = {
         "image_id": _ids(images, "images", ("id", "file_name", "width", "height")),
         "category_id": _ids(named, "categories", ("id", "name")),

@@ -19,7 +19,7 @@ def yolo_lines(
     """Lines of a YOLO segmentation label file: `class x1 y1 x2 y2 ...`, coordinates as parts of width and height.
 
     Every connected part is an object of its own: YOLO has no object of several parts. A hole is cut out by a slit of no
-    width (see `diffup.formats.contours.polygons`); a program that also draws the outline marks the pixels along the slit.
+    width (`diffup.formats.contours.polygons`); a program that also draws the outline marks the pixels along the slit.
 
     Args:
         labels: a label map (H, W) of integers, 0 being the background, or masks (H, W) of type bool.
