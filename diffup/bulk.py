@@ -15,7 +15,7 @@ from torch import Tensor
 
 from diffup.errors import ConfigError, ImageError
 from diffup.images import ImageLike, describe
-from diffup.inference import Decoded, Query, read_query
+from diffup.inference import Decoded, Query
 from diffup.label_map import LabelMap
 from diffup.result import Segmentation
 

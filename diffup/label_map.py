@@ -75,7 +75,9 @@ class LabelMap:
     def probabilities(self) -> npt.NDArray[np.float32]:
         """(C, H, W) in [0, 1], of each class; computed at every call."""
         size = (self.labels.shape[0], self.labels.shape[1])
-        found = [scores(item.probability(size), item.threshold) * torch.from_numpy(self.background) for item in self.decoded]
+        found = [
+            scores(item.probability(size), item.threshold) * torch.from_numpy(self.background) for item in self.decoded
+        ]
         return torch.stack(found).numpy()
 
     @property

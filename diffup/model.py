@@ -20,7 +20,7 @@ from diffup.decoder.diffusion import Diffusion, check_steps
 from diffup.decoder.weights import fetch_decoder, load_decoder, save_decoder
 from diffup.errors import AnnotationError, BackboneError, ConfigError
 from diffup.images import ImageLike, resize_image
-from diffup.inference import Query, decode, decoder_batches, read_query, starting_noise
+from diffup.inference import decode, decoder_batches, read_query, starting_noise
 from diffup.label_map import LabelMap, to_result
 from diffup.priors.condition import EDGE_SIDE, Condition, SupportFeatures, build_condition
 from diffup.priors.views import View, warp

@@ -92,7 +92,10 @@ class Prototypes:
         )
 
     def add(
-        self, model: DiffUp, support: ImageLike | Sequence[ImageLike], annotation: AnnotationLike | Sequence[AnnotationLike] = None
+        self,
+        model: DiffUp,
+        support: ImageLike | Sequence[ImageLike],
+        annotation: AnnotationLike | Sequence[AnnotationLike] = None,
     ) -> Prototypes:
         """The same class with more shots; nothing that is here is computed again.
 
@@ -116,9 +119,7 @@ class Prototypes:
         self.check(model)
         supports = pair_supports(support, annotation)
         old = change_support(self.features, lambda tensor: tensor[:, : self.shots])  # the unchanged view comes first
-        new = pool_support(
-            model.encode_supports(supports, plain_views(len(supports))), model.config.priors.grids
-        )
+        new = pool_support(model.encode_supports(supports, plain_views(len(supports))), model.config.priors.grids)
         return dataclasses.replace(
             self,
             features=join_views([old, new]),
