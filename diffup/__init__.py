@@ -10,16 +10,22 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from diffup.annotation import Box, Mask, Points, Scribble
     from diffup.backbones import available_backbones, load_backbone, register_backbone
+    from diffup.bulk import Failure
     from diffup.errors import DiffUpError
+    from diffup.label_map import LabelMap
     from diffup.model import DiffUp
+    from diffup.prototypes import Prototypes
     from diffup.result import Segmentation
 
 __all__ = [
     "Box",
     "DiffUp",
     "DiffUpError",
+    "Failure",
+    "LabelMap",
     "Mask",
     "Points",
+    "Prototypes",
     "Scribble",
     "Segmentation",
     "available_backbones",
@@ -32,8 +38,11 @@ __version__ = "0.1.0"
 _HOMES = {
     "annotation": ("Box", "Mask", "Points", "Scribble"),
     "backbones": ("available_backbones", "load_backbone", "register_backbone"),
+    "bulk": ("Failure",),
     "errors": ("DiffUpError",),
+    "label_map": ("LabelMap",),
     "model": ("DiffUp",),
+    "prototypes": ("Prototypes",),
     "result": ("Segmentation",),
 }
 

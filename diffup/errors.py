@@ -37,5 +37,13 @@ class DataError(DiffUpError, ValueError):
     """A data set folder that is not laid out as documented."""
 
 
+class FormatError(DiffUpError, ValueError):
+    """A file or record of another program that is not as its format says, or that cannot be written in it."""
+
+
 class TrainingError(DiffUpError, RuntimeError):
     """A training run that cannot start, go on or be resumed."""
+
+
+class PrototypesError(DiffUpError, ValueError):
+    """Prototypes that cannot be read, or that do not fit the model or each other."""

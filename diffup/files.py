@@ -37,3 +37,12 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a text file atomically, UTF-8."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def sweep(folder: str | os.PathLike[str]) -> None:
+    """Remove what a kill left behind of `replacing` in a folder and its subfolders.
+
+    Nothing else may be writing there.
+    """
+    for path in Path(folder).rglob(".*-????????.*"):
+        path.unlink(missing_ok=True)

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast, overload
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
 from diffup.annotation import AnnotationLike, Support, pair_supports
 from diffup.backbones import Backbone, check_pyramid, load_backbone, members_of
+from diffup.bulk import Outcome, check_stream, stream
 from diffup.decoder.base import Decoder
 from diffup.decoder.config import DecoderConfig
 from diffup.decoder.diffusion import Diffusion, check_steps
-from diffup.decoder.sampling import Samples, draw_noise, sample
 from diffup.decoder.weights import fetch_decoder, load_decoder, save_decoder
-from diffup.errors import BackboneError, ConfigError
-from diffup.images import ImageLike, read_image, resize_image
+from diffup.errors import AnnotationError, BackboneError, ConfigError
+from diffup.images import ImageLike, resize_image
+from diffup.inference import decode, decoder_batches, read_query, starting_noise
+from diffup.label_map import LabelMap, to_result
 from diffup.priors.condition import EDGE_SIDE, Condition, SupportFeatures, build_condition
-from diffup.priors.views import warp
+from diffup.priors.views import View, warp
+from diffup.prototypes import Prototypes, check_classes, teach
 from diffup.result import Segmentation
 from diffup.support import plan_views, support_features, view_regions
 
@@ -137,10 +140,53 @@ class DiffUp:
             raise BackboneError(f"upgrade to {getattr(backbone, 'name', backbone)!r}: {self._tie}")
         return DiffUp(self.decoder, load_backbone(backbone, **options), self.device)
 
+    def prototypes(
+        self,
+        support: ImageLike | Sequence[ImageLike],
+        annotation: AnnotationLike | Sequence[AnnotationLike] = None,
+        *,
+        name: str = "object",
+        threshold: float | None = None,
+        keep_images: bool = False,
+    ) -> Prototypes:
+        """Learn a class from support images once, to use it on any number of queries.
+
+        Args:
+            support: one or more images that show the class, see `segment`.
+            annotation: where it is in each, see `segment`.
+            name: of the class; several classes need different names.
+            threshold: probability above which a pixel is marked, for this class; the decoder's if None.
+            keep_images: keep images and annotations inside, and in the file, so that `Prototypes.rebuild` can follow a
+                change of the encoder.
+
+        Raises:
+            ImageError: see `segment`.
+            AnnotationError: see `segment`.
+            PrototypesError: the name is empty or not printable, or the threshold is out of range.
+        """
+        return teach(self, pair_supports(support, annotation), name, threshold, keep_images)
+
+    @overload
     def segment(
         self,
         query: ImageLike,
-        support: ImageLike | Sequence[ImageLike],
+        support: Sequence[Prototypes],
+        annotation: None = None,
+        *,
+        steps: int | None = None,
+        ensemble: int | None = None,
+        threshold: float | None = None,
+        seed: int = 0,
+        generator: torch.Generator | None = None,
+        trace: bool = False,
+        progress: bool = False,
+    ) -> LabelMap: ...
+
+    @overload
+    def segment(
+        self,
+        query: ImageLike,
+        support: ImageLike | Sequence[ImageLike] | Prototypes,
         annotation: AnnotationLike | Sequence[AnnotationLike] = None,
         *,
         steps: int | None = None,
@@ -150,48 +196,127 @@ class DiffUp:
         generator: torch.Generator | None = None,
         trace: bool = False,
         progress: bool = False,
-    ) -> Segmentation:
-        """Mark the support's class in the query image.
+    ) -> Segmentation: ...
+
+    def segment(
+        self,
+        query: ImageLike,
+        support: ImageLike | Sequence[ImageLike] | Prototypes | Sequence[Prototypes],
+        annotation: AnnotationLike | Sequence[AnnotationLike] = None,
+        *,
+        steps: int | None = None,
+        ensemble: int | None = None,
+        threshold: float | None = None,
+        seed: int = 0,
+        generator: torch.Generator | None = None,
+        trace: bool = False,
+        progress: bool = False,
+    ) -> Segmentation | LabelMap:
+        """Mark the support's class, or several classes, in the query image.
 
         Args:
             query: path, PIL image, numpy array (H, W, 3) uint8 or torch tensor (3, H, W).
-            support: one or more images that show the class.
-            annotation: where it is in each: `Mask`, `Box`, `Scribble`, `Points`, something that reads as a mask, or
-                None for an image without any.
+            support: one or more images that show the class; or the `Prototypes` that were made of them; or a list of
+                `Prototypes`, one for each of several classes.
+            annotation: where it is in each image: `Mask`, `Box`, `Scribble`, `Points`, something that reads as a mask,
+                or None for an image without any.
             steps: DDIM steps, 1 to 250; more are slower. By default the config's.
             ensemble: samples that are averaged. By default the config's.
-            threshold: probability above which a pixel is marked, in (0, 1). By default the config's.
+            threshold: probability above which a pixel is marked, in (0, 1). By default that of the prototypes, or else
+                the config's.
             seed: seed of the sampling noise; the same seed gives the same result.
             generator: used instead of the seed.
             trace: keep the noisy masks of the first sample.
             progress: show a progress bar.
 
         Returns:
-            Mask, probability, uncertainty and quality at the query's own size.
+            Mask, probability, uncertainty and quality at the query's own size; for a list of prototypes a label map.
 
         Raises:
             ImageError: an image cannot be read.
             AnnotationError: an annotation does not fit its image; the message says which.
+            PrototypesError: prototypes do not fit the model or each other.
             ConfigError: steps, ensemble or threshold is out of range.
         """
-        steps, ensemble, threshold = self.sampling_options(steps, ensemble, threshold)
-        image = read_image(query, argument="query")
-        supports = self.encode_supports(pair_supports(support, annotation))
-        condition = self.condition(image, supports)
-        if generator is None:
-            generator = torch.Generator().manual_seed(seed)
-        noise = draw_noise(condition, ensemble, generator)
-        with tqdm(total=steps, desc="sampling", disable=not progress) as bar:
-            samples = sample(
-                self.decoder, self.diffusion, condition, noise, steps, trace, on_step=lambda: bar.update(1)
-            )
-        return to_segmentation(image, condition, samples, threshold, self.backbone.name)
+        steps, ensemble, _ = self.sampling_options(steps, ensemble, threshold)
+        image = read_query(query, self.backbone.input_size)
+        several = isinstance(support, list | tuple) and any(isinstance(item, Prototypes) for item in support)
+        if several or isinstance(support, Prototypes):
+            if annotation is not None:
+                raise AnnotationError("annotation: it belongs to support images; prototypes have theirs inside")
+            classes = check_classes(support, self)
+        else:
+            images = cast("ImageLike | Sequence[ImageLike]", support)
+            classes = [self.prototypes(images, annotation)]
+        noise = starting_noise(ensemble, torch.Generator().manual_seed(seed) if generator is None else generator)
+        rounds = steps * len(decoder_batches(1, len(classes)))
+        with tqdm(total=rounds, desc="sampling", disable=not progress) as bar:
+            decoded = decode(self, [image], classes, threshold, noise, steps, trace, on_step=lambda: bar.update(1))
+        return to_result(image.pixels, decoded[0], [item.name for item in classes] if several else None)
 
-    def encode(self, images: Sequence[Tensor]) -> list[Tensor]:
+    def segment_many(
+        self,
+        queries: Iterable[ImageLike],
+        prototypes: Prototypes | Sequence[Prototypes],
+        *,
+        batch_size: int = 8,
+        workers: int = 4,
+        on_error: Literal["record", "raise"] = "record",
+        steps: int | None = None,
+        ensemble: int | None = None,
+        threshold: float | None = None,
+        seed: int = 0,
+        progress: bool = False,
+    ) -> Iterator[Outcome]:
+        """Mark one or several classes in many images, and give the results one after the other, in their order.
+
+        Each result is that of `segment` with the same seed, up to the rounding of batched arithmetic. Images are read
+        ahead in threads; no more than `2 * batch_size + workers` are held at a time.
+
+        Args:
+            queries: images as `segment` takes them, in a list or anything else that can be iterated.
+            prototypes: of one class, or a list of those of several.
+            batch_size: images that are encoded and decoded together.
+            workers: threads that read images.
+            on_error: what to do with an image that cannot be read: `record` gives a `Failure` in its place and goes
+                on, `raise` raises.
+            steps: see `segment`.
+            ensemble: see `segment`.
+            threshold: see `segment`.
+            seed: see `segment`; the same noise for every image.
+            progress: show a progress bar.
+
+        Returns:
+            An iterator: for every query a `Segmentation`, for a list of prototypes a `LabelMap`, or a `Failure`.
+
+        Raises:
+            PrototypesError: prototypes do not fit the model or each other.
+            ConfigError: an option is out of range, or the queries are a single image.
+            ImageError: from the iterator, with `on_error="raise"`: an image cannot be read.
+        """
+        check_stream(queries, batch_size, workers, on_error)
+        steps, ensemble, _ = self.sampling_options(steps, ensemble, threshold)
+        classes = check_classes(prototypes, self)
+        names = None if isinstance(prototypes, Prototypes) else [item.name for item in classes]
+        noise = starting_noise(ensemble, torch.Generator().manual_seed(seed))
+        results = stream(
+            queries,
+            read=lambda source, argument: read_query(source, self.backbone.input_size, argument),
+            decode=lambda batch: decode(self, batch, classes, threshold, noise, steps),
+            finish=lambda query, decoded: to_result(query.pixels, decoded, names),
+            batch_size=batch_size,
+            workers=workers,
+            record=on_error == "record",
+        )
+        total = len(queries) if isinstance(queries, Sized) else None
+        return iter(tqdm(results, desc="images", total=total, disable=not progress))
+
+    def encode(self, images: Sequence[Tensor], batch_size: int = _BATCH) -> list[Tensor]:
         """Features of images at the encoder's input size.
 
         Args:
             images: (3, H, W) in [0, 1] each, of any sizes.
+            batch_size: images that are encoded together, at most.
 
         Returns:
             Four levels (N, C_l, h_l, w_l), on the model's device.
@@ -202,22 +327,25 @@ class DiffUp:
         resized = torch.stack([resize_image(image, self.backbone.input_size) for image in images])
         # Channels-last convolutions are about a third faster on a CPU.
         resized = resized.to(self.device, memory_format=torch.channels_last)
-        parts = [self._pyramid(resized[i : i + _BATCH]) for i in range(0, len(resized), _BATCH)]
+        parts = [self._pyramid(resized[i : i + batch_size]) for i in range(0, len(resized), batch_size)]
         return [torch.cat(levels) for levels in zip(*parts, strict=True)]
 
-    def encode_supports(self, supports: Sequence[Support]) -> SupportFeatures:
+    def encode_supports(
+        self, supports: Sequence[Support], plan: Sequence[tuple[int, View]] | None = None
+    ) -> SupportFeatures:
         """The support side of an episode; a single support comes as its five views (UAPF).
 
         Args:
             supports: of `diffup.annotation.pair_supports`.
+            plan: other views than those of `diffup.support.plan_views`.
 
         Returns:
             A batch of one.
         """
-        plan = plan_views(len(supports))
+        plan = plan_views(len(supports)) if plan is None else plan
         resized = [resize_image(support.image, self.backbone.input_size) for support in supports]
         levels = self.encode([warp(resized[index][None], view)[0] for index, view in plan])
-        return support_features(levels, view_regions(supports, plan).to(self.device), members_of(self.backbone))
+        return support_features(levels, view_regions(supports, plan).to(self.device))
 
     def condition(self, query: Tensor, supports: SupportFeatures) -> Condition:
         """The decoder's condition for a query.
@@ -230,8 +358,18 @@ class DiffUp:
             A batch of one.
         """
         small = resize_image(query, (EDGE_SIDE, EDGE_SIDE))[None].to(self.device)
-        low_level = bool(self.config.low_level_channels)
-        return build_condition(self.encode([query]), supports, small, self.config.priors, low_level)
+        return self.conditions(self.encode([query]), supports, small)
+
+    def conditions(self, levels: Sequence[Tensor], supports: SupportFeatures, small: Tensor) -> Condition:
+        """The decoder's condition for encoded queries.
+
+        Args:
+            levels: four tensors (B, C_l, h_l, w_l) of `encode`.
+            supports: a batch of B.
+            small: (B, 3, 128, 128) in [0, 1], the queries.
+        """
+        supports = replace(supports, members=members_of(self.backbone))
+        return build_condition(levels, supports, small, self.config.priors, bool(self.config.low_level_channels))
 
     def _pyramid(self, images: Tensor) -> list[Tensor]:
         return check_pyramid(self.backbone.pyramid(images), self.backbone.name, len(images))
@@ -253,48 +391,6 @@ class DiffUp:
         if not 0 < threshold < 1:
             raise ConfigError(f"threshold={threshold}: it must lie between 0 and 1")
         return steps, ensemble, threshold
-
-
-def to_segmentation(
-    image: Tensor, condition: Condition, samples: Samples, threshold: float, backbone: str
-) -> Segmentation:
-    """Bring the samples of one query to its own size.
-
-    Args:
-        image: (3, H, W) in [0, 1], the query.
-        condition: its condition, a batch of one.
-        samples: its samples, a batch of one.
-        threshold: probability above which a pixel is marked.
-        backbone: name of the encoder.
-    """
-    probability = samples.probability[0]
-    maps = torch.stack(
-        [
-            probability.mean(dim=0),
-            probability.var(dim=0, correction=0),
-            samples.error[0].clamp(-2, 2),
-            condition.prior[0, 0] * 0.5 + 0.5,
-        ]
-    )
-    mean, variance, error, prior = enlarge(maps, (image.shape[1], image.shape[2])).numpy()
-    return Segmentation(
-        image=(image * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy(),
-        mask=mean > threshold,
-        probability=mean,
-        variance=variance,
-        quality=float(samples.iou[0]),
-        error_map=error,
-        prior=prior,
-        threshold=threshold,
-        backbone=backbone,
-        trace=None if samples.trace is None else samples.trace[0].cpu().numpy(),
-        trace_timesteps=() if samples.trace is None else (*samples.timesteps, -1),
-    )
-
-
-def enlarge(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bring decoder maps to an image's size: (N, 64, 64) -> (N, H, W) on the CPU, bilinear."""
-    return F.interpolate(maps[None], size, mode="bilinear", align_corners=False, antialias=True)[0].cpu()
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:

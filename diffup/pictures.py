@@ -67,6 +67,32 @@ def strip(pictures: Sequence[tuple[str, Bytes]], height: int) -> Image.Image:
     return canvas
 
 
+def add_legend(pixels: Bytes, entries: Sequence[tuple[str, tuple[int, int, int]]]) -> Image.Image:
+    """A picture with names and their colours on white below it; rows are added as names need them.
+
+    Args:
+        pixels: (H, W, 3).
+        entries: names and colours; the picture stays as it is without any.
+    """
+    if not entries:
+        return Image.fromarray(pixels)
+    height, width = pixels.shape[:2]
+    font, places, left, row = ImageFont.load_default(), [], 0, 0
+    for name, _ in entries:
+        need = _LABEL_HEIGHT + int(font.getlength(name)) + 3 * _GAP
+        if left and left + need > width:
+            left, row = 0, row + 1
+        places.append((left, height + row * _LABEL_HEIGHT))
+        left += need
+    canvas = Image.new("RGB", (width, height + (row + 1) * _LABEL_HEIGHT), "white")
+    canvas.paste(Image.fromarray(pixels))
+    draw = ImageDraw.Draw(canvas)
+    for (name, colour), (x, y) in zip(entries, places, strict=True):
+        draw.rectangle((x + 3, y + 3, x + _LABEL_HEIGHT - 4, y + _LABEL_HEIGHT - 4), fill=colour)
+        draw.text((x + _LABEL_HEIGHT, y + 3), name, fill="black", font=font)
+    return canvas
+
+
 def shrink(values: npt.NDArray[np.float32], height: int) -> npt.NDArray[np.float32]:
     """(H, W) values resized to the height with antialiasing if they are higher, keeping their proportions."""
     if values.shape[0] <= height:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,8 @@ from PIL import Image
 from diffup import pictures
 from diffup.errors import ImageError
 from diffup.files import replacing
+from diffup.formats.coco import coco_annotations
+from diffup.formats.detections import to_detections
 from diffup.masks import bounding_box
 
 _MAPS = ("prior", "probability", "variance", "error_map")
@@ -119,8 +121,73 @@ class Segmentation:
         if not path.parent.is_dir():
             raise ImageError(f"path: there is no folder {str(path.parent)!r}. Create it first.")
         with replacing(path) as unfinished:
-            Image.fromarray(self.mask.astype(np.uint8) * np.uint8(255)).save(unfinished, format="PNG")
+            self.to_pil().save(unfinished, format="PNG")
         return path
+
+    def to_numpy(self) -> dict[str, npt.NDArray[Any]]:
+        """All arrays by name, as for `numpy.savez(path, **result.to_numpy())`.
+
+        Returns:
+            `image`, `mask`, `probability`, `variance`, `error_map` and `prior`, as the attributes have them; no copies.
+        """
+        return {name: getattr(self, name) for name in ("image", "mask", *_MAPS)}
+
+    def to_pil(self) -> Image.Image:
+        """The mask as a PIL image of mode "L", 0 and 255, at the query's size."""
+        return Image.fromarray(self.mask.astype(np.uint8) * np.uint8(255))
+
+    def to_coco(
+        self,
+        image_id: int = 1,
+        category_id: int = 1,
+        *,
+        encoding: Literal["rle", "polygon"] = "rle",
+        instances: bool = False,
+        tolerance: float = 0.0,
+    ) -> list[dict[str, Any]]:
+        """The mask as annotations of COCO, ready for `diffup.formats.coco_document`.
+
+        Args:
+            image_id: id of the query.
+            category_id: id of the class.
+            encoding: "rle" or "polygon", see `diffup.formats.coco_annotations`.
+            instances: make an object of every connected part.
+            tolerance: how far, in pixels, polygons may be off.
+
+        Returns:
+            One annotation, or one for each part; none for an empty mask. `score` is the quality.
+
+        Raises:
+            FormatError: an unknown encoding or an impossible tolerance.
+            MissingPackageError: pycocotools is not installed, or scikit-image for polygons and parts
+                (`pip install "diffup[formats]"`).
+        """
+        return coco_annotations(
+            [self.mask],
+            image_id,
+            [category_id],
+            encoding=encoding,
+            instances=instances,
+            tolerance=tolerance,
+            scores=[self.quality],
+        )
+
+    def to_supervision(self, class_id: int = 0, class_name: str | None = None, *, instances: bool = False) -> Any:
+        """The mask as `supervision.Detections`.
+
+        Args:
+            class_id: number of the class.
+            class_name: put into `data["class_name"]`, which supervision's label annotator shows.
+            instances: make a detection of every connected part.
+
+        Returns:
+            Detections with boxes, masks, `class_id` and, as `confidence`, the quality; empty for an empty mask.
+
+        Raises:
+            MissingPackageError: supervision is not installed (`pip install "diffup[supervision]"`), or scikit-image for
+                parts.
+        """
+        return to_detections(self.mask, self.quality, class_id, class_name, instances)
 
     def summary(self) -> dict[str, Any]:
         """The figures, ready for JSON.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from diffup.annotation import Support
-from diffup.priors.condition import EDGE_SIDE, SupportFeatures
+from diffup.priors.condition import EDGE_SIDE, SupportFeatures, pool_to_grid
 from diffup.priors.similarity import resize_weights
 from diffup.priors.views import IDENTITY, ONE_SHOT_VIEWS, View, warp
 
@@ -19,7 +20,12 @@ def plan_views(shots: int) -> list[tuple[int, View]]:
     Args:
         shots: number of supports, at least 1.
     """
-    return [(0, view) for view in ONE_SHOT_VIEWS] if shots == 1 else [(index, IDENTITY) for index in range(shots)]
+    return [(0, view) for view in ONE_SHOT_VIEWS] if shots == 1 else plain_views(shots)
+
+
+def plain_views(shots: int) -> list[tuple[int, View]]:
+    """Supports as they are, whatever their number, as (support, view)."""
+    return [(index, IDENTITY) for index in range(shots)]
 
 
 def view_regions(supports: Sequence[Support], plan: Sequence[tuple[int, View]]) -> Tensor:
@@ -36,15 +42,12 @@ def view_regions(supports: Sequence[Support], plan: Sequence[tuple[int, View]]) 
     return torch.cat([warp(regions[index][None], view) for index, view in plan])
 
 
-def support_features(
-    levels: Sequence[Tensor], regions: Tensor, members: tuple[tuple[int, ...], ...] = ()
-) -> SupportFeatures:
+def support_features(levels: Sequence[Tensor], regions: Tensor) -> SupportFeatures:
     """Put features and regions of the views of one episode together.
 
     Args:
         levels: four tensors (V, C_l, h_l, w_l).
         regions: (V, 2, 128, 128) of `view_regions`, on the same device.
-        members: `diffup.backbones.members_of` the encoder.
 
     Returns:
         A batch of one episode.
@@ -56,7 +59,41 @@ def support_features(
         background=regions[None, :, 1],
         # A view may move a small object out of sight.
         valid=foreground.amax(dim=(2, 3)) > 0,
-        members=members,
+    )
+
+
+def pool_support(features: SupportFeatures, grids: Sequence[int]) -> SupportFeatures:
+    """Pool a support side to the grids that priors are computed on; more of its features is never looked at.
+
+    Args:
+        features: a batch of B.
+        grids: most positions a side at each level (`PriorConfig.grids`).
+    """
+    levels = []
+    for level, grid in zip(features.levels, grids, strict=True):
+        pooled = pool_to_grid(level.flatten(0, 1).float(), grid)
+        levels.append(pooled.view(*level.shape[:2], *pooled.shape[1:]))
+    return replace(features, levels=tuple(levels))
+
+
+def join_views(parts: Sequence[SupportFeatures]) -> SupportFeatures:
+    """The views of several support sides of one encoder and batch as one, in their order."""
+    return SupportFeatures(
+        tuple(torch.cat(levels, dim=1) for levels in zip(*(part.levels for part in parts), strict=True)),
+        torch.cat([part.foreground for part in parts], dim=1),
+        torch.cat([part.background for part in parts], dim=1),
+        torch.cat([part.valid for part in parts], dim=1),
+    )
+
+
+def change_support(features: SupportFeatures, change: Callable[[Tensor], Tensor]) -> SupportFeatures:
+    """The support side with every tensor, all of which begin with (B, K), put through a function."""
+    return replace(
+        features,
+        levels=tuple(map(change, features.levels)),
+        foreground=change(features.foreground),
+        background=change(features.background),
+        valid=change(features.valid),
     )
 
 

@@ -27,7 +27,7 @@ from diffup.annotation import pair_supports
 from diffup.backbones import registry
 from diffup.decoder.weights import CONFIG, WEIGHTS
 from diffup.errors import AnnotationError, BackboneError, ConfigError, ImageError, WeightsError
-from diffup.model import enlarge
+from diffup.inference import enlarge
 from diffup.result import Segmentation as Result
 
 QUERY, TRUTH = shape_image((1, 2), (70, 100), seed=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image
 from skimage import data
 
-from diffup.errors import ImageError
+from diffup.errors import ImageError, MissingPackageError
 from diffup.result import Segmentation
 
 HEIGHT, WIDTH = 90, 120
@@ -192,3 +193,53 @@ def test_it_is_short_in_print(result: Segmentation) -> None:
     assert repr(result) == (
         "Segmentation(120 x 90 pixels, 18.5% of them marked, quality 0.75, bundled:efficientnet_lite0)"
     )
+
+
+def test_arrays_and_the_mask_as_a_picture(result: Segmentation, tmp_path: Path) -> None:
+    np.savez(tmp_path / "all.npz", **result.to_numpy())
+    with np.load(tmp_path / "all.npz") as arrays:
+        assert set(arrays) == {"image", "mask", "probability", "variance", "error_map", "prior"}
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(array, getattr(result, name))
+    picture = result.to_pil()
+    assert picture.mode == "L"
+    np.testing.assert_array_equal(np.asarray(picture), result.mask * np.uint8(255))
+
+
+def two_parts(result: Segmentation) -> Segmentation:
+    mask = result.mask.copy()
+    mask[70:80, 100:110] = True
+    return replace(result, mask=mask)
+
+
+def test_coco_annotations_of_a_result(result: Segmentation) -> None:
+    coco = pytest.importorskip("pycocotools.mask")
+    (annotation,) = json.loads(json.dumps(result.to_coco(7, 18)))
+    assert annotation.pop("score") == 0.75
+    np.testing.assert_array_equal(coco.decode(annotation.pop("segmentation")), result.mask)
+    assert annotation == {"image_id": 7, "category_id": 18, "area": 2000, "bbox": [30, 20, 50, 40], "iscrowd": 0}
+    parts = two_parts(result).to_coco(instances=True, encoding="polygon")
+    assert [part["bbox"] for part in parts] == [[30, 20, 50, 40], [100, 70, 10, 10]]
+    assert replace(result, mask=np.zeros_like(result.mask)).to_coco() == []
+
+
+@pytest.mark.filterwarnings("ignore")  # supervision's own, on OpenCV
+def test_detections_of_a_result(result: Segmentation) -> None:
+    supervision = pytest.importorskip("supervision")
+    detections = result.to_supervision(3, "dog")
+    assert isinstance(detections, supervision.Detections) and len(detections) == 1
+    np.testing.assert_array_equal(detections.xyxy, [[30, 20, 80, 60]])
+    np.testing.assert_array_equal(detections.mask, [result.mask])
+    assert detections.confidence.tolist() == [0.75] and detections.class_id.tolist() == [3]
+    assert detections["class_name"].tolist() == ["dog"]
+    parts = two_parts(result).to_supervision(instances=True)
+    assert parts.xyxy.tolist() == [[30, 20, 80, 60], [100, 70, 110, 80]]
+    assert len(replace(result, mask=np.zeros_like(result.mask)).to_supervision()) == 0
+    shown = supervision.MaskAnnotator().annotate(result.image.copy(), detections)
+    assert (shown != result.image).any(axis=2)[result.mask].all()
+
+
+def test_supervision_is_optional(result: Segmentation, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "supervision", None)
+    with pytest.raises(MissingPackageError, match=r'supervision: pip install "diffup\[supervision\]"'):
+        result.to_supervision()

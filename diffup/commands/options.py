@@ -12,6 +12,7 @@ from diffup.errors import ConfigError
 if TYPE_CHECKING:
     from diffup.backbones import Backbone
     from diffup.data.base import Dataset
+    from diffup.model import DiffUp
 
 
 def add_command(
@@ -63,6 +64,25 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     )
     sampling.add_argument("--device", help="cpu, cuda, ...; default: cuda where there is one")
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Which decoder and encoder, and where they run."""
+    model = parser.add_argument_group("model")
+    model.add_argument("--decoder", metavar="FOLDER", help="folder or hub repository user/repo; default: the package's")
+    model.add_argument("--backbone", metavar="NAME", help="encoder, see `diffup backbones`; default: the decoder's")
+    model.add_argument("--backbone-weights", metavar="FILE", help="local checkpoint of the encoder")
+    model.add_argument("--input-size", metavar="PIXELS", type=int, help="side that images are resized to")
+    model.add_argument("--device", help="cpu, cuda, ...; default: cuda where there is one")
+
+
+def add_decoding(parser: argparse.ArgumentParser) -> None:
+    """How the decoder is sampled."""
+    sampling = parser.add_argument_group("sampling; defaults come from the decoder")
+    sampling.add_argument("--steps", type=int, help="DDIM steps")
+    sampling.add_argument("--ensemble", type=int, help="samples that are averaged")
+    sampling.add_argument("--threshold", type=float, help="probability above which a pixel is marked")
+    sampling.add_argument("--seed", type=at_least(0), default=0, help="the same seed gives the same result; default: 0")
 
 
 def several(read: Callable[[str], Any]) -> dict[str, Any]:
@@ -123,3 +143,15 @@ def shared_plan(args: argparse.Namespace) -> dict[str, Any]:
         "seeds": distinct(args.seeds),
         **{name: getattr(args, name) for name in ("protocol", "threshold", "episodes", "split", "batch_size", "bf16")},
     }
+
+
+def load_model(args: argparse.Namespace) -> DiffUp:
+    """The model of `add_model`'s options."""
+    from diffup import model
+    from diffup.backbones import load_backbone
+    from diffup.decoder.weights import fetch_decoder, load_decoder
+
+    decoder = load_decoder(model.RELEASED if args.decoder is None else fetch_decoder(args.decoder))
+    options = backbone_options(args.backbone_weights, args.input_size)
+    backbone = load_backbone(args.backbone or decoder.config.backbone, **options)
+    return model.DiffUp(decoder, backbone, args.device)

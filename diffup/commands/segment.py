@@ -8,18 +8,18 @@ import platform
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffup import __version__
-from diffup.commands.options import add_command, at_least, backbone_options
+from diffup.commands.options import add_command, add_decoding, add_model, load_model
+from diffup.commands.supports import add_supports, read_annotation
 from diffup.errors import AnnotationError, ConfigError
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from diffup.annotation import Annotation
     from diffup.model import DiffUp
     from diffup.result import Segmentation
 
@@ -36,31 +36,11 @@ pixels of that image, x to the right and y down; a box is left,top,right,bottom.
 def add(commands: Any) -> None:
     """Add the command's parser."""
     parser = add_command(commands, "segment", run, "mark a class in a photo", EXAMPLES)
-    parser.set_defaults(supports=[])
     parser.add_argument("query", metavar="QUERY", help="the photo to mark")
     parser.add_argument("-o", "--output", metavar="OUT", type=Path, required=True, help="folder for the results")
-    support = parser.add_argument_group("support images and their annotations, repeatable")
-    support.add_argument(
-        "--support", dest="supports", nargs="+", metavar="IMG", action=_AddSupports, help="it shows the class"
-    )
-    for option, metavar, text in (
-        ("--mask", "FILE", "mask image of the same size"),
-        ("--box", "X0,Y0,X1,Y1", "box in pixels; repeat it for several"),
-        ("--scribble", "STROKE", 'polyline "x,y x,y ...", repeatable, or the file of a stroke image'),
-        ("--points", "POINTS", 'clicks "x,y x,y ..."'),
-    ):
-        support.add_argument(option, dest="supports", metavar=metavar, action=_Annotate, help=text)
-    model = parser.add_argument_group("model")
-    model.add_argument("--decoder", metavar="FOLDER", help="folder or hub repository user/repo; default: the package's")
-    model.add_argument("--backbone", metavar="NAME", help="encoder, see `diffup backbones`; default: the decoder's")
-    model.add_argument("--backbone-weights", metavar="FILE", help="local checkpoint of the encoder")
-    model.add_argument("--input-size", metavar="PIXELS", type=int, help="side that images are resized to")
-    model.add_argument("--device", help="cpu, cuda, ...; default: cuda where there is one")
-    sampling = parser.add_argument_group("sampling; defaults come from the decoder")
-    sampling.add_argument("--steps", type=int, help="DDIM steps")
-    sampling.add_argument("--ensemble", type=int, help="samples that are averaged")
-    sampling.add_argument("--threshold", type=float, help="probability above which a pixel is marked")
-    sampling.add_argument("--seed", type=at_least(0), default=0, help="the same seed gives the same result; default: 0")
+    add_supports(parser)
+    add_model(parser)
+    add_decoding(parser)
     parser.add_argument("--trace", action="store_true", help="also write trace.png, the noisy masks along the way")
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
 
@@ -69,10 +49,10 @@ def run(args: argparse.Namespace) -> None:
     """Segment one query and write the results."""
     if not args.supports:
         raise AnnotationError("give at least one image that shows the class: --support IMG")
-    annotations = [_read_annotation(support) for support in args.supports]
+    annotations = [read_annotation(support) for support in args.supports]
     files = _output_files(args)
     args.output.mkdir(parents=True, exist_ok=True)
-    model = _load_model(args)
+    model = load_model(args)
     start = time.perf_counter()
     result = model.segment(
         args.query,
@@ -91,87 +71,6 @@ def run(args: argparse.Namespace) -> None:
         print(f"{args.query}: {result!r}, {seconds:.1f} s")
         for path in files.values():
             print(path)
-
-
-@dataclass
-class _Support:
-    """A support image as the command line gives it, with the options that annotate it."""
-
-    image: str
-    kind: str | None = None
-    values: list[str] = field(default_factory=list)
-
-
-class _AddSupports(argparse.Action):
-    """`--support IMG [IMG ...]`: more support images, not yet annotated."""
-
-    def __call__(
-        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
-    ) -> None:
-        namespace.supports = [*namespace.supports, *(_Support(image) for image in values)]
-
-
-class _Annotate(argparse.Action):
-    """`--mask`, `--box`, ...: an annotation of the last support image."""
-
-    def __call__(
-        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
-    ) -> None:
-        kind = str(option).removeprefix("--")
-        if not namespace.supports:
-            raise argparse.ArgumentError(self, "it annotates the --support before it, and there is none")
-        support = namespace.supports[-1]
-        if support.kind not in (None, kind):
-            raise argparse.ArgumentError(self, f"{support.image} has --{support.kind} already: one kind for an image")
-        support.kind = kind
-        support.values.append(values)
-
-
-def _read_annotation(support: _Support) -> Annotation:
-    """The annotation that a support image's options give."""
-    from diffup.annotation import Box, Mask, Points, Scribble
-
-    if support.kind is None:
-        return None
-    if support.kind == "mask":
-        if len(support.values) > 1:
-            raise AnnotationError(f"--mask: {support.image} has {len(support.values)} masks; join them into one")
-        return Mask(support.values[0])
-    if support.kind == "box":
-        return Box([_numbers(text, 4, "--box", "x0,y0,x1,y1") for text in support.values])
-    if support.kind == "points":
-        return Points([point for text in support.values for point in _positions(text, "--points")])
-    if len(support.values) == 1 and any(letter.isalpha() for letter in support.values[0]):
-        return Scribble(Path(support.values[0]))
-    return Scribble([_positions(text, "--scribble") for text in support.values])
-
-
-def _positions(text: str, option: str) -> list[tuple[float, float]]:
-    if not text.split():
-        raise AnnotationError(f"{option}: expected x,y x,y ... in pixels, got an empty text")
-    pairs = [_numbers(pair, 2, option, "x,y x,y ...") for pair in text.split()]
-    return [(x, y) for x, y in pairs]
-
-
-def _numbers(text: str, count: int, option: str, form: str) -> tuple[float, ...]:
-    try:
-        numbers = tuple(float(number) for number in text.split(","))
-    except ValueError:
-        numbers = ()
-    if len(numbers) != count:
-        raise AnnotationError(f"{option}: expected {form} in pixels, got {text!r}")
-    return numbers
-
-
-def _load_model(args: argparse.Namespace) -> DiffUp:
-    from diffup import model
-    from diffup.backbones import load_backbone
-    from diffup.decoder.weights import fetch_decoder, load_decoder
-
-    decoder = load_decoder(model.RELEASED if args.decoder is None else fetch_decoder(args.decoder))
-    options = backbone_options(args.backbone_weights, args.input_size)
-    backbone = load_backbone(args.backbone or decoder.config.backbone, **options)
-    return model.DiffUp(decoder, backbone, args.device)
 
 
 def _output_files(args: argparse.Namespace) -> dict[str, Path]:

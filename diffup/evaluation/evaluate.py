@@ -18,7 +18,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffup.annotation import Support, rasterise
-from diffup.backbones import members_of
 from diffup.data.base import Dataset, Target
 from diffup.data.weak import AnnotationKind, weaken
 from diffup.decoder.sampling import draw_noise, sample
@@ -27,8 +26,9 @@ from diffup.evaluation.episodes import Episode
 from diffup.evaluation.features import FeatureCache
 from diffup.evaluation.meter import Meter
 from diffup.images import resize_image
-from diffup.model import DiffUp, enlarge
-from diffup.priors.condition import EDGE_SIDE, Condition, build_condition, pool_to_grid
+from diffup.inference import enlarge
+from diffup.model import DiffUp
+from diffup.priors.condition import EDGE_SIDE, Condition, pool_to_grid
 from diffup.priors.views import IDENTITY, View, warp
 from diffup.support import plan_views, support_features, view_regions
 
@@ -265,10 +265,10 @@ class Evaluator:
         plan = plan_views(len(supports))
         views = [self._encoded(episode.supports[index], view, read) for index, view in plan]
         levels = [torch.stack(level) for level in zip(*views, strict=True)]
-        features = support_features(levels, view_regions(supports, plan).to(model.device), members_of(model.backbone))
+        features = support_features(levels, view_regions(supports, plan).to(model.device))
         query = [level[None] for level in self._encoded(episode.query, IDENTITY, read)]
         small = resize_image(read(episode.query), (EDGE_SIDE, EDGE_SIDE))[None].to(model.device)
-        return build_condition(query, features, small, model.config.priors, bool(model.config.low_level_channels))
+        return model.conditions(query, features, small)
 
     def _encoded(self, name: str, view: View, read: Callable[[str], Tensor]) -> list[Tensor]:
         """Features of a view of an image, pooled to the grid that the priors compare them on.

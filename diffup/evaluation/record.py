@@ -11,13 +11,12 @@ import json
 import os
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from diffup.data.weak import AnnotationKind
-from diffup.errors import DataError
 from diffup.evaluation.episodes import Episode
 from diffup.evaluation.evaluate import THRESHOLDS, EpisodeScore
+from diffup.journal import Journal
 
 REVISION = 1
 """Of the scoring itself; raise it when the same setting comes to give other figures."""
@@ -92,13 +91,15 @@ class EpisodeRecord:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self._journal = Journal(path)
+        self.path = self._journal.path
         self._found: dict[tuple[str, str], EpisodeScore] = {}
         self._settings: set[str] = set()
-        content = self.path.read_bytes() if self.path.exists() else b""
-        self._end = content.rfind(b"\n") + 1
-        for number, line in enumerate(content[: self._end].splitlines(), start=1):
-            self._read(line, number)
+        for number, entry in self._journal.read():
+            try:
+                self._read(entry)
+            except (ValueError, KeyError, TypeError) as error:
+                raise self._journal.damaged(number, error) from error
 
     def known(self, setting: Setting, episodes: Sequence[Episode]) -> dict[int, EpisodeScore]:
         """Scores of a stream's episodes that are on record, by index."""
@@ -115,28 +116,15 @@ class EpisodeRecord:
             lines.append(
                 {"setting": setting.key, "episode": _digest(score.index, episodes[score.index]), **_pack(score)}
             )
-        text = "".join(json.dumps(line) + "\n" for line in lines).encode()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab") as file:
-            file.truncate(self._end)
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        self._end += len(text)
+        self._journal.append(lines)
         self._settings.add(setting.key)
         self._found |= {(setting.key, _digest(score.index, episodes[score.index])): score for score in scores}
 
-    def _read(self, line: bytes, number: int) -> None:
-        try:
-            content = json.loads(line)
-            if "is" in content:
-                self._settings.add(content["setting"])
-            else:
-                self._found[content["setting"], content["episode"]] = _unpack(content)
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"{self.path}, line {number} is damaged ({error!r}); delete the line to have its episodes scored again"
-            ) from error
+    def _read(self, entry: dict[str, Any]) -> None:
+        if "is" in entry:
+            self._settings.add(entry["setting"])
+        else:
+            self._found[entry["setting"], entry["episode"]] = _unpack(entry)
 
 
 def _digest(index: int, episode: Episode) -> str:

@@ -1,0 +1,123 @@
+"""Many queries, one stream of results: read ahead in threads, encode and decode in batches, keep little."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import TypeAlias
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from diffup.errors import ConfigError, ImageError
+from diffup.images import ImageLike, describe
+from diffup.inference import Decoded, Query
+from diffup.label_map import LabelMap
+from diffup.result import Segmentation
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A query that could not be read, in the place of its result.
+
+    Attributes:
+        source: the path, or what else was given in a few words.
+        error: why.
+    """
+
+    source: str
+    error: ImageError
+
+
+Outcome: TypeAlias = Segmentation | LabelMap | Failure
+
+
+def stream(
+    queries: Iterable[ImageLike],
+    read: Callable[[ImageLike, str], Query],
+    decode: Callable[[Sequence[Query]], list[list[Decoded]]],
+    finish: Callable[[Query, Sequence[Decoded]], Segmentation | LabelMap],
+    *,
+    batch_size: int,
+    workers: int,
+    record: bool,
+) -> Iterator[Outcome]:
+    """Results in the order of the queries.
+
+    At any time no more than `2 * batch_size + workers` queries are held, however many there are.
+
+    Args:
+        queries: images, drawn as they are needed.
+        read: makes a query ready; it is called in threads.
+        decode: what the decoder says of a batch.
+        finish: makes a result of that.
+        batch_size: queries decoded together.
+        workers: threads that read.
+        record: give a `Failure` for what cannot be read, instead of raising.
+
+    Raises:
+        ImageError: an image cannot be read, without `record`.
+    """
+
+    def attempt(source: ImageLike, number: int) -> Query | Failure:
+        try:
+            return read(source, f"queries[{number}]")
+        except ImageError as error:
+            return Failure(describe(source) if not isinstance(source, str) else source, error)
+
+    numbered = enumerate(queries)
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="diffup-read")
+    ahead: deque[Future[Query | Failure]] = deque()
+
+    def read_ahead() -> None:
+        for number, source in islice(numbered, batch_size + workers - len(ahead)):
+            ahead.append(pool.submit(attempt, source, number))
+
+    try:
+        read_ahead()
+        while ahead:
+            batch = [ahead.popleft().result() for _ in range(min(batch_size, len(ahead)))]
+            read_ahead()
+            yield from _results(batch, decode, finish, record)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def check_stream(queries: Iterable[ImageLike], batch_size: int, workers: int, on_error: str) -> None:
+    """Refuse what `stream` cannot work with.
+
+    Raises:
+        ConfigError: a number below 1, an unknown `on_error`, or a single image in the place of many.
+    """
+    for name, value in (("batch_size", batch_size), ("workers", workers)):
+        if value < 1:
+            raise ConfigError(f"{name}={value}: it must be 1 or more")
+    if on_error not in ("record", "raise"):
+        raise ConfigError(f"on_error={on_error!r}: choose 'record' or 'raise'")
+    if isinstance(queries, str | Image.Image | np.ndarray | Tensor) or not isinstance(queries, Iterable):
+        raise ConfigError(
+            f"queries: expected a list or another iterable of images, got {describe(queries)}; for the images of a "
+            "folder give sorted(Path(folder).glob('*.jpg')), for a single image call segment"
+        )
+
+
+def _results(
+    batch: Sequence[Query | Failure],
+    decode: Callable[[Sequence[Query]], list[list[Decoded]]],
+    finish: Callable[[Query, Sequence[Decoded]], Segmentation | LabelMap],
+    record: bool,
+) -> Iterator[Outcome]:
+    """Results of one batch, one at a time, since those of large images are large."""
+    good = [item for item in batch if isinstance(item, Query)]
+    decoded = iter(decode(good) if good else [])
+    for item in batch:
+        if isinstance(item, Query):
+            yield finish(item, next(decoded))
+        elif record:
+            yield item
+        else:
+            raise item.error

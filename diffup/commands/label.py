@@ -1,0 +1,68 @@
+"""`diffup label`: one or several classes in every image of a folder."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from diffup.commands.options import add_command, add_decoding, add_model, at_least, distinct, load_model, several
+
+EXAMPLES = """examples:
+  diffup label photos --prototypes dog.safetensors cat.safetensors -o labels
+  diffup label photos --prototypes dog.safetensors --format coco yolo overlay csv -o labels
+  diffup label photos --prototypes dog.safetensors --format coco --coco-encoding polygon --instances -o labels
+
+A run that was stopped or killed goes on where it was when the same command is given again."""
+
+
+def add(commands: Any) -> None:
+    """Add the command's parser."""
+    parser = add_command(commands, "label", run, "mark classes in every image of a folder", EXAMPLES)
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="the images, in it and its subfolders")
+    parser.add_argument(
+        "--prototypes", metavar="FILE", required=True, **several(Path), help="of `diffup teach`, one for each class"
+    )
+    parser.add_argument("-o", "--output", metavar="OUT", type=Path, required=True, help="folder for the results")
+    written = parser.add_argument_group("what is written")
+    written.add_argument(
+        "--format", dest="formats", metavar="F", **several(str), help="png coco yolo overlay csv; default: png csv"
+    )
+    written.add_argument("--coco-encoding", default="rle", metavar="E", help="rle (default) or polygon")
+    written.add_argument("--instances", action="store_true", help="in COCO, every connected part is an object")
+    add_model(parser)
+    add_decoding(parser)
+    parser.add_argument("--batch-size", type=at_least(1), default=8, metavar="N", help="images at a time; default: 8")
+    parser.add_argument("--workers", type=at_least(1), default=4, metavar="N", help="threads that read; default: 4")
+    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Label a folder, and say what could not be read."""
+    from diffup.labelling import LabelPlan, label_folder
+    from diffup.prototypes import Prototypes
+
+    plan = LabelPlan(
+        formats=distinct(args.formats) or LabelPlan.formats,
+        encoding=args.coco_encoding,
+        instances=args.instances,
+        **{name: getattr(args, name) for name in ("steps", "ensemble", "threshold", "seed")},
+    )
+    classes = [Prototypes.load(path) for path in args.prototypes]
+    report = label_folder(
+        load_model(args),
+        args.folder,
+        classes,
+        args.output,
+        plan,
+        batch_size=args.batch_size,
+        workers=args.workers,
+        progress=not args.quiet and sys.stderr.isatty(),
+    )
+    for image, reason in report.failed.items():
+        print(f"diffup: {image}: {reason}", file=sys.stderr)
+    if not args.quiet:
+        print(f"{report.labelled} labelled, {report.known} on record, {len(report.failed)} could not be read")
+        for path in report.files:
+            print(path)

@@ -1,0 +1,99 @@
+"""Support images and their annotations on the command line."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffup.errors import AnnotationError
+
+if TYPE_CHECKING:
+    from diffup.annotation import Annotation
+
+
+def add_supports(parser: argparse.ArgumentParser) -> None:
+    """The support images and what annotates each, as `args.supports`."""
+    parser.set_defaults(supports=[])
+    support = parser.add_argument_group("support images and their annotations, repeatable")
+    support.add_argument(
+        "--support", dest="supports", nargs="+", metavar="IMG", action=_AddSupports, help="it shows the class"
+    )
+    for option, metavar, text in (
+        ("--mask", "FILE", "mask image of the same size"),
+        ("--box", "X0,Y0,X1,Y1", "box in pixels; repeat it for several"),
+        ("--scribble", "STROKE", 'polyline "x,y x,y ...", repeatable, or the file of a stroke image'),
+        ("--points", "POINTS", 'clicks "x,y x,y ..."'),
+    ):
+        support.add_argument(option, dest="supports", metavar=metavar, action=_Annotate, help=text)
+
+
+@dataclass
+class SupportOptions:
+    """A support image as the command line gives it, with the options that annotate it."""
+
+    image: str
+    kind: str | None = None
+    values: list[str] = field(default_factory=list)
+
+
+class _AddSupports(argparse.Action):
+    """`--support IMG [IMG ...]`: more support images, not yet annotated."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        namespace.supports = [*namespace.supports, *(SupportOptions(image) for image in values)]
+
+
+class _Annotate(argparse.Action):
+    """`--mask`, `--box`, ...: an annotation of the last support image."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        kind = str(option).removeprefix("--")
+        if not namespace.supports:
+            raise argparse.ArgumentError(self, "it annotates the --support before it, and there is none")
+        support = namespace.supports[-1]
+        if support.kind not in (None, kind):
+            raise argparse.ArgumentError(self, f"{support.image} has --{support.kind} already: one kind for an image")
+        support.kind = kind
+        support.values.append(values)
+
+
+def read_annotation(support: SupportOptions) -> Annotation:
+    """The annotation that a support image's options give."""
+    from diffup.annotation import Box, Mask, Points, Scribble
+
+    if support.kind is None:
+        return None
+    if support.kind == "mask":
+        if len(support.values) > 1:
+            raise AnnotationError(f"--mask: {support.image} has {len(support.values)} masks; join them into one")
+        return Mask(support.values[0])
+    if support.kind == "box":
+        return Box([_numbers(text, 4, "--box", "x0,y0,x1,y1") for text in support.values])
+    if support.kind == "points":
+        return Points([point for text in support.values for point in _positions(text, "--points")])
+    if len(support.values) == 1 and any(letter.isalpha() for letter in support.values[0]):
+        return Scribble(Path(support.values[0]))
+    return Scribble([_positions(text, "--scribble") for text in support.values])
+
+
+def _positions(text: str, option: str) -> list[tuple[float, float]]:
+    if not text.split():
+        raise AnnotationError(f"{option}: expected x,y x,y ... in pixels, got an empty text")
+    pairs = [_numbers(pair, 2, option, "x,y x,y ...") for pair in text.split()]
+    return [(x, y) for x, y in pairs]
+
+
+def _numbers(text: str, count: int, option: str, form: str) -> tuple[float, ...]:
+    try:
+        numbers = tuple(float(number) for number in text.split(","))
+    except ValueError:
+        numbers = ()
+    if len(numbers) != count:
+        raise AnnotationError(f"{option}: expected {form} in pixels, got {text!r}")
+    return numbers

@@ -1,0 +1,30 @@
+"""Reading and writing what other labelling tools and trainers use. Pure functions; `docs/formats.md` shows them."""
+
+from diffup.formats.coco import coco_annotations, coco_document, decode_segmentation, encode_rle
+from diffup.formats.contours import connected_components, polygons
+from diffup.formats.labelme import read_labelme
+from diffup.formats.mask_folder import read_mask_folder
+from diffup.formats.png import voc_palette, write_label_png, write_mask_png
+from diffup.formats.read_coco import read_coco
+from diffup.formats.records import read_fiftyone, read_huggingface
+from diffup.formats.shots import Shots
+from diffup.formats.yolo import yolo_lines
+
+__all__ = [
+    "Shots",
+    "coco_annotations",
+    "coco_document",
+    "connected_components",
+    "decode_segmentation",
+    "encode_rle",
+    "polygons",
+    "read_coco",
+    "read_fiftyone",
+    "read_huggingface",
+    "read_labelme",
+    "read_mask_folder",
+    "voc_palette",
+    "write_label_png",
+    "write_mask_png",
+    "yolo_lines",
+]

@@ -1,0 +1,72 @@
+"""Checks that the writers share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from diffup.errors import FormatError
+from diffup.images import describe
+
+
+def as_mask(mask: Any, argument: str) -> npt.NDArray[np.bool_]:
+    """The (H, W) bool array that was given.
+
+    Raises:
+        FormatError: anything else.
+    """
+    array = np.asarray(mask)
+    if array.ndim != 2 or not array.size or array.dtype != np.bool_:
+        raise FormatError(f"{argument}: expected a bool array (H, W), got {describe(mask)}")
+    return array
+
+
+def as_labels(labels: Any, argument: str) -> npt.NDArray[np.integer[Any]]:
+    """The (H, W) array of integers, none below 0, that was given.
+
+    Raises:
+        FormatError: anything else.
+    """
+    array = np.asarray(labels)
+    if array.ndim != 2 or not array.size or array.dtype.kind not in "iu":
+        raise FormatError(f"{argument}: expected integers (H, W), 0 being the background, got {describe(labels)}")
+    if array.min() < 0:
+        raise FormatError(f"{argument}: expected labels from 0 (background) on, got {array.min()}")
+    return array
+
+
+def as_masks(given: Any, names: Sequence[Any], argument: str, name: str) -> list[npt.NDArray[np.bool_]]:
+    """One mask for each name, of a label map or of masks; they may be empty.
+
+    Args:
+        given: (H, W) integers, of which label i + 1 is the mask of `names[i]`; or (N, H, W) bool or a sequence of
+            (H, W) bool, the masks of `names` in order.
+        names: what the masks are called.
+        argument: what to call `given` in error messages.
+        name: what to call `names` in error messages.
+
+    Raises:
+        FormatError: anything else, or another number of names.
+    """
+    array = given if isinstance(given, np.ndarray) else None
+    if array is not None and array.ndim == 2 and array.dtype.kind in "iu":
+        labels = as_labels(array, argument)
+        if int(labels.max()) > len(names):
+            raise FormatError(
+                f"{name}: got {len(names)}, but {argument} holds the label {labels.max()}; label i + 1 is {name}[i]"
+            )
+        return [labels == index + 1 for index in range(len(names))]
+    if not isinstance(given, Sequence) and (array is None or array.ndim != 3):
+        raise FormatError(
+            f"{argument}: expected a label map (H, W) of integers or a list of masks (H, W) of type bool, "
+            f"got {describe(given)}"
+        )
+    masks = [as_mask(mask, f"{argument}[{index}]") for index, mask in enumerate(given)]
+    if len(masks) != len(names):
+        raise FormatError(f"{name}: got {len(names)} for {len(masks)} masks; give one for each")
+    if len({mask.shape for mask in masks}) > 1:
+        raise FormatError(f"{argument}: the masks of one image have one size, got {sorted({m.shape for m in masks})}")
+    return masks

@@ -1,0 +1,194 @@
+"""COCO's instance annotations: dictionaries ready for JSON, valid for pycocotools' loader."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from diffup.errors import FormatError
+from diffup.formats.checks import as_mask, as_masks
+from diffup.formats.contours import connected_components, polygons
+from diffup.formats.optional import need
+from diffup.masks import bounding_box
+
+_PURPOSE = "COCO's masks"
+
+
+def encode_rle(mask: npt.ArrayLike) -> dict[str, Any]:
+    """A mask as COCO's compressed run lengths, `{"size": [H, W], "counts": str}`.
+
+    Raises:
+        FormatError: not an (H, W) bool array.
+    """
+    encoded = need("pycocotools.mask", _PURPOSE).encode(np.asfortranarray(as_mask(mask, "mask").astype(np.uint8)))
+    return {"size": [int(side) for side in encoded["size"]], "counts": encoded["counts"].decode("ascii")}
+
+
+def decode_segmentation(
+    segmentation: Any, size: tuple[int, int], argument: str = "segmentation"
+) -> npt.NDArray[np.bool_]:
+    """The mask that a `segmentation` field stands for: polygons, compressed or plain run lengths.
+
+    Args:
+        segmentation: of an annotation.
+        size: (height, width) of its image.
+        argument: what to call it in error messages.
+
+    Returns:
+        (H, W) bool.
+
+    Raises:
+        FormatError: neither polygons nor run lengths, or run lengths of another size.
+    """
+    coco = need("pycocotools.mask", _PURPOSE)
+    if isinstance(segmentation, list):
+        return _fill(segmentation, size, argument)
+    if not isinstance(segmentation, dict) or not {"size", "counts"} <= segmentation.keys():
+        raise FormatError(f"{argument}: expected polygons [[x, y, ...], ...] or run lengths {{'size', 'counts'}}")
+    if list(segmentation["size"]) != list(size):
+        raise FormatError(f"{argument}.size: the image is {list(size)} (height, width), got {segmentation['size']}")
+    try:
+        if isinstance(segmentation["counts"], list):
+            runs = np.asarray(segmentation["counts"])
+            if runs.dtype.kind not in "iu" or (runs < 0).any() or runs.sum() != size[0] * size[1]:
+                raise FormatError(f"{argument}.counts: the runs do not add up to {size[0]} x {size[1]} pixels")
+            segmentation = coco.frPyObjects(segmentation, *size)
+        mask = coco.decode(segmentation)
+    except (ValueError, TypeError) as error:
+        if isinstance(error, FormatError):
+            raise
+        raise FormatError(f"{argument}.counts: no run lengths of a {size[0]} x {size[1]} mask ({error})") from error
+    return np.asarray(mask, dtype=bool)
+
+
+def coco_annotations(
+    masks: npt.NDArray[np.integer] | npt.NDArray[np.bool_] | Sequence[npt.NDArray[np.bool_]],
+    image_id: int,
+    category_ids: Sequence[int],
+    *,
+    encoding: Literal["rle", "polygon"] = "rle",
+    instances: bool = False,
+    tolerance: float = 0.0,
+    scores: Sequence[float] | None = None,
+) -> list[dict[str, Any]]:
+    """Annotations of one image, ready for `coco_document`.
+
+    Args:
+        masks: a label map (H, W) of integers, 0 being the background, or masks (H, W) of type bool, which may overlap.
+        image_id: id of the image.
+        category_ids: category of label i + 1, or of mask i.
+        encoding: "rle" (exact and short) or "polygon" (which labelling tools can edit; exact unless `tolerance` is
+            given, see `diffup.formats.contours.polygons`).
+        instances: make an object of every connected part instead of one of everything of a category.
+        tolerance: how far, in pixels, polygons may be off.
+        scores: predicted quality of each category's mask, put into the field `score`.
+
+    Returns:
+        `image_id`, `category_id`, `segmentation`, `area`, `bbox`, `iscrowd` 0 and, if given, `score` of every object;
+        none for an empty mask. `coco_document` adds ids. Area and box are the mask's, whatever the encoding.
+
+    Raises:
+        FormatError: masks of another form, or another number of category ids or scores.
+    """
+    if encoding not in ("rle", "polygon"):
+        raise FormatError(f"encoding={encoding!r}: expected rle or polygon")
+    if tolerance and encoding == "rle":
+        raise FormatError(f"tolerance={tolerance}: run lengths are exact; give encoding='polygon'")
+    if scores is not None and len(scores) != len(category_ids):
+        raise FormatError(f"scores: got {len(scores)} for {len(category_ids)} category ids; give one for each")
+    annotations = []
+    for index, mask in enumerate(as_masks(masks, category_ids, "masks", "category_ids")):
+        for part in connected_components(mask) if instances else [mask]:
+            box = bounding_box(part)
+            if box is None:
+                continue
+            annotation: dict[str, Any] = {
+                "image_id": image_id,
+                "category_id": int(category_ids[index]),
+                "segmentation": encode_rle(part) if encoding == "rle" else _flat_polygons(part, tolerance),
+                "area": int(part.sum()),
+                "bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]],
+                "iscrowd": 0,
+            }
+            if scores is not None:
+                annotation["score"] = float(scores[index])
+            annotations.append(annotation)
+    return annotations
+
+
+def coco_document(
+    images: Sequence[Mapping[str, Any]],
+    annotations: Sequence[Mapping[str, Any]],
+    categories: Sequence[Mapping[str, Any]] | Sequence[str],
+) -> dict[str, Any]:
+    """The whole of an instances file, ready for `json.dumps`.
+
+    Args:
+        images: with `id`, `file_name`, `width` and `height` each; other fields are kept.
+        annotations: of `coco_annotations`, of all images; they are numbered from 1 on.
+        categories: with `id` and `name` each, or names alone, which are numbered from 1 on.
+
+    Returns:
+        `info`, `licenses`, `images`, `annotations` and `categories`.
+
+    Raises:
+        FormatError: a field is missing, an id occurs twice, or an annotation is of an image or category that is not
+            listed.
+    """
+    named: list[dict[str, Any]] = []
+    for number, category in enumerate(categories, start=1):
+        named.append(dict(category) if isinstance(category, Mapping) else {"id": number, "name": category})
+    listed = {
+        "image_id": _ids(images, "images", ("id", "file_name", "width", "height")),
+        "category_id": _ids(named, "categories", ("id", "name")),
+    }
+    for index, annotation in enumerate(annotations):
+        for field, ids in listed.items():
+            if annotation.get(field) not in ids:
+                raise FormatError(f"annotations[{index}].{field}: {annotation.get(field)!r} is not listed")
+    return {
+        "info": {"description": "made with diffup"},
+        "licenses": [],
+        "images": [dict(image) for image in images],
+        "annotations": [{**entry, "id": number} for number, entry in enumerate(annotations, start=1)],
+        "categories": named,
+    }
+
+
+def _ids(entries: Sequence[Mapping[str, Any]], argument: str, fields: Sequence[str]) -> set[Any]:
+    """The ids of entries that have all the fields."""
+    ids = set()
+    for index, entry in enumerate(entries):
+        missing = [field for field in fields if field not in entry]
+        if missing:
+            raise FormatError(f"{argument}[{index}]: {', '.join(missing)} missing; expected {', '.join(fields)}")
+        if entry["id"] in ids:
+            raise FormatError(f"{argument}[{index}].id: {entry['id']!r} occurs twice")
+        ids.add(entry["id"])
+    return ids
+
+
+def _flat_polygons(mask: npt.NDArray[np.bool_], tolerance: float) -> list[list[float]]:
+    return [polygon.ravel().tolist() for polygon in polygons(mask, tolerance)]
+
+
+def _fill(polygon_list: list[Any], size: tuple[int, int], argument: str) -> npt.NDArray[np.bool_]:
+    """The union of polygons [x, y, x, y, ...]."""
+    coco = need("pycocotools.mask", _PURPOSE)
+    flat = []
+    for index, polygon in enumerate(polygon_list):
+        try:
+            values = np.asarray(polygon, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise FormatError(f"{argument}[{index}]: expected numbers x, y, x, y, ...") from error
+        if values.ndim != 1 or len(values) < 6 or len(values) % 2 or not np.isfinite(values).all():
+            raise FormatError(f"{argument}[{index}]: expected at least three finite vertices x, y, x, y, ...")
+        if (np.abs(values.reshape(-1, 2) - (size[1] / 2, size[0] / 2)) > 1.5 * max(size)).any():
+            raise FormatError(f"{argument}[{index}]: a vertex lies far outside of the {size[1]} x {size[0]} image")
+        flat.append(values.tolist())
+    if not flat:
+        raise FormatError(f"{argument}: an empty list of polygons")
+    return np.asarray(coco.decode(coco.merge(coco.frPyObjects(flat, *size))), dtype=bool)

@@ -1,0 +1,95 @@
+"""Masks and label maps as PNG files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from diffup.errors import FormatError
+from diffup.files import replacing
+from diffup.formats.checks import as_labels, as_mask
+
+Colour = tuple[int, int, int]
+
+
+def voc_palette(count: int = 256) -> list[Colour]:
+    """The colours of PASCAL VOC's label maps, black (the background) first.
+
+    Args:
+        count: number of colours, 1 to 256.
+    """
+    return [(_spread(i), _spread(i >> 1), _spread(i >> 2)) for i in range(count)]
+
+
+def write_label_png(
+    path: str | os.PathLike[str], labels: npt.ArrayLike, palette: Sequence[Colour] | None = None
+) -> Path:
+    """Write a label map as an indexed PNG file: the pixel values are the labels, the palette is how viewers show them.
+
+    Args:
+        path: a file name that ends in .png; an older file is replaced, as a whole or not at all.
+        labels: (H, W) integers from 0 (background) to 255.
+        palette: red, green and blue from 0 to 255 of each label, from 0 on; at least one for every label that occurs.
+            By default PASCAL VOC's.
+
+    Returns:
+        The path.
+
+    Raises:
+        FormatError: another file ending, labels that are not (H, W) integers from 0 to 255, or a palette that lacks
+            one of them or is none.
+    """
+    path = _png(path)
+    array = as_labels(labels, "labels")
+    highest = int(array.max())
+    if highest > 255:
+        raise FormatError(f"labels: {highest} does not fit into an indexed PNG, whose labels end at 255")
+    colours = np.asarray(voc_palette() if palette is None else palette)
+    if colours.ndim != 2 or colours.shape[1] != 3 or not 0 < len(colours) <= 256 or colours.dtype.kind not in "iu":
+        raise FormatError(f"palette: expected 1 to 256 colours (red, green, blue), got an array {colours.shape}")
+    if colours.min() < 0 or colours.max() > 255:
+        raise FormatError(f"palette: colours go from 0 to 255, got {colours.min()} to {colours.max()}")
+    if highest >= len(colours):
+        raise FormatError(f"palette: label {highest} has no colour, there are {len(colours)} (the first is label 0's)")
+    image = Image.fromarray(array.astype(np.uint8))
+    image.putpalette(colours.astype(np.uint8).tobytes())
+    with replacing(path) as unfinished:
+        image.save(unfinished, format="PNG")
+    return path
+
+
+def write_mask_png(path: str | os.PathLike[str], mask: npt.ArrayLike) -> Path:
+    """Write a mask as a grey PNG file of 0 and 255.
+
+    Args:
+        path: a file name that ends in .png; an older file is replaced, as a whole or not at all.
+        mask: (H, W) bool.
+
+    Returns:
+        The path.
+
+    Raises:
+        FormatError: another file ending, or a mask that is not (H, W) bool.
+    """
+    path = _png(path)
+    pixels = as_mask(mask, "mask").astype(np.uint8) * np.uint8(255)
+    with replacing(path) as unfinished:
+        Image.fromarray(pixels).save(unfinished, format="PNG")
+    return path
+
+
+def _png(path: str | os.PathLike[str]) -> Path:
+    path = Path(path)
+    if path.suffix.lower() != ".png":
+        raise FormatError(f"path: expected a file name ending in .png, got {str(path)!r}; other formats blur masks")
+    return path
+
+
+def _spread(index: int) -> int:
+    """Bits 0, 3 and 6 of a label as the highest bits of a colour (PASCAL VOC's `VOClabelcolormap`)."""
+    return sum((index >> 3 * bit & 1) << 7 - bit for bit in range(3))

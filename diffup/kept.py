@@ -1,0 +1,100 @@
+"""Support images kept inside of prototypes, so that these can follow a change of the encoder."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from diffup.annotation import Regions, Support
+from diffup.errors import PrototypesError
+from diffup.images import open_image, to_pil
+
+
+@dataclass(frozen=True)
+class KeptSupport:
+    """A support image at its own size and where the class is in it, as PNG files.
+
+    Photos keep 8 bits a channel and regions 256 steps, so that ordinary photos and two-valued annotations come back
+    exactly.
+
+    Attributes:
+        photo: RGB.
+        foreground: grey, 255 being surely of the class.
+        background: grey, 255 being surely not of the class.
+    """
+
+    photo: bytes
+    foreground: bytes
+    background: bytes
+
+    @classmethod
+    def of(cls, support: Support) -> KeptSupport:
+        """Keep a support."""
+        regions = (support.regions.foreground, support.regions.background)
+        grey = [Image.fromarray((region * 255).round().to(torch.uint8).numpy()) for region in regions]
+        return cls(*(_png(picture) for picture in (to_pil(support.image), *grey)))
+
+    def support(self, argument: str) -> Support:
+        """The support again. Its annotation is None, since nothing looks at more than the regions.
+
+        Args:
+            argument: what to call it in error messages.
+
+        Raises:
+            PrototypesError: the kept files are damaged.
+        """
+        try:
+            pictures = [np.array(_open(getattr(self, field.name), argument)) for field in fields(self)]
+        except ValueError as error:
+            raise PrototypesError(f"{argument} is damaged ({error}); build the prototypes from the images") from error
+        photo, foreground, background = (torch.from_numpy(picture).float() / 255 for picture in pictures)
+        sizes = (photo.shape[:2], foreground.shape, background.shape)
+        if photo.ndim != 3 or len(set(sizes)) > 1:
+            raise PrototypesError(f"{argument} is damaged: photo and regions have sizes {sizes}")
+        return Support(photo.permute(2, 0, 1).contiguous(), None, Regions(foreground, background))
+
+
+def pack(kept: Sequence[KeptSupport]) -> dict[str, Tensor]:
+    """Kept supports as named uint8 tensors."""
+    return {
+        f"kept.{index}.{field.name}": torch.frombuffer(bytearray(getattr(item, field.name)), dtype=torch.uint8)
+        for index, item in enumerate(kept)
+        for field in fields(item)
+    }
+
+
+def unpack(tensors: dict[str, Tensor], count: int) -> tuple[KeptSupport, ...]:
+    """Kept supports from named uint8 tensors.
+
+    Raises:
+        KeyError: one is missing.
+    """
+    return tuple(
+        KeptSupport(*(tensors[f"kept.{index}.{field.name}"].numpy().tobytes() for field in fields(KeptSupport)))
+        for index in range(count)
+    )
+
+
+def _png(picture: Image.Image) -> bytes:
+    stream = io.BytesIO()
+    picture.save(stream, format="PNG", compress_level=3)  # higher levels take seconds for a photo and gain little
+    return stream.getvalue()
+
+
+def _open(content: bytes, argument: str) -> Image.Image:
+    """Decode a PNG file; its size is checked first.
+
+    Raises:
+        ValueError: it cannot be decoded.
+    """
+    try:
+        picture = Image.open(io.BytesIO(content), formats=["PNG"])
+    except OSError as error:
+        raise ValueError(str(error)) from error
+    return open_image(picture, argument)[0]

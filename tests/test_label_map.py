@@ -1,0 +1,232 @@
+"""Several classes in one image: the rule for overlaps, what is computed how often, pictures and figures."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fakes import FakeBackbone, random_decoder, shape_image, tiny_config
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch import Tensor
+
+from diffup import DiffUp, LabelMap, Prototypes
+from diffup.decoder.base import Decoder
+from diffup.errors import FormatError, ImageError, PrototypesError
+from diffup.inference import DECODER_BATCH, Decoded, decoder_batches
+from diffup.label_map import merge
+
+QUERY, _ = shape_image((1, 2, 3), (60, 150), seed=4)
+NAMES = ("square", "disc", "triangle")
+
+
+@pytest.fixture(scope="module")
+def model() -> DiffUp:
+    return DiffUp(random_decoder(tiny_config()), FakeBackbone(), "cpu")
+
+
+@pytest.fixture(scope="module")
+def classes(model: DiffUp) -> list[Prototypes]:
+    made = []
+    for index, name in enumerate(NAMES, start=1):
+        image, labels = shape_image((index,), seed=index)
+        made.append(model.prototypes(image, labels == index, name=name))
+    return made
+
+
+@pytest.fixture(scope="module")
+def result(model: DiffUp, classes: list[Prototypes]) -> LabelMap:
+    return model.segment(QUERY, classes)
+
+
+def count_calls(model: DiffUp, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Batch sizes that the decoder is called with from now on."""
+    sizes: list[int] = []
+    plain = type(model.decoder).forward
+
+    def forward(self: Decoder, x: Tensor, *others: object) -> object:
+        sizes.append(len(x))
+        return plain(self, x, *others)
+
+    monkeypatch.setattr(type(model.decoder), "forward", forward)
+    return sizes
+
+
+def test_one_pass_of_the_encoder_and_one_batch_of_the_decoder(
+    model: DiffUp, classes: list[Prototypes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes, before = count_calls(model, monkeypatch), model.backbone.calls
+    model.segment(QUERY, classes, steps=2, ensemble=2)
+    assert model.backbone.calls == before + 1
+    assert sizes == [6, 6]  # three classes with two samples each, in two steps
+
+
+def test_many_classes_are_decoded_in_bounded_batches(
+    model: DiffUp, classes: list[Prototypes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes, before = count_calls(model, monkeypatch), model.backbone.calls
+    many = [dataclasses.replace(classes[0], name=str(index)) for index in range(DECODER_BATCH + 3)]
+    result = model.segment(QUERY, many, steps=1, ensemble=1)
+    assert model.backbone.calls == before + 1 and sizes == [DECODER_BATCH, 3]
+    # Of equal scores the first class wins; another batch may round differently.
+    assert set(np.unique(result.labels)) <= {0, 1, DECODER_BATCH + 1}
+    assert len(result.probabilities) == DECODER_BATCH + 3
+
+
+@settings(max_examples=50, deadline=None)
+@given(queries=st.integers(1, 100), count=st.integers(1, 255))
+def test_decoder_batches_hold_every_class_once(queries: int, count: int) -> None:
+    batches = decoder_batches(queries, count)
+    assert [index for batch in batches for index in batch] == list(range(count))
+    assert all(len(batch) * queries <= max(DECODER_BATCH, queries) for batch in batches)
+
+
+def test_each_class_is_what_it_is_alone(model: DiffUp, classes: list[Prototypes], result: LabelMap) -> None:
+    for item in classes:
+        alone, among = model.segment(QUERY, item), result[item.name]
+        # Batches of another size round differently, and the random decoder enlarges that.
+        assert np.abs(alone.probability - among.probability).max() < 5e-4
+        assert alone.quality == pytest.approx(among.quality, abs=1e-4)
+        assert among.threshold == alone.threshold and np.array_equal(among.image, QUERY)
+
+
+def test_shapes_and_sums(result: LabelMap) -> None:
+    assert result.names == NAMES and result.labels.dtype == np.uint8
+    assert result.labels.shape == result.background.shape == QUERY.shape[:2]
+    assert result.probabilities.shape == (3, *QUERY.shape[:2]) and result.probabilities.dtype == np.float32
+    assert result.probabilities.min() >= 0 and result.background.min() >= 0
+    assert np.abs(result.probabilities.sum(axis=0) + result.background - 1).max() < 1e-5
+
+
+def test_a_list_of_one_is_a_label_map_too(model: DiffUp, classes: list[Prototypes]) -> None:
+    single = model.segment(QUERY, classes[:1])
+    assert isinstance(single, LabelMap)
+    assert np.array_equal(single.labels > 0, model.segment(QUERY, classes[0]).mask)
+
+
+def test_a_trace_is_kept_for_every_class(model: DiffUp, classes: list[Prototypes]) -> None:
+    traced = model.segment(QUERY, classes, steps=2, trace=True)
+    assert all(traced[name].trace.shape == (3, 64, 64) for name in NAMES)
+
+
+def test_progress_counts_every_step(
+    model: DiffUp, classes: list[Prototypes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    model.segment(QUERY, classes, steps=2, progress=True)
+    assert "2/2" in capsys.readouterr().err
+
+
+# --- the rule --------------------------------------------------------------------------------------------------------
+
+
+def decoded(probability: Tensor, threshold: float) -> Decoded:
+    maps = torch.zeros(4, 64, 64)
+    maps[0] = probability
+    return Decoded(maps, 0.5, threshold, "fake")
+
+
+probabilities = st.lists(st.floats(0, 1, width=32), min_size=1, max_size=5)
+
+
+@settings(max_examples=100, deadline=None)
+@given(values=probabilities, thresholds=st.lists(st.floats(0.05, 0.95), min_size=5, max_size=5))
+def test_the_rule_at_one_pixel(values: list[float], thresholds: list[float]) -> None:
+    items = [decoded(torch.tensor(p), t) for p, t in zip(values, thresholds, strict=False)]
+    result = LabelMap.of(np.zeros((64, 64, 3), np.uint8), [str(i) for i in range(len(items))], items)
+    assert (result.labels == result.labels[0, 0]).all()
+    label = int(result.labels[0, 0])
+    passing = [i for i, item in enumerate(items) if float(item.maps[0, 0, 0]) > np.float32(item.threshold)]
+    assert (label == 0) == (not passing)
+    chances = result.probabilities[:, 0, 0]
+    assert chances.sum() + result.background[0, 0] == pytest.approx(1, abs=1e-5)
+    if label:
+        assert label - 1 in passing
+        assert chances[label - 1] >= chances[passing].max() * (1 - 1e-5)
+        assert chances[label - 1] >= result.background[0, 0] * (1 - 1e-5)
+    else:
+        assert result.background[0, 0] >= chances.max() * (1 - 1e-5)
+
+
+def test_the_rule_by_hand() -> None:
+    """Odds over the odds at the threshold: 0.6 of 0.5 is 1.5, 0.5 of 0.25 is 3, 0.2 of 0.25 is 0.75."""
+    items = [decoded(torch.tensor(p), t) for p, t in ((0.6, 0.5), (0.5, 0.25), (0.2, 0.25))]
+    labels, total = merge(items, (2, 3))
+    assert labels.shape == (2, 3) and (labels == 2).all()
+    assert torch.allclose(total, torch.full((2, 3), 1 + 1.5 + 3 + 0.75), rtol=1e-5)
+
+
+def test_equal_thresholds_give_the_most_probable_class() -> None:
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.rand(4, 64, 64, generator=generator)
+    labels, _ = merge([decoded(values, 0.25) for values in maps], (64, 64))
+    expected = torch.where(maps.amax(dim=0) > 0.25, maps.argmax(dim=0) + 1, 0)
+    assert torch.equal(labels.long(), expected)
+
+
+def test_certainty_is_finite() -> None:
+    labels, total = merge([decoded(torch.tensor(1.0), 0.5), decoded(torch.tensor(0.0), 0.5)], (4, 4))
+    assert (labels == 1).all() and bool(total.isfinite().all())
+
+
+# --- pictures, files, figures ----------------------------------------------------------------------------------------
+
+
+def handmade() -> LabelMap:
+    """Left half one class, right half another, a strip of background between."""
+    maps = torch.full((2, 64, 64), 0.1)
+    maps[0, :, :28], maps[1, :, 36:] = 0.9, 0.8
+    image = np.full((64, 64, 3), 100, np.uint8)
+    return LabelMap.of(image, ("dog", "a cat with a long name"), [decoded(values, 0.5) for values in maps])
+
+
+def test_overlay_and_legend() -> None:
+    result = handmade()
+    plain = np.asarray(result.overlay(alpha=1.0, legend=False))
+    assert plain.shape == (64, 64, 3)
+    for label in (1, 2):
+        assert (plain[result.labels == label] == result.palette[label]).all()
+    assert (plain[result.labels == 0] == 100).all()
+    named = np.asarray(result.overlay(alpha=1.0))
+    assert named.shape == (64 + 2 * 18, 64, 3) and (named[:64] == plain).all()  # too narrow for both in a row
+    for row, label in ((0, 1), (1, 2)):
+        assert (named[64 + 18 * row + 9, 9] == result.palette[label]).all()
+    for alpha in (-0.1, 1.1):
+        with pytest.raises(ImageError, match="alpha"):
+            result.overlay(alpha=alpha)
+
+
+def test_an_empty_label_map_has_no_legend() -> None:
+    image = np.full((20, 30, 3), 9, np.uint8)
+    empty = LabelMap.of(image, ("dog",), [decoded(torch.tensor(0.1), 0.5)])
+    assert (np.asarray(empty.overlay()) == image).all()
+
+
+def test_the_file_holds_the_labels(tmp_path: Path) -> None:
+    result = handmade()
+    path = result.save(tmp_path / "labels.png")
+    picture = Image.open(path)
+    assert picture.mode == "P" and (np.asarray(picture) == result.labels).all()
+    assert (np.asarray(picture.convert("RGB"))[result.labels == 2] == result.palette[2]).all()
+    with pytest.raises(FormatError, match=r"\.png"):
+        result.save(tmp_path / "labels.jpg")
+
+
+def test_figures(result: LabelMap) -> None:
+    summary = json.loads(json.dumps(result.summary()))
+    assert (summary["width"], summary["height"]) == (150, 60)
+    assert [item["name"] for item in summary["classes"]] == list(NAMES)
+    assert [item["label"] for item in summary["classes"]] == [1, 2, 3]
+    for item in summary["classes"]:
+        assert item["area_fraction"] == pytest.approx((result.labels == item["label"]).mean())
+        assert item["quality"] == result.quality[item["name"]] == result[item["name"]].quality
+    assert "square" in repr(result) and "%" in repr(result)
+
+
+def test_unknown_classes_are_refused(result: LabelMap) -> None:
+    with pytest.raises(PrototypesError, match="the classes are 'square', 'disc', 'triangle'"):
+        result["dog"]
