@@ -1,9 +1,9 @@
 """One model of every timm family as an encoder: which give a valid pyramid, and what the others say.
 
 A family is a module of timm and the leading letters of the architecture's name: `resnet` and `seresnet` of
-`timm/models/resnet.py` are two. Of each the architecture with the fewest parameters is built with random weights for small
-images; its four levels are held against the protocol, and an image is encoded with and without another one beside it. Nothing
-is downloaded.
+`timm/models/resnet.py` are two. Of each the architecture with the fewest parameters is built with random weights for
+small images; its four levels are held against the protocol, and an image is encoded with and without another one beside
+it. Nothing is downloaded.
 
     python benchmarks/timm_families.py --record families.jsonl
     python benchmarks/timm_families.py --record families.jsonl --table docs/backbones.md
@@ -131,8 +131,8 @@ def summary(rows: Sequence[Row]) -> str:
     tried = len(rows) - count["skipped"]
     return (
         f"timm {timm.__version__}: of {len(rows)} families {tried} were tried, and {count['ok']} of them "
-        f"({100 * count['ok'] / max(tried, 1):.1f} %) give a valid pyramid; {count['refused']} are refused with an error, "
-        f"{count['failed']} fail a check, {count['crashed']} crash, {count['skipped']} are skipped."
+        f"({100 * count['ok'] / max(tried, 1):.1f} %) give a valid pyramid; {count['refused']} are refused with an "
+        f"error, {count['failed']} fail a check, {count['crashed']} crash, {count['skipped']} are skipped."
     )
 
 

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ class TestFrozen(BackboneConformance):
 
 class TestByName(BackboneConformance):
     backbone = "timm:test_vit"
-    options = {"pretrained": False, "input_size": (64, 96)}
+    options: ClassVar[dict[str, Any]] = {"pretrained": False, "input_size": (64, 96)}
 
 
 class Broken(FakeBackbone):

@@ -108,7 +108,7 @@ def record_blocks(encoder: nn.Module, count: int = 6) -> list[Tensor]:
 def test_a_level_is_the_patch_tokens_of_a_block(
     tmp_path: Path, kind: str, config: dict[str, Any], prefix: int, norm: str | None
 ) -> None:
-    """Level l, position (i, j) is token prefix + i * w + j after block `levels[l]`; the last one, after the final norm."""
+    """Position (i, j) of level l is token prefix + i * w + j after block `levels[l]`; the last, after its norm."""
     backbone = load(kind, config, tmp_path, input_size=(64, 96))
     blocks = record_blocks(backbone.encoder)
     levels = backbone.pyramid(images((64, 96)))
@@ -150,7 +150,7 @@ def test_sam_at_its_own_size_is_untouched_and_resized_elsewhere(tmp_path: Path) 
 
 @pytest.mark.parametrize("kind", ["swin", "swinv2"])
 def test_swin_levels_are_its_hidden_states(tmp_path: Path, kind: str) -> None:
-    """Level l is the reshaped hidden state at the end of stage l, before merging; Swin's passes through a layer norm."""
+    """Level l is the reshaped hidden state at the end of stage l, before merging; Swin's, after a layer norm."""
     backbone = load(kind, SWIN, tmp_path, input_size=64)
     ends: list[Tensor] = []
     for layer in backbone.encoder.get_submodule("swin.encoder.layers" if kind == "swin" else "encoder.layers"):
@@ -183,7 +183,12 @@ def test_channels_last_stages_are_told_by_the_aspect_ratio(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("kind", "config"),
-    [*((kind, config) for kind, config, _, _ in TOKENS), ("swin", SWIN), ("convnext", STAGES), ("dinov3_convnext", STAGES)],
+    [
+        *((kind, config) for kind, config, _, _ in TOKENS),
+        ("swin", SWIN),
+        ("convnext", STAGES),
+        ("dinov3_convnext", STAGES),
+    ],
 )
 def test_transformers_keep_the_protocol(tmp_path: Path, kind: str, config: dict[str, Any]) -> None:
     check_backbone(load(kind, config, tmp_path, input_size=(64, 96))).raise_for_problems()
@@ -245,10 +250,9 @@ def test_attention_pooled_tower_gives_raw_blocks_and_clipa_its_norm() -> None:
     """CoCa's final norm belongs behind its pooling, which maps are taken before; CLIPA's fits the tokens."""
     for name, normalised in (("kind-coca", False), ("kind-clipa", True), ("kind-vit", True)):
         backbone: Any = load_backbone(f"open_clip:{name}", pretrained=False, input_size=64)
-        blocks: list[Tensor] = []
-        backbone.encoder.transformer.resblocks[-1].register_forward_hook(lambda m, i, output: blocks.append(output))
+        blocks = record_blocks(backbone.encoder.transformer)
         level = backbone.pyramid(images((64, 64)))[3]
-        expected = blocks[0][:, 1:]
+        expected = blocks[5][:, 1:]
         expected = backbone.encoder.ln_post(expected) if normalised else expected
         assert torch.allclose(level.flatten(2).mT, expected, atol=1e-5), name
 

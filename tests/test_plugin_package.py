@@ -49,7 +49,17 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     site = next((folder / "env").rglob("site-packages"))
     # An environment made from within another one sees the base interpreter's packages alone: add those of this one.
     (site / "outer.pth").write_text("\n".join([*(p for p in sys.path if p.endswith("site-packages")), str(ROOT)]))
-    install = [interpreter, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index", source]
+    install = [
+        interpreter,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+        source,
+    ]
     done = subprocess.run(install, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return interpreter
@@ -67,9 +77,16 @@ def test_found_by_name_conforms_and_segments_a_photo(python: Path, tmp_path: Pat
 def test_its_own_tests_pass_and_nothing_is_left_behind(python: Path, tmp_path: Path) -> None:
     tests = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", PACKAGE / "tests"]
     done = subprocess.run(
-        tests, cwd=tmp_path, capture_output=True, text=True, timeout=600, env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
+        tests,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
     )
     assert done.returncode == 0, done.stdout
     assert " passed" in done.stdout
-    leftovers = [path.name for path in PACKAGE.rglob("*") if path.name in ("build", "dist") or path.suffix == ".egg-info"]
+    leftovers = [
+        path.name for path in PACKAGE.rglob("*") if path.name in ("build", "dist") or path.suffix == ".egg-info"
+    ]
     assert leftovers == []

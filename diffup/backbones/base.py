@@ -235,7 +235,9 @@ def check_pyramid(levels: Any, name: str, batch: int) -> list[Tensor]:
             sizes = " ".join(f"{item.shape[2]}x{item.shape[3]}" for item in levels[: index + 1])
             raise fail(f"levels must go from fine to coarse, got {sizes}; levels must be NCHW")
         if level.requires_grad:
-            raise fail(f"level {index} carries a gradient, which keeps every activation in memory; use @torch.no_grad()")
+            raise fail(
+                f"level {index} carries a gradient, which keeps every activation in memory; use @torch.no_grad()"
+            )
         if not torch.isfinite(level).all():
             raise fail(f"level {index} has NaN or infinite values")
     return list(levels)

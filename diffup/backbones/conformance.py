@@ -1,7 +1,8 @@
 """Does an encoder keep the backbone protocol? For authors of plugins: `check_backbone` says in words what is wrong.
 
-Every check is a small function that takes a `_Trial` (the backbone, two images and its levels for them) and returns None where
-all is well, raises `_Failure` with a sentence that names the problem and the remedy, or `_NotChecked` with the reason.
+Every check is a small function that takes a `_Trial` (the backbone, two images and its levels for them) and returns
+None where all is well, raises `_Failure` with a sentence that names the problem and the remedy, or `_NotChecked` with
+the reason.
 `diffup.backbones.testing` makes a pytest class of them.
 """
 
@@ -75,7 +76,9 @@ class Report:
 
     def __str__(self) -> str:
         count = len(self.problems)
-        verdict = "keeps the protocol" if not count else f"breaks the protocol: {count} of {len(self.findings)} checks failed"
+        verdict = (
+            "keeps the protocol" if not count else f"breaks the protocol: {count} of {len(self.findings)} checks failed"
+        )
         width = max(len(finding.check) for finding in self.findings)
         lines = [
             f"  {finding.outcome:11}  {finding.check:{width}}  {finding.message}".rstrip() for finding in self.findings
@@ -144,7 +147,7 @@ def _run(name: str, check: Callable[[_Trial], None], trial: _Trial) -> Finding:
 
 
 class _Trial:
-    """A backbone, two images of noise in [0, 1] at its input size, and their levels once they are known to be levels."""
+    """A backbone and its levels for two images of noise at its input size, once they are known to be levels."""
 
     def __init__(self, backbone: Backbone) -> None:
         self.backbone = backbone
@@ -186,7 +189,7 @@ def _check_levels(trial: _Trial) -> None:
     trial.levels = trial.encode(trial.noise())
     for index, level in enumerate(trial.levels):
         if level.device != trial.backbone.device:
-            raise _Failure(f"level {index} is on {level.device} but the backbone says that it is on {trial.backbone.device}")
+            raise _Failure(f"level {index} is on {level.device}, the backbone on {trial.backbone.device}")
     if trial.levels[0].shape[2] * trial.levels[0].shape[3] < 4:
         raise _Failure(f"the finest level has shape {tuple(trial.levels[0].shape)}: no map to find anything on")
 
@@ -198,8 +201,8 @@ def _check_gradients(trial: _Trial) -> None:
     held = [str(index) for index, level in enumerate(levels) if level.requires_grad]
     if held:
         raise _Failure(
-            f"level {', '.join(held)} carries a gradient, which keeps every activation in memory; decorate pyramid() with "
-            "@torch.no_grad()"
+            f"level {', '.join(held)} carries a gradient, which keeps every activation in memory; decorate pyramid() "
+            "with @torch.no_grad()"
         )
     if isinstance(trial.backbone, nn.Module):
         count = sum(parameter.requires_grad for parameter in trial.backbone.parameters())
@@ -213,7 +216,9 @@ def _check_evaluation(trial: _Trial) -> None:
         raise _NotChecked("not an nn.Module")
     training = [name or "the backbone itself" for name, module in trial.backbone.named_modules() if module.training]
     if training:
-        raise _Failure(f"in training mode: {', '.join(training[:4])}{', ...' if len(training) > 4 else ''}; call eval()")
+        raise _Failure(
+            f"in training mode: {', '.join(training[:4])}{', ...' if len(training) > 4 else ''}; call eval()"
+        )
     before = {key: value.clone() for key, value in trial.backbone.state_dict().items()}
     trial.encode(trial.noise(seed=1))
     changed = [key for key, value in trial.backbone.state_dict().items() if not torch.equal(before[key], value)]
@@ -231,7 +236,9 @@ def _check_batch(trial: _Trial) -> None:
     """The levels of an image do not depend on what else is in the batch."""
     for index in range(2):
         alone = trial.encode(trial.noise()[index : index + 1])
-        _same(alone, [level[index : index + 1] for level in trial.levels], "of an image change with the rest of the batch")
+        _same(
+            alone, [level[index : index + 1] for level in trial.levels], "of an image change with the rest of the batch"
+        )
 
 
 def _check_images(trial: _Trial) -> None:
@@ -250,8 +257,8 @@ def _check_range(trial: _Trial) -> None:
     change = max(max(_difference(level, dark), _difference(light, dark)) for level, dark, light in maps)
     if change < _FAINT:
         raise _Failure(
-            f"no level changes with the image (by {change:.1g} of its largest value between black, white and noise): images "
-            "come in [0, 1], not in 0..255"
+            f"no level changes with the image (by {change:.1g} of its largest value between black, white and noise): "
+            "images come in [0, 1], not in 0..255"
         )
     if isinstance(trial.backbone, FrozenBackbone):
         for name in ("mean", "std"):
@@ -312,8 +319,8 @@ def _expect_wide(levels: Sequence[Tensor], own: Sequence[Tensor], size: tuple[in
     for index, (level, usual) in enumerate(zip(levels, own, strict=True)):
         if level.shape[3] <= usual.shape[3] and usual.shape[3] > 1:
             raise _Failure(
-                f"level {index} has shape {tuple(level.shape)} for images of {size[0]} x {size[1]} px, no wider than for "
-                "images half as wide"
+                f"level {index} has shape {tuple(level.shape)} for images of {size[0]} x {size[1]} px, no wider than "
+                "for images half as wide"
             )
 
 
@@ -359,7 +366,9 @@ def _check_threads(trial: _Trial) -> None:
     for index, levels in sorted(found.items()):
         if isinstance(levels, Exception):
             raise _Failure(f"{_THREADS} threads at a time: {type(levels).__name__}: {levels}") from levels
-        _same(levels, expected[index], f"differ when {_THREADS} threads encode at a time; guard shared state with a lock")
+        _same(
+            levels, expected[index], f"differ when {_THREADS} threads encode at a time; guard shared state with a lock"
+        )
 
 
 def _difference(a: Tensor, b: Tensor) -> float:

@@ -23,6 +23,6 @@ def missing_files(name: str, what: str, remedy: str, error: Exception) -> Weight
     reason = lines[0].rstrip(". ") if lines else type(error).__name__
     offline = "; offline mode is on (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else ""
     return WeightsError(
-        f"backbone '{name}' needs {what}, and getting them failed: {reason}{offline}. The cache is "
+        f"backbone '{name}' needs {what}, and getting that failed: {reason}{offline}. The cache is "
         f"{constants.HF_HUB_CACHE} (HF_HUB_CACHE or HF_HOME name another). {remedy}"
     )

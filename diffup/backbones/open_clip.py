@@ -128,7 +128,8 @@ def _create(architecture: str, tag: str | None, name: str, download: bool) -> An
         raise missing_files(
             name,
             f"the weights '{source}'",
-            f"On a machine with a network: {file}; then pass checkpoint_path=FILE, or pretrained=False for random weights",
+            f"On a machine with a network: {file}; then pass checkpoint_path=FILE, or pretrained=False for random "
+            "weights",
             error,
         ) from error
     tower: Any = model.visual
@@ -182,7 +183,8 @@ def _resize(tower: Any, patch: Size, requested: Size | None, name: str) -> Size:
     elif hasattr(tower, "trunk") and size != own and not _takes(tower.trunk, size, name):
         if requested is not None:
             raise BackboneError(
-                f"backbone '{name}' cannot take images of {size[0]} x {size[1]} px; it was built for {own[0]} x {own[1]}"
+                f"backbone '{name}' cannot take images of {size[0]} x {size[1]} px; it was built for "
+                f"{own[0]} x {own[1]}"
             )
         return own
     return size

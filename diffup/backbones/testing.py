@@ -1,9 +1,9 @@
 """A pytest class for packages that bring a backbone: one test for each check of `diffup.backbones.conformance`.
 
-    from diffup.backbones.testing import BackboneConformance
+from diffup.backbones.testing import BackboneConformance
 
-    class TestMine(BackboneConformance):
-        backbone = "mine:small"
+class TestMine(BackboneConformance):
+    backbone = "mine:small"
 """
 
 from __future__ import annotations

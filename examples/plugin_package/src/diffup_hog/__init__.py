@@ -8,8 +8,9 @@ import math
 
 import torch
 import torch.nn.functional as F
-from diffup.errors import BackboneError
 from torch import Tensor
+
+from diffup.errors import BackboneError
 
 CELLS = (4, 8, 16, 32)  # pixels: the strides of the four levels
 ORIENTATIONS = 9
