@@ -25,6 +25,10 @@ class BackboneError(DiffUpError, ValueError):
     """An encoder that cannot be found or built, or that breaks the backbone protocol."""
 
 
+class ConformanceError(BackboneError):
+    """A backbone that fails checks of `diffup.backbones.conformance`; the text is the report."""
+
+
 class MissingPackageError(DiffUpError, ImportError):
     """An optional package that the request needs is not installed."""
 

@@ -108,6 +108,7 @@ class FrozenBackbone(nn.Module):
         self.register_buffer("mean", torch.tensor(mean, device=device).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std, device=device).view(1, 3, 1, 1), persistent=False)
         self._hashes: dict[torch.dtype, str] = {}
+        self.eval()
         check_size(input_size, multiple, f"backbone '{name}': input_size")
 
     def features(self, images: Tensor) -> Sequence[Tensor]:
@@ -233,6 +234,10 @@ def check_pyramid(levels: Any, name: str, batch: int) -> list[Tensor]:
         if index and (level.shape[2] > levels[index - 1].shape[2] or level.shape[3] > levels[index - 1].shape[3]):
             sizes = " ".join(f"{item.shape[2]}x{item.shape[3]}" for item in levels[: index + 1])
             raise fail(f"levels must go from fine to coarse, got {sizes}; levels must be NCHW")
+        if level.requires_grad:
+            raise fail(
+                f"level {index} carries a gradient, which keeps every activation in memory; use @torch.no_grad()"
+            )
         if not torch.isfinite(level).all():
             raise fail(f"level {index} has NaN or infinite values")
     return list(levels)

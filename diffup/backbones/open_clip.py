@@ -19,9 +19,10 @@ from diffup.backbones.base import (
     resolve_levels,
 )
 from diffup.backbones.checkpoint import load_weights, part_of_larger, read_weights
+from diffup.backbones.hub import missing_files
 from diffup.backbones.registry import near_misses
 from diffup.backbones.timm import DEFAULT_INPUT_SIZE, Size, patch_size, stage_maps, stage_strides
-from diffup.errors import BackboneError, WeightsError
+from diffup.errors import BackboneError
 
 _RESNET_STRIDES = [4, 4, 8, 16, 32]  # CLIP's ResNets: three-convolution stem with pooling, then four stages
 
@@ -123,9 +124,13 @@ def _create(architecture: str, tag: str | None, name: str, download: bool) -> An
     except Exception as error:
         if not download:
             raise BackboneError(f"OpenCLIP cannot build '{architecture}': {error}") from error
-        raise WeightsError(
-            f"backbone '{name}' needs weights from the hub, and getting them failed: {error}. Download them elsewhere "
-            "and pass checkpoint_path=FILE, or pretrained=False for random weights"
+        source, file = _weights_source(architecture, tag)
+        raise missing_files(
+            name,
+            f"the weights '{source}'",
+            f"On a machine with a network: {file}; then pass checkpoint_path=FILE, or pretrained=False for random "
+            "weights",
+            error,
         ) from error
     tower: Any = model.visual
     if tag and not download:  # the normalisation still belongs to the named weights
@@ -133,6 +138,20 @@ def _create(architecture: str, tag: str | None, name: str, download: bool) -> An
         tower.image_mean = config.get("mean") or tower.image_mean
         tower.image_std = config.get("std") or tower.image_std
     return tower
+
+
+def _weights_source(architecture: str, tag: str | None) -> tuple[str, str]:
+    """Where the weights of a name lie, and how to get them."""
+    import open_clip
+
+    if tag is None:  # hf-hub: or local-dir:
+        repository = architecture.partition(":")[2]
+        return repository, f"hf download {repository} --local-dir ."
+    config = open_clip.get_pretrained_cfg(architecture, tag)
+    repository, _, file = (config.get("hf_hub") or "").rpartition("/")
+    if repository:
+        return repository, f"hf download {repository} {file or 'open_clip_model.safetensors'} --local-dir ."
+    return config.get("url", ""), f"download {config.get('url', '')}"
 
 
 def _is_vit(tower: Any) -> bool:
@@ -161,11 +180,24 @@ def _resize(tower: Any, patch: Size, requested: Size | None, name: str) -> Size:
         _resize_positions(tower, size)
     elif hasattr(getattr(tower, "trunk", None), "set_input_size"):
         tower.trunk.set_input_size(img_size=size)
-    elif patch != (1, 1) and size != own:  # a ViT from timm whose position embedding timm cannot resize
+    elif hasattr(tower, "trunk") and size != own and not _takes(tower.trunk, size, name):
         if requested is not None:
-            raise BackboneError(f"backbone '{name}' takes images of {own[0]} x {own[1]} px only, got {requested}")
+            raise BackboneError(
+                f"backbone '{name}' cannot take images of {size[0]} x {size[1]} px; it was built for "
+                f"{own[0]} x {own[1]}"
+            )
         return own
     return size
+
+
+def _takes(trunk: Any, size: Size, name: str) -> bool:
+    """Whether a tower from timm takes a size as it is, tried on a blank image."""
+    try:
+        with torch.no_grad():
+            stage_maps(trunk.eval(), torch.zeros(1, 3, *size), [len(stage_strides(trunk, name)) - 1])
+    except Exception:  # architectures refuse sizes with TypeError, AssertionError, RuntimeError, ...
+        return False
+    return True
 
 
 def _resize_positions(tower: Any, size: Size) -> None:
