@@ -67,6 +67,9 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         pixels[mask > 0] = (200, 40, 60)
         Image.fromarray(pixels).save(f"{name}.jpg")
     Image.fromarray(mask).save("dog_mask.png")
+    Path("photos").mkdir()
+    for name in ("one", "two"):
+        Path("photos", f"{name}.jpg").write_bytes(Path("query.jpg").read_bytes())
     Image.fromarray(mask).save("a.png")
     Image.fromarray(mask // 127).save("labels.png")
 
