@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,12 +20,15 @@ from diffup.decoder.config import DecoderConfig
 from diffup.decoder.diffusion import Diffusion, check_steps
 from diffup.decoder.sampling import Samples, draw_noise, sample
 from diffup.decoder.weights import fetch_decoder, load_decoder, save_decoder
-from diffup.errors import BackboneError, ConfigError
+from diffup.errors import AnnotationError, BackboneError, ConfigError
 from diffup.images import ImageLike, read_image, resize_image
-from diffup.priors.condition import EDGE_SIDE, Condition, SupportFeatures, build_condition
+from diffup.priors.condition import EDGE_SIDE, Condition, SupportFeatures, build_condition, pool_to_grid
+from diffup.priors.text import text_maps
 from diffup.priors.views import warp
 from diffup.result import Segmentation
 from diffup.support import plan_views, support_features, view_regions
+from diffup.text.space import TextCapable, TextSpace, load_text_space, text_remedy
+from diffup.text.templates import Templates, prompts, resolve_names, resolve_templates
 
 RELEASED = Path(__file__).parent / "weights" / "default"
 """The decoder that comes with the package."""
@@ -42,6 +46,8 @@ class DiffUp:
         decoder: a trained decoder.
         backbone: name (`family[:variant]`) or object of the encoder; by default the one that the decoder names.
         device: `"cpu"`, `"cuda"`, ...; by default CUDA where there is one.
+        text_backbone: name or object of the encoder that reads texts (`diffup.text.load_text_space`), loaded with the
+            first text; by default the encoder's own text tower, if it has one.
 
     Raises:
         BackboneError: the encoder cannot be found or breaks the protocol, or is not the one whose low-level features a
@@ -59,11 +65,13 @@ class DiffUp:
         decoder: Decoder,
         backbone: str | Backbone | None = None,
         device: str | torch.device | None = None,
+        text_backbone: str | TextSpace | None = None,
     ) -> None:
         self.device = resolve_device(device)
         self.decoder = decoder.eval().requires_grad_(False).to(self.device)
         self.backbone = load_backbone(decoder.config.backbone if backbone is None else backbone).to(self.device)
         self.diffusion = Diffusion(decoder.config)
+        self.text_backbone = text_backbone
         if self.config.low_level_channels and self.backbone.fingerprint != self.config.low_level_encoder:
             raise BackboneError(f"backbone={self.backbone.name!r} ({self.backbone.fingerprint}): {self._tie}")
 
@@ -94,6 +102,7 @@ class DiffUp:
         backbone: str | Backbone | None = None,
         device: str | torch.device | None = None,
         revision: str | None = None,
+        text_backbone: str | TextSpace | None = None,
     ) -> DiffUp:
         """Load a trained decoder.
 
@@ -103,6 +112,7 @@ class DiffUp:
             backbone: the encoder instead of the one that the config names.
             device: see `DiffUp`.
             revision: branch, tag or commit of a hub repository.
+            text_backbone: see `DiffUp`.
 
         Raises:
             WeightsError: there is no such folder or repository, or its files are damaged.
@@ -110,7 +120,7 @@ class DiffUp:
             BackboneError: the encoder cannot be found.
         """
         folder = RELEASED if source is None else fetch_decoder(source, revision)
-        return cls(load_decoder(folder), backbone, device)
+        return cls(load_decoder(folder), backbone, device, text_backbone)
 
     def save_pretrained(self, folder: str | os.PathLike[str], dtype: torch.dtype = torch.float32) -> None:
         """Write the decoder, and only the decoder, to a folder: `config.json` and `model.safetensors`.
@@ -134,14 +144,16 @@ class DiffUp:
         """
         if self.config.low_level_channels:
             raise BackboneError(f"upgrade to {backbone if isinstance(backbone, str) else backbone.name!r}: {self._tie}")
-        return DiffUp(self.decoder, load_backbone(backbone, **options), self.device)
+        return DiffUp(self.decoder, load_backbone(backbone, **options), self.device, self.text_backbone)
 
     def segment(
         self,
         query: ImageLike,
-        support: ImageLike | Sequence[ImageLike],
+        support: ImageLike | Sequence[ImageLike] | None = None,
         annotation: AnnotationLike | Sequence[AnnotationLike] = None,
         *,
+        text: str | Sequence[str] | None = None,
+        templates: Templates | None = None,
         steps: int | None = None,
         ensemble: int | None = None,
         threshold: float | None = None,
@@ -154,9 +166,12 @@ class DiffUp:
 
         Args:
             query: path, PIL image, numpy array (H, W, 3) uint8 or torch tensor (3, H, W).
-            support: one or more images that show the class.
+            support: one or more images that show the class; none for zero-shot, with `text` alone.
             annotation: where it is in each: `Mask`, `Box`, `Scribble`, `Points`, something that reads as a mask, or
                 None for an image without any.
+            text: name of the class, such as `"a red bus"`, or several that mean the same; alone or besides supports.
+            templates: sentences that names are put into, each of them one more view of the query (UAPF): a list, one
+                sentence, or `"clip7"` or `"clip80"`; by default `"a photo of a {}."`.
             steps: DDIM steps, 1 to 250; more are slower. By default the config's.
             ensemble: samples that are averaged. By default the config's.
             threshold: probability above which a pixel is marked, in (0, 1). By default the config's.
@@ -170,13 +185,20 @@ class DiffUp:
 
         Raises:
             ImageError: an image cannot be read.
-            AnnotationError: an annotation does not fit its image; the message says which.
-            ConfigError: steps, ensemble or threshold is out of range.
+            AnnotationError: an annotation does not fit its image (the message says which), or there is neither support
+                nor text.
+            BackboneError: text is given and neither the encoder nor `text_backbone` reads it.
+            MissingPackageError: a package that reads text is not installed.
+            ConfigError: steps, ensemble, threshold or templates cannot be used.
         """
         steps, ensemble, threshold = self.sampling_options(steps, ensemble, threshold)
         image = read_image(query, argument="query")
-        supports = self.encode_supports(pair_supports(support, annotation))
-        condition = self.condition(image, supports)
+        if support is None and (text is None or annotation is not None):
+            problem = "text" if text is None else "the image that annotation= belongs to"
+            raise AnnotationError(f"support: there is none. Give {problem}, or images of the class with support=")
+        embeddings = None if text is None else self.encode_text(text, templates)
+        supports = None if support is None else self.encode_supports(pair_supports(support, annotation))
+        condition = self.condition(image, supports, embeddings)
         if generator is None:
             generator = torch.Generator().manual_seed(seed)
         noise = draw_noise(condition, ensemble, generator)
@@ -218,19 +240,73 @@ class DiffUp:
         levels = self.encode([warp(resized[index][None], view)[0] for index, view in plan])
         return support_features(levels, view_regions(supports, plan).to(self.device))
 
-    def condition(self, query: Tensor, supports: SupportFeatures) -> Condition:
+    @functools.cached_property
+    def text_space(self) -> TextSpace:
+        """The encoder that reads texts, loaded when it is first needed.
+
+        Raises:
+            BackboneError: `text_backbone` cannot be found, or there is none and the encoder has no text tower.
+            MissingPackageError, WeightsError: it cannot be loaded.
+        """
+        if self.text_backbone is not None:
+            return load_text_space(self.text_backbone).to(self.device)
+        if not isinstance(self.backbone, TextCapable):
+            raise BackboneError(f"text: the encoder {self.backbone.name!r} cannot read it. {text_remedy()}")
+        return self.backbone.text_space().to(self.device)
+
+    def encode_text(self, text: str | Sequence[str], templates: Templates | None = None) -> Tensor:
+        """Embeddings of a class's names in every template.
+
+        Args:
+            text: see `segment`.
+            templates: see `segment`.
+
+        Returns:
+            (V, C), unit vectors, V = names times templates.
+
+        Raises:
+            AnnotationError, BackboneError, ConfigError, MissingPackageError, WeightsError: see `segment`.
+        """
+        sentences = prompts(resolve_names(text), resolve_templates(templates))
+        return self.text_space.embed(sentences)
+
+    def dense_text_features(self, image: Tensor) -> Tensor:
+        """Dense text-space features of an image (3, H, W) in [0, 1]: (1, C, h, w)."""
+        space = self.text_space
+        return space.dense(resize_image(image, space.input_size)[None].to(self.device))
+
+    def condition(
+        self, query: Tensor, supports: SupportFeatures | None, embeddings: Tensor | None = None
+    ) -> Condition:
         """The decoder's condition for a query.
 
         Args:
             query: (3, H, W) in [0, 1].
-            supports: of `encode_supports`, a batch of one.
+            supports: of `encode_supports`, a batch of one; None for zero-shot.
+            embeddings: (V, C) of `encode_text`; None where no name is given.
 
         Returns:
             A batch of one.
         """
         small = resize_image(query, (EDGE_SIDE, EDGE_SIDE))[None].to(self.device)
+        levels = self.encode([query])
+        text = None if embeddings is None else self.text_maps(levels, self.dense_text_features(query), embeddings)
         low_level = bool(self.config.low_level_channels)
-        return build_condition(self.encode([query]), supports, small, self.config.priors, low_level)
+        return build_condition(levels, supports, small, self.config.priors, low_level, text)
+
+    def text_maps(self, levels: Sequence[Tensor], features: Tensor, embeddings: Tensor) -> Tensor:
+        """Maps of where a named class is; see `diffup.priors.text.text_maps`.
+
+        Args:
+            levels: four tensors (B, C_l, h_l, w_l) of `encode`.
+            features: (B, C, h, w) of `dense_text_features`.
+            embeddings: (V, C) of `encode_text`.
+
+        Returns:
+            (B, V, h, w) in [0, 1].
+        """
+        last = pool_to_grid(levels[-1], self.config.priors.grid)
+        return text_maps(features, embeddings, self.text_space.vocabulary_mean(), last)
 
     def _pyramid(self, images: Tensor) -> list[Tensor]:
         return check_pyramid(self.backbone.pyramid(images), self.backbone.name, len(images))

@@ -20,6 +20,7 @@ from diffup.priors.fusion import fuse, nearest_views
 from diffup.priors.normalisation import normalise
 from diffup.priors.saliency import saliency
 from diffup.priors.similarity import best_match, masked_average_pooling, pairwise_similarity, resize_weights
+from diffup.priors.text import text_views
 
 SIZES = (64, 32, 16, 8)
 """Sides of the four condition levels, fine to coarse, and of the decoder's."""
@@ -192,29 +193,41 @@ def affinity_of(features: Tensor, config: PriorConfig) -> Tensor:
     return affinity(centre(features, config).flatten(2), config.affinity_power)
 
 
-def fused_priors(query: Sequence[Tensor], support: SupportFeatures, config: PriorConfig) -> list[Tensor]:
+def fused_priors(
+    query: Sequence[Tensor], support: SupportFeatures | None, config: PriorConfig, text: Tensor | None = None
+) -> list[Tensor]:
     """Fused priors of every level (UAPF, eq. 12).
 
     Args:
         query: four tensors (B, C_l, h_l, w_l).
-        support: the support side, its levels from the same encoder.
+        support: the support side, its levels from the same encoder; None for zero-shot.
         config: which priors and how.
+        text: (B, V, h, w) in [0, 1], maps of the class's name (`text_maps`), each of them one more view; None where no
+            name is given. One of `support` and `text` is needed.
 
     Returns:
         Four tensors (B, `config.prior_channels`, h, w) in [0, 1], at each level's own resolution: the mean of each
         kind, the variance of each kind, the extra priors, then the saliency.
     """
     levels = []
-    for features, views, grid in zip(query, support.levels, config.grids, strict=True):
+    for index, (features, grid) in enumerate(zip(query, config.grids, strict=True)):
         features = pool_to_grid(features.float(), grid)
-        pooled = pool_to_grid(views.flatten(0, 1).float(), grid)
-        pooled = pooled.view(*views.shape[:2], *pooled.shape[1:])
         spread = affinity_of(features, config) if config.affinity else None
-        priors = view_priors(features, spread, pooled, support.foreground, support.background, config)
-        channels = [fused.view(len(fused), *priors.shape[2:]) for fused in fuse(priors.flatten(2), support.valid)]
+        views, valid = [], []
+        if support is not None:
+            level = support.levels[index]
+            pooled = pool_to_grid(level.flatten(0, 1).float(), grid)
+            pooled = pooled.view(*level.shape[:2], *pooled.shape[1:])
+            views.append(view_priors(features, spread, pooled, support.foreground, support.background, config))
+            valid.append(support.valid)
+        if text is not None:
+            views.append(text_views(text, features, spread, len(config.kinds), config.normalisation))
+            valid.append(torch.ones(text.shape[:2], dtype=torch.bool, device=text.device))
+        priors, counted = torch.cat(views, dim=1), torch.cat(valid, dim=1)
+        channels = [fused.view(len(fused), *priors.shape[2:]) for fused in fuse(priors.flatten(2), counted)]
         if config.extra_priors:
             first = priors[:, :, 0]
-            channels.append(nearest_views(first, support.valid, channels[0][:, 0], config.extra_priors))
+            channels.append(nearest_views(first, counted, channels[0][:, 0], config.extra_priors))
         if config.saliency:
             channels.append(salient_map(features, config, spread)[:, None])
         levels.append(torch.cat(channels, dim=1).view(len(features), -1, *features.shape[-2:]))
@@ -261,19 +274,25 @@ def mean_prior(fused: Sequence[Tensor], side: int, kinds: int) -> Tensor:
 
 
 def build_condition(
-    query: Sequence[Tensor], support: SupportFeatures, images: Tensor, config: PriorConfig, low_level: bool = False
+    query: Sequence[Tensor],
+    support: SupportFeatures | None,
+    images: Tensor,
+    config: PriorConfig,
+    low_level: bool = False,
+    text: Tensor | None = None,
 ) -> Condition:
     """The whole way from features to the condition.
 
     Args:
         query: four tensors (B, C_l, h_l, w_l) of the query's features.
-        support: the support side, from the same encoder.
+        support: the support side, from the same encoder; None for zero-shot.
         images: (B, 3, H, W) in [0, 1], the query images, H = W = `EDGE_SIDE`.
         config: which priors and how.
         low_level: hand the query's first feature level on, for DiffUp+LFE (Table 9).
+        text: (B, V, h, w) in [0, 1], maps of the class's name; see `fused_priors`.
     """
     edges = edge_maps(images) if config.edges else images.new_zeros(())
-    condition = assemble(fused_priors(query, support, config), images, edges, config)
+    condition = assemble(fused_priors(query, support, config, text), images, edges, config)
     return replace(condition, low_level=pool_to_grid(query[0].float(), config.grid)) if low_level else condition
 
 

@@ -1,0 +1,62 @@
+"""Textual priors: how near every position of the query is to the name of the class (BAFT, eq. 10, with text)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from diffup.priors.affinity import affinity, enhance
+from diffup.priors.normalisation import Normalisation, normalise
+from diffup.priors.similarity import unit
+
+_POWER = 2.0  # of the affinity
+
+
+def text_maps(features: Tensor, embeddings: Tensor, vocabulary_mean: Tensor, query: Tensor) -> Tensor:
+    """Maps of where the named class is, one for each prompt.
+
+    The cosine to a name is high wherever there is an object at all; taking away the mean cosine to a vocabulary leaves
+    what speaks for this name. The cosine is linear in the unit embedding, so the vocabulary's mean embedding does it.
+
+    Args:
+        features: (B, C, h', w'), the query's dense text-space features.
+        embeddings: (V, C), unit embeddings of V prompts (names times templates).
+        vocabulary_mean: (C,), mean unit embedding of a vocabulary.
+        query: (B, C', h, w), the query's features at the visual encoder's last level, whose affinity spreads the maps
+            over what looks alike (eq. 11).
+
+    Returns:
+        (B, V, h, w) in [0, 1], each stretched to the whole range.
+    """
+    similar = torch.einsum("vc,bchw->bvhw", embeddings - vocabulary_mean, unit(features.float(), dim=1))
+    centred = query - query.mean(dim=(2, 3), keepdim=True)
+    spread = enhance(_resize(similar, query).flatten(2), affinity(centred.flatten(2), _POWER))
+    return normalise(spread).unflatten(2, query.shape[2:])
+
+
+def text_views(maps: Tensor, features: Tensor, spread: Tensor | None, kinds: int, method: Normalisation) -> Tensor:
+    """Text maps as views of the query at one level: the same map under every prior kind.
+
+    Only one dense map shares the text's space, so every level takes that map, spread by its own affinity (SPEC
+    section 6).
+
+    Args:
+        maps: (B, V, h', w') of `text_maps`.
+        features: (B, C, h, w), query features of the level.
+        spread: (B, h * w, h * w), their affinity; None leaves the maps as they are.
+        kinds: number M of prior kinds.
+        method: how maps reach [0, 1].
+
+    Returns:
+        (B, V, M, h * w) in [0, 1].
+    """
+    views = _resize(maps, features).flatten(2)
+    views = normalise(views if spread is None else enhance(views, spread), method)
+    return views[:, :, None].expand(-1, -1, kinds, -1)
+
+
+def _resize(maps: Tensor, like: Tensor) -> Tensor:
+    """Bilinear to the resolution of other maps, antialiased when it shrinks."""
+    size = (like.shape[2], like.shape[3])
+    return F.interpolate(maps, size, mode="bilinear", align_corners=False, antialias=True)
