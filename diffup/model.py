@@ -23,7 +23,7 @@ from diffup.decoder.weights import fetch_decoder, load_decoder, save_decoder
 from diffup.errors import AnnotationError, BackboneError, ConfigError
 from diffup.images import ImageLike, read_image, resize_image
 from diffup.priors.condition import EDGE_SIDE, Condition, SupportFeatures, build_condition, pool_to_grid
-from diffup.priors.text import text_maps
+from diffup.priors.text import text_maps, text_similarity
 from diffup.priors.views import warp
 from diffup.result import Segmentation
 from diffup.support import plan_views, support_features, view_regions
@@ -306,7 +306,7 @@ class DiffUp:
             (B, V, h, w) in [0, 1].
         """
         last = pool_to_grid(levels[-1], self.config.priors.grid)
-        return text_maps(features, embeddings, self.text_space.vocabulary_mean(), last)
+        return text_maps(text_similarity(features, embeddings, self.text_space.vocabulary_mean()), last)
 
     def _pyramid(self, images: Tensor) -> list[Tensor]:
         return check_pyramid(self.backbone.pyramid(images), self.backbone.name, len(images))

@@ -65,6 +65,27 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
 
 
+def add_text(parser: argparse.ArgumentParser) -> None:
+    """How class names are read."""
+    text = parser.add_argument_group("text")
+    text.add_argument(
+        "--text-backbone",
+        metavar="NAME",
+        help="encoder that reads class names, such as conse:efficientnet_lite2; default: the encoder's own text tower",
+    )
+    text.add_argument(
+        "--templates",
+        metavar="TEMPLATE",
+        action="append",
+        help='clip7, clip80, or a sentence with {} where the name goes, repeatable; default: "a photo of a {}."',
+    )
+
+
+def templates_of(args: argparse.Namespace) -> Sequence[str] | str | None:
+    """The value of `--templates`: a single one may be the name of an ensemble."""
+    return args.templates[0] if args.templates and len(args.templates) == 1 else args.templates
+
+
 def several(read: Callable[[str], Any]) -> dict[str, Any]:
     """Settings of an option that takes one or more values, and may be given again."""
     return {"type": read, "nargs": "+", "action": "extend"}

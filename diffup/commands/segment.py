@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffup import __version__
-from diffup.commands.options import add_command, at_least, backbone_options
+from diffup.commands.options import add_command, add_text, at_least, backbone_options, templates_of
 from diffup.errors import AnnotationError, ConfigError
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ EXAMPLES = """examples:
   diffup segment query.jpg --support dog.jpg --box 10,20,200,180 --box 220,30,300,90 -o out
   diffup segment query.jpg --support a.jpg --mask a.png --support b.jpg --scribble "30,40 60,80" --support c.jpg -o out
   diffup segment query.jpg --support dog.jpg --points "30,40 60,80" --backbone bundled:efficientnet_lite2 -o out
+  diffup segment query.jpg --text "a red bus" --text-backbone conse:efficientnet_lite2 -o out
 
 An annotation belongs to the last --support before it; an image without one shows the class somewhere. Coordinates are
 pixels of that image, x to the right and y down; a box is left,top,right,bottom."""
@@ -50,6 +51,8 @@ def add(commands: Any) -> None:
         ("--points", "POINTS", 'clicks "x,y x,y ..."'),
     ):
         support.add_argument(option, dest="supports", metavar=metavar, action=_Annotate, help=text)
+    parser.add_argument("--text", metavar="NAME", action="append", help="name of the class; repeat it for synonyms")
+    add_text(parser)
     model = parser.add_argument_group("model")
     model.add_argument("--decoder", metavar="FOLDER", help="folder or hub repository user/repo; default: the package's")
     model.add_argument("--backbone", metavar="NAME", help="encoder, see `diffup backbones`; default: the decoder's")
@@ -67,8 +70,8 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Segment one query and write the results."""
-    if not args.supports:
-        raise AnnotationError("give at least one image that shows the class: --support IMG")
+    if not args.supports and not args.text:
+        raise AnnotationError("give at least one image that shows the class, --support IMG, or its name, --text NAME")
     annotations = [_read_annotation(support) for support in args.supports]
     files = _output_files(args)
     args.output.mkdir(parents=True, exist_ok=True)
@@ -76,8 +79,10 @@ def run(args: argparse.Namespace) -> None:
     start = time.perf_counter()
     result = model.segment(
         args.query,
-        [support.image for support in args.supports],
-        annotations,
+        [support.image for support in args.supports] or None,
+        annotations or None,
+        text=args.text,
+        templates=templates_of(args),
         steps=args.steps,
         ensemble=args.ensemble,
         threshold=args.threshold,
@@ -171,7 +176,7 @@ def _load_model(args: argparse.Namespace) -> DiffUp:
     decoder = load_decoder(model.RELEASED if args.decoder is None else fetch_decoder(args.decoder))
     options = backbone_options(args.backbone_weights, args.input_size)
     backbone = load_backbone(args.backbone or decoder.config.backbone, **options)
-    return model.DiffUp(decoder, backbone, args.device)
+    return model.DiffUp(decoder, backbone, args.device, args.text_backbone)
 
 
 def _output_files(args: argparse.Namespace) -> dict[str, Path]:
@@ -213,11 +218,14 @@ def _facts(args: argparse.Namespace, model: DiffUp, result: Segmentation, second
         "seconds": round(seconds, 3),
         "query": args.query,
         "support": [asdict(support) for support in args.supports],
+        "text": args.text,
         "settings": {
             "decoder": args.decoder or "released",
             "backbone": model.backbone.name,
             "backbone_fingerprint": model.backbone.fingerprint,
             "input_size": list(model.backbone.input_size),
+            "text_backbone": model.text_space.name if args.text else None,
+            "templates": args.templates,
             "steps": args.steps or model.config.steps,
             "ensemble": args.ensemble or model.config.ensemble,
             "threshold": result.threshold,

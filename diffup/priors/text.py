@@ -13,23 +13,33 @@ from diffup.priors.similarity import unit
 _POWER = 2.0  # of the affinity
 
 
-def text_maps(features: Tensor, embeddings: Tensor, vocabulary_mean: Tensor, query: Tensor) -> Tensor:
-    """Maps of where the named class is, one for each prompt.
+def text_similarity(features: Tensor, embeddings: Tensor, vocabulary_mean: Tensor) -> Tensor:
+    """Cosine of every position to every prompt, less its mean cosine to a vocabulary (eq. 10).
 
-    The cosine to a name is high wherever there is an object at all; taking away the mean cosine to a vocabulary leaves
-    what speaks for this name. The cosine is linear in the unit embedding, so the vocabulary's mean embedding does it.
+    The cosine to a name is high wherever there is an object at all; what it has beyond the vocabulary's speaks for this
+    name. The cosine is linear in the unit embedding, so the vocabulary's mean embedding is enough.
 
     Args:
-        features: (B, C, h', w'), the query's dense text-space features.
+        features: (B, C, h, w), dense text-space features.
         embeddings: (V, C), unit embeddings of V prompts (names times templates).
         vocabulary_mean: (C,), mean unit embedding of a vocabulary.
-        query: (B, C', h, w), the query's features at the visual encoder's last level, whose affinity spreads the maps
-            over what looks alike (eq. 11).
+
+    Returns:
+        (B, V, h, w) in [-2, 2].
+    """
+    return torch.einsum("vc,bchw->bvhw", embeddings - vocabulary_mean, unit(features.float(), dim=1))
+
+
+def text_maps(similar: Tensor, query: Tensor) -> Tensor:
+    """Maps of where the named class is, one for each prompt: similarities spread over what looks alike (eq. 11).
+
+    Args:
+        similar: (B, V, h', w') of `text_similarity`.
+        query: (B, C, h, w), the query's features at the visual encoder's last level, whose affinity is used.
 
     Returns:
         (B, V, h, w) in [0, 1], each stretched to the whole range.
     """
-    similar = torch.einsum("vc,bchw->bvhw", embeddings - vocabulary_mean, unit(features.float(), dim=1))
     centred = query - query.mean(dim=(2, 3), keepdim=True)
     spread = enhance(_resize(similar, query).flatten(2), affinity(centred.flatten(2), _POWER))
     return normalise(spread).unflatten(2, query.shape[2:])

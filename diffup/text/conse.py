@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffup.backbones.base import FrozenBackbone, resolve_input_size, resolve_levels
 from diffup.backbones.checkpoint import read_weights
 from diffup.errors import BackboneError, WeightsError
+from diffup.text.positions import head_per_position, normalised
 from diffup.text.sentences import MINILM, SentenceEncoder, load_sentence_encoder
 
 CLASSES = 1000
@@ -92,8 +93,7 @@ class ConseSpace:
             (B, 1000, h, w) float32.
         """
         encoder: Any = self.classifier.encoder
-        normalised = (images.float() - self.classifier.mean.float()) / self.classifier.std.float()
-        return _head_per_position(encoder, encoder.forward_features(normalised.to(self.classifier.dtype)))
+        return _map_of_classes(encoder, normalised(self.classifier, images))
 
     def embed(self, texts: Sequence[str]) -> Tensor:
         """Unit sentence embeddings, (N, C) on `device`.
@@ -210,7 +210,7 @@ def _check_classifier(classifier: FrozenBackbone, name: str) -> None:
         try:
             with torch.no_grad():
                 blank = torch.zeros(1, 3, 64, 64, device=classifier.device, dtype=classifier.dtype)
-                _head_per_position(encoder, encoder.forward_features(blank))
+                _map_of_classes(encoder, blank)
         except (RuntimeError, ValueError, AssertionError) as error:
             problem = error
         else:
@@ -221,22 +221,9 @@ def _check_classifier(classifier: FrozenBackbone, name: str) -> None:
     )
 
 
-def _head_per_position(encoder: nn.Module, maps: Tensor) -> Tensor:
-    """A pooling head applied to every position by itself: pooling one position changes nothing.
-
-    Args:
-        encoder: A timm model, whose `forward_head` pools and classifies.
-        maps: (B, C, h, w), or (B, h, w, C) from models that keep channels last.
-
-    Returns:
-        (B, 1000, h, w) float32.
-    """
-    if maps.ndim != 4:
-        raise ValueError(f"its last features are no map but of shape {tuple(maps.shape)}")
-    last: Any = encoder
-    channels_last = maps.shape[1] != last.num_features and maps.shape[3] == last.num_features
-    rows = maps if channels_last else maps.permute(0, 2, 3, 1)
-    batch, height, width, channels = rows.shape
-    shape = (-1, 1, 1, channels) if channels_last else (-1, channels, 1, 1)
-    logits = last.forward_head(rows.reshape(shape)).float()
-    return logits.view(batch, height, width, -1).permute(0, 3, 1, 2)
+def _map_of_classes(encoder: Any, images: Tensor) -> Tensor:
+    """Logits at every position of the last map, (B, 1000, h, w)."""
+    logits = head_per_position(encoder, encoder.forward_features(images))
+    if logits.ndim != 4:
+        raise ValueError("its last features are no map but tokens")
+    return logits
