@@ -37,10 +37,7 @@ def main() -> None:
     )
     episodes = pairs(data, args.split, args.images)
     evaluator = Evaluator(model, data, templates=args.templates)
-    raw = [
-        raw_overlaps(evaluator, episode)
-        for episode in tqdm(episodes, desc="raw", disable=not sys.stderr.isatty())
-    ]
+    raw = [raw_overlaps(evaluator, episode) for episode in tqdm(episodes, desc="raw", disable=not sys.stderr.isatty())]
     scores = [score for batch in evaluator.score(episodes, "text") for score in batch]
     classes = {episode.class_id for episode in episodes}
     inside = {c for c in classes if in_imagenet(data.classes[c])}

@@ -275,9 +275,7 @@ class DiffUp:
         space = self.text_space
         return space.dense(resize_image(image, space.input_size)[None].to(self.device))
 
-    def condition(
-        self, query: Tensor, supports: SupportFeatures | None, embeddings: Tensor | None = None
-    ) -> Condition:
+    def condition(self, query: Tensor, supports: SupportFeatures | None, embeddings: Tensor | None = None) -> Condition:
         """The decoder's condition for a query.
 
         Args:

@@ -216,10 +216,12 @@ def make_folder(root: Path) -> Path:
     return root
 
 
+COLOUR_WORDS = {"square": 1, "red": 1, "disc": 2, "green": 2, "triangle": 3, "blue": 3}
+"""Class of `make_folder` that a word stands for."""
+
+
 class FakeTextSpace:
     """A text space of colours: a name that holds the word of a shape (or a colour) means that shape's colour."""
-
-    words = {"square": 1, "red": 1, "disc": 2, "green": 2, "triangle": 3, "blue": 3}
 
     def __init__(self, input_size: tuple[int, int] = (48, 48)) -> None:
         self.name = "fake:text"
@@ -233,7 +235,7 @@ class FakeTextSpace:
 
     def embed(self, texts: Sequence[str]) -> Tensor:
         self.texts += texts
-        colours = [next((COLOURS[c] for word, c in self.words.items() if word in text), (115,) * 3) for text in texts]
+        colours = [next((COLOURS[c] for word, c in COLOUR_WORDS.items() if word in text), (115,) * 3) for text in texts]
         vectors = torch.tensor(colours, dtype=torch.float32) / 255 - 0.45
         return F.normalize(vectors + torch.tensor([0.01 * len(text) for text in texts])[:, None] / 100, dim=1)
 

@@ -1,12 +1,12 @@
-"""Dense text-space features: the exact identities that tie them to the pooled embeddings of randomly initialised models.
+"""Dense text-space features: the exact identities that tie them to pooled embeddings, on random weights.
 
-- CLIP ResNet: with uniform attention (query projection zero) the pooled embedding is the mean of the dense map, plus what
-  value and output projections make of the mean positional embedding.
+- CLIP ResNet: with uniform attention (query projection zero) the pooled embedding is the mean of the dense map, plus
+  what value and output projections make of the mean positional embedding.
 - CLIP ViT (OpenCLIP, transformers): with every token attending to itself alone (a diagonal mask), the last block, the
   final norm and the projection give the dense map at every patch.
-- SigLIP (timm trunk, transformers; SigLIP 2 too): the pooled embedding of an image of a single patch is the dense map at
-  that patch. With uniform attention (query zero) and no MLP the pooled embedding is the mean of the dense map.
-- A head behind a mean (ConvNeXt trunk, ConSE's classifier): where the head is linear, the mean of the map is the output.
+- SigLIP (timm trunk, transformers; SigLIP 2 too): the pooled embedding of an image of a single patch is the dense map
+  at that patch. With uniform attention (query zero) and no MLP the pooled embedding is the mean of the dense map.
+- A linear head behind a mean (CNN trunk, ConSE's classifier): the mean of the map is the model's output.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Class names as annotations of an evaluation: `text` alone, or besides a kind of visual annotation, as in `mask+text`."""
+"""Class names as annotations of an evaluation: `text` alone, or besides a visual annotation, as in `mask+text`."""
 
 from __future__ import annotations
 

@@ -148,7 +148,9 @@ def build(
 
     variant = variant or DEFAULT_CLASSIFIER
     if "checkpoint_path" in options and not variant.startswith("timm:"):
-        raise BackboneError(f"'conse:{variant}': checkpoint_path is for 'conse:timm:NAME', whose file holds the head too")
+        raise BackboneError(
+            f"'conse:{variant}': checkpoint_path is for 'conse:timm:NAME', whose file holds the head too"
+        )
     if variant.startswith("timm:"):
         classifier = _timm_classifier(variant.removeprefix("timm:"), **options)
     else:

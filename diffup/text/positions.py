@@ -1,8 +1,8 @@
 """Heads at every position: what an encoder's pooling would give if it looked at one position alone.
 
 An image-level encoder ends in a pooling. Applied to one position at a time, the same weights give a map in the space of
-the pooled embedding, where texts are too. Three poolings cover CLIP, SigLIP and classifiers; the tests state for each the
-identity that ties the map to the pooled embedding.
+the pooled embedding, where texts are too. Three poolings cover CLIP, SigLIP and classifiers; the tests state for each
+the identity that ties the map to the pooled embedding.
 """
 
 from __future__ import annotations

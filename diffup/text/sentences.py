@@ -45,7 +45,9 @@ class SentenceEncoder:
         """Mean of the last hidden states over a text's tokens, scaled to unit length: N texts -> (N, C) float32."""
         found = []
         for start in range(0, len(texts), _BATCH):
-            batch = self.tokenizer(list(texts[start : start + _BATCH]), padding=True, truncation=True, return_tensors="pt")
+            batch = self.tokenizer(
+                list(texts[start : start + _BATCH]), padding=True, truncation=True, return_tensors="pt"
+            )
             batch = batch.to(self.model.device)
             states = self.model(**batch).last_hidden_state.float()
             mask = batch["attention_mask"][..., None].float()

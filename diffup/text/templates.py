@@ -162,7 +162,9 @@ def prompts(names: Sequence[str], templates: Sequence[str]) -> list[str]:
         names: of `resolve_names`.
         templates: of `resolve_templates`.
     """
-    return [template.replace("{}", _bare(name) if template != "{}" else name) for name in names for template in templates]
+    return [
+        template.replace("{}", _bare(name) if template != "{}" else name) for name in names for template in templates
+    ]
 
 
 def _bare(name: str) -> str:
