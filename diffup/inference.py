@@ -34,11 +34,13 @@ class Query:
         pixels: (H, W, 3) uint8, the image as results show it.
         resized: (3, h, w) in [0, 1], at the encoder's input size.
         small: (3, 128, 128) in [0, 1], where edges are found.
+        worded: (3, h, w) in [0, 1], at the text space's input size; None where no class has text.
     """
 
     pixels: npt.NDArray[np.uint8]
     resized: Tensor
     small: Tensor
+    worded: Tensor | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -92,23 +94,29 @@ class Decoded:
         )
 
 
-def read_query(source: ImageLike, input_size: tuple[int, int], argument: str = "query") -> Query:
-    """Read a query image and make it ready.
+def query_reader(model: DiffUp, classes: Sequence[Prototypes]) -> Callable[[ImageLike, str], Query]:
+    """What reads a query image and makes it ready.
 
     Args:
-        source: as `read_image` takes it.
-        input_size: the encoder's (height, width) in pixels.
-        argument: what to call it in error messages.
+        model: whose encoder, and text space where a class has text, see it.
+        classes: that are looked for.
 
-    Raises:
-        ImageError: see `read_image`.
+    Returns:
+        A function of an image, as `read_image` takes it, and of what to call it in error messages.
     """
-    image = read_image(source, argument)
-    return Query(
-        (image * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy(),
-        resize_image(image, input_size),
-        resize_image(image, (EDGE_SIDE, EDGE_SIDE)),
-    )
+    input_size = model.backbone.input_size
+    text_size = model.text_space.input_size if any(item.words is not None for item in classes) else None
+
+    def read(source: ImageLike, argument: str) -> Query:
+        image = read_image(source, argument)
+        return Query(
+            (image * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy(),
+            resize_image(image, input_size),
+            resize_image(image, (EDGE_SIDE, EDGE_SIDE)),
+            None if text_size is None else resize_image(image, text_size),
+        )
+
+    return read
 
 
 def decode(
@@ -123,11 +131,12 @@ def decode(
 ) -> list[list[Decoded]]:
     """Look for every class in every query.
 
-    The encoder sees each query once; the decoder sees pairs of query and class, up to `DECODER_BATCH` at a time.
+    The encoder, and the text space where a class has text, see each query once; the decoder sees pairs of query and
+    class, up to `DECODER_BATCH` at a time.
 
     Args:
         model: encoder and decoder.
-        queries: B of them.
+        queries: B of them, of `query_reader` for the same classes.
         classes: C prototypes that fit the model.
         threshold: on the probability of every class, in (0, 1); None for that of its prototypes, or else the config's.
         noise: (n, 64, 64) of `starting_noise`, the same for every pair, so that none depends on what it is decoded
@@ -141,9 +150,11 @@ def decode(
     """
     levels = model.encode([query.resized for query in queries], batch_size=max(len(queries), 1))
     small = torch.stack([query.small for query in queries]).to(model.device)
+    worded = [query.worded for query in queries if query.worded is not None]
+    dense = model.dense_text_features(worded) if worded else None
     found: list[list[Decoded]] = [[] for _ in queries]
     for group in decoder_batches(len(queries), len(classes)):
-        condition = Condition.cat([_condition(model, levels, small, classes[index]) for index in group])
+        condition = Condition.cat([_condition(model, levels, small, dense, classes[index]) for index in group])
         together = noise.to(model.device).expand(len(condition.prior), *noise.shape)
         samples = sample(model.decoder, model.diffusion, condition, together, steps, trace, on_step)
         maps = _maps(samples, condition)
@@ -174,12 +185,17 @@ def enlarge(maps: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(maps[None], size, mode="bilinear", align_corners=False, antialias=True)[0].cpu()
 
 
-def _condition(model: DiffUp, levels: Sequence[Tensor], small: Tensor, prototypes: Prototypes) -> Condition:
+def _condition(
+    model: DiffUp, levels: Sequence[Tensor], small: Tensor, dense: Tensor | None, prototypes: Prototypes
+) -> Condition:
     """The condition of every query for one class."""
-    features = change_support(
-        prototypes.features, lambda tensor: tensor.to(model.device).expand(len(small), *tensor.shape[1:])
-    )
-    return model.conditions(levels, features, small)
+    supports, text = prototypes.features, None
+    if supports is not None:
+        count = len(small)
+        supports = change_support(supports, lambda tensor: tensor.to(model.device).expand(count, *tensor.shape[1:]))
+    if prototypes.words is not None and dense is not None:
+        text = model.text_maps(levels, dense, prototypes.words.embeddings)
+    return model.conditions(levels, supports, small, text)
 
 
 def _maps(samples: Samples, condition: Condition) -> Tensor:

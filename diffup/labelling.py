@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -211,8 +211,12 @@ def _settings(model: DiffUp, classes: Sequence[Prototypes], plan: LabelPlan) -> 
 
 def _digest(prototypes: Prototypes) -> str:
     """Hash of what prototypes contribute, 16 hexadecimal digits."""
-    features = prototypes.features
-    tensors: Iterable[Tensor] = (*features.levels, features.foreground, features.background, features.valid)
+    tensors: list[Tensor] = []
+    if prototypes.features is not None:
+        features = prototypes.features
+        tensors += (*features.levels, features.foreground, features.background, features.valid)
+    if prototypes.words is not None:
+        tensors.append(prototypes.words.embeddings)
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(f"{tuple(tensor.shape)}".encode())

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterable, Iterator, Sequence, Sized
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast, overload
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from diffup.annotation import AnnotationLike, Support, pair_supports
+from diffup.annotation import AnnotationLike, Support
 from diffup.backbones import Backbone, check_pyramid, load_backbone, members_of
 from diffup.bulk import Outcome, check_stream, stream
 from diffup.decoder.base import Decoder
@@ -21,13 +21,17 @@ from diffup.decoder.diffusion import Diffusion, check_steps
 from diffup.decoder.weights import fetch_decoder, load_decoder, save_decoder
 from diffup.errors import AnnotationError, BackboneError, ConfigError
 from diffup.images import ImageLike, resize_image
-from diffup.inference import decode, decoder_batches, read_query, starting_noise
+from diffup.inference import decode, decoder_batches, query_reader, starting_noise
 from diffup.label_map import LabelMap, to_result
-from diffup.priors.condition import EDGE_SIDE, Condition, SupportFeatures, build_condition
+from diffup.priors.condition import EDGE_SIDE, Condition, SupportFeatures, build_condition, pool_to_grid
+from diffup.priors.text import text_maps, text_similarity
 from diffup.priors.views import View, warp
-from diffup.prototypes import Prototypes, check_classes, teach
+from diffup.prototypes import Prototypes, check_classes, read_shots, teach
 from diffup.result import Segmentation
 from diffup.support import plan_views, support_features, view_regions
+from diffup.text.space import TextSpace
+from diffup.text.templates import Templates, resolve_names
+from diffup.text.words import Words, read_words, text_space_of
 
 RELEASED = Path(__file__).parent / "weights" / "default"
 """The decoder that comes with the package."""
@@ -46,6 +50,8 @@ class DiffUp:
         backbone: name (`family[:variant]`) or object of the encoder, or several of them to be fused; by default the one
             that the decoder names.
         device: `"cpu"`, `"cuda"`, ...; by default CUDA where there is one.
+        text_backbone: name or object of the encoder that reads texts (`diffup.text.load_text_space`), loaded with the
+            first text; by default the encoder's own text tower, if it has one.
 
     Raises:
         BackboneError: the encoder cannot be found or breaks the protocol, or is not the one whose low-level features a
@@ -63,11 +69,13 @@ class DiffUp:
         decoder: Decoder,
         backbone: str | Backbone | Sequence[str | Backbone] | None = None,
         device: str | torch.device | None = None,
+        text_backbone: str | TextSpace | None = None,
     ) -> None:
         self.device = resolve_device(device)
         self.decoder = decoder.eval().requires_grad_(False).to(self.device)
         self.backbone = load_backbone(decoder.config.backbone if backbone is None else backbone).to(self.device)
         self.diffusion = Diffusion(decoder.config)
+        self.text_backbone = text_backbone
         if self.config.low_level_channels and self.backbone.fingerprint != self.config.low_level_encoder:
             raise BackboneError(f"backbone={self.backbone.name!r} ({self.backbone.fingerprint}): {self._tie}")
 
@@ -98,6 +106,7 @@ class DiffUp:
         backbone: str | Backbone | Sequence[str | Backbone] | None = None,
         device: str | torch.device | None = None,
         revision: str | None = None,
+        text_backbone: str | TextSpace | None = None,
     ) -> DiffUp:
         """Load a trained decoder.
 
@@ -107,6 +116,7 @@ class DiffUp:
             backbone: the encoder instead of the one that the config names.
             device: see `DiffUp`.
             revision: branch, tag or commit of a hub repository.
+            text_backbone: see `DiffUp`.
 
         Raises:
             WeightsError: there is no such folder or repository, or its files are damaged.
@@ -114,7 +124,7 @@ class DiffUp:
             BackboneError: the encoder cannot be found.
         """
         folder = RELEASED if source is None else fetch_decoder(source, revision)
-        return cls(load_decoder(folder), backbone, device)
+        return cls(load_decoder(folder), backbone, device, text_backbone)
 
     def save_pretrained(self, folder: str | os.PathLike[str], dtype: torch.dtype = torch.float32) -> None:
         """Write the decoder, and only the decoder, to a folder: `config.json` and `model.safetensors`.
@@ -138,33 +148,40 @@ class DiffUp:
         """
         if self.config.low_level_channels:
             raise BackboneError(f"upgrade to {getattr(backbone, 'name', backbone)!r}: {self._tie}")
-        return DiffUp(self.decoder, load_backbone(backbone, **options), self.device)
+        return DiffUp(self.decoder, load_backbone(backbone, **options), self.device, self.text_backbone)
 
     def prototypes(
         self,
-        support: ImageLike | Sequence[ImageLike],
+        support: ImageLike | Sequence[ImageLike] | None = None,
         annotation: AnnotationLike | Sequence[AnnotationLike] = None,
         *,
-        name: str = "object",
+        text: str | Sequence[str] | None = None,
+        templates: Templates | None = None,
+        name: str | None = None,
         threshold: float | None = None,
         keep_images: bool = False,
     ) -> Prototypes:
-        """Learn a class from support images once, to use it on any number of queries.
+        """Learn a class from support images, its name or both, once, to use it on any number of queries.
 
         Args:
             support: one or more images that show the class, see `segment`.
             annotation: where it is in each, see `segment`.
-            name: of the class; several classes need different names.
+            text: names of the class, see `segment`.
+            templates: see `segment`.
+            name: what results call the class; several classes need different ones. By default the first of `text`, or
+                else `"object"`.
             threshold: probability above which a pixel is marked, for this class; the decoder's if None.
             keep_images: keep images and annotations inside, and in the file, so that `Prototypes.rebuild` can follow a
                 change of the encoder.
 
         Raises:
-            ImageError: see `segment`.
-            AnnotationError: see `segment`.
+            ImageError, AnnotationError, BackboneError, MissingPackageError, ConfigError: see `segment`.
             PrototypesError: the name is empty or not printable, or the threshold is out of range.
         """
-        return teach(self, pair_supports(support, annotation), name, threshold, keep_images)
+        supports, words = read_shots(self, support, annotation, text, templates)
+        if name is None:
+            name = "object" if text is None else resolve_names(text)[0]
+        return teach(self, supports, words, name, threshold, keep_images)
 
     @overload
     def segment(
@@ -173,6 +190,8 @@ class DiffUp:
         support: Sequence[Prototypes],
         annotation: None = None,
         *,
+        text: None = None,
+        templates: None = None,
         steps: int | None = None,
         ensemble: int | None = None,
         threshold: float | None = None,
@@ -186,9 +205,11 @@ class DiffUp:
     def segment(
         self,
         query: ImageLike,
-        support: ImageLike | Sequence[ImageLike] | Prototypes,
+        support: ImageLike | Sequence[ImageLike] | Prototypes | None = None,
         annotation: AnnotationLike | Sequence[AnnotationLike] = None,
         *,
+        text: str | Sequence[str] | None = None,
+        templates: Templates | None = None,
         steps: int | None = None,
         ensemble: int | None = None,
         threshold: float | None = None,
@@ -201,9 +222,11 @@ class DiffUp:
     def segment(
         self,
         query: ImageLike,
-        support: ImageLike | Sequence[ImageLike] | Prototypes | Sequence[Prototypes],
+        support: ImageLike | Sequence[ImageLike] | Prototypes | Sequence[Prototypes] | None = None,
         annotation: AnnotationLike | Sequence[AnnotationLike] = None,
         *,
+        text: str | Sequence[str] | None = None,
+        templates: Templates | None = None,
         steps: int | None = None,
         ensemble: int | None = None,
         threshold: float | None = None,
@@ -212,14 +235,17 @@ class DiffUp:
         trace: bool = False,
         progress: bool = False,
     ) -> Segmentation | LabelMap:
-        """Mark the support's class, or several classes, in the query image.
+        """Mark a class, which supports, a name or both tell, or several classes in the query image.
 
         Args:
             query: path, PIL image, numpy array (H, W, 3) uint8 or torch tensor (3, H, W).
-            support: one or more images that show the class; or the `Prototypes` that were made of them; or a list of
-                `Prototypes`, one for each of several classes.
+            support: one or more images that show the class; or `Prototypes` of it; or a list of `Prototypes`, one for
+                each of several classes; none for zero-shot, with `text` alone.
             annotation: where it is in each image: `Mask`, `Box`, `Scribble`, `Points`, something that reads as a mask,
                 or None for an image without any.
+            text: name of the class, such as `"a red bus"`, or several that mean the same; alone or besides supports.
+            templates: sentences that names are put into, each of them one more view of the query (UAPF): a list, one
+                sentence, or `"clip7"` or `"clip80"`; by default `"a photo of a {}."`.
             steps: DDIM steps, 1 to 250; more are slower. By default the config's.
             ensemble: samples that are averaged. By default the config's.
             threshold: probability above which a pixel is marked, in (0, 1). By default that of the prototypes, or else
@@ -234,20 +260,24 @@ class DiffUp:
 
         Raises:
             ImageError: an image cannot be read.
-            AnnotationError: an annotation does not fit its image; the message says which.
+            AnnotationError: an annotation does not fit its image (the message says which), or there is neither support
+                nor text.
             PrototypesError: prototypes do not fit the model or each other.
-            ConfigError: steps, ensemble or threshold is out of range.
+            BackboneError: text is given and neither the encoder nor `text_backbone` reads it.
+            MissingPackageError: a package that reads text is not installed.
+            ConfigError: steps, ensemble, threshold or templates cannot be used.
         """
         steps, ensemble, _ = self.sampling_options(steps, ensemble, threshold)
-        image = read_query(query, self.backbone.input_size)
         several = isinstance(support, list | tuple) and any(isinstance(item, Prototypes) for item in support)
         if several or isinstance(support, Prototypes):
-            if annotation is not None:
-                raise AnnotationError("annotation: it belongs to support images; prototypes have theirs inside")
+            for argument, value in (("annotation", annotation), ("text", text), ("templates", templates)):
+                if value is not None:
+                    raise AnnotationError(f"{argument}: prototypes have theirs inside; make them with it")
             classes = check_classes(support, self)
         else:
-            images = cast("ImageLike | Sequence[ImageLike]", support)
-            classes = [self.prototypes(images, annotation)]
+            images = cast("ImageLike | Sequence[ImageLike] | None", support)
+            classes = [self.prototypes(images, annotation, text=text, templates=templates, name="object")]
+        image = query_reader(self, classes)(query, "query")
         noise = starting_noise(ensemble, torch.Generator().manual_seed(seed) if generator is None else generator)
         rounds = steps * len(decoder_batches(1, len(classes)))
         with tqdm(total=rounds, desc="sampling", disable=not progress) as bar:
@@ -301,7 +331,7 @@ class DiffUp:
         noise = starting_noise(ensemble, torch.Generator().manual_seed(seed))
         results = stream(
             queries,
-            read=lambda source, argument: read_query(source, self.backbone.input_size, argument),
+            read=query_reader(self, classes),
             decode=lambda batch: decode(self, batch, classes, threshold, noise, steps),
             finish=lambda query, decoded: to_result(query.pixels, decoded, names),
             batch_size=batch_size,
@@ -347,29 +377,76 @@ class DiffUp:
         levels = self.encode([warp(resized[index][None], view)[0] for index, view in plan])
         return support_features(levels, view_regions(supports, plan).to(self.device))
 
-    def condition(self, query: Tensor, supports: SupportFeatures) -> Condition:
+    @functools.cached_property
+    def text_space(self) -> TextSpace:
+        """The encoder that reads texts, loaded when it is first needed.
+
+        Raises:
+            BackboneError, MissingPackageError, WeightsError: see `diffup.text.words.text_space_of`.
+        """
+        return text_space_of(self.backbone, self.text_backbone).to(self.device)
+
+    def encode_text(self, text: str | Sequence[str], templates: Templates | None = None) -> Words:
+        """Embeddings of a class's names in every template.
+
+        Args:
+            text: see `segment`.
+            templates: see `segment`.
+
+        Raises:
+            AnnotationError, BackboneError, ConfigError, MissingPackageError, WeightsError: see `segment`.
+        """
+        return read_words(self.text_space, text, templates)
+
+    def dense_text_features(self, images: Sequence[Tensor]) -> Tensor:
+        """Dense text-space features of images, (3, H, W) in [0, 1] each, of any sizes: (B, C, h, w)."""
+        space = self.text_space
+        return space.dense(torch.stack([resize_image(image, space.input_size) for image in images]).to(self.device))
+
+    def text_maps(self, levels: Sequence[Tensor], features: Tensor, embeddings: Tensor) -> Tensor:
+        """Maps of where a named class is; see `diffup.priors.text.text_maps`.
+
+        Args:
+            levels: four tensors (B, C_l, h_l, w_l) of `encode`.
+            features: (B, C, h, w) of `dense_text_features`.
+            embeddings: (V, C) of `encode_text`.
+
+        Returns:
+            (B, V, h, w) in [0, 1].
+        """
+        similar = text_similarity(features, embeddings.to(self.device), self.text_space.vocabulary_mean())
+        members = members_of(self.backbone)
+        return text_maps(similar, pool_to_grid(levels[-1], self.config.priors.grid), members[-1] if members else ())
+
+    def condition(self, query: Tensor, supports: SupportFeatures | None, words: Words | None = None) -> Condition:
         """The decoder's condition for a query.
 
         Args:
             query: (3, H, W) in [0, 1].
-            supports: of `encode_supports`, a batch of one.
+            supports: of `encode_supports`, a batch of one; None for zero-shot.
+            words: of `encode_text`; None where no name is given.
 
         Returns:
             A batch of one.
         """
         small = resize_image(query, (EDGE_SIDE, EDGE_SIDE))[None].to(self.device)
-        return self.conditions(self.encode([query]), supports, small)
+        levels = self.encode([query])
+        text = None if words is None else self.text_maps(levels, self.dense_text_features([query]), words.embeddings)
+        return self.conditions(levels, supports, small, text)
 
-    def conditions(self, levels: Sequence[Tensor], supports: SupportFeatures, small: Tensor) -> Condition:
+    def conditions(
+        self, levels: Sequence[Tensor], supports: SupportFeatures | None, small: Tensor, text: Tensor | None = None
+    ) -> Condition:
         """The decoder's condition for encoded queries.
 
         Args:
             levels: four tensors (B, C_l, h_l, w_l) of `encode`.
-            supports: a batch of B.
+            supports: a batch of B; None for zero-shot.
             small: (B, 3, 128, 128) in [0, 1], the queries.
+            text: (B, V, h, w) of `text_maps`; None where no name is given.
         """
-        supports = replace(supports, members=members_of(self.backbone))
-        return build_condition(levels, supports, small, self.config.priors, bool(self.config.low_level_channels))
+        low_level = bool(self.config.low_level_channels)
+        return build_condition(levels, supports, small, self.config.priors, low_level, text, members_of(self.backbone))
 
     def _pyramid(self, images: Tensor) -> list[Tensor]:
         return check_pyramid(self.backbone.pyramid(images), self.backbone.name, len(images))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -24,11 +24,22 @@ from diffup.backbones.registry import near_misses
 from diffup.backbones.timm import DEFAULT_INPUT_SIZE, Size, patch_size, stage_maps, stage_strides
 from diffup.errors import BackboneError
 
+if TYPE_CHECKING:
+    from diffup.text.space import TextSpace
+
 _RESNET_STRIDES = [4, 4, 8, 16, 32]  # CLIP's ResNets: three-convolution stem with pooling, then four stages
 
 
 class OpenClipBackbone(FrozenBackbone):
-    """The visual tower of an OpenCLIP model: CLIP's ResNets and ViTs, and towers that come from timm."""
+    """The visual tower of an OpenCLIP model: CLIP's ResNets and ViTs, and towers that come from timm.
+
+    Attributes:
+        architecture: OpenCLIP's name of the architecture, which its tokenizer goes by.
+        load_model: Builds the whole model with the same weights, for its text tower.
+    """
+
+    architecture: str = ""
+    load_model: Callable[[], Any] | None = None
 
     def features(self, images: Tensor) -> Sequence[Tensor]:
         """The maps of the chosen stages or blocks; the last block of a ViT passes through the tower's final norm."""
@@ -41,6 +52,19 @@ class OpenClipBackbone(FrozenBackbone):
         if _is_vit(tower) and wanted[-1] == len(tower.transformer.resblocks) - 1 and tower.attn_pool is None:
             maps[-1] = normalise_map(tower.ln_post, maps[-1])
         return [maps[wanted.index(level)] for level in self.levels]
+
+    def text_space(self) -> TextSpace:
+        """The text space of the same model; its text tower is loaded now.
+
+        Raises:
+            BackboneError: No dense text-space features are known for this tower.
+            WeightsError: The weights cannot be had.
+        """
+        from diffup.backbones import open_clip_text
+
+        if self.load_model is None:
+            raise BackboneError(f"backbone '{self.name}' was built without its model: it has no text tower")
+        return open_clip_text.build(self, self.load_model(), self.architecture)
 
 
 def build(
@@ -71,13 +95,13 @@ def build(
     name = f"open_clip:{variant}"
     download = pretrained and checkpoint_path is None
     architecture, tag = _parse(variant, name, download)
-    tower = _create(architecture, tag, name, download)
+    tower = _tower(_create(architecture, tag, name, download), architecture, tag, download)
     if checkpoint_path is not None:
         weights = read_weights(checkpoint_path, name)
         load_weights(tower, weights, str(checkpoint_path), name, partial(part_of_larger, module=tower))
     strides, patch = _describe(tower, name)
     size = _resize(tower, patch, None if input_size is None else resolve_input_size(input_size, name), name)
-    return OpenClipBackbone(
+    backbone = OpenClipBackbone(
         name,
         tower,
         input_size=size,
@@ -86,6 +110,17 @@ def build(
         std=tower.image_std,
         multiple=patch,
     )
+    backbone.architecture = architecture
+    backbone.load_model = partial(_load_model, architecture, tag, name, download, checkpoint_path)
+    return backbone
+
+
+def _load_model(architecture: str, tag: str | None, name: str, download: bool, checkpoint: str | Path | None) -> Any:
+    """The whole model, text tower included."""
+    model = _create(architecture, tag, name, download)
+    if checkpoint is not None:
+        load_weights(model, read_weights(checkpoint, name), str(checkpoint), name)
+    return model
 
 
 def _parse(variant: str, name: str, download: bool) -> tuple[str, str | None]:
@@ -111,15 +146,15 @@ def _parse(variant: str, name: str, download: bool) -> tuple[str, str | None]:
 
 
 def _create(architecture: str, tag: str | None, name: str, download: bool) -> Any:
-    """The visual tower of a newly built model; the text tower is let go."""
+    """A newly built model."""
     import open_clip
 
     try:
-        model = open_clip.create_model(
+        return open_clip.create_model(
             architecture,
             pretrained=tag if download else None,
             require_pretrained=download,
-            pretrained_hf=False,  # no language model for the text tower
+            pretrained_hf=False,  # a language model as text tower comes with the whole model's weights
         )
     except Exception as error:
         if not download:
@@ -132,6 +167,12 @@ def _create(architecture: str, tag: str | None, name: str, download: bool) -> An
             "weights",
             error,
         ) from error
+
+
+def _tower(model: Any, architecture: str, tag: str | None, download: bool) -> Any:
+    """The visual tower of a model; the text tower is let go."""
+    import open_clip
+
     tower: Any = model.visual
     if tag and not download:  # the normalisation still belongs to the named weights
         config = open_clip.get_pretrained_cfg(architecture, tag)

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,9 @@ from diffup.backbones.hub import missing_files
 from diffup.backbones.timm import DEFAULT_INPUT_SIZE, Size
 from diffup.errors import BackboneError
 
+if TYPE_CHECKING:
+    from diffup.text.space import TextSpace
+
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _FINAL_NORMS = ("layernorm", "post_layernorm", "norm", "rms_norm")
 
@@ -38,14 +41,28 @@ class TransformersBackbone(FrozenBackbone):
     norm.
     """
 
-    def __init__(self, name: str, encoder: nn.Module, *, flip_channels: bool, **options: Any) -> None:
+    def __init__(
+        self, name: str, encoder: nn.Module, *, flip_channels: bool, pretrained: bool = True, **options: Any
+    ) -> None:
         super().__init__(name, encoder, **options)
+        self.pretrained = pretrained
         self.flip_channels = flip_channels
 
     def features(self, images: Tensor) -> Sequence[Tensor]:
         """The maps of the chosen stages or blocks."""
         maps = stage_maps(self.encoder, images.flip(1) if self.flip_channels else images)
         return [maps[level] for level in self.levels]
+
+    def text_space(self) -> TextSpace:
+        """The text space of the same CLIP or SigLIP; its text tower is loaded now.
+
+        Raises:
+            BackboneError: The model reads no texts, or no dense text-space features are known for it.
+            WeightsError: Text tower or tokenizer cannot be had.
+        """
+        from diffup.backbones import transformers_text
+
+        return transformers_text.build(self, self.name.partition(":")[2], self.pretrained)
 
 
 def build(
@@ -87,6 +104,7 @@ def build(
         name,
         model,
         flip_channels=flip_channels,
+        pretrained=pretrained,
         input_size=size,
         levels=resolve_levels(levels, strides, name),
         mean=mean,
