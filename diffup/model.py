@@ -20,11 +20,12 @@ from diffup.decoder.diffusion import Diffusion, check_steps
 from diffup.decoder.sampling import Samples, draw_noise, sample
 from diffup.decoder.weights import fetch_decoder, load_decoder, save_decoder
 from diffup.errors import BackboneError, ConfigError
-from diffup.images import ImageLike, read_image, resize_image
+from diffup.images import ImageLike, read_image, resize_image, to_bytes
 from diffup.priors.condition import EDGE_SIDE, Condition, SupportFeatures, build_condition
 from diffup.priors.views import warp
 from diffup.result import Segmentation
 from diffup.support import plan_views, support_features, view_regions
+from diffup.zoom import Crop, choose_crops, merge_crop
 
 RELEASED = Path(__file__).parent / "weights" / "default"
 """The decoder that comes with the package."""
@@ -147,6 +148,7 @@ class DiffUp:
         threshold: float | None = None,
         seed: int = 0,
         generator: torch.Generator | None = None,
+        zoom: bool = False,
         trace: bool = False,
         progress: bool = False,
     ) -> Segmentation:
@@ -162,6 +164,9 @@ class DiffUp:
             threshold: probability above which a pixel is marked, in (0, 1). By default the config's.
             seed: seed of the sampling noise; the same seed gives the same result.
             generator: used instead of the seed.
+            zoom: look again at crops around what was found and merge what they show (`diffup.zoom`): finer outlines of
+                small and thin things in large images, for up to four further runs of the encoder and the decoder. The
+                quality and the trace remain those of the first pass.
             trace: keep the noisy masks of the first sample.
             progress: show a progress bar.
 
@@ -184,7 +189,13 @@ class DiffUp:
             samples = sample(
                 self.decoder, self.diffusion, condition, noise, steps, trace, on_step=lambda: bar.update(1)
             )
-        return to_segmentation(image, condition, samples, threshold, self.backbone.name)
+        looks = []
+        for x0, y0, x1, y1 in choose_crops(samples.probability[0].mean(dim=0), _size(image), threshold) if zoom else ():
+            part = self.condition(image[:, y0:y1, x0:x1], supports)
+            noise = draw_noise(part, ensemble, generator)
+            seen = sample(self.decoder, self.diffusion, part, noise, steps)
+            looks.append(((x0, y0, x1, y1), decoder_maps(part, seen)))
+        return to_segmentation(image, condition, samples, threshold, self.backbone.name, looks)
 
     def encode(self, images: Sequence[Tensor]) -> list[Tensor]:
         """Features of images at the encoder's input size.
@@ -255,7 +266,12 @@ class DiffUp:
 
 
 def to_segmentation(
-    image: Tensor, condition: Condition, samples: Samples, threshold: float, backbone: str
+    image: Tensor,
+    condition: Condition,
+    samples: Samples,
+    threshold: float,
+    backbone: str,
+    looks: Sequence[tuple[Crop, Tensor]] = (),
 ) -> Segmentation:
     """Bring the samples of one query to its own size.
 
@@ -265,19 +281,14 @@ def to_segmentation(
         samples: its samples, a batch of one.
         threshold: probability above which a pixel is marked.
         backbone: name of the encoder.
+        looks: crops of the query and their `decoder_maps`, merged into the query's.
     """
-    probability = samples.probability[0]
-    maps = torch.stack(
-        [
-            probability.mean(dim=0),
-            probability.var(dim=0, correction=0),
-            samples.error[0].clamp(-2, 2),
-            condition.prior[0, 0] * 0.5 + 0.5,
-        ]
-    )
-    mean, variance, error, prior = enlarge(maps, (image.shape[1], image.shape[2])).numpy()
+    maps = enlarge(decoder_maps(condition, samples), _size(image))
+    for crop, seen in looks:
+        merge_crop(maps, crop, seen)
+    mean, variance, error, prior = maps.numpy()
     return Segmentation(
-        image=(image * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy(),
+        image=to_bytes(image),
         mask=mean > threshold,
         probability=mean,
         variance=variance,
@@ -289,6 +300,28 @@ def to_segmentation(
         trace=None if samples.trace is None else samples.trace[0].cpu().numpy(),
         trace_timesteps=() if samples.trace is None else (*samples.timesteps, -1),
     )
+
+
+def decoder_maps(condition: Condition, samples: Samples) -> Tensor:
+    """What the decoder says of one query: probability, variance, error and prior, (4, s, s).
+
+    Args:
+        condition: of the query, a batch of one.
+        samples: its samples, a batch of one.
+    """
+    probability = samples.probability[0]
+    return torch.stack(
+        [
+            probability.mean(dim=0),
+            probability.var(dim=0, correction=0),
+            samples.error[0].clamp(-2, 2),
+            condition.prior[0, 0] * 0.5 + 0.5,
+        ]
+    )
+
+
+def _size(image: Tensor) -> tuple[int, int]:
+    return image.shape[1], image.shape[2]
 
 
 def enlarge(maps: Tensor, size: tuple[int, int]) -> Tensor:
