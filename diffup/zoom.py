@@ -17,7 +17,7 @@ from torch import Tensor
 Crop: TypeAlias = tuple[int, int, int, int]
 """(x0, y0, x1, y1) in whole pixels: left, top, right and bottom edge."""
 
-MARGIN = 0.5
+MARGIN = 0.25
 """Context around an object's bounding box on each side, as a part of the box's longer side."""
 
 MIN_SIDE = 0.25
