@@ -56,8 +56,10 @@ def main() -> int:
                 meters[name][index].update(episode.class_id, result.mask, mask, ignore)
     figures = {}
     for name, pair in meters.items():
+        if not counts[name]:
+            continue
         scores = [[meter.class_iou()[c] for c in sorted(seen[name])] for meter in pair]
-        means = [sum(values) / max(len(values), 1) for values in scores]
+        means = [sum(values) / len(values) for values in scores]
         figures[name] = {"episodes": counts[name], "once": means[0], "zoom": means[1]}
         print(f"{name:12} {counts[name]:4} episodes  mIoU {means[0]:5.1f}, with zoom {means[1]:5.1f}")
     print(f"seconds an episode: {seconds[0] / len(episodes):.2f}, with zoom {seconds[1] / len(episodes):.2f}")
