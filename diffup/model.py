@@ -165,7 +165,7 @@ class DiffUp:
             seed: seed of the sampling noise; the same seed gives the same result.
             generator: used instead of the seed.
             zoom: look again at crops around what was found and merge what they show (`diffup.zoom`): finer outlines of
-                small and thin things in large images, for up to four further runs of the encoder and the decoder. The
+                small and thin things in large images, for up to two further runs of the encoder and the decoder. The
                 quality and the trace remain those of the first pass.
             trace: keep the noisy masks of the first sample.
             progress: show a progress bar.

@@ -29,7 +29,7 @@ MAX_AREA = 0.5
 SURE = 0.5
 """Part of the highest probability above which a position counts as found: thresholds on masks are lower."""
 
-MAX_CROPS = 4
+MAX_CROPS = 2
 """Crops of one image at most, each of which costs a run of the encoder and the decoder."""
 
 FEATHER = 0.15
@@ -67,23 +67,22 @@ def choose_crops(
     return crops[:max_crops]
 
 
-def merge_crop(maps: Tensor, crop: Crop, seen: Tensor, weight: float = 1.0) -> None:
+def merge_crop(maps: Tensor, crop: Crop, seen: Tensor) -> None:
     """Blend what a crop shows into the maps of the image, in place and without a seam.
 
-    Within the crop the maps become `weight` times the crop's and the rest theirs; towards its edges the crop's share
-    falls to zero, but for edges that are the image's own.
+    Within the crop the maps become the crop's; towards its edges the crop's share falls to zero, but for edges that are
+    the image's own.
 
     Args:
         maps: (M, H, W), of the image; changed.
         crop: within the image.
         seen: (M, h, w), of the crop, of any resolution; it is enlarged bilinearly.
-        weight: the crop's share in its middle, in [0, 1].
     """
     x0, y0, x1, y1 = crop
     height, width = maps.shape[-2:]
     columns = _ramp(x1 - x0, x0 == 0, x1 == width)
     rows = _ramp(y1 - y0, y0 == 0, y1 == height)
-    share = (rows[:, None] * columns * weight).to(maps)
+    share = (rows[:, None] * columns).to(maps)
     for part, single in zip(maps[:, y0:y1, x0:x1], seen, strict=True):  # one at a time: crops of photos are large
         enlarged = F.interpolate(single[None, None].to(maps), part.shape, mode="bilinear", align_corners=False)[0, 0]
         part.lerp_(enlarged, share)
