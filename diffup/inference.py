@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,10 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffup.decoder.sampling import Samples, sample
-from diffup.images import ImageLike, read_image, resize_image
+from diffup.images import ImageLike, read_image, resize_image, to_bytes
 from diffup.priors.condition import EDGE_SIDE, SIZES, Condition
 from diffup.result import Segmentation
 from diffup.support import change_support
+from diffup.zoom import Crop, choose_crops, merge_crop
 
 if TYPE_CHECKING:
     from diffup.model import DiffUp
@@ -59,6 +60,7 @@ class Decoded:
         backbone: name of the encoder.
         trace: (S, 64, 64) float32, x_t of the first sample; None if not recorded.
         trace_timesteps: the step of each.
+        looks: crops of the query that were looked at again, and their maps (`look_again`).
     """
 
     maps: Tensor
@@ -67,10 +69,18 @@ class Decoded:
     backbone: str
     trace: npt.NDArray[np.float32] | None = None
     trace_timesteps: tuple[int, ...] = ()
+    looks: tuple[tuple[Crop, Tensor], ...] = ()
 
     def probability(self, size: tuple[int, int]) -> Tensor:
-        """(H, W) float32 in [0, 1] of any size."""
-        return enlarge(self.maps[:1], size)[0]
+        """(H, W) float32 in [0, 1] at the query's size."""
+        return self._enlarged(size, 1)[0]
+
+    def _enlarged(self, size: tuple[int, int], count: int) -> Tensor:
+        """The first maps at the query's size, what was seen at a second look merged in."""
+        maps = enlarge(self.maps[:count], size)
+        for crop, seen in self.looks:
+            merge_crop(maps, crop, seen[:count])
+        return maps
 
     def segmentation(self, image: npt.NDArray[np.uint8]) -> Segmentation:
         """The result at the query's own size.
@@ -78,7 +88,7 @@ class Decoded:
         Args:
             image: (H, W, 3), the query.
         """
-        mean, variance, error, prior = enlarge(self.maps, (image.shape[0], image.shape[1])).numpy()
+        mean, variance, error, prior = self._enlarged((image.shape[0], image.shape[1]), len(self.maps)).numpy()
         return Segmentation(
             image=image,
             mask=mean > self.threshold,
@@ -110,7 +120,7 @@ def query_reader(model: DiffUp, classes: Sequence[Prototypes]) -> Callable[[Imag
     def read(source: ImageLike, argument: str) -> Query:
         image = read_image(source, argument)
         return Query(
-            (image * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy(),
+            to_bytes(image),
             resize_image(image, input_size),
             resize_image(image, (EDGE_SIDE, EDGE_SIDE)),
             None if text_size is None else resize_image(image, text_size),
@@ -163,6 +173,39 @@ def decode(
             for row, items in enumerate(found, start=at * len(queries)):
                 items.append(_decoded(samples, maps, row, chosen, model.backbone.name))
     return found
+
+
+def look_again(
+    model: DiffUp,
+    query: Query,
+    classes: Sequence[Prototypes],
+    found: Sequence[Decoded],
+    noise: Tensor,
+    steps: int,
+) -> list[Decoded]:
+    """Look for every class again, in crops around where it was found (`diffup.zoom`).
+
+    Args:
+        model: encoder and decoder.
+        query: of `query_reader` for the same classes.
+        classes: that are looked for.
+        found: of `decode`, for each class.
+        noise: of `starting_noise`.
+        steps: DDIM steps.
+
+    Returns:
+        What was found, with the crops' maps to be merged in; quality and trace remain those of the first pass.
+    """
+    again = []
+    for item, prototypes in zip(found, classes, strict=True):
+        looks = []
+        for crop in choose_crops(item.maps[0], query.size, item.threshold):
+            x0, y0, x1, y1 = crop
+            part = query_reader(model, [prototypes])(query.pixels[y0:y1, x0:x1], "query")
+            ((seen,),) = decode(model, [part], [prototypes], item.threshold, noise, steps)
+            looks.append((crop, seen.maps))
+        again.append(replace(item, looks=tuple(looks)))
+    return again
 
 
 def starting_noise(ensemble: int, generator: torch.Generator) -> Tensor:

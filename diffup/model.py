@@ -21,7 +21,7 @@ from diffup.decoder.diffusion import Diffusion, check_steps
 from diffup.decoder.weights import fetch_decoder, load_decoder, save_decoder
 from diffup.errors import AnnotationError, BackboneError, ConfigError
 from diffup.images import ImageLike, resize_image
-from diffup.inference import decode, decoder_batches, query_reader, starting_noise
+from diffup.inference import decode, decoder_batches, look_again, query_reader, starting_noise
 from diffup.label_map import LabelMap, to_result
 from diffup.priors.condition import EDGE_SIDE, Condition, SupportFeatures, build_condition, pool_to_grid
 from diffup.priors.text import text_maps, text_similarity
@@ -197,6 +197,7 @@ class DiffUp:
         threshold: float | None = None,
         seed: int = 0,
         generator: torch.Generator | None = None,
+        zoom: bool = False,
         trace: bool = False,
         progress: bool = False,
     ) -> LabelMap: ...
@@ -215,6 +216,7 @@ class DiffUp:
         threshold: float | None = None,
         seed: int = 0,
         generator: torch.Generator | None = None,
+        zoom: bool = False,
         trace: bool = False,
         progress: bool = False,
     ) -> Segmentation: ...
@@ -232,6 +234,7 @@ class DiffUp:
         threshold: float | None = None,
         seed: int = 0,
         generator: torch.Generator | None = None,
+        zoom: bool = False,
         trace: bool = False,
         progress: bool = False,
     ) -> Segmentation | LabelMap:
@@ -252,6 +255,9 @@ class DiffUp:
                 the config's.
             seed: seed of the sampling noise; the same seed gives the same result.
             generator: used instead of the seed.
+            zoom: look again at crops around what was found and merge what they show (`diffup.zoom`): finer outlines of
+                small and thin things in large images, for up to two further runs of the encoder and the decoder. The
+                quality and the trace remain those of the first pass.
             trace: keep the noisy masks of the first sample.
             progress: show a progress bar.
 
@@ -281,8 +287,9 @@ class DiffUp:
         noise = starting_noise(ensemble, torch.Generator().manual_seed(seed) if generator is None else generator)
         rounds = steps * len(decoder_batches(1, len(classes)))
         with tqdm(total=rounds, desc="sampling", disable=not progress) as bar:
-            decoded = decode(self, [image], classes, threshold, noise, steps, trace, on_step=lambda: bar.update(1))
-        return to_result(image.pixels, decoded[0], [item.name for item in classes] if several else None)
+            (found,) = decode(self, [image], classes, threshold, noise, steps, trace, on_step=lambda: bar.update(1))
+        found = look_again(self, image, classes, found, noise, steps) if zoom else found
+        return to_result(image.pixels, found, [item.name for item in classes] if several else None)
 
     def segment_many(
         self,

@@ -101,8 +101,8 @@ class Prototypes:
         ours, theirs = _describe(self.backbone, **self._made_with), _describe(model.backbone.name, **_maker(model))
         remedy = "rebuild them: prototypes.rebuild(model)" if self.kept else _NO_IMAGES
         raise PrototypesError(
-            f"prototypes {self.name!r} were made with {ours}; the model has {theirs}. Features of different encoders do "
-            f"not compare; {remedy}"
+            f"prototypes {self.name!r} were made with {ours}; the model has {theirs}. Features of different encoders "
+            f"do not compare; {remedy}"
         )
 
     @property
