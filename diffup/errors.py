@@ -39,3 +39,7 @@ class DataError(DiffUpError, ValueError):
 
 class TrainingError(DiffUpError, RuntimeError):
     """A training run that cannot start, go on or be resumed."""
+
+
+class ExportError(DiffUpError, RuntimeError):
+    """A decoder that gives other results once exported."""

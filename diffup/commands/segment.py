@@ -39,6 +39,13 @@ def add(commands: Any) -> None:
     parser.set_defaults(supports=[])
     parser.add_argument("query", metavar="QUERY", help="the photo to mark")
     parser.add_argument("-o", "--output", metavar="OUT", type=Path, required=True, help="folder for the results")
+    add_supports(parser)
+    add_model(parser)
+    _add_sampling(parser)
+
+
+def add_supports(parser: argparse.ArgumentParser) -> None:
+    """The support images and their annotations."""
     support = parser.add_argument_group("support images and their annotations, repeatable")
     support.add_argument(
         "--support", dest="supports", nargs="+", metavar="IMG", action=_AddSupports, help="it shows the class"
@@ -50,12 +57,19 @@ def add(commands: Any) -> None:
         ("--points", "POINTS", 'clicks "x,y x,y ..."'),
     ):
         support.add_argument(option, dest="supports", metavar=metavar, action=_Annotate, help=text)
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """The decoder and the encoder."""
     model = parser.add_argument_group("model")
     model.add_argument("--decoder", metavar="FOLDER", help="folder or hub repository user/repo; default: the package's")
     model.add_argument("--backbone", metavar="NAME", help="encoder, see `diffup backbones`; default: the decoder's")
     model.add_argument("--backbone-weights", metavar="FILE", help="local checkpoint of the encoder")
     model.add_argument("--input-size", metavar="PIXELS", type=int, help="side that images are resized to")
     model.add_argument("--device", help="cpu, cuda, ...; default: cuda where there is one")
+
+
+def _add_sampling(parser: argparse.ArgumentParser) -> None:
     sampling = parser.add_argument_group("sampling; defaults come from the decoder")
     sampling.add_argument("--steps", type=int, help="DDIM steps")
     sampling.add_argument("--ensemble", type=int, help="samples that are averaged")
@@ -69,10 +83,10 @@ def run(args: argparse.Namespace) -> None:
     """Segment one query and write the results."""
     if not args.supports:
         raise AnnotationError("give at least one image that shows the class: --support IMG")
-    annotations = [_read_annotation(support) for support in args.supports]
+    annotations = [read_annotation(support) for support in args.supports]
     files = _output_files(args)
     args.output.mkdir(parents=True, exist_ok=True)
-    model = _load_model(args)
+    model = load_model(args)
     start = time.perf_counter()
     result = model.segment(
         args.query,
@@ -127,7 +141,7 @@ class _Annotate(argparse.Action):
         support.values.append(values)
 
 
-def _read_annotation(support: _Support) -> Annotation:
+def read_annotation(support: _Support) -> Annotation:
     """The annotation that a support image's options give."""
     from diffup.annotation import Box, Mask, Points, Scribble
 
@@ -163,7 +177,8 @@ def _numbers(text: str, count: int, option: str, form: str) -> tuple[float, ...]
     return numbers
 
 
-def _load_model(args: argparse.Namespace) -> DiffUp:
+def load_model(args: argparse.Namespace) -> DiffUp:
+    """The model that `add_model`'s options give."""
     from diffup import model
     from diffup.backbones import load_backbone
     from diffup.decoder.weights import fetch_decoder, load_decoder
