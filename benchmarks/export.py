@@ -1,6 +1,6 @@
 """How long a denoising pass takes under onnxruntime and `torch.export`, beside torch: ratios of one run.
 
-    taskset -c 1 python benchmarks/export.py
+taskset -c 1 python benchmarks/export.py
 """
 
 from __future__ import annotations

@@ -29,6 +29,9 @@ from diffup.support import plan_views, support_features, view_regions
 RELEASED = Path(__file__).parent / "weights" / "default"
 """The decoder that comes with the package."""
 
+MAX_ENSEMBLE = 1000
+"""Most samples of a query."""
+
 _BATCH = 8
 
 
@@ -178,7 +181,7 @@ class DiffUp:
         supports = self.encode_supports(pair_supports(support, annotation))
         condition = self.condition(image, supports)
         if generator is None:
-            generator = torch.Generator().manual_seed(seed)
+            generator = seeded(seed)
         noise = draw_noise(condition, ensemble, generator)
         with tqdm(total=steps, desc="sampling", disable=not progress) as bar:
             samples = sample(
@@ -246,9 +249,14 @@ class DiffUp:
         steps = self.config.steps if steps is None else steps
         ensemble = self.config.ensemble if ensemble is None else ensemble
         threshold = self.config.threshold if threshold is None else threshold
+        for name, value in (("steps", steps), ("ensemble", ensemble)):
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise ConfigError(f"{name}={value!r}: it must be a whole number")
+        if isinstance(threshold, bool) or not isinstance(threshold, float | int):
+            raise ConfigError(f"threshold={threshold!r}: it must be a number")
         check_steps(self.config, steps)
-        if ensemble < 1:
-            raise ConfigError(f"ensemble={ensemble}: it must be 1 or more")
+        if not 1 <= ensemble <= MAX_ENSEMBLE:
+            raise ConfigError(f"ensemble={ensemble}: it must be 1 to {MAX_ENSEMBLE}")
         if not 0 < threshold < 1:
             raise ConfigError(f"threshold={threshold}: it must lie between 0 and 1")
         return steps, ensemble, threshold
@@ -296,6 +304,17 @@ def enlarge(maps: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(maps[None], size, mode="bilinear", align_corners=False, antialias=True)[0].cpu()
 
 
+def seeded(seed: int) -> torch.Generator:
+    """A generator on the CPU.
+
+    Raises:
+        ConfigError: the seed is no whole number of 64 bits.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
+        raise ConfigError(f"seed={seed!r}: it must be a whole number of 64 bits")
+    return torch.Generator().manual_seed(seed)
+
+
 def resolve_device(device: str | torch.device | None) -> torch.device:
     """The device to use: the one named, or CUDA where there is one.
 
@@ -307,6 +326,8 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
     try:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as error:
+        if chosen.type == "meta":
+            raise RuntimeError("it computes nothing")
+    except (RuntimeError, AssertionError, ImportError, TypeError, ValueError) as error:
         raise ConfigError(f"device={str(device)!r} cannot be used: {error}") from error
     return chosen

@@ -62,18 +62,17 @@ def _load_decoder(args: argparse.Namespace) -> Decoder:
 
 def _write_condition(args: argparse.Namespace, path: Path) -> Decoder:
     """Write the condition that the model's encoder gives; its decoder."""
-    import torch
-
     from diffup.annotation import pair_supports
     from diffup.decoder.sampling import draw_noise
     from diffup.export import save_condition
     from diffup.images import read_image
+    from diffup.model import seeded
 
     annotations = [read_annotation(support) for support in args.supports]
     model = load_model(args)
     query = read_image(args.condition, argument="--condition")
     supports = model.encode_supports(pair_supports([support.image for support in args.supports], annotations))
     condition = model.condition(query, supports)
-    noise = draw_noise(condition, model.config.ensemble, torch.Generator().manual_seed(args.seed))
+    noise = draw_noise(condition, model.config.ensemble, seeded(args.seed))
     save_condition(path, condition, noise, (query.shape[1], query.shape[2]))
     return model.decoder

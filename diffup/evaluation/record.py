@@ -133,7 +133,7 @@ class EpisodeRecord:
                 self._settings.add(content["setting"])
             else:
                 self._found[content["setting"], content["episode"]] = _unpack(content)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise DataError(
                 f"{self.path}, line {number} is damaged ({error!r}); delete the line to have its episodes scored again"
             ) from error

@@ -27,6 +27,9 @@ SIZES = (64, 32, 16, 8)
 EDGE_SIDE = 128
 """Side at which edges of the query image are found, before they are pooled to the levels."""
 
+LARGEST = 1e6
+"""Features beyond this are scaled down: squares of 1e19 would overflow, and no similarity depends on the scale."""
+
 MATCH_GRID = 16
 """Support features are pooled to at most this many positions a side before positions are matched one by one."""
 
@@ -97,6 +100,14 @@ def pool_to_grid(features: Tensor, grid: int) -> Tensor:
     """Pool features (N, C, h, w) to at most `grid` positions a side; smaller ones stay as they are."""
     size = (min(features.shape[-2], grid), min(features.shape[-1], grid))
     return features if size == tuple(features.shape[-2:]) else F.adaptive_avg_pool2d(features, size)
+
+
+def tame(query: Tensor, views: Tensor) -> tuple[Tensor, Tensor]:
+    """Query and support features of a level by one factor within `LARGEST`; ordinary ones stay bit for bit."""
+    peak = torch.maximum(query.abs().amax(), views.abs().amax())
+    if not bool(peak > LARGEST):
+        return query, views
+    return query / peak, views / peak
 
 
 def view_priors(
@@ -206,8 +217,9 @@ def fused_priors(query: Sequence[Tensor], support: SupportFeatures, config: Prio
     """
     levels = []
     for features, views, grid in zip(query, support.levels, config.grids, strict=True):
-        features = pool_to_grid(features.float(), grid)
-        pooled = pool_to_grid(views.flatten(0, 1).float(), grid)
+        features, views = tame(features.float(), views.float())
+        features = pool_to_grid(features, grid)
+        pooled = pool_to_grid(views.flatten(0, 1), grid)
         pooled = pooled.view(*views.shape[:2], *pooled.shape[1:])
         spread = affinity_of(features, config) if config.affinity else None
         priors = view_priors(features, spread, pooled, support.foreground, support.background, config)
