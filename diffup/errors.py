@@ -43,3 +43,7 @@ class TrainingError(DiffUpError, RuntimeError):
 
 class ExportError(DiffUpError, RuntimeError):
     """A decoder that gives other results once exported."""
+
+
+class StorageError(DiffUpError, OSError):
+    """A file that cannot be written: the disk is full or the folder read-only. What was there before stays."""

@@ -24,10 +24,8 @@ WORDS = st.sampled_from(
         "missing.png",
         "broken.png",
         ".",
-        "",
         "0,0,10,10",
         "5,5,1,1",
-        "10,10 20,20",
         "nan,1",
         "1e999,2",
         "-1",
@@ -50,9 +48,11 @@ WORDS = st.sampled_from(
         "=",
         "fake=",
         "query.png",
-        "a" * 300,
         "/proc/self/mem",
         "/dev/null",
+        "",
+        "10,10 20,20",
+        "a" * 300,
     ]
 )
 OPTIONS = [

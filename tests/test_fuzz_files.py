@@ -200,6 +200,6 @@ def test_names_of_decoders(value: object) -> None:
 
 def test_sizes_that_no_memory_holds_are_refused_at_once() -> None:
     for fields in ({"channels": [8, 8, 8, 2**30]}, {"timesteps": 2**40}, {"priors": {"extra_priors": 2**30}}):
-        with pytest.raises(ConfigError, match="or less|must be 0 to"):
+        with pytest.raises(ConfigError, match=r"or less|must be 0 to"):
             DecoderConfig.from_json(json.dumps(fields))
     assert issubclass(ConfigError, DiffUpError)

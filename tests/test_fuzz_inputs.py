@@ -6,6 +6,7 @@ import io
 import struct
 import warnings
 import zlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -79,11 +80,10 @@ def annotations(draw: st.DrawFn) -> object:
     """A call that makes an annotation, right or wrong."""
     kind = draw(st.sampled_from([Mask, Box, Scribble, Points, parse_annotation]))
     if kind is Box:
-        return lambda value=draw(BOXES | st.lists(BOXES, max_size=3) | IMAGES): Box(value)
+        return partial(Box, draw(BOXES | st.lists(BOXES, max_size=3) | IMAGES))
     if kind in (Scribble, Points):
-        value, width = draw(POSITIONS | st.lists(POSITIONS, max_size=3) | IMAGES), draw(LENGTHS)
-        return lambda: kind(value, width)
-    return lambda value=draw(IMAGES): kind(value)
+        return partial(kind, draw(POSITIONS | st.lists(POSITIONS, max_size=3) | IMAGES), draw(LENGTHS))
+    return partial(kind, draw(IMAGES))
 
 
 @given(annotations(), SIZES)

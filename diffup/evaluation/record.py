@@ -18,6 +18,7 @@ from diffup.data.weak import AnnotationKind
 from diffup.errors import DataError
 from diffup.evaluation.episodes import Episode
 from diffup.evaluation.evaluate import THRESHOLDS, EpisodeScore
+from diffup.files import telling
 
 REVISION = 1
 """Of the scoring itself; raise it when the same setting comes to give other figures."""
@@ -116,12 +117,13 @@ class EpisodeRecord:
                 {"setting": setting.key, "episode": _digest(score.index, episodes[score.index]), **_pack(score)}
             )
         text = "".join(json.dumps(line) + "\n" for line in lines).encode()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab") as file:
-            file.truncate(self._end)
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        with telling(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("ab") as file:
+                file.truncate(self._end)
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
         self._end += len(text)
         self._settings.add(setting.key)
         self._found |= {(setting.key, _digest(score.index, episodes[score.index])): score for score in scores}
