@@ -26,6 +26,7 @@ CORE = [
     "decoder",
     "model",
 ]
+SHOWN = ("torch", "torchvision", "timm", "transformers", "open_clip", "numpy")
 NEEDED = 8 * 2**30
 
 
@@ -57,10 +58,8 @@ def main() -> int:
         python = str(folder / "bin" / "python")
         tools = ["pytest", "hypothesis", "scipy", "scikit-image"]
         subprocess.run([python, "-m", "pip", "install", "-q", str(ROOT), *wanted, *tools], check=True)
-        show = "import platform, torch, torchvision, timm, transformers, open_clip, numpy; print(platform.python_version(), "
-        show += (
-            "*(f'{m.__name__} {m.__version__}' for m in (torch, torchvision, timm, transformers, open_clip, numpy)))"
-        )
+        show = f"import platform, {', '.join(SHOWN)}; print(platform.python_version())\n"
+        show += "\n".join(f"print('{name}', {name}.__version__)" for name in SHOWN)
         subprocess.run([python, "-c", show], check=True)
         strict = ["-W", "error::DeprecationWarning:diffup", "-W", "error::FutureWarning:diffup"]
         command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *strict, *args.tests]

@@ -48,7 +48,7 @@ def resident() -> float:
 
 
 def queries(count: int, bundled_every: int) -> int:
-    """Mixed queries in one process; 1 if memory grows from the first quarter to the last by more than 5 % and 20 MiB."""
+    """Mixed queries in one process; 1 if memory grows by more than 5 % and 20 MiB, second quarter to last."""
     small = DiffUp(random_decoder(tiny_config()), FakeBackbone(input_size=(64, 64)), "cpu")
     whole = DiffUp.from_pretrained(device="cpu") if bundled_every else small
     curve = []

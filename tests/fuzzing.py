@@ -94,13 +94,13 @@ def files(draw: st.DrawFn) -> bytes:
 def _filled(shape: tuple[int, ...], dtype: str, kind: str, seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     if kind == "unit":
-        return rng.random(shape).astype(dtype)
+        return np.asarray(rng.random(shape)).astype(dtype)
     if kind == "binary":
-        return rng.integers(0, 2, shape).astype(dtype)
-    values = (rng.standard_normal(shape) * 200).astype(dtype)
+        return np.asarray(rng.integers(0, 2, shape)).astype(dtype)
+    values = np.asarray(rng.standard_normal(shape) * 200).astype(dtype)
     if kind == "broken" and values.size and values.dtype.kind in "fc":
         values.flat[0] = draw_broken(seed)
-    return values
+    return np.asarray(values)
 
 
 def draw_broken(seed: int) -> float:
@@ -124,7 +124,7 @@ def arrays(draw: st.DrawFn) -> np.ndarray:
     shape, seed = draw(SHAPES), draw(st.integers(0, 99))
     with np.errstate(all="ignore"):
         array = _filled(shape, "float64" if dtype == "U3" else dtype, draw(KINDS), seed)
-        array = array.astype(dtype)
+        array = np.asarray(array.astype(dtype))
     return array[::-1] if array.ndim and draw(st.booleans()) else array
 
 

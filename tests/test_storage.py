@@ -42,7 +42,7 @@ def test_weights(tmp_path: Path, full_disk: Callable[[int], None]) -> None:
     model().save_pretrained(tmp_path)
     before = contents(tmp_path)
     full_disk(4096)
-    with pytest.raises(StorageError, match="model.safetensors cannot be written"):
+    with pytest.raises(StorageError, match=r"model\.safetensors cannot be written"):
         model(1).save_pretrained(tmp_path)
     assert contents(tmp_path) == before
     assert DiffUp.from_pretrained(tmp_path, backbone=FakeBackbone(), device="cpu").config == tiny_config()
@@ -54,7 +54,7 @@ def test_pictures(tmp_path: Path, full_disk: Callable[[int], None]) -> None:
     path = result.save(tmp_path / "mask.png")
     before = contents(tmp_path)
     full_disk(16)
-    with pytest.raises(StorageError, match="mask.png cannot be written"):
+    with pytest.raises(StorageError, match=r"mask\.png cannot be written"):
         result.save(path)
     assert contents(tmp_path) == before
 
@@ -87,7 +87,7 @@ def test_the_record_of_an_evaluation(tmp_path: Path, full_disk: Callable[[int], 
     record = EpisodeRecord(path)
     record.append(setting(), episodes, scores[:1])
     full_disk(path.stat().st_size + 40)
-    with pytest.raises(StorageError, match=r"record.jsonl cannot be written"):
+    with pytest.raises(StorageError, match=r"record\.jsonl cannot be written"):
         record.append(setting(), episodes, scores[1:])
     assert EpisodeRecord(path).known(setting(), episodes) == {0: scores[0]}
     full_disk(resource.RLIM_INFINITY if resource.getrlimit(resource.RLIMIT_FSIZE)[1] < 0 else 2**30)
