@@ -51,3 +51,11 @@ class TrainingError(DiffUpError, RuntimeError):
 
 class PrototypesError(DiffUpError, ValueError):
     """Prototypes that cannot be read, or that do not fit the model or each other."""
+
+
+class ExportError(DiffUpError, RuntimeError):
+    """A decoder that gives other results once exported."""
+
+
+class StorageError(DiffUpError, OSError):
+    """A file that cannot be written: the disk is full or the folder read-only. What was there before stays."""

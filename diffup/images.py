@@ -25,6 +25,7 @@ ROUNDING = 1e-4
 
 _SIXTEEN_BIT = 65535
 _BAND = 256  # rows of an image that are converted at a time
+_PROGRAMS = ("EPS", "WMF")
 
 
 def read_image(source: ImageLike, argument: str = "image", max_pixels: int = MAX_PIXELS) -> Tensor:
@@ -48,6 +49,7 @@ def read_image(source: ImageLike, argument: str = "image", max_pixels: int = MAX
             shape or type is none of the above; it contains NaN, infinity or floats outside [0, 1].
     """
     if isinstance(source, Tensor):
+        check_dense(source, argument)
         channels_first = source.detach()
     elif isinstance(source, np.ndarray):
         channels_first = _array_to_tensor(source, argument)
@@ -148,6 +150,14 @@ def describe(value: object) -> str:
     return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
 
 
+def check_dense(tensor: Tensor, argument: str) -> None:
+    """Raise ImageError for a tensor without plain values: sparse, quantised, complex or on the device `meta`."""
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex() or tensor.is_meta:
+        raise ImageError(
+            f"{argument}: expected a dense tensor of real numbers, got {describe(tensor)} ({tensor.layout})."
+        )
+
+
 def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
@@ -157,6 +167,11 @@ def _decode(
 ) -> tuple[Image.Image, str | None]:
     """Check the size that the header states, then decode and turn upright."""
     _check_size(image.height, image.width, source, argument, max_pixels)
+    if image.format in _PROGRAMS:
+        raise ImageError(
+            f"{argument}: {describe(source)} is a {image.format} file, a program for another interpreter, which is not "
+            "run. Save it as PNG."
+        )
     try:
         file_format = image.format
         image.load()

@@ -17,12 +17,13 @@ from diffup.backbones import Backbone, check_pyramid, load_backbone, members_of
 from diffup.bulk import Outcome, check_stream, stream
 from diffup.decoder.base import Decoder
 from diffup.decoder.config import DecoderConfig
-from diffup.decoder.diffusion import Diffusion, check_steps
+from diffup.decoder.diffusion import Diffusion
 from diffup.decoder.weights import fetch_decoder, load_decoder, save_decoder
-from diffup.errors import AnnotationError, BackboneError, ConfigError
+from diffup.errors import AnnotationError, BackboneError
 from diffup.images import ImageLike, resize_image
 from diffup.inference import decode, decoder_batches, look_again, query_reader, starting_noise
 from diffup.label_map import LabelMap, to_result
+from diffup.options import resolve_device, sampling_options, seeded
 from diffup.priors.condition import EDGE_SIDE, Condition, SupportFeatures, build_condition, pool_to_grid
 from diffup.priors.text import text_maps, text_similarity
 from diffup.priors.views import View, warp
@@ -284,7 +285,7 @@ class DiffUp:
             images = cast("ImageLike | Sequence[ImageLike] | None", support)
             classes = [self.prototypes(images, annotation, text=text, templates=templates, name="object")]
         image = query_reader(self, classes)(query, "query")
-        noise = starting_noise(ensemble, torch.Generator().manual_seed(seed) if generator is None else generator)
+        noise = starting_noise(ensemble, seeded(seed) if generator is None else generator)
         rounds = steps * len(decoder_batches(1, len(classes)))
         with tqdm(total=rounds, desc="sampling", disable=not progress) as bar:
             (found,) = decode(self, [image], classes, threshold, noise, steps, trace, on_step=lambda: bar.update(1))
@@ -335,7 +336,7 @@ class DiffUp:
         steps, ensemble, _ = self.sampling_options(steps, ensemble, threshold)
         classes = check_classes(prototypes, self)
         names = None if isinstance(prototypes, Prototypes) else [item.name for item in classes]
-        noise = starting_noise(ensemble, torch.Generator().manual_seed(seed))
+        noise = starting_noise(ensemble, seeded(seed))
         results = stream(
             queries,
             read=query_reader(self, classes),
@@ -466,28 +467,4 @@ class DiffUp:
         Raises:
             ConfigError: one is out of range.
         """
-        steps = self.config.steps if steps is None else steps
-        ensemble = self.config.ensemble if ensemble is None else ensemble
-        threshold = self.config.threshold if threshold is None else threshold
-        check_steps(self.config, steps)
-        if ensemble < 1:
-            raise ConfigError(f"ensemble={ensemble}: it must be 1 or more")
-        if not 0 < threshold < 1:
-            raise ConfigError(f"threshold={threshold}: it must lie between 0 and 1")
-        return steps, ensemble, threshold
-
-
-def resolve_device(device: str | torch.device | None) -> torch.device:
-    """The device to use: the one named, or CUDA where there is one.
-
-    Raises:
-        ConfigError: it is not available.
-    """
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device={str(device)!r} cannot be used: {error}") from error
-    return chosen
+        return sampling_options(self.config, steps, ensemble, threshold)

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from fakes import make_folder
+from hypothesis import HealthCheck, settings
 from runs import CONFIG, banks_of, encoder
 
 from diffup.training.config import TrainConfig
 from diffup.training.prepare import Banks
 from diffup.training.trainer import train
+
+# Fuzz tests go by the profile: a few examples each by default, many with `--hypothesis-profile=soak`.
+settings.register_profile("few", max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+settings.register_profile(
+    "soak", parent=settings.get_profile("few"), max_examples=int(os.environ.get("DIFFUP_SOAK_EXAMPLES", 3000))
+)
+settings.load_profile("few")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -59,7 +59,7 @@ def load_decoder(folder: str | os.PathLike[str]) -> Decoder:
     config = DecoderConfig.from_json((folder / CONFIG).read_text(encoding="utf-8", errors="replace"))
     try:
         tensors = load_file(folder / WEIGHTS)
-    except SafetensorError as error:
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise WeightsError(f"{folder / WEIGHTS} is damaged ({error}); copy or train it again") from error
     model = build_decoder(config)
     expected = {name: value.shape for name, value in model.state_dict().items()}
@@ -69,10 +69,14 @@ def load_decoder(folder: str | os.PathLike[str]) -> Decoder:
             f"{folder / WEIGHTS} does not belong to its {CONFIG}: {len(wrong)} tensors are missing, unknown or of "
             f"another shape ({', '.join(wrong[:3])}{', ...' if len(wrong) > 3 else ''})"
         )
+    whole = [name for name, value in tensors.items() if not value.is_floating_point()]
+    if whole:
+        raise WeightsError(f"{folder / WEIGHTS} holds tensors that are not of floats ({', '.join(whole[:3])})")
+    tensors = {name: value.float() for name, value in tensors.items()}
     broken = [name for name, value in tensors.items() if not bool(value.isfinite().all())]
     if broken:
         raise WeightsError(f"{folder / WEIGHTS} holds values that are not finite ({', '.join(broken[:3])})")
-    model.load_state_dict({name: value.float() for name, value in tensors.items()})
+    model.load_state_dict(tensors)
     return model.eval().requires_grad_(False)
 
 
@@ -82,6 +86,8 @@ def fetch_decoder(source: str | os.PathLike[str], revision: str | None = None) -
     Raises:
         WeightsError: there is no such folder or repository, or it cannot be reached.
     """
+    if not isinstance(source, str | os.PathLike) or "\0" in str(source):
+        raise WeightsError(f"source={source!r}: expected the path of a folder, or a hub repository 'user/repo'")
     path = Path(source)
     if path.is_dir():
         return path

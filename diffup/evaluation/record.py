@@ -103,7 +103,7 @@ class EpisodeRecord:
         for number, entry in self._journal.read():
             try:
                 self._read(entry)
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, OverflowError) as error:
                 raise self._journal.damaged(number, error) from error
 
     def known(self, setting: Setting, episodes: Sequence[Episode]) -> dict[int, EpisodeScore]:

@@ -29,6 +29,9 @@ SIZES = (64, 32, 16, 8)
 EDGE_SIDE = 128
 """Side at which edges of the query image are found, before they are pooled to the levels."""
 
+LARGEST = 1e6
+"""Features beyond this are scaled down: squares of 1e19 would overflow, and no similarity depends on the scale."""
+
 MATCH_GRID = 16
 """Support features are pooled to at most this many positions a side before positions are matched one by one."""
 
@@ -104,6 +107,14 @@ def pool_to_grid(features: Tensor, grid: int) -> Tensor:
     """Pool features (N, C, h, w) to at most `grid` positions a side; smaller ones stay as they are."""
     size = (min(features.shape[-2], grid), min(features.shape[-1], grid))
     return features if size == tuple(features.shape[-2:]) else F.adaptive_avg_pool2d(features, size)
+
+
+def tame(query: Tensor, views: Tensor) -> tuple[Tensor, Tensor]:
+    """Query and support features of a level by one factor within `LARGEST`; ordinary ones stay bit for bit."""
+    peak = torch.maximum(query.abs().amax(), views.abs().amax())
+    if not bool(peak > LARGEST):
+        return query, views
+    return query / peak, views / peak
 
 
 def view_priors(
@@ -316,11 +327,11 @@ def _member_priors(
 
     The support side holds this backbone's features of this level alone.
     """
+    features, views = tame(features, features if support is None else support.levels[0])
     spread = affinity_of(features, config) if config.affinity else None
     once = [features.new_zeros(len(features), 0, features.shape[2] * features.shape[3])]
     priors = []
     if support is not None:
-        views = support.levels[0]
         priors.append(view_priors(features, spread, views, support.foreground, support.background, config))
     if text is not None:
         priors.append(text_views(text, features, spread, len(config.kinds), config.normalisation))
