@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,7 @@ class DiffUp:
 
         Raises:
             WeightsError: there is no such folder or repository, or its files are damaged.
-            ConfigError: the config has unknown or contradictory fields.
+            ConfigError: the config has unknown or contradictory fields, or is of a newer format.
             BackboneError: the encoder cannot be found.
         """
         folder = RELEASED if source is None else fetch_decoder(source, revision)
@@ -120,6 +121,50 @@ class DiffUp:
             dtype: precision of the file; `torch.float16` halves it.
         """
         save_decoder(folder, self.decoder.state_dict(), self.config, dtype)
+
+    def push_to_hub(
+        self,
+        repo: str,
+        *,
+        card: str | os.PathLike[str] | None = None,
+        scores: str | os.PathLike[str] | None = None,
+        training: str | os.PathLike[str] | None = None,
+        licence: str | None = None,
+        notes: str | None = None,
+        private: bool = False,
+        revision: str | None = None,
+        message: str | None = None,
+        token: str | bool | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> str:
+        """Upload the decoder, and only the decoder, with a model card to the Hugging Face hub.
+
+        Args:
+            repo: `"user/repo"`, made if needed.
+            card: a model card of your own; otherwise one is written from the next four.
+            scores: the `scores.json` of `diffup evaluate`, made with this decoder.
+            training: the `config.json` of the training run.
+            licence: identifier in lower case, such as `apache-2.0`.
+            notes: Markdown of your own, such as where the data come from.
+            private: of a repository that is made: only its owner sees it.
+            revision: branch, made if needed; the main one by default.
+            message: of the commit.
+            token: the hub client's; what it is logged in with by default.
+            dtype: precision of the weights file; `torch.float16` halves it.
+
+        Returns:
+            Address of the commit.
+
+        Raises:
+            ConfigError: an argument is wrong, or a file is of another decoder; nothing was sent.
+            HubError: the hub cannot be reached, is switched off (`HF_HUB_OFFLINE`), or refuses.
+        """
+        from diffup.hub import upload, write_repository
+
+        made_from = {"card": card, "scores": scores, "training": training, "licence": licence, "notes": notes}
+        with tempfile.TemporaryDirectory() as folder:
+            write_repository(folder, self.decoder, repo, dtype=dtype, **made_from)
+            return upload(folder, repo, private=private, revision=revision, message=message, token=token)
 
     def upgrade(self, backbone: str | Backbone, **options: Any) -> DiffUp:
         """The same decoder, its weights shared, behind another encoder. Nothing is trained.

@@ -15,6 +15,7 @@ from torch import Tensor
 from diffup.decoder.base import Decoder
 from diffup.decoder.build import build_decoder
 from diffup.decoder.config import DecoderConfig
+from diffup.decoder.format import read_config, write_config
 from diffup.errors import WeightsError
 from diffup.files import replacing, write_text
 
@@ -42,7 +43,7 @@ def save_decoder(
     tensors = {name: value.detach().to("cpu", dtype).contiguous() for name, value in weights.items()}
     with replacing(folder / WEIGHTS) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt"})
-    write_text(folder / CONFIG, config.to_json())
+    write_text(folder / CONFIG, write_config(config))
 
 
 def load_decoder(folder: str | os.PathLike[str]) -> Decoder:
@@ -50,13 +51,13 @@ def load_decoder(folder: str | os.PathLike[str]) -> Decoder:
 
     Raises:
         WeightsError: a file is missing or damaged, or the weights do not belong to the config.
-        ConfigError: the config has unknown or contradictory fields.
+        ConfigError: the config has unknown or contradictory fields, or is of a newer format.
     """
     folder = Path(folder)
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise WeightsError(f"{folder} has no {name}; a decoder folder holds {CONFIG} and {WEIGHTS}")
-    config = DecoderConfig.from_json((folder / CONFIG).read_text(encoding="utf-8", errors="replace"))
+    config = read_config((folder / CONFIG).read_text(encoding="utf-8", errors="replace"), str(folder / CONFIG))
     try:
         tensors = load_file(folder / WEIGHTS)
     except SafetensorError as error:
