@@ -91,8 +91,7 @@ def _summary(decoder: Decoder, dtype: torch.dtype) -> str:
     tie = (
         f"It reads low-level features of `{config.backbone}` and works behind that encoder alone."
         if config.low_level_channels
-        else "It sees similarity maps made from an encoder's features, never the features: any encoder may stand before "
-        "it."
+        else "It sees similarity maps made from an encoder's features, never the features: any encoder may be used."
     )
     kind = f"{_SYSTEMS[config.system]} ({parameters / 1e6:.1f} M parameters, {_name(dtype)})"
     return f"A decoder for few-shot segmentation with diffup: {kind}. {tie}"

@@ -110,7 +110,7 @@ def upload(
             api.create_branch(repo, branch=revision, exist_ok=True)
         return api.upload_folder(
             repo_id=repo,
-            folder_path=folder,
+            folder_path=Path(folder),
             revision=revision,
             commit_message=message or "Upload decoder",
             allow_patterns=[CONFIG, WEIGHTS, CARD, TRAINING, SCORES],

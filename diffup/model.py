@@ -161,7 +161,13 @@ class DiffUp:
         """
         from diffup.hub import upload, write_repository
 
-        made_from = {"card": card, "scores": scores, "training": training, "licence": licence, "notes": notes}
+        made_from: dict[str, Any] = {
+            "card": card,
+            "scores": scores,
+            "training": training,
+            "licence": licence,
+            "notes": notes,
+        }
         with tempfile.TemporaryDirectory() as folder:
             write_repository(folder, self.decoder, repo, dtype=dtype, **made_from)
             return upload(folder, repo, private=private, revision=revision, message=message, token=token)

