@@ -85,15 +85,15 @@ def absent() -> Scene:
 
 
 def failures(model: DiffUp) -> Image.Image:
-    """Tasks that go wrong, a row each."""
+    """Tasks that go wrong, each with its support."""
     bare = person()
     bare.annotations = {}
-    rows = []
+    panels = []
     for label, scene in (("thin strokes", letters()), ("no cat there", absent()), ("no annotation", bare)):
         annotation = next(iter(scene.annotations.values()), None)
         support = scene.support if annotation is None else support_picture(scene.support, annotation)
-        rows.append([("support", support), answer(model, scene, annotation, label)])
-    return grid(rows)
+        panels += [("support", support), answer(model, scene, annotation, label)]
+    return grid([panels[:2], panels[2:]])
 
 
 def main(argv: list[str] | None = None) -> None:

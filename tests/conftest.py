@@ -73,8 +73,8 @@ def tiny_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def fake_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
     """Encoders of a few lines in the place of the bundled ones; what a test registers is forgotten afterwards."""
 
-    def build(variant: str | None, *, input_size: int = 96) -> FakeBackbone:
-        return FakeBackbone(input_size=(input_size, input_size))
+    def build(variant: str | None, *, input_size: int = 96, pretrained: bool = True) -> FakeBackbone:
+        return FakeBackbone(input_size=(input_size, input_size), seed=not pretrained)
 
     monkeypatch.setattr(registry, "_RUNTIME", {"bundled": build})
 

@@ -21,6 +21,7 @@ from huggingface_hub import constants
 from pages import DOCS, PAGES, README, ROOT, Snippet, blocks, make, name_of, snippets
 from PIL import Image
 
+import diffup
 from diffup import DiffUp, cli
 from diffup.decoder.config import DecoderConfig
 from diffup.evaluation.evaluate import Evaluator
@@ -135,6 +136,13 @@ def test_the_reference_names_what_exists(page: Path) -> None:
     named = re.findall(r"^::: (\S+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     assert named
     assert [name for name in named if not resolves(name)] == []
+
+
+def test_the_reference_has_every_public_name() -> None:
+    named = {name for page in REFERENCE for name in re.findall(r"^::: (\S+)$", page.read_text(), re.MULTILINE)}
+    for name in diffup.__all__:
+        module = getattr(diffup, name).__module__
+        assert named & {module, f"{module}.{name}"}, f"docs/reference lacks {module}.{name}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +14,7 @@ import pytest
 import torch
 from fakes import FakeBackbone, make_folder, random_decoder, tiny_config
 from huggingface_hub import constants, utils
+from pages import ROOT
 
 from diffup import DiffUp, cli
 from diffup.backbones import registry
@@ -115,6 +119,33 @@ def test_a_repository_on_the_disk_is_a_decoder_folder(tmp_path: Path) -> None:
     loaded = load(folder)
     assert loaded.config == model.config and not same(loaded, model)  # rounded
     assert "float16" in (folder / "README.md").read_text()
+
+
+@pytest.mark.slow
+def test_the_clients_own_settings_hold_in_a_process_of_its_own(hub: loopback.Hub, tmp_path: Path) -> None:
+    """`HF_ENDPOINT`, `HF_TOKEN`, `HF_HOME` and `HF_HUB_OFFLINE` as a user sets them."""
+    model = model_of()
+    model.save_pretrained(tmp_path / "decoder")
+    fetch = "from diffup.decoder.weights import *; print(*load_decoder(fetch_decoder('ann/shapes')).config.channels)"
+    arguments = ["push", str(tmp_path / "decoder"), "ann/shapes"]
+    push = f"import sys; from diffup import cli; sys.exit(cli.main({arguments!r}))"
+    settings = {"HF_ENDPOINT": hub.address, "HF_TOKEN": "of-the-loopback", "HF_HOME": str(tmp_path / "home")}
+
+    def run(code: str, **more: str) -> subprocess.CompletedProcess[str]:
+        environment = os.environ | settings | {"HF_HUB_DISABLE_XET": "1"} | more
+        command = [sys.executable, "-c", code]
+        return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+    pushed = run(push)
+    assert pushed.returncode == 0, pushed.stderr
+    assert pushed.stdout.startswith(f"{hub.address}/ann/shapes/commit/")
+    fetched = run(fetch)
+    assert fetched.stdout.split() == [str(width) for width in model.config.channels], fetched.stderr
+    hub.asked.clear()
+    assert run(fetch, HF_HUB_OFFLINE="1").stdout == fetched.stdout
+    refused = run(push, HF_HUB_OFFLINE="1")
+    assert refused.returncode == 2 and "push to 'ann/shapes'" in refused.stderr
+    assert hub.asked == []
 
 
 # --- the model card --------------------------------------------------------------------------------------------------
