@@ -6,7 +6,6 @@ The client's own settings hold: `HF_TOKEN` or `hf auth login` for who you are, `
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,13 +15,12 @@ import torch
 
 from diffup.card import model_card
 from diffup.decoder.base import Decoder
-from diffup.decoder.weights import CONFIG, WEIGHTS, save_decoder
+from diffup.decoder.weights import CONFIG, HUB_NAME, WEIGHTS, save_decoder
 from diffup.errors import ConfigError, HubError
 from diffup.files import write_text
 
 CARD, TRAINING, SCORES = "README.md", "training.json", "scores.json"
 
-_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 _Result = TypeVar("_Result")
 
 
@@ -125,7 +123,7 @@ def check_repository(name: str) -> None:
     Raises:
         ConfigError: it is not `"user/repo"`.
     """
-    if not _REPOSITORY.fullmatch(name):
+    if not HUB_NAME.fullmatch(name):
         raise ConfigError(f"{name!r} is no name of a hub repository; give 'user/repo'")
 
 

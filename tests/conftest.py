@@ -74,7 +74,7 @@ def fake_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
     """Encoders of a few lines in the place of the bundled ones; what a test registers is forgotten afterwards."""
 
     def build(variant: str | None, *, input_size: int = 96, pretrained: bool = True) -> FakeBackbone:
-        return FakeBackbone(input_size=(input_size, input_size), seed=not pretrained)
+        return FakeBackbone(input_size=(input_size, input_size), seed=0 if pretrained else 1)
 
     monkeypatch.setattr(registry, "_RUNTIME", {"bundled": build})
 

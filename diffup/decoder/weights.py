@@ -22,7 +22,8 @@ from diffup.files import replacing, write_text
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+"""Name of a repository on the Hugging Face hub."""
 
 
 def save_decoder(
@@ -87,7 +88,7 @@ def fetch_decoder(source: str | os.PathLike[str], revision: str | None = None) -
     if path.is_dir():
         return path
     name = str(source)
-    if not isinstance(source, str) or not _HUB_NAME.fullmatch(name):
+    if not isinstance(source, str) or not HUB_NAME.fullmatch(name):
         raise WeightsError(
             f"{name!r} is no folder; give a folder with {CONFIG} and {WEIGHTS}, a hub repository 'user/repo', or "
             "nothing for the decoder that comes with the package"
