@@ -37,6 +37,10 @@ class WeightsError(DiffUpError, ValueError):
     """Weights that are missing or do not belong to the model they are given to."""
 
 
+class HubError(DiffUpError, OSError):
+    """The Hugging Face hub cannot be reached, is switched off, or refuses."""
+
+
 class DataError(DiffUpError, ValueError):
     """A data set folder that is not laid out as documented."""
 

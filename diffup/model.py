@@ -2,45 +2,38 @@
 
 from __future__ import annotations
 
-import functools
 import os
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from pathlib import Path
 from typing import Any, Literal, cast, overload
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
-from diffup.annotation import AnnotationLike, Support
-from diffup.backbones import Backbone, check_pyramid, load_backbone, members_of
+from diffup.annotation import AnnotationLike
+from diffup.backbones import Backbone, load_backbone
 from diffup.bulk import Outcome, check_stream, stream
+from diffup.conditioning import Conditioner
 from diffup.decoder.base import Decoder
 from diffup.decoder.config import DecoderConfig
 from diffup.decoder.diffusion import Diffusion
 from diffup.decoder.weights import fetch_decoder, load_decoder, save_decoder
 from diffup.errors import AnnotationError, BackboneError
-from diffup.images import ImageLike, resize_image
+from diffup.images import ImageLike
 from diffup.inference import decode, decoder_batches, look_again, query_reader, starting_noise
 from diffup.label_map import LabelMap, to_result
 from diffup.options import resolve_device, sampling_options, seeded
-from diffup.priors.condition import EDGE_SIDE, Condition, SupportFeatures, build_condition, pool_to_grid
-from diffup.priors.text import text_maps, text_similarity
-from diffup.priors.views import View, warp
 from diffup.prototypes import Prototypes, check_classes, read_shots, teach
 from diffup.result import Segmentation
-from diffup.support import plan_views, support_features, view_regions
 from diffup.text.space import TextSpace
 from diffup.text.templates import Templates, resolve_names
-from diffup.text.words import Words, read_words, text_space_of
 
 RELEASED = Path(__file__).parent / "weights" / "default"
 """The decoder that comes with the package."""
 
-_BATCH = 8
 
-
-class DiffUp:
+class DiffUp(Conditioner):
     """Few-shot segmentation with an exchangeable encoder.
 
     The decoder is the only trained part and knows nothing of the encoder; `upgrade` puts the same decoder behind
@@ -121,7 +114,7 @@ class DiffUp:
 
         Raises:
             WeightsError: there is no such folder or repository, or its files are damaged.
-            ConfigError: the config has unknown or contradictory fields.
+            ConfigError: the config has unknown or contradictory fields, or is of a newer format.
             BackboneError: the encoder cannot be found.
         """
         folder = RELEASED if source is None else fetch_decoder(source, revision)
@@ -135,6 +128,56 @@ class DiffUp:
             dtype: precision of the file; `torch.float16` halves it.
         """
         save_decoder(folder, self.decoder.state_dict(), self.config, dtype)
+
+    def push_to_hub(
+        self,
+        repo: str,
+        *,
+        card: str | os.PathLike[str] | None = None,
+        scores: str | os.PathLike[str] | None = None,
+        training: str | os.PathLike[str] | None = None,
+        licence: str | None = None,
+        notes: str | None = None,
+        private: bool = False,
+        revision: str | None = None,
+        message: str | None = None,
+        token: str | bool | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> str:
+        """Upload the decoder, and only the decoder, with a model card to the Hugging Face hub.
+
+        Args:
+            repo: `"user/repo"`, made if needed.
+            card: a model card of your own; otherwise one is written from the next four.
+            scores: the `scores.json` of `diffup evaluate`, made with this decoder.
+            training: the `config.json` of the training run.
+            licence: identifier in lower case, such as `apache-2.0`.
+            notes: Markdown of your own, such as where the data come from.
+            private: of a repository that is made: only its owner sees it.
+            revision: branch, made if needed; the main one by default.
+            message: of the commit.
+            token: the hub client's; what it is logged in with by default.
+            dtype: precision of the weights file; `torch.float16` halves it.
+
+        Returns:
+            Address of the commit.
+
+        Raises:
+            ConfigError: an argument is wrong, or a file is of another decoder; nothing was sent.
+            HubError: the hub cannot be reached, is switched off (`HF_HUB_OFFLINE`), or refuses.
+        """
+        from diffup.hub import upload, write_repository
+
+        made_from: dict[str, Any] = {
+            "card": card,
+            "scores": scores,
+            "training": training,
+            "licence": licence,
+            "notes": notes,
+        }
+        with tempfile.TemporaryDirectory() as folder:
+            write_repository(folder, self.decoder, repo, dtype=dtype, **made_from)
+            return upload(folder, repo, private=private, revision=revision, message=message, token=token)
 
     def upgrade(self, backbone: str | Backbone | Sequence[str | Backbone], **options: Any) -> DiffUp:
         """The same decoder, its weights shared, behind another encoder. Nothing is trained.
@@ -348,116 +391,6 @@ class DiffUp:
         )
         total = len(queries) if isinstance(queries, Sized) else None
         return iter(tqdm(results, desc="images", total=total, disable=not progress))
-
-    def encode(self, images: Sequence[Tensor], batch_size: int = _BATCH) -> list[Tensor]:
-        """Features of images at the encoder's input size.
-
-        Args:
-            images: (3, H, W) in [0, 1] each, of any sizes.
-            batch_size: images that are encoded together, at most.
-
-        Returns:
-            Four levels (N, C_l, h_l, w_l), on the model's device.
-
-        Raises:
-            BackboneError: the encoder breaks the protocol.
-        """
-        resized = torch.stack([resize_image(image, self.backbone.input_size) for image in images])
-        # Channels-last convolutions are about a third faster on a CPU.
-        resized = resized.to(self.device, memory_format=torch.channels_last)
-        parts = [self._pyramid(resized[i : i + batch_size]) for i in range(0, len(resized), batch_size)]
-        return [torch.cat(levels) for levels in zip(*parts, strict=True)]
-
-    def encode_supports(
-        self, supports: Sequence[Support], plan: Sequence[tuple[int, View]] | None = None
-    ) -> SupportFeatures:
-        """The support side of an episode; a single support comes as its five views (UAPF).
-
-        Args:
-            supports: of `diffup.annotation.pair_supports`.
-            plan: other views than those of `diffup.support.plan_views`.
-
-        Returns:
-            A batch of one.
-        """
-        plan = plan_views(len(supports)) if plan is None else plan
-        resized = [resize_image(support.image, self.backbone.input_size) for support in supports]
-        levels = self.encode([warp(resized[index][None], view)[0] for index, view in plan])
-        return support_features(levels, view_regions(supports, plan).to(self.device))
-
-    @functools.cached_property
-    def text_space(self) -> TextSpace:
-        """The encoder that reads texts, loaded when it is first needed.
-
-        Raises:
-            BackboneError, MissingPackageError, WeightsError: see `diffup.text.words.text_space_of`.
-        """
-        return text_space_of(self.backbone, self.text_backbone).to(self.device)
-
-    def encode_text(self, text: str | Sequence[str], templates: Templates | None = None) -> Words:
-        """Embeddings of a class's names in every template.
-
-        Args:
-            text: see `segment`.
-            templates: see `segment`.
-
-        Raises:
-            AnnotationError, BackboneError, ConfigError, MissingPackageError, WeightsError: see `segment`.
-        """
-        return read_words(self.text_space, text, templates)
-
-    def dense_text_features(self, images: Sequence[Tensor]) -> Tensor:
-        """Dense text-space features of images, (3, H, W) in [0, 1] each, of any sizes: (B, C, h, w)."""
-        space = self.text_space
-        return space.dense(torch.stack([resize_image(image, space.input_size) for image in images]).to(self.device))
-
-    def text_maps(self, levels: Sequence[Tensor], features: Tensor, embeddings: Tensor) -> Tensor:
-        """Maps of where a named class is; see `diffup.priors.text.text_maps`.
-
-        Args:
-            levels: four tensors (B, C_l, h_l, w_l) of `encode`.
-            features: (B, C, h, w) of `dense_text_features`.
-            embeddings: (V, C) of `encode_text`.
-
-        Returns:
-            (B, V, h, w) in [0, 1].
-        """
-        similar = text_similarity(features, embeddings.to(self.device), self.text_space.vocabulary_mean())
-        members = members_of(self.backbone)
-        return text_maps(similar, pool_to_grid(levels[-1], self.config.priors.grid), members[-1] if members else ())
-
-    def condition(self, query: Tensor, supports: SupportFeatures | None, words: Words | None = None) -> Condition:
-        """The decoder's condition for a query.
-
-        Args:
-            query: (3, H, W) in [0, 1].
-            supports: of `encode_supports`, a batch of one; None for zero-shot.
-            words: of `encode_text`; None where no name is given.
-
-        Returns:
-            A batch of one.
-        """
-        small = resize_image(query, (EDGE_SIDE, EDGE_SIDE))[None].to(self.device)
-        levels = self.encode([query])
-        text = None if words is None else self.text_maps(levels, self.dense_text_features([query]), words.embeddings)
-        return self.conditions(levels, supports, small, text)
-
-    def conditions(
-        self, levels: Sequence[Tensor], supports: SupportFeatures | None, small: Tensor, text: Tensor | None = None
-    ) -> Condition:
-        """The decoder's condition for encoded queries.
-
-        Args:
-            levels: four tensors (B, C_l, h_l, w_l) of `encode`.
-            supports: a batch of B; None for zero-shot.
-            small: (B, 3, 128, 128) in [0, 1], the queries.
-            text: (B, V, h, w) of `text_maps`; None where no name is given.
-        """
-        low_level = bool(self.config.low_level_channels)
-        return build_condition(levels, supports, small, self.config.priors, low_level, text, members_of(self.backbone))
-
-    def _pyramid(self, images: Tensor) -> list[Tensor]:
-        return check_pyramid(self.backbone.pyramid(images), self.backbone.name, len(images))
 
     def sampling_options(
         self, steps: int | None, ensemble: int | None, threshold: float | None

@@ -15,13 +15,15 @@ from torch import Tensor
 from diffup.decoder.base import Decoder
 from diffup.decoder.build import build_decoder
 from diffup.decoder.config import DecoderConfig
+from diffup.decoder.format import read_config, write_config
 from diffup.errors import WeightsError
 from diffup.files import replacing, write_text
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+"""Name of a repository on the Hugging Face hub."""
 
 
 def save_decoder(
@@ -42,7 +44,7 @@ def save_decoder(
     tensors = {name: value.detach().to("cpu", dtype).contiguous() for name, value in weights.items()}
     with replacing(folder / WEIGHTS) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt"})
-    write_text(folder / CONFIG, config.to_json())
+    write_text(folder / CONFIG, write_config(config))
 
 
 def load_decoder(folder: str | os.PathLike[str]) -> Decoder:
@@ -50,13 +52,13 @@ def load_decoder(folder: str | os.PathLike[str]) -> Decoder:
 
     Raises:
         WeightsError: a file is missing or damaged, or the weights do not belong to the config.
-        ConfigError: the config has unknown or contradictory fields.
+        ConfigError: the config has unknown or contradictory fields, or is of a newer format.
     """
     folder = Path(folder)
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise WeightsError(f"{folder} has no {name}; a decoder folder holds {CONFIG} and {WEIGHTS}")
-    config = DecoderConfig.from_json((folder / CONFIG).read_text(encoding="utf-8", errors="replace"))
+    config = read_config((folder / CONFIG).read_text(encoding="utf-8", errors="replace"), str(folder / CONFIG))
     try:
         tensors = load_file(folder / WEIGHTS)
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
@@ -92,7 +94,7 @@ def fetch_decoder(source: str | os.PathLike[str], revision: str | None = None) -
     if path.is_dir():
         return path
     name = str(source)
-    if not isinstance(source, str) or not _HUB_NAME.fullmatch(name):
+    if not isinstance(source, str) or not HUB_NAME.fullmatch(name):
         raise WeightsError(
             f"{name!r} is no folder; give a folder with {CONFIG} and {WEIGHTS}, a hub repository 'user/repo', or "
             "nothing for the decoder that comes with the package"
