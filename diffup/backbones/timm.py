@@ -226,11 +226,11 @@ def _create(variant: str, name: str, *, download: bool, **options: Any) -> Any:
     except Exception as error:
         if not download:
             raise BackboneError(f"timm cannot build '{variant}': {error}") from error
-        source, download = _weights_source(variant)
+        source, how = _weights_source(variant)
         raise missing_files(
             name,
             f"the weights '{source}'",
-            f"On a machine with a network: {download}; then pass checkpoint_path=FILE, or pretrained=False for random "
+            f"On a machine with a network: {how}; then pass checkpoint_path=FILE, or pretrained=False for random "
             "weights",
             error,
         ) from error

@@ -236,7 +236,8 @@ def _resize_positions(model: Any, size: Size, patch: Size) -> None:
     """Make SAM's image encoder take another size; its relative positions follow by themselves."""
     from timm.layers import resample_abs_pos_embed_nhwc
 
-    table, embed = getattr(model, "pos_embed", None), getattr(model, "patch_embed", None)
+    table: Any = getattr(model, "pos_embed", None)
+    embed: Any = getattr(model, "patch_embed", None)
     if not hasattr(embed, "image_size") or not isinstance(table, nn.Parameter) or len(table.shape) != 4:
         return
     if table.shape[3] != model.config.hidden_size:  # SAM 2 resizes its table itself
