@@ -42,7 +42,7 @@ def text_maps(similar: Tensor, query: Tensor) -> Tensor:
     """
     centred = query - query.mean(dim=(2, 3), keepdim=True)
     spread = enhance(_resize(similar, query).flatten(2), affinity(centred.flatten(2), _POWER))
-    return normalise(spread).unflatten(2, query.shape[2:])
+    return normalise(spread).view(*spread.shape[:2], *query.shape[2:])
 
 
 def text_views(maps: Tensor, features: Tensor, spread: Tensor | None, kinds: int, method: Normalisation) -> Tensor:
