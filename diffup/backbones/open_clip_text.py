@@ -125,8 +125,10 @@ def dense_features(tower: nn.Module, images: Tensor) -> Tensor:
         features = part.trunk.forward_features(images)
         heads = head_per_position(part.trunk, features)
         rows = heads.movedim(1, -1).to(images.dtype)
-        heads = part.head(rows.reshape(-1, rows.shape[-1])).view(*rows.shape[:-1], -1).movedim(-1, 1)
-        return heads if heads.ndim == 4 else heads.unflatten(2, _grid(part.trunk, images))
+        projected: Tensor = part.head(rows.reshape(-1, rows.shape[-1])).view(*rows.shape[:-1], -1)
+        if projected.ndim == 3:
+            return to_map(projected, _grid(part.trunk, images), prefix=0)
+        return projected.movedim(-1, 1)
     if hasattr(part, "attnpool"):
         stages = part.forward_intermediates(images, indices=1, intermediates_only=True)["image_intermediates"]
         return attention_pool_values(part.attnpool, stages[-1])

@@ -114,7 +114,8 @@ def add_templates(parser: argparse._ActionsContainer) -> None:
 
 def templates_of(args: argparse.Namespace) -> Sequence[str] | str | None:
     """The value of `--templates`: a single one may be the name of an ensemble."""
-    return args.templates[0] if args.templates and len(args.templates) == 1 else args.templates
+    given: list[str] | None = args.templates
+    return given[0] if given and len(given) == 1 else given
 
 
 def several(read: Callable[[str], Any]) -> dict[str, Any]:

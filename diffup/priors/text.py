@@ -47,7 +47,7 @@ def text_maps(similar: Tensor, query: Tensor, widths: Sequence[int] = ()) -> Ten
     resized = _resize(similar, query).flatten(2)
     members = centred.split(list(widths) or query.shape[1], dim=1)
     spread = torch.stack([enhance(resized, affinity(member, _POWER)) for member in members]).mean(dim=0)
-    return normalise(spread).unflatten(2, query.shape[2:])
+    return normalise(spread).view(*spread.shape[:2], *query.shape[2:])
 
 
 def text_views(maps: Tensor, features: Tensor, spread: Tensor | None, kinds: int, method: Normalisation) -> Tensor:

@@ -7,6 +7,7 @@ the identity that ties the map to the pooled embedding.
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import torch
@@ -42,7 +43,7 @@ def head_per_position(model: nn.Module, features: Tensor) -> Tensor:
         if getattr(timm, "attn_pool", None) is None or getattr(timm.attn_pool, "pos_embed", None) is not None:
             raise ValueError("it pools tokens by other means than attention with a learned query")
         tokens = features[:, timm.num_prefix_tokens :]
-        heads = timm.forward_head(tokens.reshape(-1, 1, tokens.shape[2])).float()
+        heads: Tensor = timm.forward_head(tokens.reshape(-1, 1, tokens.shape[2])).float()
         return heads.view(*tokens.shape[:2], -1).mT
     if features.ndim != 4:
         raise ValueError(f"its last features are of shape {tuple(features.shape)}, neither a map nor tokens")
@@ -57,9 +58,8 @@ def head_per_position(model: nn.Module, features: Tensor) -> Tensor:
 def attention_pool_values(pool: nn.Module, maps: Tensor) -> Tensor:
     """CLIP ResNets: value and output projections of the attention pool at every position (Zhou et al., ECCV 2022).
 
-    The pool's output is the output projection of attention-weighted values, so it is the mean of this map, weighted by
-    the attention, where the values of all tokens are the same function of position. The positional embedding is left
-    out: it says where a position is, not what is there, and this makes the map free of the size that it was trained at.
+    Head by head, the pool's output is a mean of this map weighted by the attention, but for the positional embedding,
+    which is left out: it says where a position is, not what is there, and belongs to one size of image.
 
     Args:
         pool: With `v_proj` and `c_proj`.
@@ -69,7 +69,7 @@ def attention_pool_values(pool: nn.Module, maps: Tensor) -> Tensor:
         (B, D, h, w).
     """
     layer: Any = pool
-    values = layer.c_proj(layer.v_proj(maps.permute(0, 2, 3, 1)))
+    values: Tensor = layer.c_proj(layer.v_proj(maps.permute(0, 2, 3, 1)))
     return values.permute(0, 3, 1, 2)
 
 
@@ -92,21 +92,24 @@ def block_values(block: nn.Module, tokens: Tensor) -> Tensor:
     if isinstance(getattr(layer, "attn", None), nn.MultiheadAttention) and hasattr(layer, "ls_1"):
         width = tokens.shape[2]
         weight, bias = layer.attn.in_proj_weight[2 * width :], layer.attn.in_proj_bias[2 * width :]
-        values = layer.attn.out_proj(F.linear(layer.ln_1(tokens), weight, bias))
-        tokens = tokens + layer.ls_1(values)
-        return tokens + layer.ls_2(layer.mlp(layer.ln_2(tokens)))
-    if hasattr(layer, "self_attn") and hasattr(layer.self_attn, "v_proj"):
-        tokens = tokens + layer.self_attn.out_proj(layer.self_attn.v_proj(layer.layer_norm1(tokens)))
-        return tokens + layer.mlp(layer.layer_norm2(tokens))
-    raise ValueError(f"no value path is known for blocks of the type {type(block).__name__}")
+        attended: Tensor = tokens + layer.ls_1(layer.attn.out_proj(F.linear(layer.ln_1(tokens), weight, bias)))
+        change: Tensor = layer.ls_2(layer.mlp(layer.ln_2(attended)))
+    elif hasattr(layer, "self_attn") and hasattr(layer.self_attn, "v_proj"):
+        attended = tokens + layer.self_attn.out_proj(layer.self_attn.v_proj(layer.layer_norm1(tokens)))
+        change = layer.mlp(layer.layer_norm2(attended))
+    else:
+        raise ValueError(f"no value path is known for blocks of the type {type(block).__name__}")
+    return attended + change
 
 
 def run_and_catch(model: nn.Module, layer: nn.Module, *inputs: Tensor, **options: Any) -> Tensor:
     """Run a model and return the first input that one of its layers was given."""
     caught: list[Tensor] = []
+    thread = threading.get_ident()
 
     def keep(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
-        caught.append(args[0] if args else next(iter(kwargs.values())))
+        if threading.get_ident() == thread:  # another thread may be running the same layer
+            caught.append(args[0] if args else next(iter(kwargs.values())))
 
     handle = layer.register_forward_pre_hook(keep, with_kwargs=True)
     try:
@@ -118,7 +121,7 @@ def run_and_catch(model: nn.Module, layer: nn.Module, *inputs: Tensor, **options
 
 def to_map(tokens: Tensor, size: tuple[int, int], prefix: int) -> Tensor:
     """Tokens (B, prefix + h * w, C) as a map (B, C, h, w), the first `prefix` left out."""
-    return tokens[:, prefix:].mT.unflatten(2, size)
+    return tokens[:, prefix:].mT.reshape(len(tokens), tokens.shape[2], *size)
 
 
 def mean_of_vocabulary(embed: Any) -> Tensor:
