@@ -301,9 +301,10 @@ def check_classes(given: object, model: DiffUp) -> list[Prototypes]:
         PrototypesError: none is given, something else is among them, more than 255, two of one name, or one that was
             made with another encoder.
     """
-    classes = list(given) if isinstance(given, list | tuple) else [given]
-    if not classes or not all(isinstance(item, Prototypes) for item in classes):
-        kinds = ", ".join(sorted({type(item).__name__ for item in classes})) or "an empty list"
+    items = list(given) if isinstance(given, list | tuple) else [given]
+    classes = [item for item in items if isinstance(item, Prototypes)]
+    if not classes or len(classes) < len(items):
+        kinds = ", ".join(sorted({type(item).__name__ for item in items})) or "an empty list"
         raise PrototypesError(
             f"prototypes: expected Prototypes or a list of them, got {kinds}; make them with model.prototypes(support, "
             "annotation), or read them with Prototypes.load(path)"
