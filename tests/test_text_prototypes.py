@@ -1,4 +1,4 @@
-"""Names in prototypes: alone and beside supports, several classes, streams, files, other text spaces, joint encoders."""
+"""Names in prototypes: alone, beside supports, several classes, streams, files, other text spaces, joint encoders."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from torch import Tensor
 from diffup import DiffUp, LabelMap, Prototypes, Segmentation, cli
 from diffup.backbones import JointBackbone, registry
 from diffup.decoder.weights import save_decoder
-from diffup.errors import AnnotationError, BackboneError, ConfigError, PrototypesError
+from diffup.errors import AnnotationError, BackboneError, ConfigError, DataError, PrototypesError
 from diffup.labelling import LabelPlan, label_folder
 from diffup.priors.condition import build_condition, fused_priors
 from diffup.priors.config import PriorConfig
@@ -99,7 +99,7 @@ def test_text_is_not_for_prototypes(model: DiffUp, square: Prototypes) -> None:
     for options in ({"text": "disc"}, {"templates": "clip7"}):
         with pytest.raises(AnnotationError, match="prototypes have theirs inside"):
             model.segment(QUERY, square, **options)
-    with pytest.raises(ConfigError, match="templates.*give text"):
+    with pytest.raises(ConfigError, match=r"templates.*give text"):
         model.segment(QUERY, SUPPORT, MASK, templates="clip7")
     with pytest.raises(AnnotationError, match="support: there is none"):
         model.prototypes(name="nothing")
@@ -173,7 +173,7 @@ def test_damaged_files_are_said_so(square: Prototypes, damage: str, tmp_path: Pa
     elif damage == "nothing":
         facts["words"] = None
     save_file(tensors, path, metadata={FORMAT: json.dumps(facts)})
-    with pytest.raises(PrototypesError, match="damaged|neither support images nor names"):
+    with pytest.raises(PrototypesError, match=r"damaged|neither support images nor names"):
         Prototypes.load(path)
 
 
@@ -272,7 +272,7 @@ def twin(widths: Sequence[int]) -> tuple[tuple[int, ...], ...]:
 
 
 def test_an_encoder_joined_to_itself_changes_no_text_prior() -> None:
-    query, support, _ = random_episode()
+    query, _, _ = random_episode()
     double = [torch.cat([level, level], dim=1) for level in query]
     members = twin([level.shape[1] for level in query])
     similar = torch.rand(2, 3, 5, 5)
@@ -312,7 +312,7 @@ def test_folders_are_labelled_by_names(model: DiffUp, tmp_path: Path) -> None:
     report = label_folder(model, tmp_path / "photos", classes, tmp_path / "out", LabelPlan(formats=("png",)))
     assert report.labelled == 1
     others = [model.prototypes(text="triangle", name="square"), classes[1]]
-    with pytest.raises(Exception, match="prototypes"):
+    with pytest.raises(DataError, match="prototypes"):
         label_folder(model, tmp_path / "photos", others, tmp_path / "out", LabelPlan(formats=("png",)))
 
 
