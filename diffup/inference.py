@@ -104,29 +104,37 @@ class Decoded:
         )
 
 
-def query_reader(model: DiffUp, classes: Sequence[Prototypes]) -> Callable[[ImageLike, str], Query]:
-    """What reads a query image and makes it ready.
+def read_query(
+    source: ImageLike,
+    input_size: tuple[int, int],
+    argument: str = "query",
+    text_size: tuple[int, int] | None = None,
+) -> Query:
+    """Read a query image and make it ready.
 
     Args:
-        model: whose encoder, and text space where a class has text, see it.
-        classes: that are looked for.
+        source: as `read_image` takes it.
+        input_size: the encoder's (height, width) in pixels.
+        argument: what to call it in error messages.
+        text_size: the text space's (height, width) in pixels; None where no class has text.
 
-    Returns:
-        A function of an image, as `read_image` takes it, and of what to call it in error messages.
+    Raises:
+        ImageError: see `read_image`.
     """
+    image = read_image(source, argument)
+    return Query(
+        to_bytes(image),
+        resize_image(image, input_size),
+        resize_image(image, (EDGE_SIDE, EDGE_SIDE)),
+        None if text_size is None else resize_image(image, text_size),
+    )
+
+
+def query_reader(model: DiffUp, classes: Sequence[Prototypes]) -> Callable[[ImageLike, str], Query]:
+    """`read_query` for what a model needs to look for some classes: a function of the image and of what to call it."""
     input_size = model.backbone.input_size
     text_size = model.text_space.input_size if any(item.words is not None for item in classes) else None
-
-    def read(source: ImageLike, argument: str) -> Query:
-        image = read_image(source, argument)
-        return Query(
-            to_bytes(image),
-            resize_image(image, input_size),
-            resize_image(image, (EDGE_SIDE, EDGE_SIDE)),
-            None if text_size is None else resize_image(image, text_size),
-        )
-
-    return read
+    return lambda source, argument: read_query(source, input_size, argument, text_size)
 
 
 def decode(
