@@ -66,7 +66,7 @@ class Conditioner:
     def encode_supports(
         self, supports: Sequence[Support], plan: Sequence[tuple[int, View]] | None = None
     ) -> SupportFeatures:
-        """The support side of an episode; a single support comes as its five views (UAPF).
+        """The support side of an episode; a single support comes as its three views (UAPF).
 
         Args:
             supports: of `diffup.annotation.pair_supports`.

@@ -43,7 +43,7 @@ class Prototypes:
     Made by `DiffUp.prototypes`; `DiffUp.segment` takes it in the place of those, and gives the same result.
 
     What is kept are the support's features, pooled to the grids that priors are computed on, not their mean alone: the
-    priors also compare position by position. A single shot is kept as its five views (UAPF), several as they are.
+    priors also compare position by position. A single shot is kept as its three views (UAPF), several as they are.
 
     Attributes:
         name: of the class.
@@ -124,7 +124,7 @@ class Prototypes:
     ) -> Prototypes:
         """The same class with more shots, more names or both; nothing that is here is computed again.
 
-        The result is that of all the images given at once: a single shot, which is kept as five views, contributes
+        The result is that of all the images given at once: a single shot, which is kept as three views, contributes
         its unchanged view alone as soon as it is one of several. (After `load` the features that were there have the
         precision of the file.)
 

@@ -369,8 +369,8 @@ def support_side(annotations: Sequence[object]) -> SupportFeatures:
     return support_features(levels, view_regions(supports, plan))
 
 
-def test_a_single_support_comes_as_five_views_and_more_as_they_are() -> None:
-    assert [index for index, _ in plan_views(1)] == [0] * 5
+def test_a_single_support_comes_as_three_views_and_more_as_they_are() -> None:
+    assert [index for index, _ in plan_views(1)] == [0] * 3
     assert [index for index, _ in plan_views(3)] == [0, 1, 2]
     assert len({view for _, view in plan_views(3)}) == 1
 

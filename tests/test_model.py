@@ -360,9 +360,9 @@ def test_encode_gives_four_levels_whatever_the_images_sizes(model: DiffUp) -> No
     assert [tuple(level.shape) for level in levels] == [(3, 8, 24, 24), (3, 12, 12, 12), (3, 16, 6, 6), (3, 24, 3, 3)]
 
 
-def test_a_single_support_is_encoded_as_five_views(model: DiffUp) -> None:
+def test_a_single_support_is_encoded_as_three_views(model: DiffUp) -> None:
     supports = model.encode_supports(pair_supports(SUPPORT, MASK))
-    assert supports.foreground.shape == (1, 5, 128, 128) and supports.levels[0].shape[:2] == (1, 5)
+    assert supports.foreground.shape == (1, 3, 128, 128) and supports.levels[0].shape[:2] == (1, 3)
     several = model.encode_supports(pair_supports([SUPPORT, SECOND], [MASK, None]))
     assert several.foreground.shape == (1, 2, 128, 128)
 

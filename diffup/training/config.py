@@ -52,7 +52,7 @@ class EpisodesConfig:
     """Which episodes are drawn.
 
     Args:
-        max_shots: K is uniform in 1 .. max_shots; a single shot comes as the five views of UAPF.
+        max_shots: K is uniform in 1 .. max_shots; a single shot comes as the three views of UAPF.
         mask: probability that a support is annotated by its mask.
         box: by a tight box.
         scribble: by a random scribble.
