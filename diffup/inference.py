@@ -130,10 +130,15 @@ def read_query(
     )
 
 
-def query_reader(model: DiffUp, classes: Sequence[Prototypes]) -> Callable[[ImageLike, str], Query]:
-    """`read_query` for what a model needs to look for some classes: a function of the image and of what to call it."""
+def query_reader(model: DiffUp, named: bool) -> Callable[[ImageLike, str], Query]:
+    """`read_query` for a model: a function of the image and of what to call it.
+
+    Args:
+        model: that looks at the query.
+        named: whether a class that it looks for has text.
+    """
     input_size = model.backbone.input_size
-    text_size = model.text_space.input_size if any(item.words is not None for item in classes) else None
+    text_size = model.text_space.input_size if named else None
     return lambda source, argument: read_query(source, input_size, argument, text_size)
 
 
@@ -154,7 +159,7 @@ def decode(
 
     Args:
         model: encoder and decoder.
-        queries: B of them, of `query_reader` for the same classes.
+        queries: B of them, of `query_reader`.
         classes: C prototypes that fit the model.
         threshold: on the probability of every class, in (0, 1); None for that of its prototypes, or else the config's.
         noise: (n, 64, 64) of `starting_noise`, the same for every pair, so that none depends on what it is decoded
@@ -195,7 +200,7 @@ def look_again(
 
     Args:
         model: encoder and decoder.
-        query: of `query_reader` for the same classes.
+        query: of `query_reader`.
         classes: that are looked for.
         found: of `decode`, for each class.
         noise: of `starting_noise`.
@@ -209,7 +214,7 @@ def look_again(
         looks = []
         for crop in choose_crops(item.maps[0], query.size, item.threshold):
             x0, y0, x1, y1 = crop
-            part = query_reader(model, [prototypes])(query.pixels[y0:y1, x0:x1], "query")
+            part = query_reader(model, prototypes.words is not None)(query.pixels[y0:y1, x0:x1], "query")
             ((seen,),) = decode(model, [part], [prototypes], item.threshold, noise, steps)
             looks.append((crop, seen.maps))
         again.append(replace(item, looks=tuple(looks)))

@@ -24,7 +24,7 @@ from diffup.images import ImageLike
 from diffup.inference import decode, decoder_batches, look_again, query_reader, starting_noise
 from diffup.label_map import LabelMap, to_result
 from diffup.options import resolve_device, sampling_options, seeded
-from diffup.prototypes import Prototypes, check_classes, read_shots, teach
+from diffup.prototypes import Prototypes, check_classes, has_words, read_shots, teach
 from diffup.result import Segmentation
 from diffup.text.space import TextSpace
 from diffup.text.templates import Templates, resolve_names
@@ -319,6 +319,7 @@ class DiffUp(Conditioner):
         """
         steps, ensemble, _ = self.sampling_options(steps, ensemble, threshold)
         several = isinstance(support, list | tuple) and any(isinstance(item, Prototypes) for item in support)
+        image = query_reader(self, text is not None or has_words(support))(query, "query")
         if several or isinstance(support, Prototypes):
             for argument, value in (("annotation", annotation), ("text", text), ("templates", templates)):
                 if value is not None:
@@ -327,7 +328,6 @@ class DiffUp(Conditioner):
         else:
             images = cast("ImageLike | Sequence[ImageLike] | None", support)
             classes = [self.prototypes(images, annotation, text=text, templates=templates, name="object")]
-        image = query_reader(self, classes)(query, "query")
         noise = starting_noise(ensemble, seeded(seed) if generator is None else generator)
         rounds = steps * len(decoder_batches(1, len(classes)))
         with tqdm(total=rounds, desc="sampling", disable=not progress) as bar:
@@ -382,7 +382,7 @@ class DiffUp(Conditioner):
         noise = starting_noise(ensemble, seeded(seed))
         results = stream(
             queries,
-            read=query_reader(self, classes),
+            read=query_reader(self, has_words(prototypes)),
             decode=lambda batch: decode(self, batch, classes, threshold, noise, steps),
             finish=lambda query, decoded: to_result(query.pixels, decoded, names),
             batch_size=batch_size,

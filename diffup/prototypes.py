@@ -10,30 +10,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 
 from diffup.annotation import AnnotationLike, Support, pair_supports
 from diffup.errors import AnnotationError, ConfigError, PrototypesError
 from diffup.files import replacing
 from diffup.images import ImageLike
 from diffup.kept import KeptSupport, pack, unpack
-from diffup.priors.condition import EDGE_SIDE, SupportFeatures
-from diffup.priors.config import LEVELS
+from diffup.priors.condition import SupportFeatures
+from diffup.prototype_file import FORMAT, VERSION, feature_tensors, read_facts, read_features, read_words
 from diffup.support import change_support, join_views, plain_views, pool_support
 from diffup.text.templates import Templates
 from diffup.text.words import Words
 
 if TYPE_CHECKING:
     from diffup.model import DiffUp
-
-FORMAT = "diffup-prototypes"
-VERSION = 1
-"""Of the file; raise it when an older diffup could not read a newer file."""
-
-_HALF_ERROR = 1e-3  # of a level's largest value; a level that loses more in float16 is saved in float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +74,9 @@ class Prototypes:
             raise PrototypesError(f"prototypes {self.name!r} have neither support images nor names")
 
     def __repr__(self) -> str:
-        parts = [f"{self.shots} shot{'s' if self.shots > 1 else ''}", self.backbone] if self.features else []
+        parts = (
+            [f"{self.shots} shot{'s' if self.shots > 1 else ''}", self.backbone] if self.features is not None else []
+        )
         if self.words is not None:
             count = len(self.words.sentences)
             parts += [f"{count} sentence{'s' if count > 1 else ''}", self.words.space]
@@ -201,11 +195,10 @@ class Prototypes:
         facts |= {"version": VERSION, "kept": len(self.kept), "words": None}
         tensors = pack(self.kept)
         if self.features is not None:
-            tensors |= _feature_tensors(self.features)
+            tensors |= feature_tensors(self.features)
         if self.words is not None:
             tensors["embeddings"] = self.words.embeddings.contiguous()
-            names = ("sentences", "space", "fingerprint")
-            facts["words"] = {name: getattr(self.words, name) for name in names}
+            facts["words"] = {name: getattr(self.words, name) for name in ("sentences", "space", "fingerprint")}
         with replacing(path) as temporary:
             save_file(tensors, temporary, metadata={FORMAT: json.dumps(facts)})
         return path
@@ -225,12 +218,12 @@ class Prototypes:
             raise PrototypesError(f"there is no file {str(path)!r}; `diffup teach` and Prototypes.save make one")
         try:
             with safe_open(path, framework="pt") as file:
-                facts = _read_facts(file.metadata(), path)
+                facts = read_facts(file.metadata(), path)
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
             kept = unpack(tensors, facts.pop("kept"))
-            words = _read_words(tensors, facts.pop("words"))
+            words = read_words(tensors, facts.pop("words", None))
             facts["input_size"] = (int(facts["input_size"][0]), int(facts["input_size"][1]))
-            features = _read_features(tensors, facts["shots"]) if facts["shots"] else None
+            features = read_features(tensors, facts["shots"]) if facts["shots"] else None
             return cls(features=features, words=words, kept=kept, **facts)
         except PrototypesError:
             raise
@@ -323,6 +316,12 @@ def check_classes(given: object, model: DiffUp) -> list[Prototypes]:
     return classes
 
 
+def has_words(given: object) -> bool:
+    """Whether one of some prototypes, or of whatever else is given, holds text."""
+    items = given if isinstance(given, list | tuple) else [given]
+    return any(isinstance(item, Prototypes) and item.words is not None for item in items)
+
+
 MAX_CLASSES = 255
 
 _BULK = ("features", "words", "kept")
@@ -344,68 +343,3 @@ def _maker(model: DiffUp) -> dict[str, Any]:
 
 def _describe(name: str, fingerprint: str, input_size: Sequence[int], grid: int) -> str:
     return f"{name} ({fingerprint}, {input_size[0]} x {input_size[1]} px, grid {grid})"
-
-
-def _compact(tensor: Tensor) -> Tensor:
-    """Float16 where that loses little, float32 otherwise."""
-    half = tensor.half()
-    lost = (half.float() - tensor).abs().max()
-    return half.contiguous() if lost <= _HALF_ERROR * tensor.abs().max() else tensor.contiguous()
-
-
-def _read_facts(metadata: dict[str, str] | None, path: Path) -> dict[str, Any]:
-    """The metadata of a file of prototypes, as arguments."""
-    if FORMAT not in (metadata or {}):
-        raise PrototypesError(f"{path} holds no prototypes; `diffup teach` and Prototypes.save write them")
-    facts = json.loads((metadata or {})[FORMAT])
-    version = facts.pop("version")
-    if version > VERSION:
-        raise PrototypesError(
-            f"{path} has version {version} of the format, this diffup reads up to {VERSION}: upgrade diffup, or make "
-            "the prototypes again"
-        )
-    return dict(facts)
-
-
-def _feature_tensors(features: SupportFeatures) -> dict[str, Tensor]:
-    """Support features as named tensors."""
-    features = change_support(features, lambda tensor: tensor[0].cpu())
-    regions = torch.stack([features.foreground, features.background], dim=1)
-    tensors = {f"level.{index}": _compact(level) for index, level in enumerate(features.levels)}
-    return tensors | {"regions": _compact(regions), "valid": features.valid.to(torch.uint8)}
-
-
-def _read_words(tensors: dict[str, Tensor], facts: dict[str, Any] | None) -> Words | None:
-    """The names of a file, checked.
-
-    Raises:
-        ValueError: embeddings that do not fit the sentences, or values that are not finite.
-        KeyError, TypeError: something is missing.
-    """
-    if facts is None:
-        return None
-    words = Words(**{**facts, "sentences": tuple(facts["sentences"])}, embeddings=tensors["embeddings"].float())
-    shape = tuple(words.embeddings.shape)
-    if len(shape) != 2 or shape[0] != len(words.sentences) or not all(shape) or not words.embeddings.isfinite().all():
-        raise ValueError(f"embeddings of shape {shape} for {len(words.sentences)} sentences, or not finite")
-    return words
-
-
-def _read_features(tensors: dict[str, Tensor], shots: int) -> SupportFeatures:
-    """The support features of a file, checked.
-
-    Raises:
-        ValueError: shapes that do not fit each other, or values that are not finite.
-        KeyError: a tensor is missing.
-    """
-    levels = [tensors[f"level.{index}"].float() for index in range(LEVELS)]
-    regions, valid = tensors["regions"].float(), tensors["valid"].bool()
-    views = len(valid)
-    if regions.shape != (views, 2, EDGE_SIDE, EDGE_SIDE) or not 1 <= shots <= views or not bool(valid.any()):
-        raise ValueError(f"{views} views of {shots} shots with regions {tuple(regions.shape)}")
-    for name, tensor in (*((f"level.{index}", level) for index, level in enumerate(levels)), ("regions", regions)):
-        if tensor.ndim != 4 or len(tensor) != views or not bool(tensor.isfinite().all()):
-            raise ValueError(f"{name} of shape {tuple(tensor.shape)} for {views} views, or not finite")
-    return SupportFeatures(
-        tuple(level[None] for level in levels), regions[None, :, 0], regions[None, :, 1], valid[None]
-    )

@@ -29,7 +29,7 @@ from diffup.labelling import LabelPlan, label_folder
 from diffup.priors.condition import build_condition, fused_priors
 from diffup.priors.config import PriorConfig
 from diffup.priors.text import text_maps
-from diffup.prototypes import FORMAT
+from diffup.prototype_file import FORMAT
 
 QUERY, TRUTH = shape_image((1, 2), (70, 100), seed=1)
 SUPPORT, LABELS = shape_image((1,), (80, 64), seed=2)

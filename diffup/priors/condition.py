@@ -336,9 +336,11 @@ def _member_priors(
     if text is not None:
         priors.append(text_views(text, features, spread, len(config.kinds), config.normalisation))
     if config.calibration:
-        # A name has no scores of its own to calibrate by: its maps are taken to span background to foreground.
-        zero_shot = priors[0][:, :, 0].mean(dim=1, keepdim=True) / 3 + 1 / 3
-        once.append(zero_shot if support is None else calibrated_contrast(features, spread, support, views, config))
+        if support is None:
+            # A name has no scores of its own to calibrate by: its maps are taken to span background to foreground.
+            once.append(priors[0][:, :, 0].mean(dim=1, keepdim=True) / 3 + 1 / 3)
+        else:
+            once.append(calibrated_contrast(features, spread, support, views, config))
     if config.saliency:
         once.append(salient_map(features, config, spread)[:, None])
     return torch.cat(priors, dim=1), torch.cat(once, dim=1)
