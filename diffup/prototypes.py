@@ -74,9 +74,9 @@ class Prototypes:
             raise PrototypesError(f"prototypes {self.name!r} have neither support images nor names")
 
     def __repr__(self) -> str:
-        parts = (
-            [f"{self.shots} shot{'s' if self.shots > 1 else ''}", self.backbone] if self.features is not None else []
-        )
+        parts = []
+        if self.features is not None:
+            parts += [f"{self.shots} shot{'s' if self.shots > 1 else ''}", self.backbone]
         if self.words is not None:
             count = len(self.words.sentences)
             parts += [f"{count} sentence{'s' if count > 1 else ''}", self.words.space]
