@@ -26,6 +26,8 @@ from diffup.strokes import mark_discs, mark_polyline
 
 Polyline: TypeAlias = Sequence[tuple[float, float]] | npt.NDArray[Any]
 
+_WIDEST = 1e9  # of strokes, in pixels: beyond any image, and its square is still a number
+
 DEFAULT_STROKE = 0.02
 """Width of a scribble and radius of a point where none is given, as a part of the image's shorter side."""
 
@@ -290,9 +292,9 @@ def _positive(value: float | None, kind: str, name: str) -> float | None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float | np.number):
         raise AnnotationError(f"{kind}: expected {name} in pixels or None, got {describe(value)}.")
-    if not (math.isfinite(value) and value > 0):
+    if not 0 < value < math.inf:
         raise AnnotationError(f"{kind}: {name} must be a positive number of pixels, got {value}.")
-    return float(value)
+    return float(min(value, _WIDEST))
 
 
 def _read_strokes(strokes: Any) -> tuple[npt.NDArray[np.float64], ...] | Tensor:

@@ -25,12 +25,20 @@ class BackboneError(DiffUpError, ValueError):
     """An encoder that cannot be found or built, or that breaks the backbone protocol."""
 
 
+class ConformanceError(BackboneError):
+    """A backbone that fails checks of `diffup.backbones.conformance`; the text is the report."""
+
+
 class MissingPackageError(DiffUpError, ImportError):
     """An optional package that the request needs is not installed."""
 
 
 class WeightsError(DiffUpError, ValueError):
     """Weights that are missing or do not belong to the model they are given to."""
+
+
+class HubError(DiffUpError, OSError):
+    """The Hugging Face hub cannot be reached, is switched off, or refuses."""
 
 
 class DataError(DiffUpError, ValueError):
@@ -47,3 +55,11 @@ class TrainingError(DiffUpError, RuntimeError):
 
 class PrototypesError(DiffUpError, ValueError):
     """Prototypes that cannot be read, or that do not fit the model or each other."""
+
+
+class ExportError(DiffUpError, RuntimeError):
+    """A decoder that gives other results once exported."""
+
+
+class StorageError(DiffUpError, OSError):
+    """A file that cannot be written: the disk is full or the folder read-only. What was there before stays."""

@@ -8,6 +8,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from safetensors import SafetensorError
+
+from diffup.errors import DiffUpError, StorageError
+
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
@@ -15,12 +19,35 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Args:
         path: the file to write; its folder is made if needed.
+
+    Raises:
+        StorageError: the disk is full or the folder cannot be written to. An older file stays as it was.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
+    with telling(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+        os.close(handle)
+        with _moving(Path(name), path) as temporary:
+            yield temporary
+
+
+@contextlib.contextmanager
+def telling(path: Path) -> Iterator[None]:
+    """Say of which file it was that a system's error kept it from being written."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, DiffUpError):
+            raise
+        raise StorageError(
+            f"{path} cannot be written ({error}); what was there before stays as it was. Make room on the disk, or "
+            "choose a folder that may be written to"
+        ) from error
+
+
+@contextlib.contextmanager
+def _moving(temporary: Path, path: Path) -> Iterator[Path]:
     try:
         yield temporary
         with temporary.open("rb") as file:

@@ -24,6 +24,8 @@ ROUNDING = 1e-4
 """How far floats may leave [0, 1] and are still clipped, not refused: resizing makes such errors."""
 
 _SIXTEEN_BIT = 65535
+_BAND = 256  # rows of an image that are converted at a time
+_PROGRAMS = ("EPS", "WMF")
 
 
 def read_image(source: ImageLike, argument: str = "image", max_pixels: int = MAX_PIXELS) -> Tensor:
@@ -47,6 +49,7 @@ def read_image(source: ImageLike, argument: str = "image", max_pixels: int = MAX
             shape or type is none of the above; it contains NaN, infinity or floats outside [0, 1].
     """
     if isinstance(source, Tensor):
+        check_dense(source, argument)
         channels_first = source.detach()
     elif isinstance(source, np.ndarray):
         channels_first = _array_to_tensor(source, argument)
@@ -75,10 +78,18 @@ def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
     return resized[0].clamp(0.0, 1.0)
 
 
+def to_bytes(image: Tensor) -> npt.NDArray[np.uint8]:
+    """Turn a (3, H, W) image in [0, 1] into (H, W, 3) of uint8, some rows at a time to spare memory."""
+    pixels = np.empty((image.shape[1], image.shape[2], 3), dtype=np.uint8)
+    for top in range(0, image.shape[1], _BAND):
+        band = (image[:, top : top + _BAND].detach().cpu().float().clamp(0.0, 1.0) * 255).round_().to(torch.uint8)
+        pixels[top : top + _BAND] = band.permute(1, 2, 0).numpy()
+    return pixels
+
+
 def to_pil(image: Tensor) -> Image.Image:
     """Turn a (3, H, W) image in [0, 1] into an 8-bit RGB PIL image."""
-    pixels = image.detach().cpu().float().clamp(0.0, 1.0).mul(255.0).round().to(torch.uint8)
-    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+    return Image.fromarray(to_bytes(image))
 
 
 def open_image(
@@ -139,6 +150,14 @@ def describe(value: object) -> str:
     return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
 
 
+def check_dense(tensor: Tensor, argument: str) -> None:
+    """Raise ImageError for a tensor without plain values: sparse, quantised, complex or on the device `meta`."""
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex() or tensor.is_meta:
+        raise ImageError(
+            f"{argument}: expected a dense tensor of real numbers, got {describe(tensor)} ({tensor.layout})."
+        )
+
+
 def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
@@ -148,6 +167,11 @@ def _decode(
 ) -> tuple[Image.Image, str | None]:
     """Check the size that the header states, then decode and turn upright."""
     _check_size(image.height, image.width, source, argument, max_pixels)
+    if image.format in _PROGRAMS:
+        raise ImageError(
+            f"{argument}: {describe(source)} is a {image.format} file, a program for another interpreter, which is not "
+            "run. Save it as PNG."
+        )
     try:
         file_format = image.format
         image.load()
@@ -183,7 +207,8 @@ def _pil_to_array(image: Image.Image, file_format: str | None, source: ImageLike
     if image.mode == "F":
         return np.asarray(image)
     try:
-        return np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"))
+        mode = "RGBA" if image.has_transparency_data else "RGB"
+        return np.asarray(image if image.mode == mode else image.convert(mode))
     except ValueError as error:
         raise ImageError(
             f"{argument}: {describe(source)} of mode {image.mode} has no conversion to RGB ({error}). "
@@ -229,7 +254,9 @@ def _check_layout(tensor: Tensor, source: ImageLike, argument: str, max_pixels: 
 def _to_unit_floats(tensor: Tensor, source: ImageLike, argument: str) -> Tensor:
     """Floats in [0, 1] of any admitted pixel type."""
     if tensor.dtype in (torch.uint8, torch.uint16):
-        return tensor.to(torch.float32) / (255 if tensor.dtype == torch.uint8 else _SIXTEEN_BIT)
+        white = 255 if tensor.dtype == torch.uint8 else _SIXTEEN_BIT
+        # In place and laid out for good: a large photo is held as floats once, not three times.
+        return tensor.to(torch.float32, memory_format=torch.contiguous_format).div_(white)
     if not tensor.is_floating_point():
         raise ImageError(_type_message(source, argument, str(tensor.dtype)))
     tensor = tensor.to(torch.float32)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,10 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffup.decoder.sampling import Samples, sample
-from diffup.images import ImageLike, read_image, resize_image
+from diffup.images import ImageLike, read_image, resize_image, to_bytes
 from diffup.priors.condition import EDGE_SIDE, SIZES, Condition
 from diffup.result import Segmentation
 from diffup.support import change_support
+from diffup.zoom import Crop, choose_crops, merge_crop
 
 if TYPE_CHECKING:
     from diffup.model import DiffUp
@@ -34,11 +35,13 @@ class Query:
         pixels: (H, W, 3) uint8, the image as results show it.
         resized: (3, h, w) in [0, 1], at the encoder's input size.
         small: (3, 128, 128) in [0, 1], where edges are found.
+        worded: (3, h, w) in [0, 1], at the text space's input size; None where no class has text.
     """
 
     pixels: npt.NDArray[np.uint8]
     resized: Tensor
     small: Tensor
+    worded: Tensor | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -57,6 +60,7 @@ class Decoded:
         backbone: name of the encoder.
         trace: (S, 64, 64) float32, x_t of the first sample; None if not recorded.
         trace_timesteps: the step of each.
+        looks: crops of the query that were looked at again, and their maps (`look_again`).
     """
 
     maps: Tensor
@@ -65,10 +69,18 @@ class Decoded:
     backbone: str
     trace: npt.NDArray[np.float32] | None = None
     trace_timesteps: tuple[int, ...] = ()
+    looks: tuple[tuple[Crop, Tensor], ...] = ()
 
     def probability(self, size: tuple[int, int]) -> Tensor:
-        """(H, W) float32 in [0, 1] of any size."""
-        return enlarge(self.maps[:1], size)[0]
+        """(H, W) float32 in [0, 1] at the query's size."""
+        return self._enlarged(size, 1)[0]
+
+    def _enlarged(self, size: tuple[int, int], count: int) -> Tensor:
+        """The first maps at the query's size, what was seen at a second look merged in."""
+        maps = enlarge(self.maps[:count], size)
+        for crop, seen in self.looks:
+            merge_crop(maps, crop, seen[:count])
+        return maps
 
     def segmentation(self, image: npt.NDArray[np.uint8]) -> Segmentation:
         """The result at the query's own size.
@@ -76,7 +88,7 @@ class Decoded:
         Args:
             image: (H, W, 3), the query.
         """
-        mean, variance, error, prior = enlarge(self.maps, (image.shape[0], image.shape[1])).numpy()
+        mean, variance, error, prior = self._enlarged((image.shape[0], image.shape[1]), len(self.maps)).numpy()
         return Segmentation(
             image=image,
             mask=mean > self.threshold,
@@ -92,23 +104,42 @@ class Decoded:
         )
 
 
-def read_query(source: ImageLike, input_size: tuple[int, int], argument: str = "query") -> Query:
+def read_query(
+    source: ImageLike,
+    input_size: tuple[int, int],
+    argument: str = "query",
+    text_size: tuple[int, int] | None = None,
+) -> Query:
     """Read a query image and make it ready.
 
     Args:
         source: as `read_image` takes it.
         input_size: the encoder's (height, width) in pixels.
         argument: what to call it in error messages.
+        text_size: the text space's (height, width) in pixels; None where no class has text.
 
     Raises:
         ImageError: see `read_image`.
     """
     image = read_image(source, argument)
     return Query(
-        (image * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy(),
+        to_bytes(image),
         resize_image(image, input_size),
         resize_image(image, (EDGE_SIDE, EDGE_SIDE)),
+        None if text_size is None else resize_image(image, text_size),
     )
+
+
+def query_reader(model: DiffUp, named: bool) -> Callable[[ImageLike, str], Query]:
+    """`read_query` for a model: a function of the image and of what to call it.
+
+    Args:
+        model: that looks at the query.
+        named: whether a class that it looks for has text.
+    """
+    input_size = model.backbone.input_size
+    text_size = model.text_space.input_size if named else None
+    return lambda source, argument: read_query(source, input_size, argument, text_size)
 
 
 def decode(
@@ -123,11 +154,12 @@ def decode(
 ) -> list[list[Decoded]]:
     """Look for every class in every query.
 
-    The encoder sees each query once; the decoder sees pairs of query and class, up to `DECODER_BATCH` at a time.
+    The encoder, and the text space where a class has text, see each query once; the decoder sees pairs of query and
+    class, up to `DECODER_BATCH` at a time.
 
     Args:
         model: encoder and decoder.
-        queries: B of them.
+        queries: B of them, of `query_reader`.
         classes: C prototypes that fit the model.
         threshold: on the probability of every class, in (0, 1); None for that of its prototypes, or else the config's.
         noise: (n, 64, 64) of `starting_noise`, the same for every pair, so that none depends on what it is decoded
@@ -141,9 +173,11 @@ def decode(
     """
     levels = model.encode([query.resized for query in queries], batch_size=max(len(queries), 1))
     small = torch.stack([query.small for query in queries]).to(model.device)
+    worded = [query.worded for query in queries if query.worded is not None]
+    dense = model.dense_text_features(worded) if worded else None
     found: list[list[Decoded]] = [[] for _ in queries]
     for group in decoder_batches(len(queries), len(classes)):
-        condition = Condition.cat([_condition(model, levels, small, classes[index]) for index in group])
+        condition = Condition.cat([_condition(model, levels, small, dense, classes[index]) for index in group])
         together = noise.to(model.device).expand(len(condition.prior), *noise.shape)
         samples = sample(model.decoder, model.diffusion, condition, together, steps, trace, on_step)
         maps = _maps(samples, condition)
@@ -152,6 +186,39 @@ def decode(
             for row, items in enumerate(found, start=at * len(queries)):
                 items.append(_decoded(samples, maps, row, chosen, model.backbone.name))
     return found
+
+
+def look_again(
+    model: DiffUp,
+    query: Query,
+    classes: Sequence[Prototypes],
+    found: Sequence[Decoded],
+    noise: Tensor,
+    steps: int,
+) -> list[Decoded]:
+    """Look for every class again, in crops around where it was found (`diffup.zoom`).
+
+    Args:
+        model: encoder and decoder.
+        query: of `query_reader`.
+        classes: that are looked for.
+        found: of `decode`, for each class.
+        noise: of `starting_noise`.
+        steps: DDIM steps.
+
+    Returns:
+        What was found, with the crops' maps to be merged in; quality and trace remain those of the first pass.
+    """
+    again = []
+    for item, prototypes in zip(found, classes, strict=True):
+        looks = []
+        for crop in choose_crops(item.maps[0], query.size, item.threshold):
+            x0, y0, x1, y1 = crop
+            part = query_reader(model, prototypes.words is not None)(query.pixels[y0:y1, x0:x1], "query")
+            ((seen,),) = decode(model, [part], [prototypes], item.threshold, noise, steps)
+            looks.append((crop, seen.maps))
+        again.append(replace(item, looks=tuple(looks)))
+    return again
 
 
 def starting_noise(ensemble: int, generator: torch.Generator) -> Tensor:
@@ -174,12 +241,17 @@ def enlarge(maps: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(maps[None], size, mode="bilinear", align_corners=False, antialias=True)[0].cpu()
 
 
-def _condition(model: DiffUp, levels: Sequence[Tensor], small: Tensor, prototypes: Prototypes) -> Condition:
+def _condition(
+    model: DiffUp, levels: Sequence[Tensor], small: Tensor, dense: Tensor | None, prototypes: Prototypes
+) -> Condition:
     """The condition of every query for one class."""
-    features = change_support(
-        prototypes.features, lambda tensor: tensor.to(model.device).expand(len(small), *tensor.shape[1:])
-    )
-    return model.conditions(levels, features, small)
+    supports, text = prototypes.features, None
+    if supports is not None:
+        count = len(small)
+        supports = change_support(supports, lambda tensor: tensor.to(model.device).expand(count, *tensor.shape[1:]))
+    if prototypes.words is not None and dense is not None:
+        text = model.text_maps(levels, dense, prototypes.words.embeddings)
+    return model.conditions(levels, supports, small, text)
 
 
 def _maps(samples: Samples, condition: Condition) -> Tensor:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from diffup.errors import DataError
+from diffup.files import telling
 
 
 class Journal:
@@ -38,21 +39,26 @@ class Journal:
                     entry = json.loads(line)
                     if not isinstance(entry, dict):
                         raise ValueError("no JSON object")
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     raise self.damaged(number, error) from error
                 yield number, entry
 
     def append(self, entries: Iterable[dict[str, Any]]) -> None:
-        """Add entries; they are on the disk when this returns."""
+        """Add entries; they are on the disk when this returns.
+
+        Raises:
+            StorageError: they cannot be written.
+        """
         text = "".join(json.dumps(entry) + "\n" for entry in entries).encode()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self._end is None:
-            self._end = self._whole_lines()
-        with self.path.open("ab") as file:
-            file.truncate(self._end)
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        with telling(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if self._end is None:
+                self._end = self._whole_lines()
+            with self.path.open("ab") as file:
+                file.truncate(self._end)
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
         self._end += len(text)
 
     def damaged(self, number: int, error: Exception) -> DataError:

@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -105,8 +105,8 @@ def label_folder(
 
     Each image's files are written whole, then the image is put on record (`record.jsonl`). The same call after a kill
     goes on with the images that are not on record, tries again those that could not be read, and ends with the files
-    that an undisturbed run would have written, bit for bit if the batch size is the same. An image that changes after it was labelled is not noticed. One process
-    at a time may write to an output folder.
+    that an undisturbed run would have written, bit for bit if the batch size is the same. An image that changes after
+    it was labelled is not noticed. One process at a time may write to an output folder.
 
     Args:
         model: encoder and decoder.
@@ -211,8 +211,12 @@ def _settings(model: DiffUp, classes: Sequence[Prototypes], plan: LabelPlan) -> 
 
 def _digest(prototypes: Prototypes) -> str:
     """Hash of what prototypes contribute, 16 hexadecimal digits."""
-    features = prototypes.features
-    tensors: Iterable[Tensor] = (*features.levels, features.foreground, features.background, features.valid)
+    tensors: list[Tensor] = []
+    if prototypes.features is not None:
+        features = prototypes.features
+        tensors += (*features.levels, features.foreground, features.background, features.valid)
+    if prototypes.words is not None:
+        tensors.append(prototypes.words.embeddings)
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(f"{tuple(tensor.shape)}".encode())

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from diffup.errors import AnnotationError, ImageError
-from diffup.images import MAX_PIXELS, ROUNDING, describe, open_image
+from diffup.images import MAX_PIXELS, ROUNDING, check_dense, describe, open_image
 
 MaskLike: TypeAlias = str | os.PathLike[str] | Image.Image | npt.NDArray[Any] | Tensor
 """A path, a PIL image, a numpy array (H, W), (H, W, 1 | 3 | 4) or a torch tensor (H, W), (1 | 3 | 4, H, W)."""
@@ -45,7 +45,7 @@ def read_mask(source: MaskLike, argument: str = "mask") -> Tensor:
         AnnotationError: none of the above, NaN, empty, larger than `diffup.images.MAX_PIXELS`, or an unreadable file.
     """
     if isinstance(source, Tensor):
-        pixels = _tensor_to_array(source)
+        pixels = _tensor_to_array(source, argument)
     elif isinstance(source, np.ndarray):
         pixels = source
     else:
@@ -73,7 +73,11 @@ def bounding_box(mask: npt.NDArray[np.bool_]) -> tuple[int, int, int, int] | Non
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
-def _tensor_to_array(tensor: Tensor) -> npt.NDArray[Any]:
+def _tensor_to_array(tensor: Tensor, argument: str) -> npt.NDArray[Any]:
+    try:
+        check_dense(tensor, argument)
+    except ImageError as error:
+        raise AnnotationError(str(error)) from error
     tensor = tensor.detach().cpu()
     if tensor.is_floating_point():  # numpy has no bfloat16
         tensor = tensor.float()

@@ -3,39 +3,37 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence, Sized
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast, overload
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
-from diffup.annotation import AnnotationLike, Support, pair_supports
-from diffup.backbones import Backbone, check_pyramid, load_backbone, members_of
+from diffup.annotation import AnnotationLike
+from diffup.backbones import Backbone, load_backbone
 from diffup.bulk import Outcome, check_stream, stream
+from diffup.conditioning import Conditioner
 from diffup.decoder.base import Decoder
 from diffup.decoder.config import DecoderConfig
-from diffup.decoder.diffusion import Diffusion, check_steps
+from diffup.decoder.diffusion import Diffusion
 from diffup.decoder.weights import fetch_decoder, load_decoder, save_decoder
-from diffup.errors import AnnotationError, BackboneError, ConfigError
-from diffup.images import ImageLike, resize_image
-from diffup.inference import decode, decoder_batches, read_query, starting_noise
+from diffup.errors import AnnotationError, BackboneError
+from diffup.images import ImageLike
+from diffup.inference import decode, decoder_batches, look_again, query_reader, starting_noise
 from diffup.label_map import LabelMap, to_result
-from diffup.priors.condition import EDGE_SIDE, Condition, SupportFeatures, build_condition
-from diffup.priors.views import View, warp
-from diffup.prototypes import Prototypes, check_classes, teach
+from diffup.options import resolve_device, sampling_options, seeded
+from diffup.prototypes import Prototypes, check_classes, has_words, read_shots, teach
 from diffup.result import Segmentation
-from diffup.support import plan_views, support_features, view_regions
+from diffup.text.space import TextSpace
+from diffup.text.templates import Templates, resolve_names
 
 RELEASED = Path(__file__).parent / "weights" / "default"
 """The decoder that comes with the package."""
 
-_BATCH = 8
 
-
-class DiffUp:
+class DiffUp(Conditioner):
     """Few-shot segmentation with an exchangeable encoder.
 
     The decoder is the only trained part and knows nothing of the encoder; `upgrade` puts the same decoder behind
@@ -46,6 +44,8 @@ class DiffUp:
         backbone: name (`family[:variant]`) or object of the encoder, or several of them to be fused; by default the one
             that the decoder names.
         device: `"cpu"`, `"cuda"`, ...; by default CUDA where there is one.
+        text_backbone: name or object of the encoder that reads texts (`diffup.text.load_text_space`), loaded with the
+            first text; by default the encoder's own text tower, if it has one.
 
     Raises:
         BackboneError: the encoder cannot be found or breaks the protocol, or is not the one whose low-level features a
@@ -63,11 +63,13 @@ class DiffUp:
         decoder: Decoder,
         backbone: str | Backbone | Sequence[str | Backbone] | None = None,
         device: str | torch.device | None = None,
+        text_backbone: str | TextSpace | None = None,
     ) -> None:
         self.device = resolve_device(device)
         self.decoder = decoder.eval().requires_grad_(False).to(self.device)
         self.backbone = load_backbone(decoder.config.backbone if backbone is None else backbone).to(self.device)
         self.diffusion = Diffusion(decoder.config)
+        self.text_backbone = text_backbone
         if self.config.low_level_channels and self.backbone.fingerprint != self.config.low_level_encoder:
             raise BackboneError(f"backbone={self.backbone.name!r} ({self.backbone.fingerprint}): {self._tie}")
 
@@ -98,6 +100,7 @@ class DiffUp:
         backbone: str | Backbone | Sequence[str | Backbone] | None = None,
         device: str | torch.device | None = None,
         revision: str | None = None,
+        text_backbone: str | TextSpace | None = None,
     ) -> DiffUp:
         """Load a trained decoder.
 
@@ -107,14 +110,15 @@ class DiffUp:
             backbone: the encoder instead of the one that the config names.
             device: see `DiffUp`.
             revision: branch, tag or commit of a hub repository.
+            text_backbone: see `DiffUp`.
 
         Raises:
             WeightsError: there is no such folder or repository, or its files are damaged.
-            ConfigError: the config has unknown or contradictory fields.
+            ConfigError: the config has unknown or contradictory fields, or is of a newer format.
             BackboneError: the encoder cannot be found.
         """
         folder = RELEASED if source is None else fetch_decoder(source, revision)
-        return cls(load_decoder(folder), backbone, device)
+        return cls(load_decoder(folder), backbone, device, text_backbone)
 
     def save_pretrained(self, folder: str | os.PathLike[str], dtype: torch.dtype = torch.float32) -> None:
         """Write the decoder, and only the decoder, to a folder: `config.json` and `model.safetensors`.
@@ -124,6 +128,56 @@ class DiffUp:
             dtype: precision of the file; `torch.float16` halves it.
         """
         save_decoder(folder, self.decoder.state_dict(), self.config, dtype)
+
+    def push_to_hub(
+        self,
+        repo: str,
+        *,
+        card: str | os.PathLike[str] | None = None,
+        scores: str | os.PathLike[str] | None = None,
+        training: str | os.PathLike[str] | None = None,
+        licence: str | None = None,
+        notes: str | None = None,
+        private: bool = False,
+        revision: str | None = None,
+        message: str | None = None,
+        token: str | bool | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> str:
+        """Upload the decoder, and only the decoder, with a model card to the Hugging Face hub.
+
+        Args:
+            repo: `"user/repo"`, made if needed.
+            card: a model card of your own; otherwise one is written from the next four.
+            scores: the `scores.json` of `diffup evaluate`, made with this decoder.
+            training: the `config.json` of the training run.
+            licence: identifier in lower case, such as `apache-2.0`.
+            notes: Markdown of your own, such as where the data come from.
+            private: of a repository that is made: only its owner sees it.
+            revision: branch, made if needed; the main one by default.
+            message: of the commit.
+            token: the hub client's; what it is logged in with by default.
+            dtype: precision of the weights file; `torch.float16` halves it.
+
+        Returns:
+            Address of the commit.
+
+        Raises:
+            ConfigError: an argument is wrong, or a file is of another decoder; nothing was sent.
+            HubError: the hub cannot be reached, is switched off (`HF_HUB_OFFLINE`), or refuses.
+        """
+        from diffup.hub import upload, write_repository
+
+        made_from: dict[str, Any] = {
+            "card": card,
+            "scores": scores,
+            "training": training,
+            "licence": licence,
+            "notes": notes,
+        }
+        with tempfile.TemporaryDirectory() as folder:
+            write_repository(folder, self.decoder, repo, dtype=dtype, **made_from)
+            return upload(folder, repo, private=private, revision=revision, message=message, token=token)
 
     def upgrade(self, backbone: str | Backbone | Sequence[str | Backbone], **options: Any) -> DiffUp:
         """The same decoder, its weights shared, behind another encoder. Nothing is trained.
@@ -138,33 +192,40 @@ class DiffUp:
         """
         if self.config.low_level_channels:
             raise BackboneError(f"upgrade to {getattr(backbone, 'name', backbone)!r}: {self._tie}")
-        return DiffUp(self.decoder, load_backbone(backbone, **options), self.device)
+        return DiffUp(self.decoder, load_backbone(backbone, **options), self.device, self.text_backbone)
 
     def prototypes(
         self,
-        support: ImageLike | Sequence[ImageLike],
+        support: ImageLike | Sequence[ImageLike] | None = None,
         annotation: AnnotationLike | Sequence[AnnotationLike] = None,
         *,
-        name: str = "object",
+        text: str | Sequence[str] | None = None,
+        templates: Templates | None = None,
+        name: str | None = None,
         threshold: float | None = None,
         keep_images: bool = False,
     ) -> Prototypes:
-        """Learn a class from support images once, to use it on any number of queries.
+        """Learn a class from support images, its name or both, once, to use it on any number of queries.
 
         Args:
             support: one or more images that show the class, see `segment`.
             annotation: where it is in each, see `segment`.
-            name: of the class; several classes need different names.
+            text: names of the class, see `segment`.
+            templates: see `segment`.
+            name: what results call the class; several classes need different ones. By default the first of `text`, or
+                else `"object"`.
             threshold: probability above which a pixel is marked, for this class; the decoder's if None.
             keep_images: keep images and annotations inside, and in the file, so that `Prototypes.rebuild` can follow a
                 change of the encoder.
 
         Raises:
-            ImageError: see `segment`.
-            AnnotationError: see `segment`.
+            ImageError, AnnotationError, BackboneError, MissingPackageError, ConfigError: see `segment`.
             PrototypesError: the name is empty or not printable, or the threshold is out of range.
         """
-        return teach(self, pair_supports(support, annotation), name, threshold, keep_images)
+        supports, words = read_shots(self, support, annotation, text, templates)
+        if name is None:
+            name = "object" if text is None else resolve_names(text)[0]
+        return teach(self, supports, words, name, threshold, keep_images)
 
     @overload
     def segment(
@@ -173,11 +234,14 @@ class DiffUp:
         support: Sequence[Prototypes],
         annotation: None = None,
         *,
+        text: None = None,
+        templates: None = None,
         steps: int | None = None,
         ensemble: int | None = None,
         threshold: float | None = None,
         seed: int = 0,
         generator: torch.Generator | None = None,
+        zoom: bool = False,
         trace: bool = False,
         progress: bool = False,
     ) -> LabelMap: ...
@@ -186,14 +250,17 @@ class DiffUp:
     def segment(
         self,
         query: ImageLike,
-        support: ImageLike | Sequence[ImageLike] | Prototypes,
+        support: ImageLike | Sequence[ImageLike] | Prototypes | None = None,
         annotation: AnnotationLike | Sequence[AnnotationLike] = None,
         *,
+        text: str | Sequence[str] | None = None,
+        templates: Templates | None = None,
         steps: int | None = None,
         ensemble: int | None = None,
         threshold: float | None = None,
         seed: int = 0,
         generator: torch.Generator | None = None,
+        zoom: bool = False,
         trace: bool = False,
         progress: bool = False,
     ) -> Segmentation: ...
@@ -201,31 +268,40 @@ class DiffUp:
     def segment(
         self,
         query: ImageLike,
-        support: ImageLike | Sequence[ImageLike] | Prototypes | Sequence[Prototypes],
+        support: ImageLike | Sequence[ImageLike] | Prototypes | Sequence[Prototypes] | None = None,
         annotation: AnnotationLike | Sequence[AnnotationLike] = None,
         *,
+        text: str | Sequence[str] | None = None,
+        templates: Templates | None = None,
         steps: int | None = None,
         ensemble: int | None = None,
         threshold: float | None = None,
         seed: int = 0,
         generator: torch.Generator | None = None,
+        zoom: bool = False,
         trace: bool = False,
         progress: bool = False,
     ) -> Segmentation | LabelMap:
-        """Mark the support's class, or several classes, in the query image.
+        """Mark a class, which supports, a name or both tell, or several classes in the query image.
 
         Args:
             query: path, PIL image, numpy array (H, W, 3) uint8 or torch tensor (3, H, W).
-            support: one or more images that show the class; or the `Prototypes` that were made of them; or a list of
-                `Prototypes`, one for each of several classes.
+            support: one or more images that show the class; or `Prototypes` of it; or a list of `Prototypes`, one for
+                each of several classes; none for zero-shot, with `text` alone.
             annotation: where it is in each image: `Mask`, `Box`, `Scribble`, `Points`, something that reads as a mask,
                 or None for an image without any.
+            text: name of the class, such as `"a red bus"`, or several that mean the same; alone or besides supports.
+            templates: sentences that names are put into, each of them one more view of the query (UAPF): a list, one
+                sentence, or `"clip7"` or `"clip80"`; by default `"a photo of a {}."`.
             steps: DDIM steps, 1 to 250; more are slower. By default the config's.
             ensemble: samples that are averaged. By default the config's.
             threshold: probability above which a pixel is marked, in (0, 1). By default that of the prototypes, or else
                 the config's.
             seed: seed of the sampling noise; the same seed gives the same result.
             generator: used instead of the seed.
+            zoom: look again at crops around what was found and merge what they show (`diffup.zoom`): finer outlines of
+                small and thin things in large images, for up to two further runs of the encoder and the decoder. The
+                quality and the trace remain those of the first pass.
             trace: keep the noisy masks of the first sample.
             progress: show a progress bar.
 
@@ -234,25 +310,30 @@ class DiffUp:
 
         Raises:
             ImageError: an image cannot be read.
-            AnnotationError: an annotation does not fit its image; the message says which.
+            AnnotationError: an annotation does not fit its image (the message says which), or there is neither support
+                nor text.
             PrototypesError: prototypes do not fit the model or each other.
-            ConfigError: steps, ensemble or threshold is out of range.
+            BackboneError: text is given and neither the encoder nor `text_backbone` reads it.
+            MissingPackageError: a package that reads text is not installed.
+            ConfigError: steps, ensemble, threshold or templates cannot be used.
         """
         steps, ensemble, _ = self.sampling_options(steps, ensemble, threshold)
-        image = read_query(query, self.backbone.input_size)
         several = isinstance(support, list | tuple) and any(isinstance(item, Prototypes) for item in support)
+        image = query_reader(self, text is not None or has_words(support))(query, "query")
         if several or isinstance(support, Prototypes):
-            if annotation is not None:
-                raise AnnotationError("annotation: it belongs to support images; prototypes have theirs inside")
+            for argument, value in (("annotation", annotation), ("text", text), ("templates", templates)):
+                if value is not None:
+                    raise AnnotationError(f"{argument}: prototypes have theirs inside; make them with it")
             classes = check_classes(support, self)
         else:
-            images = cast("ImageLike | Sequence[ImageLike]", support)
-            classes = [self.prototypes(images, annotation)]
-        noise = starting_noise(ensemble, torch.Generator().manual_seed(seed) if generator is None else generator)
+            images = cast("ImageLike | Sequence[ImageLike] | None", support)
+            classes = [self.prototypes(images, annotation, text=text, templates=templates, name="object")]
+        noise = starting_noise(ensemble, seeded(seed) if generator is None else generator)
         rounds = steps * len(decoder_batches(1, len(classes)))
         with tqdm(total=rounds, desc="sampling", disable=not progress) as bar:
-            decoded = decode(self, [image], classes, threshold, noise, steps, trace, on_step=lambda: bar.update(1))
-        return to_result(image.pixels, decoded[0], [item.name for item in classes] if several else None)
+            (found,) = decode(self, [image], classes, threshold, noise, steps, trace, on_step=lambda: bar.update(1))
+        found = look_again(self, image, classes, found, noise, steps) if zoom else found
+        return to_result(image.pixels, found, [item.name for item in classes] if several else None)
 
     def segment_many(
         self,
@@ -298,10 +379,10 @@ class DiffUp:
         steps, ensemble, _ = self.sampling_options(steps, ensemble, threshold)
         classes = check_classes(prototypes, self)
         names = None if isinstance(prototypes, Prototypes) else [item.name for item in classes]
-        noise = starting_noise(ensemble, torch.Generator().manual_seed(seed))
+        noise = starting_noise(ensemble, seeded(seed))
         results = stream(
             queries,
-            read=lambda source, argument: read_query(source, self.backbone.input_size, argument),
+            read=query_reader(self, has_words(prototypes)),
             decode=lambda batch: decode(self, batch, classes, threshold, noise, steps),
             finish=lambda query, decoded: to_result(query.pixels, decoded, names),
             batch_size=batch_size,
@@ -311,69 +392,6 @@ class DiffUp:
         total = len(queries) if isinstance(queries, Sized) else None
         return iter(tqdm(results, desc="images", total=total, disable=not progress))
 
-    def encode(self, images: Sequence[Tensor], batch_size: int = _BATCH) -> list[Tensor]:
-        """Features of images at the encoder's input size.
-
-        Args:
-            images: (3, H, W) in [0, 1] each, of any sizes.
-            batch_size: images that are encoded together, at most.
-
-        Returns:
-            Four levels (N, C_l, h_l, w_l), on the model's device.
-
-        Raises:
-            BackboneError: the encoder breaks the protocol.
-        """
-        resized = torch.stack([resize_image(image, self.backbone.input_size) for image in images])
-        # Channels-last convolutions are about a third faster on a CPU.
-        resized = resized.to(self.device, memory_format=torch.channels_last)
-        parts = [self._pyramid(resized[i : i + batch_size]) for i in range(0, len(resized), batch_size)]
-        return [torch.cat(levels) for levels in zip(*parts, strict=True)]
-
-    def encode_supports(
-        self, supports: Sequence[Support], plan: Sequence[tuple[int, View]] | None = None
-    ) -> SupportFeatures:
-        """The support side of an episode; a single support comes as its three views (UAPF).
-
-        Args:
-            supports: of `diffup.annotation.pair_supports`.
-            plan: other views than those of `diffup.support.plan_views`.
-
-        Returns:
-            A batch of one.
-        """
-        plan = plan_views(len(supports)) if plan is None else plan
-        resized = [resize_image(support.image, self.backbone.input_size) for support in supports]
-        levels = self.encode([warp(resized[index][None], view)[0] for index, view in plan])
-        return support_features(levels, view_regions(supports, plan).to(self.device))
-
-    def condition(self, query: Tensor, supports: SupportFeatures) -> Condition:
-        """The decoder's condition for a query.
-
-        Args:
-            query: (3, H, W) in [0, 1].
-            supports: of `encode_supports`, a batch of one.
-
-        Returns:
-            A batch of one.
-        """
-        small = resize_image(query, (EDGE_SIDE, EDGE_SIDE))[None].to(self.device)
-        return self.conditions(self.encode([query]), supports, small)
-
-    def conditions(self, levels: Sequence[Tensor], supports: SupportFeatures, small: Tensor) -> Condition:
-        """The decoder's condition for encoded queries.
-
-        Args:
-            levels: four tensors (B, C_l, h_l, w_l) of `encode`.
-            supports: a batch of B.
-            small: (B, 3, 128, 128) in [0, 1], the queries.
-        """
-        supports = replace(supports, members=members_of(self.backbone))
-        return build_condition(levels, supports, small, self.config.priors, bool(self.config.low_level_channels))
-
-    def _pyramid(self, images: Tensor) -> list[Tensor]:
-        return check_pyramid(self.backbone.pyramid(images), self.backbone.name, len(images))
-
     def sampling_options(
         self, steps: int | None, ensemble: int | None, threshold: float | None
     ) -> tuple[int, int, float]:
@@ -382,28 +400,4 @@ class DiffUp:
         Raises:
             ConfigError: one is out of range.
         """
-        steps = self.config.steps if steps is None else steps
-        ensemble = self.config.ensemble if ensemble is None else ensemble
-        threshold = self.config.threshold if threshold is None else threshold
-        check_steps(self.config, steps)
-        if ensemble < 1:
-            raise ConfigError(f"ensemble={ensemble}: it must be 1 or more")
-        if not 0 < threshold < 1:
-            raise ConfigError(f"threshold={threshold}: it must lie between 0 and 1")
-        return steps, ensemble, threshold
-
-
-def resolve_device(device: str | torch.device | None) -> torch.device:
-    """The device to use: the one named, or CUDA where there is one.
-
-    Raises:
-        ConfigError: it is not available.
-    """
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device={str(device)!r} cannot be used: {error}") from error
-    return chosen
+        return sampling_options(self.config, steps, ensemble, threshold)

@@ -14,6 +14,9 @@ Bytes: TypeAlias = npt.NDArray[np.uint8]
 _HEAT = ((0, 0, 0), (60, 20, 110), (190, 55, 80), (250, 150, 30), (255, 255, 190))
 _SIGNED = ((40, 80, 200), (255, 255, 255), (200, 40, 40))
 _LABEL_HEIGHT = 18
+WIDEST = 8
+"""Widest a picture of a strip becomes, relative to the strip's height."""
+
 _GAP = 4
 
 
@@ -50,13 +53,15 @@ def strip(pictures: Sequence[tuple[str, Bytes]], height: int) -> Image.Image:
 
     Args:
         pictures: labels and (H, W, 3) images of any sizes.
-        height: to which each is resized, in pixels, keeping its proportions.
+        height: to which each is resized, in pixels, keeping its proportions; a picture more than `WIDEST` times as
+            wide as high gets only that wide, and less high.
     """
     resized = []
     for label, pixels in pictures:
-        width = max(1, round(pixels.shape[1] * height / pixels.shape[0]))
-        method = Image.Resampling.BILINEAR if height < pixels.shape[0] else Image.Resampling.NEAREST
-        resized.append((label, Image.fromarray(pixels).resize((width, height), method)))
+        scale = min(height / pixels.shape[0], WIDEST * height / pixels.shape[1])
+        size = max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale))
+        method = Image.Resampling.BILINEAR if scale < 1 else Image.Resampling.NEAREST
+        resized.append((label, Image.fromarray(pixels).resize(size, method)))
     total = sum(picture.width + _GAP for _, picture in resized) - _GAP
     canvas = Image.new("RGB", (total, height + _LABEL_HEIGHT), "white")
     draw, font, left = ImageDraw.Draw(canvas), ImageFont.load_default(), 0

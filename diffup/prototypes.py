@@ -1,4 +1,4 @@
-"""What the support images contribute, computed once, saved, and used on any number of queries."""
+"""What support images and names contribute, computed once, saved, and used on any number of queries."""
 
 from __future__ import annotations
 
@@ -10,61 +10,58 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 
 from diffup.annotation import AnnotationLike, Support, pair_supports
-from diffup.errors import PrototypesError
+from diffup.errors import AnnotationError, ConfigError, PrototypesError
 from diffup.files import replacing
 from diffup.images import ImageLike
 from diffup.kept import KeptSupport, pack, unpack
-from diffup.priors.condition import EDGE_SIDE, SupportFeatures
-from diffup.priors.config import LEVELS
+from diffup.priors.condition import SupportFeatures
+from diffup.prototype_file import FORMAT, VERSION, feature_tensors, read_facts, read_features, read_words
 from diffup.support import change_support, join_views, plain_views, pool_support
+from diffup.text.templates import Templates
+from diffup.text.words import Words
 
 if TYPE_CHECKING:
     from diffup.model import DiffUp
 
-FORMAT = "diffup-prototypes"
-VERSION = 1
-"""Of the file; raise it when an older diffup could not read a newer file."""
-
-_HALF_ERROR = 1e-3  # of a level's largest value; a level that loses more in float16 is saved in float32
-
 
 @dataclass(frozen=True, eq=False)
 class Prototypes:
-    """One class, as the support images taught it.
+    """One class, as support images, its names or both taught it.
 
-    Made by `DiffUp.prototypes`; `DiffUp.segment` takes it in the place of support images, and gives the same result.
+    Made by `DiffUp.prototypes`; `DiffUp.segment` takes it in the place of those, and gives the same result.
 
     What is kept are the support's features, pooled to the grids that priors are computed on, not their mean alone: the
     priors also compare position by position. A single shot is kept as its three views (UAPF), several as they are.
 
     Attributes:
         name: of the class.
-        features: of the support, a batch of one: levels (1, V, C_l, h_l, w_l) float32, V views.
+        features: of the support, a batch of one: levels (1, V, C_l, h_l, w_l) float32, V views. None without support
+            (zero-shot).
         shots: number of support images.
         backbone: name of the encoder.
         fingerprint: of the encoder.
         input_size: of the encoder, (height, width) in pixels.
         grid: of the priors (`PriorConfig.grid`).
+        words: the names, embedded; None without.
         threshold: probability above which a pixel is marked, in (0, 1); None for the decoder's.
         kept: the support images, or none.
 
     Raises:
-        PrototypesError: a name that is empty or not printable, or a threshold out of range.
+        PrototypesError: a name that is empty or not printable, a threshold out of range, or neither support nor names.
     """
 
     name: str
-    features: SupportFeatures
+    features: SupportFeatures | None
     shots: int
     backbone: str
     fingerprint: str
     input_size: tuple[int, int]
     grid: int
+    words: Words | None = None
     threshold: float | None = None
     kept: tuple[KeptSupport, ...] = ()
 
@@ -73,31 +70,53 @@ class Prototypes:
             raise PrototypesError(f"name={self.name!r}: give the class a name of printable characters, such as 'dog'")
         if self.threshold is not None and not 0 < self.threshold < 1:
             raise PrototypesError(f"threshold={self.threshold}: it must lie between 0 and 1, or be None")
+        if self.features is None and self.words is None:
+            raise PrototypesError(f"prototypes {self.name!r} have neither support images nor names")
 
     def __repr__(self) -> str:
-        shots = f"{self.shots} shot{'s' if self.shots > 1 else ''}"
-        return f"Prototypes({self.name!r}, {shots}, {self.backbone}{', images kept' if self.kept else ''})"
+        parts = []
+        if self.features is not None:
+            parts += [f"{self.shots} shot{'s' if self.shots > 1 else ''}", self.backbone]
+        if self.words is not None:
+            count = len(self.words.sentences)
+            parts += [f"{count} sentence{'s' if count > 1 else ''}", self.words.space]
+        return f"Prototypes({self.name!r}, {', '.join(parts)}{', images kept' if self.kept else ''})"
 
     def check(self, model: DiffUp) -> None:
-        """Raise `PrototypesError` unless these were made with the model's encoder, input size and grid."""
-        ours = (self.fingerprint, self.input_size, self.grid)
-        backbone = model.backbone
-        if ours == (backbone.fingerprint, tuple(backbone.input_size), model.config.priors.grid):
+        """Raise `PrototypesError` unless these were made with the model's encoder, input size, grid and text space.
+
+        Raises:
+            BackboneError, MissingPackageError, WeightsError: they hold text, and the model cannot read it.
+        """
+        if self.words is not None:
+            self.words.check(model.text_space, self.name)
+        if self._fits(model):
             return
+        ours, theirs = _describe(self.backbone, **self._made_with), _describe(model.backbone.name, **_maker(model))
         remedy = "rebuild them: prototypes.rebuild(model)" if self.kept else _NO_IMAGES
         raise PrototypesError(
-            f"prototypes {self.name!r} were made with {_describe(self.backbone, *ours)}; the model has "
-            f"{_describe(backbone.name, backbone.fingerprint, backbone.input_size, model.config.priors.grid)}. "
-            f"Features of different encoders do not compare; {remedy}"
+            f"prototypes {self.name!r} were made with {ours}; the model has {theirs}. Features of different encoders "
+            f"do not compare; {remedy}"
         )
+
+    @property
+    def _made_with(self) -> dict[str, Any]:
+        return {"fingerprint": self.fingerprint, "input_size": self.input_size, "grid": self.grid}
+
+    def _fits(self, model: DiffUp) -> bool:
+        """Whether features, if there are any, are of the model's encoder and grid."""
+        return self.features is None or self._made_with == _maker(model)
 
     def add(
         self,
         model: DiffUp,
-        support: ImageLike | Sequence[ImageLike],
+        support: ImageLike | Sequence[ImageLike] | None = None,
         annotation: AnnotationLike | Sequence[AnnotationLike] = None,
+        *,
+        text: str | Sequence[str] | None = None,
+        templates: Templates | None = None,
     ) -> Prototypes:
-        """The same class with more shots; nothing that is here is computed again.
+        """The same class with more shots, more names or both; nothing that is here is computed again.
 
         The result is that of all the images given at once: a single shot, which is kept as three views, contributes
         its unchanged view alone as soon as it is one of several. (After `load` the features that were there have the
@@ -107,39 +126,53 @@ class Prototypes:
             model: with the encoder that these were made with.
             support: see `DiffUp.segment`.
             annotation: see `DiffUp.segment`.
+            text: see `DiffUp.segment`; a sentence that is here already does not come twice.
+            templates: see `DiffUp.segment`.
 
         Returns:
             New prototypes, which keep the new images if these keep theirs.
 
         Raises:
-            PrototypesError: the model has another encoder, input size or grid.
-            ImageError: see `DiffUp.segment`.
-            AnnotationError: see `DiffUp.segment`.
+            PrototypesError: the model has another encoder, input size, grid or text space.
+            ImageError, AnnotationError, BackboneError, MissingPackageError, ConfigError: see `DiffUp.segment`.
         """
         self.check(model)
-        supports = pair_supports(support, annotation)
+        supports, words = read_shots(model, support, annotation, text, templates)
+        if self.words is not None:
+            words = self.words if words is None else self.words.join(words)
+        if not supports:
+            return dataclasses.replace(self, words=words)
+        if self.features is None:
+            return teach(model, supports, words, self.name, self.threshold)
         old = change_support(self.features, lambda tensor: tensor[:, : self.shots])  # the unchanged view comes first
         new = pool_support(model.encode_supports(supports, plain_views(len(supports))), model.config.priors.grids)
         return dataclasses.replace(
             self,
             features=join_views([old, new]),
+            words=words,
             shots=self.shots + len(supports),
             kept=(*self.kept, *map(KeptSupport.of, supports)) if self.kept else (),
         )
 
     def rebuild(self, model: DiffUp) -> Prototypes:
-        """The same class for another encoder, from the kept images.
+        """The same class for another encoder, from the kept images, and another text space, from the sentences.
 
         Args:
             model: with any encoder.
 
         Raises:
-            PrototypesError: no images were kept, or they are damaged.
+            PrototypesError: the encoder is another and no images were kept, or they are damaged.
+            BackboneError, MissingPackageError, WeightsError: these hold text, and the model cannot read it.
         """
+        words = None if self.words is None else self.words.rebuild(model.text_space)
         if not self.kept:
-            raise PrototypesError(f"prototypes {self.name!r} keep no images, so they cannot be rebuilt; {_NO_IMAGES}")
+            if not self._fits(model):
+                raise PrototypesError(
+                    f"prototypes {self.name!r} keep no images, so they cannot be rebuilt; {_NO_IMAGES}"
+                )
+            return dataclasses.replace(self, words=words)
         supports = [item.support(f"kept[{index}]") for index, item in enumerate(self.kept)]
-        return dataclasses.replace(teach(model, supports, self.name, self.threshold), kept=self.kept)
+        return dataclasses.replace(teach(model, supports, words, self.name, self.threshold), kept=self.kept)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write one safetensors file, whole or not at all.
@@ -158,12 +191,14 @@ class Prototypes:
         path = Path(path)
         if path.suffix != ".safetensors":
             raise PrototypesError(f"path: expected a file name ending in .safetensors, got {str(path)!r}")
-        features = change_support(self.features, lambda tensor: tensor[0].cpu())
-        regions = torch.stack([features.foreground, features.background], dim=1)
-        tensors = {f"level.{index}": _compact(level) for index, level in enumerate(features.levels)}
-        tensors |= {"regions": _compact(regions), "valid": features.valid.to(torch.uint8), **pack(self.kept)}
         facts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in _BULK}
-        facts |= {"version": VERSION, "kept": len(self.kept)}
+        facts |= {"version": VERSION, "kept": len(self.kept), "words": None}
+        tensors = pack(self.kept)
+        if self.features is not None:
+            tensors |= feature_tensors(self.features)
+        if self.words is not None:
+            tensors["embeddings"] = self.words.embeddings.contiguous()
+            facts["words"] = {name: getattr(self.words, name) for name in ("sentences", "space", "fingerprint")}
         with replacing(path) as temporary:
             save_file(tensors, temporary, metadata={FORMAT: json.dumps(facts)})
         return path
@@ -183,11 +218,13 @@ class Prototypes:
             raise PrototypesError(f"there is no file {str(path)!r}; `diffup teach` and Prototypes.save make one")
         try:
             with safe_open(path, framework="pt") as file:
-                facts = _read_facts(file.metadata(), path)
+                facts = read_facts(file.metadata(), path)
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
             kept = unpack(tensors, facts.pop("kept"))
+            words = read_words(tensors, facts.pop("words", None))
             facts["input_size"] = (int(facts["input_size"][0]), int(facts["input_size"][1]))
-            return cls(features=_read_features(tensors, facts["shots"]), kept=kept, **facts)
+            features = read_features(tensors, facts["shots"]) if facts["shots"] else None
+            return cls(features=features, words=words, kept=kept, **facts)
         except PrototypesError:
             raise
         except (SafetensorError, KeyError, ValueError, TypeError, IndexError) as error:
@@ -196,14 +233,41 @@ class Prototypes:
             ) from error
 
 
+def read_shots(
+    model: DiffUp,
+    support: ImageLike | Sequence[ImageLike] | None,
+    annotation: AnnotationLike | Sequence[AnnotationLike],
+    text: str | Sequence[str] | None,
+    templates: Templates | None,
+) -> tuple[list[Support], Words | None]:
+    """What a user gives to tell a class: annotated images, maybe none, and names, maybe none.
+
+    Raises:
+        ImageError, AnnotationError, BackboneError, MissingPackageError, ConfigError: see `DiffUp.segment`.
+    """
+    if support is None and (text is None or annotation is not None):
+        problem = "text" if text is None else "the image that annotation= belongs to"
+        raise AnnotationError(f"support: there is none. Give {problem}, or images of the class with support=")
+    if text is None and templates is not None:
+        raise ConfigError("templates: they are what names are put into; give text too")
+    words = None if text is None else model.encode_text(text, templates)
+    return [] if support is None else list(pair_supports(support, annotation)), words
+
+
 def teach(
-    model: DiffUp, supports: Sequence[Support], name: str, threshold: float | None = None, keep_images: bool = False
+    model: DiffUp,
+    supports: Sequence[Support],
+    words: Words | None,
+    name: str,
+    threshold: float | None = None,
+    keep_images: bool = False,
 ) -> Prototypes:
-    """Compute what annotated images contribute; see `DiffUp.prototypes`.
+    """Compute what annotated images and names contribute; see `DiffUp.prototypes`.
 
     Args:
         model: whose encoder and priors they are for.
-        supports: of `diffup.annotation.pair_supports`.
+        supports: of `diffup.annotation.pair_supports`; none for zero-shot.
+        words: of `DiffUp.encode_text`, if there are any.
         name: of the class.
         threshold: of the class.
         keep_images: keep the images.
@@ -213,12 +277,11 @@ def teach(
     """
     prototypes = Prototypes(
         name=name,
-        features=pool_support(model.encode_supports(supports), model.config.priors.grids),
+        features=pool_support(model.encode_supports(supports), model.config.priors.grids) if supports else None,
         shots=len(supports),
         backbone=model.backbone.name,
-        fingerprint=model.backbone.fingerprint,
-        input_size=(model.backbone.input_size[0], model.backbone.input_size[1]),
-        grid=model.config.priors.grid,
+        words=words,
+        **_maker(model),
         threshold=threshold,
     )
     return dataclasses.replace(prototypes, kept=tuple(map(KeptSupport.of, supports))) if keep_images else prototypes
@@ -231,9 +294,10 @@ def check_classes(given: object, model: DiffUp) -> list[Prototypes]:
         PrototypesError: none is given, something else is among them, more than 255, two of one name, or one that was
             made with another encoder.
     """
-    classes = list(given) if isinstance(given, list | tuple) else [given]
-    if not classes or not all(isinstance(item, Prototypes) for item in classes):
-        kinds = ", ".join(sorted({type(item).__name__ for item in classes})) or "an empty list"
+    items = list(given) if isinstance(given, list | tuple) else [given]
+    classes = [item for item in items if isinstance(item, Prototypes)]
+    if not classes or len(classes) < len(items):
+        kinds = ", ".join(sorted({type(item).__name__ for item in items})) or "an empty list"
         raise PrototypesError(
             f"prototypes: expected Prototypes or a list of them, got {kinds}; make them with model.prototypes(support, "
             "annotation), or read them with Prototypes.load(path)"
@@ -252,55 +316,30 @@ def check_classes(given: object, model: DiffUp) -> list[Prototypes]:
     return classes
 
 
+def has_words(given: object) -> bool:
+    """Whether one of some prototypes, or of whatever else is given, holds text."""
+    items = given if isinstance(given, list | tuple) else [given]
+    return any(isinstance(item, Prototypes) and item.words is not None for item in items)
+
+
 MAX_CLASSES = 255
 
-_BULK = ("features", "kept")
+_BULK = ("features", "words", "kept")
 _NO_IMAGES = (
     "build them from the support images: model.prototypes(support, annotation). With keep_images=True they keep the "
     "images and follow a change of the encoder by prototypes.rebuild(model)"
 )
 
 
+def _maker(model: DiffUp) -> dict[str, Any]:
+    """What features of supports depend on, besides these."""
+    height, width = model.backbone.input_size
+    return {
+        "fingerprint": model.backbone.fingerprint,
+        "input_size": (height, width),
+        "grid": model.config.priors.grid,
+    }
+
+
 def _describe(name: str, fingerprint: str, input_size: Sequence[int], grid: int) -> str:
     return f"{name} ({fingerprint}, {input_size[0]} x {input_size[1]} px, grid {grid})"
-
-
-def _compact(tensor: Tensor) -> Tensor:
-    """Float16 where that loses little, float32 otherwise."""
-    half = tensor.half()
-    lost = (half.float() - tensor).abs().max()
-    return half.contiguous() if lost <= _HALF_ERROR * tensor.abs().max() else tensor.contiguous()
-
-
-def _read_facts(metadata: dict[str, str] | None, path: Path) -> dict[str, Any]:
-    """The metadata of a file of prototypes, as arguments."""
-    if FORMAT not in (metadata or {}):
-        raise PrototypesError(f"{path} holds no prototypes; `diffup teach` and Prototypes.save write them")
-    facts = json.loads((metadata or {})[FORMAT])
-    version = facts.pop("version")
-    if version > VERSION:
-        raise PrototypesError(
-            f"{path} has version {version} of the format, this diffup reads up to {VERSION}: upgrade diffup, or make "
-            "the prototypes again"
-        )
-    return dict(facts)
-
-
-def _read_features(tensors: dict[str, Tensor], shots: int) -> SupportFeatures:
-    """The support features of a file, checked.
-
-    Raises:
-        ValueError: shapes that do not fit each other, or values that are not finite.
-        KeyError: a tensor is missing.
-    """
-    levels = [tensors[f"level.{index}"].float() for index in range(LEVELS)]
-    regions, valid = tensors["regions"].float(), tensors["valid"].bool()
-    views = len(valid)
-    if regions.shape != (views, 2, EDGE_SIDE, EDGE_SIDE) or not 1 <= shots <= views or not bool(valid.any()):
-        raise ValueError(f"{views} views of {shots} shots with regions {tuple(regions.shape)}")
-    for name, tensor in (*((f"level.{index}", level) for index, level in enumerate(levels)), ("regions", regions)):
-        if tensor.ndim != 4 or len(tensor) != views or not bool(tensor.isfinite().all()):
-            raise ValueError(f"{name} of shape {tuple(tensor.shape)} for {views} views, or not finite")
-    return SupportFeatures(
-        tuple(level[None] for level in levels), regions[None, :, 0], regions[None, :, 1], valid[None]
-    )

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from fakes import make_folder
+from fakes import FakeBackbone, make_folder
+from hypothesis import HealthCheck, settings
+from pages import PHOTOS, make, make_decoder
 from runs import CONFIG, banks_of, encoder
 
+from diffup import model
+from diffup.backbones import registry
 from diffup.training.config import TrainConfig
 from diffup.training.prepare import Banks
 from diffup.training.trainer import train
+
+# Fuzz tests go by the profile: a few examples each by default, many with `--hypothesis-profile=soak`.
+settings.register_profile("few", max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+settings.register_profile(
+    "soak", parent=settings.get_profile("few"), max_examples=int(os.environ.get("DIFFUP_SOAK_EXAMPLES", 3000))
+)
+settings.load_profile("few")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -57,3 +69,31 @@ def run(shapes: Path, feature_cache: Path) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def banks(shapes: Path, feature_cache: Path) -> Banks:
     return banks_of(shapes, feature_cache)
+
+
+@pytest.fixture
+def tiny_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small random decoder in the place of the released one."""
+    make_decoder(tmp_path / "release")
+    monkeypatch.setattr(model, "RELEASED", tmp_path / "release")
+
+
+@pytest.fixture
+def fake_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Encoders of a few lines in the place of the bundled ones; what a test registers is forgotten afterwards."""
+
+    def build(variant: str | None, *, input_size: int = 96, pretrained: bool = True) -> FakeBackbone:
+        return FakeBackbone(input_size=(input_size, input_size), seed=0 if pretrained else 1)
+
+    monkeypatch.setattr(registry, "_RUNTIME", {"bundled": build})
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with the files that the snippets of every page may name."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    for name in PHOTOS:
+        make(name, folder)
+    return folder

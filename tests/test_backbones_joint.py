@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffup.backbones import JointBackbone, load_backbone, members_of
 from diffup.errors import BackboneError
-from diffup.priors.condition import SupportFeatures, fused_priors
+from diffup.priors.condition import Members, SupportFeatures, fused_priors
 from diffup.priors.config import PriorConfig
 
 CONFIG = PriorConfig(grid=8)
@@ -19,12 +19,12 @@ CONFIG = PriorConfig(grid=8)
 
 def joined(
     a: tuple[list[Tensor], SupportFeatures], b: tuple[list[Tensor], SupportFeatures]
-) -> tuple[list[Tensor], SupportFeatures]:
+) -> tuple[list[Tensor], SupportFeatures, Members]:
     """Two encoders' features of the same images, side by side as `JointBackbone` puts them."""
     query = [torch.cat(pair, dim=1) for pair in zip(a[0], b[0], strict=True)]
     levels = tuple(torch.cat(pair, dim=2) for pair in zip(a[1].levels, b[1].levels, strict=True))
     members = tuple((one.shape[1], other.shape[1]) for one, other in zip(a[0], b[0], strict=True))
-    return query, replace(a[1], levels=levels, members=members)
+    return query, replace(a[1], levels=levels), members
 
 
 @pytest.mark.parametrize("shots", [1, 3])
@@ -35,7 +35,8 @@ def test_mean_and_variance_are_those_of_all_views_of_all_members(shots: int) -> 
     )
     other = replace(other, foreground=support.foreground, background=support.background, valid=support.valid)
     single = [fused_priors(query, support, CONFIG), fused_priors(other_query, other, CONFIG)]
-    both = fused_priors(*joined((query, support), (other_query, other)), CONFIG)
+    query, support, members = joined((query, support), (other_query, other))
+    both = fused_priors(query, support, CONFIG, members=members)
     kinds = len(CONFIG.kinds)
     for one, two, fused in zip(*single, both, strict=True):
         assert fused.shape == one.shape
@@ -49,8 +50,9 @@ def test_mean_and_variance_are_those_of_all_views_of_all_members(shots: int) -> 
 
 def test_an_encoder_joined_to_itself_changes_nothing() -> None:
     query, support, _ = random_episode()
-    twice = joined((query, support), (query, support))
-    for one, two in zip(fused_priors(query, support, CONFIG), fused_priors(*twice, CONFIG), strict=True):
+    twice, supports, members = joined((query, support), (query, support))
+    double = fused_priors(twice, supports, CONFIG, members=members)
+    for one, two in zip(fused_priors(query, support, CONFIG), double, strict=True):
         # The nearest view repeats where it is its own twin, so extra priors may differ.
         kept = [index for index in range(one.shape[1]) if not 6 <= index < 8]
         assert torch.allclose(one[:, kept], two[:, kept], atol=1e-5)

@@ -146,7 +146,7 @@ def test_failed_download(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(open_clip, "create_model", offline)
     with pytest.raises(
-        WeightsError, match=r"'open_clip:RN50/openai' needs weights .* no route to host.*checkpoint_path"
+        WeightsError, match=r"'open_clip:RN50/openai' needs the weights .* no route to host.*checkpoint_path"
     ):
         load_backbone("open_clip:RN50/openai")
 

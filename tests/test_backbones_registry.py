@@ -245,3 +245,57 @@ def test_errors_of_a_factory_pass_through() -> None:
     register_backbone("absent", build)
     with pytest.raises(MissingPackageError, match="pip install something"):
         load_backbone("absent")
+
+
+def test_plugins_under_stress_tell_their_own_story_and_the_others_go_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, plugin_module: types.ModuleType
+) -> None:
+    """One quits at import, two share a name, one returns wrong shapes, one keeps gradients, one fails to build."""
+    from fakes import random_decoder, tiny_config
+
+    from diffup import DiffUp
+
+    class Flat(Plain):
+        def pyramid(self, images: torch.Tensor) -> list[torch.Tensor]:
+            return [level.flatten(2) for level in super().pyramid(images)]
+
+    class Clinging(Plain):
+        weight = torch.ones(1, requires_grad=True)
+
+        def pyramid(self, images: torch.Tensor) -> list[torch.Tensor]:
+            return [level * self.weight for level in super().pyramid(images)]
+
+    def fails(variant: str | None) -> Plain:
+        raise KeyError("licence")
+
+    (tmp_path / "diffup_quitting_plugin.py").write_text("import sys; sys.exit('no licence')")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name, factory in (("flat", lambda variant: Flat()), ("clinging", lambda variant: Clinging()), ("fails", fails)):
+        monkeypatch.setattr(plugin_module, name, factory, raising=False)
+    plugins(
+        monkeypatch,
+        quits="diffup_quitting_plugin:build",
+        plain="diffup_test_plugin:build",
+        plain_="diffup_test_plugin:flat",
+        **{name: f"diffup_test_plugin:{name}" for name in ("flat", "clinging", "fails")},
+    )
+    with pytest.warns(UserWarning) as caught:
+        found = {family.family: family.installed for family in available_backbones()}
+    told = "\n".join(str(warning.message) for warning in caught)
+    assert "'quits' of an unknown distribution is broken and skipped (SystemExit: no licence)" in told
+    assert "'plain' of an unknown distribution (diffup_test_plugin:flat) is ignored" in told
+    assert found["plain"] and found["flat"] and found["clinging"] and found["timm"] and not found["quits"]
+
+    decoder = random_decoder(tiny_config())
+    image = torch.rand(3, 64, 64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        for family, message in (
+            ("quits", "'quits' .* cannot be loaded .*SystemExit: no licence"),
+            ("fails", "family 'fails' failed to build 'fails': KeyError: 'licence'"),
+            ("flat", r"breaks the protocol: pyramid\(\) level 0 must have 4 dimensions"),
+            ("clinging", r"breaks the protocol: pyramid\(\) level 0 carries a gradient.*no_grad"),
+        ):
+            with pytest.raises(BackboneError, match=message):
+                DiffUp(decoder, family, "cpu").segment(image, image, torch.ones(64, 64))
+        assert DiffUp(decoder, "plain", "cpu").segment(image, image, torch.ones(64, 64)).mask.shape == (64, 64)

@@ -246,7 +246,7 @@ def test_failed_download_names_the_weights_and_the_way_out(monkeypatch: pytest.M
 
     monkeypatch.setattr(timm, "create_model", offline)
     with pytest.raises(
-        WeightsError, match=r"needs the weights 'timm/test_resnet.r160_in1k' .*no route.*checkpoint_path=FILE"
+        WeightsError, match=r"needs the weights 'timm/test_resnet.r160_in1k', .*no route.*checkpoint_path=FILE"
     ):
         load("test_resnet.r160_in1k", pretrained=True)
 

@@ -98,7 +98,7 @@ def test_pngs_that_cannot_be_written(tmp_path: Path) -> None:
 def test_run_lengths_and_polygons_are_exact(mask: np.ndarray) -> None:
     np.testing.assert_array_equal(decode_segmentation(encode_rle(mask), mask.shape), mask)
     flat = [polygon.ravel().tolist() for polygon in polygons(mask)]
-    assert len(flat) == len(connected_components(mask))
+    assert len(flat) == len(list(connected_components(mask)))
     if flat:
         np.testing.assert_array_equal(decode_segmentation(flat, mask.shape), mask)
 
@@ -106,14 +106,14 @@ def test_run_lengths_and_polygons_are_exact(mask: np.ndarray) -> None:
 @given(MASKS)
 @settings(max_examples=30, deadline=None)
 def test_components_part_the_mask(mask: np.ndarray) -> None:
-    parts = connected_components(mask)
+    parts = list(connected_components(mask))
     np.testing.assert_array_equal(np.sum(parts, axis=0) if parts else np.zeros_like(mask), mask.astype(int))
     sizes = [int(part.sum()) for part in parts]
     assert sizes == sorted(sizes, reverse=True) and all(sizes)
 
 
 def test_pixels_that_touch_at_a_corner_are_two_parts() -> None:
-    assert len(polygons(np.eye(2, dtype=bool))) == len(connected_components(np.eye(2, dtype=bool))) == 2
+    assert len(polygons(np.eye(2, dtype=bool))) == len(list(connected_components(np.eye(2, dtype=bool)))) == 2
 
 
 def test_straight_edges_take_few_vertices() -> None:

@@ -1,4 +1,4 @@
-"""`label_folder`, `diffup teach` and `diffup label`: what is written, killed and resumed, and every documented error."""
+"""`label_folder`, `diffup teach` and `diffup label`: what is written, kills, resuming, and every documented error."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ def killed_at_the_write(
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.parametrize("number", [1, 2, 4, 5, 12, 19, 27, 28, 30])
+@pytest.mark.parametrize("number", [1, 4, 12, 28])
 def test_killed_anywhere_and_resumed_the_files_are_the_same(
     number: int, model: DiffUp, classes: list[Prototypes], photos: Path, whole: Path, tmp_path: Path
 ) -> None:

@@ -19,7 +19,8 @@ from diffup.annotation import pair_supports
 from diffup.errors import AnnotationError, ImageError, PrototypesError
 from diffup.kept import KeptSupport
 from diffup.priors.config import PriorConfig
-from diffup.prototypes import FORMAT, check_classes
+from diffup.prototype_file import FORMAT
+from diffup.prototypes import check_classes
 
 QUERY, _ = shape_image((1, 2), (70, 100), seed=1)
 IMAGES, MASKS = zip(*(shape_image((1,), (80, 64 + 8 * seed), seed=seed) for seed in range(4)), strict=True)

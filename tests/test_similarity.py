@@ -84,6 +84,8 @@ def test_the_prior_is_one_where_the_feature_is_the_prototype() -> None:
 def test_similarities_are_their_definitions(metric: str, conversion: str) -> None:
     vectors, features = noise(2, 3, 5), noise(2, 5, 4, seed=1)
     result = pairwise_similarity(vectors, features, metric, conversion)
+    away = features - features.mean(dim=2, keepdim=True)  # distances between other than unit vectors count in these
+    spread = away.abs().sum(dim=1).mean(dim=1) if metric == "l1" else away.norm(dim=1).mean(dim=1)
     for n, v, p in product(range(2), range(3), range(4)):
         a, b = vectors[n, v], features[n, :, p]
         if metric in ("cosine", "l2_unit"):
@@ -92,6 +94,7 @@ def test_similarities_are_their_definitions(metric: str, conversion: str) -> Non
             expected = a @ b
         else:
             d = (a - b).abs().sum() if metric == "l1" else (a - b).norm()
+            d = d if metric == "l2_unit" else d / spread[n]
             expected = {"square": 1 - d**2 / 2, "exponential": torch.exp(-d), "reciprocal": 1 / (1 + d)}[conversion]
         assert result[n, v, p] == pytest.approx(float(expected), abs=1e-5)
 
@@ -113,6 +116,17 @@ def test_a_rotation_of_feature_space_changes_nothing(metric: str, conversion: st
     before = pairwise_similarity(vectors, features, metric, conversion)
     after = pairwise_similarity(vectors @ turn.T, turn @ features, metric, conversion)
     assert torch.allclose(before, after, atol=1e-5)
+
+
+@pytest.mark.parametrize(("metric", "conversion"), sorted(ALLOWED))
+@pytest.mark.parametrize("scale", [1e-3, 1e4, 1e12])
+def test_long_features_have_the_same_similarities(metric: str, conversion: str, scale: float) -> None:
+    """exp(-d) of a raw distance is zero everywhere in 2048 channels."""
+    vectors, features = noise(2, 3, 2048), noise(2, 2048, 10, seed=1)
+    before = pairwise_similarity(vectors, features, metric, conversion)
+    after = pairwise_similarity(vectors * scale, features * scale, metric, conversion)
+    assert torch.allclose(before, after, atol=1e-4)
+    assert (before.amax(dim=2) - before.amin(dim=2)).min() > 1e-3
 
 
 @pytest.mark.parametrize(("metric", "conversion"), list(product(METRICS, CONVERSIONS)))

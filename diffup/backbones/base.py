@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 LEVELS = 4
 """Number of feature levels that every backbone hands over (the paper's section 3.1)."""
 
+MAX_SIDE = 8192
+"""Largest side of images that an encoder is fed, in pixels."""
+
 _TARGET_STRIDES = (4, 8, 16, 32)
 _REVISION = 1  # of the features themselves; raise it when the same weights and options come to give other features
 
@@ -108,6 +111,7 @@ class FrozenBackbone(nn.Module):
         self.register_buffer("mean", torch.tensor(mean, device=device).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std, device=device).view(1, 3, 1, 1), persistent=False)
         self._hashes: dict[torch.dtype, str] = {}
+        self.eval()
         check_size(input_size, multiple, f"backbone '{name}': input_size")
 
     def features(self, images: Tensor) -> Sequence[Tensor]:
@@ -233,8 +237,14 @@ def check_pyramid(levels: Any, name: str, batch: int) -> list[Tensor]:
         if index and (level.shape[2] > levels[index - 1].shape[2] or level.shape[3] > levels[index - 1].shape[3]):
             sizes = " ".join(f"{item.shape[2]}x{item.shape[3]}" for item in levels[: index + 1])
             raise fail(f"levels must go from fine to coarse, got {sizes}; levels must be NCHW")
+        if level.requires_grad:
+            raise fail(
+                f"level {index} carries a gradient, which keeps every activation in memory; use @torch.no_grad()"
+            )
         if not torch.isfinite(level).all():
-            raise fail(f"level {index} has NaN or infinite values")
+            raise fail(
+                f"level {index} has NaN or infinite values (float16 overflows at 65504: use bfloat16 or float32)"
+            )
     return list(levels)
 
 
@@ -302,9 +312,10 @@ def resolve_input_size(input_size: int | Sequence[int], name: str) -> tuple[int,
         BackboneError: If it is neither a positive integer nor two of them.
     """
     size = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
-    if len(size) != 2 or any(isinstance(v, bool) or not isinstance(v, int) or v < 1 for v in size):
+    if len(size) != 2 or any(isinstance(v, bool) or not isinstance(v, int) or not 1 <= v <= MAX_SIDE for v in size):
         raise BackboneError(
-            f"backbone '{name}': input_size must be a positive integer or (height, width), got {input_size!r}"
+            f"backbone '{name}': input_size must be a positive integer or (height, width), at most {MAX_SIDE} px, "
+            f"got {input_size!r}"
         )
     return size[0], size[1]
 

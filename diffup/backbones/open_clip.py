@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -19,15 +19,27 @@ from diffup.backbones.base import (
     resolve_levels,
 )
 from diffup.backbones.checkpoint import load_weights, part_of_larger, read_weights
+from diffup.backbones.hub import missing_files
 from diffup.backbones.registry import near_misses
 from diffup.backbones.timm import DEFAULT_INPUT_SIZE, Size, patch_size, stage_maps, stage_strides
-from diffup.errors import BackboneError, WeightsError
+from diffup.errors import BackboneError
+
+if TYPE_CHECKING:
+    from diffup.text.space import TextSpace
 
 _RESNET_STRIDES = [4, 4, 8, 16, 32]  # CLIP's ResNets: three-convolution stem with pooling, then four stages
 
 
 class OpenClipBackbone(FrozenBackbone):
-    """The visual tower of an OpenCLIP model: CLIP's ResNets and ViTs, and towers that come from timm."""
+    """The visual tower of an OpenCLIP model: CLIP's ResNets and ViTs, and towers that come from timm.
+
+    Attributes:
+        architecture: OpenCLIP's name of the architecture, which its tokenizer goes by.
+        load_model: Builds the whole model with the same weights, for its text tower.
+    """
+
+    architecture: str = ""
+    load_model: Callable[[], Any] | None = None
 
     def features(self, images: Tensor) -> Sequence[Tensor]:
         """The maps of the chosen stages or blocks; the last block of a ViT passes through the tower's final norm."""
@@ -40,6 +52,19 @@ class OpenClipBackbone(FrozenBackbone):
         if _is_vit(tower) and wanted[-1] == len(tower.transformer.resblocks) - 1 and tower.attn_pool is None:
             maps[-1] = normalise_map(tower.ln_post, maps[-1])
         return [maps[wanted.index(level)] for level in self.levels]
+
+    def text_space(self) -> TextSpace:
+        """The text space of the same model; its text tower is loaded now.
+
+        Raises:
+            BackboneError: No dense text-space features are known for this tower.
+            WeightsError: The weights cannot be had.
+        """
+        from diffup.backbones import open_clip_text
+
+        if self.load_model is None:
+            raise BackboneError(f"backbone '{self.name}' was built without its model: it has no text tower")
+        return open_clip_text.build(self, self.load_model(), self.architecture)
 
 
 def build(
@@ -70,13 +95,13 @@ def build(
     name = f"open_clip:{variant}"
     download = pretrained and checkpoint_path is None
     architecture, tag = _parse(variant, name, download)
-    tower = _create(architecture, tag, name, download)
+    tower = _tower(_create(architecture, tag, name, download), architecture, tag, download)
     if checkpoint_path is not None:
         weights = read_weights(checkpoint_path, name)
         load_weights(tower, weights, str(checkpoint_path), name, partial(part_of_larger, module=tower))
     strides, patch = _describe(tower, name)
     size = _resize(tower, patch, None if input_size is None else resolve_input_size(input_size, name), name)
-    return OpenClipBackbone(
+    backbone = OpenClipBackbone(
         name,
         tower,
         input_size=size,
@@ -85,6 +110,17 @@ def build(
         std=tower.image_std,
         multiple=patch,
     )
+    backbone.architecture = architecture
+    backbone.load_model = partial(_load_model, architecture, tag, name, download, checkpoint_path)
+    return backbone
+
+
+def _load_model(architecture: str, tag: str | None, name: str, download: bool, checkpoint: str | Path | None) -> Any:
+    """The whole model, text tower included."""
+    model = _create(architecture, tag, name, download)
+    if checkpoint is not None:
+        load_weights(model, read_weights(checkpoint, name), str(checkpoint), name)
+    return model
 
 
 def _parse(variant: str, name: str, download: bool) -> tuple[str, str | None]:
@@ -110,29 +146,53 @@ def _parse(variant: str, name: str, download: bool) -> tuple[str, str | None]:
 
 
 def _create(architecture: str, tag: str | None, name: str, download: bool) -> Any:
-    """The visual tower of a newly built model; the text tower is let go."""
+    """A newly built model."""
     import open_clip
 
     try:
-        model = open_clip.create_model(
+        return open_clip.create_model(
             architecture,
             pretrained=tag if download else None,
             require_pretrained=download,
-            pretrained_hf=False,  # no language model for the text tower
+            pretrained_hf=False,  # a language model as text tower comes with the whole model's weights
         )
     except Exception as error:
         if not download:
             raise BackboneError(f"OpenCLIP cannot build '{architecture}': {error}") from error
-        raise WeightsError(
-            f"backbone '{name}' needs weights from the hub, and getting them failed: {error}. Download them elsewhere "
-            "and pass checkpoint_path=FILE, or pretrained=False for random weights"
+        source, file = _weights_source(architecture, tag)
+        raise missing_files(
+            name,
+            f"the weights '{source}'",
+            f"On a machine with a network: {file}; then pass checkpoint_path=FILE, or pretrained=False for random "
+            "weights",
+            error,
         ) from error
+
+
+def _tower(model: Any, architecture: str, tag: str | None, download: bool) -> Any:
+    """The visual tower of a model; the text tower is let go."""
+    import open_clip
+
     tower: Any = model.visual
     if tag and not download:  # the normalisation still belongs to the named weights
         config = open_clip.get_pretrained_cfg(architecture, tag)
         tower.image_mean = config.get("mean") or tower.image_mean
         tower.image_std = config.get("std") or tower.image_std
     return tower
+
+
+def _weights_source(architecture: str, tag: str | None) -> tuple[str, str]:
+    """Where the weights of a name lie, and how to get them."""
+    import open_clip
+
+    if tag is None:  # hf-hub: or local-dir:
+        repository = architecture.partition(":")[2]
+        return repository, f"hf download {repository} --local-dir ."
+    config = open_clip.get_pretrained_cfg(architecture, tag)
+    repository, _, file = (config.get("hf_hub") or "").rpartition("/")
+    if repository:
+        return repository, f"hf download {repository} {file or 'open_clip_model.safetensors'} --local-dir ."
+    return config.get("url", ""), f"download {config.get('url', '')}"
 
 
 def _is_vit(tower: Any) -> bool:
@@ -161,11 +221,24 @@ def _resize(tower: Any, patch: Size, requested: Size | None, name: str) -> Size:
         _resize_positions(tower, size)
     elif hasattr(getattr(tower, "trunk", None), "set_input_size"):
         tower.trunk.set_input_size(img_size=size)
-    elif patch != (1, 1) and size != own:  # a ViT from timm whose position embedding timm cannot resize
+    elif hasattr(tower, "trunk") and size != own and not _takes(tower.trunk, size, name):
         if requested is not None:
-            raise BackboneError(f"backbone '{name}' takes images of {own[0]} x {own[1]} px only, got {requested}")
+            raise BackboneError(
+                f"backbone '{name}' cannot take images of {size[0]} x {size[1]} px; it was built for "
+                f"{own[0]} x {own[1]}"
+            )
         return own
     return size
+
+
+def _takes(trunk: Any, size: Size, name: str) -> bool:
+    """Whether a tower from timm takes a size as it is, tried on a blank image."""
+    try:
+        with torch.no_grad():
+            stage_maps(trunk.eval(), torch.zeros(1, 3, *size), [len(stage_strides(trunk, name)) - 1])
+    except Exception:  # architectures refuse sizes with TypeError, AssertionError, RuntimeError, ...
+        return False
+    return True
 
 
 def _resize_positions(tower: Any, size: Size) -> None:

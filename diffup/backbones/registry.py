@@ -26,7 +26,7 @@ from typing import Any, TypeVar, cast
 
 from diffup.backbones.base import Backbone
 from diffup.backbones.joint import JointBackbone
-from diffup.errors import BackboneError
+from diffup.errors import BackboneError, DiffUpError
 
 GROUP = "diffup.backbones"
 """The entry-point group that backbone plugins register under."""
@@ -35,6 +35,7 @@ Factory = Callable[..., Backbone]
 F = TypeVar("F", bound=Factory)
 
 _JOIN = " + "
+_FOREIGN = (Exception, SystemExit)  # what a module may raise when it is imported; some call sys.exit()
 _MEMBERS = ("name", "input_size", "fingerprint", "device", "pyramid", "to")
 _HOW_TO_ADD = (
     f"more families come from packages that declare an entry point in the group '{GROUP}', or from register_backbone()"
@@ -114,7 +115,7 @@ def load_backbone(backbone: str | Backbone | Sequence[str | Backbone], **options
 
     Raises:
         BackboneError: If the family or variant is unknown, an option does not exist or has a wrong value, a plugin is
-            broken, or the object lacks members of the protocol.
+            broken or fails to build the encoder, or the object lacks members of the protocol.
         WeightsError: If the weights cannot be had or do not fit the encoder.
         MissingPackageError: If the family needs a package that is not installed.
     """
@@ -135,7 +136,16 @@ def load_backbone(backbone: str | Backbone | Sequence[str | Backbone], **options
         raise BackboneError(f"backbone family '{family}' does not take these options: {error}") from error
     except ValueError:
         pass  # a built-in callable without a signature: the call itself decides
-    built = factory(variant or None, **options)
+    try:
+        built = factory(variant or None, **options)
+    except DiffUpError:
+        raise
+    except Exception as error:
+        if _is_own(family):
+            raise
+        raise BackboneError(
+            f"backbone family '{family}' failed to build '{backbone}': {type(error).__name__}: {error}"
+        ) from error
     _check_protocol(built, f"what backbone family '{family}' built for '{backbone}'")
     return built
 
@@ -208,6 +218,11 @@ def _origin(point: EntryPoint) -> str:
     return point.dist.name if point.dist is not None else "an unknown distribution"
 
 
+def _is_own(family: str) -> bool:
+    """Whether diffup brings the family itself, and no factory of `register_backbone` stands in its place."""
+    return family in _BUILT_IN and family not in _RUNTIME
+
+
 def _find_factory(family: str, backbone: str) -> Factory:
     if family in _RUNTIME:
         return _RUNTIME[family]
@@ -223,7 +238,7 @@ def _find_factory(family: str, backbone: str) -> Factory:
         )
     try:
         return _load_plugin(plugins[family])
-    except Exception as error:
+    except _FOREIGN as error:
         raise BackboneError(
             f"backbone family '{family}' of {_origin(plugins[family])} cannot be loaded "
             f"({plugins[family].value}): {type(error).__name__}: {error}"
@@ -246,7 +261,7 @@ def _describe(family: str, origin: str, factory: Factory) -> BackboneFamily:
 def _describe_plugin(point: EntryPoint) -> BackboneFamily:
     try:
         return _describe(point.name, _origin(point), _load_plugin(point))
-    except Exception as error:  # whatever a foreign module raises must not take the listing down
+    except _FOREIGN as error:  # whatever a foreign module raises must not take the listing down
         problem = f"{type(error).__name__}: {error}"
         warnings.warn(
             f"backbone family '{point.name}' of {_origin(point)} is broken and skipped ({problem})", stacklevel=3

@@ -20,8 +20,9 @@ from diffup.backbones.base import (
     resolve_levels,
 )
 from diffup.backbones.checkpoint import load_weights, read_weights
+from diffup.backbones.hub import missing_files
 from diffup.backbones.registry import near_misses
-from diffup.errors import BackboneError, WeightsError
+from diffup.errors import BackboneError
 
 DEFAULT_INPUT_SIZE = 400
 """Side in pixels that encoders are fed at, or as near to it as they can take."""
@@ -225,13 +226,30 @@ def _create(variant: str, name: str, *, download: bool, **options: Any) -> Any:
     except Exception as error:
         if not download:
             raise BackboneError(f"timm cannot build '{variant}': {error}") from error
-        config: Any = None if ":" in variant else timm.get_pretrained_cfg(variant)
-        source = (config and (config.hf_hub_id or config.url)) or variant
-        raise WeightsError(
-            f"backbone '{name}' needs the weights '{source}' from the hub, and getting them failed: {error}. Download "
-            "them elsewhere and pass checkpoint_path=FILE, or pretrained=False for random weights"
+        source, how = _weights_source(variant)
+        raise missing_files(
+            name,
+            f"the weights '{source}'",
+            f"On a machine with a network: {how}; then pass checkpoint_path=FILE, or pretrained=False for random "
+            "weights",
+            error,
         ) from error
     return model
+
+
+def _weights_source(variant: str) -> tuple[str, str]:
+    """Where timm's weights of a name lie, and how to get them."""
+    import timm
+
+    if ":" in variant:
+        repository = variant.partition(":")[2]
+        return repository, f"hf download {repository}"
+    config: Any = timm.get_pretrained_cfg(variant)
+    if config and config.hf_hub_id:
+        return config.hf_hub_id, f"hf download {config.hf_hub_id} model.safetensors --local-dir ."
+    if config and config.url:
+        return config.url, f"download {config.url}"
+    return variant, "there are none: this architecture comes without weights"
 
 
 def _layout(model: nn.Module) -> Literal["NCHW", "NHWC"]:

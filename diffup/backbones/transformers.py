@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +22,12 @@ from diffup.backbones.base import (
     resolve_levels,
 )
 from diffup.backbones.checkpoint import load_weights, part_of_larger, read_weights
+from diffup.backbones.hub import missing_files
 from diffup.backbones.timm import DEFAULT_INPUT_SIZE, Size
-from diffup.errors import BackboneError, WeightsError
+from diffup.errors import BackboneError
+
+if TYPE_CHECKING:
+    from diffup.text.space import TextSpace
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _FINAL_NORMS = ("layernorm", "post_layernorm", "norm", "rms_norm")
@@ -37,14 +41,28 @@ class TransformersBackbone(FrozenBackbone):
     norm.
     """
 
-    def __init__(self, name: str, encoder: nn.Module, *, flip_channels: bool, **options: Any) -> None:
+    def __init__(
+        self, name: str, encoder: nn.Module, *, flip_channels: bool, pretrained: bool = True, **options: Any
+    ) -> None:
         super().__init__(name, encoder, **options)
+        self.pretrained = pretrained
         self.flip_channels = flip_channels
 
     def features(self, images: Tensor) -> Sequence[Tensor]:
         """The maps of the chosen stages or blocks."""
         maps = stage_maps(self.encoder, images.flip(1) if self.flip_channels else images)
         return [maps[level] for level in self.levels]
+
+    def text_space(self) -> TextSpace:
+        """The text space of the same CLIP or SigLIP; its text tower is loaded now.
+
+        Raises:
+            BackboneError: The model reads no texts, or no dense text-space features are known for it.
+            WeightsError: Text tower or tokenizer cannot be had.
+        """
+        from diffup.backbones import transformers_text
+
+        return transformers_text.build(self, self.name.partition(":")[2], self.pretrained)
 
 
 def build(
@@ -62,7 +80,8 @@ def build(
             text the vision part is taken.
         levels: Four indices of stages or blocks, fine to coarse.
         input_size: Pixels, or (height, width). Default: 400 or the nearest multiple of the patch; a model that cannot
-            take that keeps its own size.
+            take that keeps its own size (SAM: 1024). The position embeddings of SAM's image encoder are resized once to
+            a size that is asked for.
         checkpoint_path: Local safetensors or torch file of the weights; the configuration still comes from `variant`.
         pretrained: False for random weights; the configuration still comes from `variant`.
 
@@ -85,6 +104,7 @@ def build(
         name,
         model,
         flip_channels=flip_channels,
+        pretrained=pretrained,
         input_size=size,
         levels=resolve_levels(levels, strides, name),
         mean=mean,
@@ -101,12 +121,13 @@ def stage_maps(model: Any, images: Tensor) -> list[Tensor]:
     """
     if hasattr(model, "channels"):  # a backbone class: it returns the maps of its stages itself
         return list(model(pixel_values=images).feature_maps)
-    resizable = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
-    options = {"interpolate_pos_encoding": True} if resizable else {}
-    states = model(pixel_values=images, output_hidden_states=True, **options).hidden_states
     patch = _patch_size(model)
     grid = (images.shape[2] // patch[0], images.shape[3] // patch[1])
-    maps = [_to_map(state, grid, type(model).__name__) for state in states]
+    states = model(**_inputs(model, images, patch, grid), output_hidden_states=True).hidden_states
+    if states[0].ndim == 3:
+        maps = [_grid_of_tokens(state, grid, type(model).__name__) for state in states]
+    else:
+        maps = _channels_first(states, images.shape[2] / images.shape[3])
     if maps[0].shape[2:] != maps[-1].shape[2:]:
         return [level for level in maps if level.shape[2:] != images.shape[2:]]  # some hand back the image too
     norm = next((getattr(model, key) for key in _FINAL_NORMS if hasattr(model, key)), None)
@@ -115,11 +136,24 @@ def stage_maps(model: Any, images: Tensor) -> list[Tensor]:
     return maps[1:]  # the first is the patch embedding
 
 
-def _to_map(state: Tensor, grid: Size, kind: str) -> Tensor:
-    """A hidden state as (B, C, h, w): from NCHW, NHWC or tokens (B, N, C), where class and register tokens first."""
-    if state.ndim == 4:
-        channels_last = state.shape[1:3] == grid and state.shape[2:] != grid
-        return state.permute(0, 3, 1, 2) if channels_last else state
+def _inputs(model: Any, images: Tensor, patch: Size, grid: Size) -> dict[str, Any]:
+    """What a model's `forward` wants: images, or for SigLIP 2 the pixels of their patches."""
+    parameters = inspect.signature(model.forward).parameters
+    if "spatial_shapes" in parameters:
+        batch, channels = images.shape[:2]
+        patches = images.reshape(batch, channels, grid[0], patch[0], grid[1], patch[1])
+        pixels = patches.permute(0, 2, 4, 3, 5, 1).reshape(batch, grid[0] * grid[1], -1)
+        return {
+            "pixel_values": pixels,
+            "pixel_attention_mask": torch.ones(pixels.shape[:2], dtype=torch.long, device=images.device),
+            "spatial_shapes": torch.tensor([grid] * batch, device=images.device),
+        }
+    options = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in parameters else {}
+    return {"pixel_values": images, **options}
+
+
+def _grid_of_tokens(state: Tensor, grid: Size, kind: str) -> Tensor:
+    """Tokens (B, N, C) as (B, C, h, w) without the class and register tokens, which come first."""
     count = grid[0] * grid[1]
     if state.ndim != 3 or not count <= state.shape[1] < count + min(count, 64):
         shape = tuple(state.shape)
@@ -127,14 +161,25 @@ def _to_map(state: Tensor, grid: Size, kind: str) -> Tensor:
     return state[:, state.shape[1] - count :].transpose(1, 2).reshape(len(state), -1, *grid)
 
 
+def _channels_first(states: Sequence[Tensor], aspect: float) -> list[Tensor]:
+    """Maps as NCHW. Of the two layouts it is the one under which all maps together have the image's aspect ratio."""
+    first = sum(abs(math.log(state.shape[2] / state.shape[3] / aspect)) for state in states)
+    last = sum(abs(math.log(state.shape[1] / state.shape[2] / aspect)) for state in states)
+    return [state.permute(0, 3, 1, 2) for state in states] if last < first else list(states)
+
+
 def _create(variant: str, name: str, download: bool) -> Any:
     """The model, or its vision part."""
     from transformers import AutoBackbone, AutoConfig, AutoModel
 
+    remedy = (
+        f"On a machine with a network: hf download {variant} --local-dir FOLDER; then name the folder as the encoder: "
+        "transformers:FOLDER"
+    )
     try:
         config = AutoConfig.from_pretrained(variant)
     except (OSError, ValueError) as error:
-        raise WeightsError(_unavailable(name, variant, "configuration", error)) from error
+        raise missing_files(name, f"the configuration of '{variant}'", remedy, error) from error
     config.tie_last_hidden_states = False  # else version 5 may hand out the last hidden state already normalised
     try:
         if hasattr(config, "stage_names") and hasattr(config, "depths"):
@@ -146,16 +191,10 @@ def _create(variant: str, name: str, download: bool) -> Any:
     except Exception as error:
         if not download:
             raise BackboneError(f"transformers cannot build '{variant}': {error}") from error
-        raise WeightsError(_unavailable(name, variant, "weights", error)) from error
-    return getattr(model, "vision_model", model).float()  # repositories with half-precision weights load as such
-
-
-def _unavailable(name: str, variant: str, what: str, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return (
-        f"backbone '{name}' needs the {what} of '{variant}' from the Hugging Face hub or a local folder, and getting "
-        f"it failed: {reason} Download the repository elsewhere and name its folder: 'transformers:/path/to/folder'"
-    )
+        raise missing_files(name, f"the weights of '{variant}'", remedy, error) from error
+    for part in ("vision_model", "vision_encoder"):  # of CLIP and its like, of SAM
+        model = getattr(model, part, model)
+    return model.float()  # repositories with half-precision weights load as such
 
 
 def _patch_size(model: Any) -> Size:
@@ -174,6 +213,7 @@ def _choose_size(model: Any, patch: Size, requested: Size | None, name: str) -> 
     own = getattr(model.config, "image_size", None)
     if requested is not None:
         check_size(requested, patch, f"backbone '{name}': input_size")
+        _resize_positions(model, requested, patch)
         sizes = [requested]
     else:
         sizes = [nearest_size((DEFAULT_INPUT_SIZE, DEFAULT_INPUT_SIZE), multiple) for multiple in (patch, (32, 32))]
@@ -186,9 +226,26 @@ def _choose_size(model: Any, patch: Size, requested: Size | None, name: str) -> 
             problem: Exception = error
         else:
             return size, [2 ** round(math.log2(size[0] / level.shape[2])) for level in maps]
+    hint = f"; it was built for {own} px" if own else ""
     raise BackboneError(
-        f"backbone '{name}' gives no feature maps at {' or '.join(f'{h} x {w}' for h, w in sizes)} px: {problem}"
+        f"backbone '{name}' gives no feature maps at {' or '.join(f'{h} x {w}' for h, w in sizes)} px: {problem}{hint}"
     ) from problem
+
+
+def _resize_positions(model: Any, size: Size, patch: Size) -> None:
+    """Make SAM's image encoder take another size; its relative positions follow by themselves."""
+    from timm.layers import resample_abs_pos_embed_nhwc
+
+    table: Any = getattr(model, "pos_embed", None)
+    embed: Any = getattr(model, "patch_embed", None)
+    if not hasattr(embed, "image_size") or not isinstance(table, nn.Parameter) or len(table.shape) != 4:
+        return
+    if table.shape[3] != model.config.hidden_size:  # SAM 2 resizes its table itself
+        return
+    with torch.no_grad():
+        grid = [size[0] // patch[0], size[1] // patch[1]]
+        model.pos_embed = nn.Parameter(resample_abs_pos_embed_nhwc(table, grid), requires_grad=False)
+    embed.image_size = size
 
 
 def _normalisation(variant: str, name: str) -> tuple[Sequence[float], Sequence[float], bool]:

@@ -1,4 +1,4 @@
-"""`diffup backbones`: the known families of encoders."""
+"""`diffup backbones`: the known families of encoders, and whether one of theirs keeps the protocol."""
 
 from __future__ import annotations
 
@@ -7,23 +7,33 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from diffup.commands.options import add_command
+from diffup.commands.options import add_command, at_least, load_named
+from diffup.errors import ConfigError
 
 EXAMPLES = """examples:
   diffup backbones
-  diffup backbones --json"""
+  diffup backbones --json
+  diffup backbones --check timm:resnet50=weights.safetensors --input-size 128"""
 
 
 def add(commands: Any) -> None:
     """Add the command's parser."""
     parser = add_command(commands, "backbones", run, "list the encoders", EXAMPLES)
     parser.add_argument("--json", action="store_true", help="print JSON")
+    check = parser.add_argument_group("check one (status 2 where it breaks the protocol)")
+    check.add_argument("--check", metavar="NAME[=CHECKPOINT]", help="name of the encoder, family[:variant]")
+    check.add_argument("--input-size", metavar="PIXELS", type=at_least(1), help="a small one is faster")
 
 
 def run(args: argparse.Namespace) -> None:
-    """List the known families and what each offers."""
+    """List the known families and what each offers, or check one encoder."""
     from diffup.backbones import available_backbones
 
+    if args.check is not None:
+        check(args)
+        return
+    if args.input_size is not None:
+        raise ConfigError("--input-size: it goes with --check")
     families = available_backbones()
     if args.json:
         print(json.dumps([asdict(family) for family in families], indent=2))
@@ -37,3 +47,19 @@ def run(args: argparse.Namespace) -> None:
         ):
             if text:
                 print(f"    {label}{text}")
+
+
+def check(args: argparse.Namespace) -> None:
+    """Print what `check_backbone` finds.
+
+    Raises:
+        ConformanceError: a check failed.
+    """
+    from diffup.backbones.conformance import check_backbone
+
+    report = check_backbone(load_named(args.check, args.input_size, "--check"))
+    if args.json:
+        print(json.dumps(asdict(report), indent=2))
+    elif report.ok:
+        print(report)
+    report.raise_for_problems()

@@ -10,12 +10,15 @@ from diffup.commands.options import (
     add_command,
     add_data,
     add_sampling,
+    add_templates,
+    add_text_backbone,
     at_least,
     distinct,
     load_named,
     open_data,
     several,
     shared_plan,
+    templates_of,
 )
 
 if TYPE_CHECKING:
@@ -57,11 +60,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="annotations",
         metavar="KIND",
         **several(str),
-        help="mask (default), box, scribble, points, none, ...; docs/annotations.md names all",
+        help="mask (default), box, scribble, points, none, ...; text for class names alone, or both as in mask+text; "
+        "docs/annotations.md names all",
     )
     swept.add_argument("--steps", metavar="N", **several(at_least(1)), help="DDIM steps; default: the decoder's")
     swept.add_argument("--ensemble", metavar="N", **several(at_least(1)), help="samples averaged; likewise")
     parser.add_argument("--decoder", metavar="FOLDER", help="folder or hub repository; default: the package's")
+    add_text_backbone(parser)
+    add_templates(parser)
     parser.add_argument("--others", action="store_true", help="score the classes outside the fold instead")
     add_sampling(parser)
 
@@ -96,7 +102,7 @@ def score(args: argparse.Namespace, decoder: Decoder, name: str) -> list[dict[st
     plan = plan_of(args)
     backbones = distinct(args.backbones) or (decoder.config.backbone,)
     encoders = [load_named(text, args.input_size) for text in backbones]
-    candidates = [Candidate(name, DiffUp(decoder, encoder, args.device)) for encoder in encoders]
+    candidates = [Candidate(name, DiffUp(decoder, encoder, args.device, args.text_backbone)) for encoder in encoders]
     record = EpisodeRecord(args.output / RECORD)
     options = {"cache_bytes": args.cache_mib * 2**20, "progress": not args.quiet and sys.stderr.isatty()}
     rows = [table.facts(row, data.classes) for row in sweep(candidates, data, plan, record, **options)]
@@ -118,5 +124,6 @@ def plan_of(args: argparse.Namespace) -> Plan:
         steps=distinct(args.steps) or (None,),
         ensembles=distinct(args.ensemble) or (None,),
         others=args.others,
+        templates=templates_of(args),
         **shared_plan(args),
     )

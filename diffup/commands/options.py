@@ -73,6 +73,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--backbone", metavar="NAME", help="encoder, see `diffup backbones`; default: the decoder's")
     model.add_argument("--backbone-weights", metavar="FILE", help="local checkpoint of the encoder")
     model.add_argument("--input-size", metavar="PIXELS", type=int, help="side that images are resized to")
+    add_text_backbone(model)
     model.add_argument("--device", help="cpu, cuda, ...; default: cuda where there is one")
 
 
@@ -83,6 +84,38 @@ def add_decoding(parser: argparse.ArgumentParser) -> None:
     sampling.add_argument("--ensemble", type=int, help="samples that are averaged")
     sampling.add_argument("--threshold", type=float, help="probability above which a pixel is marked")
     sampling.add_argument("--seed", type=at_least(0), default=0, help="the same seed gives the same result; default: 0")
+
+
+def add_text(parser: argparse.ArgumentParser) -> None:
+    """The names of a class and what they are put into."""
+    text = parser.add_argument_group("text, alone or besides support images")
+    text.add_argument("--text", metavar="NAME", action="append", help="name of the class; repeat it for synonyms")
+    add_templates(text)
+
+
+def add_text_backbone(parser: argparse._ActionsContainer) -> None:
+    """What reads class names."""
+    parser.add_argument(
+        "--text-backbone",
+        metavar="NAME",
+        help="encoder that reads class names, such as conse:efficientnet_lite2; default: the encoder's own text tower",
+    )
+
+
+def add_templates(parser: argparse._ActionsContainer) -> None:
+    """What class names are put into."""
+    parser.add_argument(
+        "--templates",
+        metavar="TEMPLATE",
+        action="append",
+        help='clip7, clip80, or a sentence with {} where the name goes, repeatable; default: "a photo of a {}."',
+    )
+
+
+def templates_of(args: argparse.Namespace) -> Sequence[str] | str | None:
+    """The value of `--templates`: a single one may be the name of an ensemble."""
+    given: list[str] | None = args.templates
+    return given[0] if given and len(given) == 1 else given
 
 
 def several(read: Callable[[str], Any]) -> dict[str, Any]:
@@ -154,4 +187,4 @@ def load_model(args: argparse.Namespace) -> DiffUp:
     decoder = load_decoder(model.RELEASED if args.decoder is None else fetch_decoder(args.decoder))
     options = backbone_options(args.backbone_weights, args.input_size)
     backbone = load_backbone(args.backbone or decoder.config.backbone, **options)
-    return model.DiffUp(decoder, backbone, args.device)
+    return model.DiffUp(decoder, backbone, args.device, args.text_backbone)

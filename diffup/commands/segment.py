@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffup import __version__
-from diffup.commands.options import add_command, add_decoding, add_model, load_model
+from diffup.commands.options import add_command, add_decoding, add_model, add_text, load_model, templates_of
 from diffup.commands.supports import add_supports, read_annotation
 from diffup.errors import AnnotationError, ConfigError
 
@@ -28,6 +28,7 @@ EXAMPLES = """examples:
   diffup segment query.jpg --support dog.jpg --box 10,20,200,180 --box 220,30,300,90 -o out
   diffup segment query.jpg --support a.jpg --mask a.png --support b.jpg --scribble "30,40 60,80" --support c.jpg -o out
   diffup segment query.jpg --support dog.jpg --points "30,40 60,80" --backbone bundled:efficientnet_lite2 -o out
+  diffup segment query.jpg --text "a red bus" --text-backbone conse:efficientnet_lite2 -o out
 
 An annotation belongs to the last --support before it; an image without one shows the class somewhere. Coordinates are
 pixels of that image, x to the right and y down; a box is left,top,right,bottom."""
@@ -39,6 +40,7 @@ def add(commands: Any) -> None:
     parser.add_argument("query", metavar="QUERY", help="the photo to mark")
     parser.add_argument("-o", "--output", metavar="OUT", type=Path, required=True, help="folder for the results")
     add_supports(parser)
+    add_text(parser)
     add_model(parser)
     add_decoding(parser)
     parser.add_argument("--trace", action="store_true", help="also write trace.png, the noisy masks along the way")
@@ -47,8 +49,8 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Segment one query and write the results."""
-    if not args.supports:
-        raise AnnotationError("give at least one image that shows the class: --support IMG")
+    if not args.supports and not args.text:
+        raise AnnotationError("give at least one image that shows the class, --support IMG, or its name, --text NAME")
     annotations = [read_annotation(support) for support in args.supports]
     files = _output_files(args)
     args.output.mkdir(parents=True, exist_ok=True)
@@ -56,8 +58,10 @@ def run(args: argparse.Namespace) -> None:
     start = time.perf_counter()
     result = model.segment(
         args.query,
-        [support.image for support in args.supports],
-        annotations,
+        [support.image for support in args.supports] or None,
+        annotations or None,
+        text=args.text,
+        templates=templates_of(args),
         steps=args.steps,
         ensemble=args.ensemble,
         threshold=args.threshold,
@@ -112,11 +116,14 @@ def _facts(args: argparse.Namespace, model: DiffUp, result: Segmentation, second
         "seconds": round(seconds, 3),
         "query": args.query,
         "support": [asdict(support) for support in args.supports],
+        "text": args.text,
         "settings": {
             "decoder": args.decoder or "released",
             "backbone": model.backbone.name,
             "backbone_fingerprint": model.backbone.fingerprint,
             "input_size": list(model.backbone.input_size),
+            "text_backbone": model.text_space.name if args.text else None,
+            "templates": args.templates,
             "steps": args.steps or model.config.steps,
             "ensemble": args.ensemble or model.config.ensemble,
             "threshold": result.threshold,

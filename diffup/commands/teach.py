@@ -1,4 +1,4 @@
-"""`diffup teach`: what annotated images contribute, computed once and saved."""
+"""`diffup teach`: what annotated images and names contribute, computed once and saved."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from diffup.commands.options import add_command, add_model, load_model
+from diffup.commands.options import add_command, add_model, add_text, load_model, templates_of
 from diffup.commands.supports import add_supports, read_annotation
 from diffup.errors import AnnotationError, PrototypesError
 
 EXAMPLES = """examples:
   diffup teach --support dog.jpg --mask dog_mask.png --name dog -o dog.safetensors
   diffup teach --support a.jpg --box 10,20,60,90 --support b.jpg --points "30,40 60,80" --name dog -o dog.safetensors
+  diffup teach --text "a red bus" --text-backbone conse:efficientnet_lite2 --name bus -o bus.safetensors
   diffup teach --add dog.safetensors --support c.jpg --mask c.png -o dog.safetensors
 
 An annotation belongs to the last --support before it; an image without one shows the class somewhere. `diffup label`
@@ -21,21 +22,22 @@ takes the file."""
 
 def add(commands: Any) -> None:
     """Add the command's parser."""
-    parser = add_command(commands, "teach", run, "learn a class from annotated images, once", EXAMPLES)
+    parser = add_command(commands, "teach", run, "learn a class from annotated images or names, once", EXAMPLES)
     parser.add_argument("-o", "--output", metavar="FILE", type=Path, required=True, help="it ends in .safetensors")
     parser.add_argument("--name", help="of the class")
     parser.add_argument("--add", metavar="FILE", type=Path, help="prototypes that the images are added to")
     parser.add_argument("--class-threshold", metavar="P", type=float, help="probability above which a pixel is marked")
     parser.add_argument("--keep-images", action="store_true", help="keep images and annotations in the file")
     add_supports(parser)
+    add_text(parser)
     add_model(parser)
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
 
 
 def run(args: argparse.Namespace) -> None:
     """Make prototypes, or add shots to some."""
-    if not args.supports:
-        raise AnnotationError("give at least one image that shows the class: --support IMG")
+    if not args.supports and not args.text:
+        raise AnnotationError("give at least one image that shows the class, --support IMG, or its name, --text NAME")
     if args.output.suffix != ".safetensors":
         raise PrototypesError(f"--output: expected a file name ending in .safetensors, got {str(args.output)!r}")
     if (args.name is None) == (args.add is None):
@@ -44,16 +46,16 @@ def run(args: argparse.Namespace) -> None:
         raise PrototypesError("--keep-images and --class-threshold are for a new class; --add FILE keeps what it has")
     from diffup.prototypes import Prototypes
 
-    images = [support.image for support in args.supports]
-    annotations = [read_annotation(support) for support in args.supports]
+    images = [support.image for support in args.supports] or None
+    annotations = [read_annotation(support) for support in args.supports] or None
+    words = {"text": args.text, "templates": templates_of(args)}
     before = None if args.add is None else Prototypes.load(args.add)
     model = load_model(args)
     if before is not None:
-        prototypes = before.add(model, images, annotations)
+        prototypes = before.add(model, images, annotations, **words)
     else:
-        prototypes = model.prototypes(
-            images, annotations, name=args.name, threshold=args.class_threshold, keep_images=args.keep_images
-        )
+        options = {"name": args.name, "threshold": args.class_threshold, "keep_images": args.keep_images}
+        prototypes = model.prototypes(images, annotations, **words, **options)
     prototypes.save(args.output)
     if not args.quiet:
         print(f"{args.output}: {prototypes!r}")

@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> None:
     """Train a decoder, or go on with a run that was interrupted."""
     from diffup.backbones import load_backbone
     from diffup.data.open import open_dataset
-    from diffup.model import resolve_device
+    from diffup.options import resolve_device
     from diffup.training.processes import is_main
     from diffup.training.trainer import train
 

@@ -87,6 +87,7 @@ class DecoderConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "channels", tuple(self.channels))
         self._check_system()
+        self._check_limits()
         if len(self.channels) != LEVELS or any(width < 8 or width % 8 for width in self.channels):
             raise ConfigError(f"channels={self.channels}: give {LEVELS} multiples of 8")
         for name, options in (("shift", Shift), ("prediction", Prediction), ("loss", Loss)):
@@ -133,6 +134,15 @@ class DecoderConfig:
                 f"low_level_channels={self.low_level_channels} with system={self.system!r}: only the U-Net of "
                 "'diffusion' and 'one_step' reads low-level features"
             )
+
+    def _check_limits(self) -> None:
+        """Refuse sizes that no memory holds before anything is built; a config may come from anywhere."""
+        sizes = {name: getattr(self, name) for name in _LIMITS}
+        sizes |= {f"channels[{index}]": width for index, width in enumerate(self.channels)}
+        for name, value in sizes.items():
+            limit = _LIMITS.get(name, _MAX_WIDTH)
+            if value > limit:
+                raise ConfigError(f"{name}={value}: it must be {limit} or less")
 
     @property
     def deterministic(self) -> bool:
@@ -186,6 +196,17 @@ class DecoderConfig:
 
 ConfigT = typing.TypeVar("ConfigT")
 
+_LARGEST = 2**63
+_MAX_WIDTH = 4096
+_LIMITS = {
+    "condition_hidden": _MAX_WIDTH,
+    "quality_hidden": _MAX_WIDTH,
+    "low_level_channels": _MAX_WIDTH,
+    "low_level_width": 2**16,
+    "timesteps": 100_000,
+    "ensemble": 1000,
+}
+
 
 def parse_config(cls: type[ConfigT], text: str, what: str) -> ConfigT:
     """Build a config dataclass from JSON text.
@@ -200,7 +221,7 @@ def parse_config(cls: type[ConfigT], text: str, what: str) -> ConfigT:
     """
     try:
         data = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{what} is not valid JSON: {error}") from error
     return from_dict(cls, data)
 
@@ -244,6 +265,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return tuple(_convert(element, item, f"{where}[{index}]") for index, item in enumerate(value))
     if origin is Literal:
         return value  # The dataclass names the choices in its own message.
+    if isinstance(value, int) and abs(value) >= _LARGEST:
+        raise ConfigError(f"{where} is too large a number")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):

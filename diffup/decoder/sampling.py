@@ -10,6 +10,7 @@ from torch import Tensor
 
 from diffup.decoder.base import Decoder
 from diffup.decoder.diffusion import Diffusion
+from diffup.errors import WeightsError
 from diffup.priors.condition import Condition
 
 
@@ -67,6 +68,7 @@ def sample(
 
     Raises:
         ConfigError: `steps` is out of range.
+        WeightsError: the decoder's answer is not finite.
     """
     timesteps = diffusion.schedule(steps)
     if denoiser.config.deterministic:
@@ -85,6 +87,11 @@ def sample(
         if on_step is not None:
             on_step()
     error, iou = denoiser.judge(mask, repeated.image)
+    if not all(bool(part.isfinite().all()) for part in (mask, error, iou)):
+        raise WeightsError(
+            "the decoder's answer holds NaN or infinity: its weights are too large, or of another precision than the "
+            "device computes well in; take other weights, or float32"
+        )
     seen.append(mask[:batch, 0])
     return Samples(
         probability=_per_query(mask[:, 0] * 0.5 + 0.5, ensemble),

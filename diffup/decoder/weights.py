@@ -15,13 +15,15 @@ from torch import Tensor
 from diffup.decoder.base import Decoder
 from diffup.decoder.build import build_decoder
 from diffup.decoder.config import DecoderConfig
+from diffup.decoder.format import read_config, write_config
 from diffup.errors import WeightsError
 from diffup.files import replacing, write_text
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+"""Name of a repository on the Hugging Face hub."""
 
 
 def save_decoder(
@@ -42,7 +44,7 @@ def save_decoder(
     tensors = {name: value.detach().to("cpu", dtype).contiguous() for name, value in weights.items()}
     with replacing(folder / WEIGHTS) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt"})
-    write_text(folder / CONFIG, config.to_json())
+    write_text(folder / CONFIG, write_config(config))
 
 
 def load_decoder(folder: str | os.PathLike[str]) -> Decoder:
@@ -50,16 +52,16 @@ def load_decoder(folder: str | os.PathLike[str]) -> Decoder:
 
     Raises:
         WeightsError: a file is missing or damaged, or the weights do not belong to the config.
-        ConfigError: the config has unknown or contradictory fields.
+        ConfigError: the config has unknown or contradictory fields, or is of a newer format.
     """
     folder = Path(folder)
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise WeightsError(f"{folder} has no {name}; a decoder folder holds {CONFIG} and {WEIGHTS}")
-    config = DecoderConfig.from_json((folder / CONFIG).read_text(encoding="utf-8", errors="replace"))
+    config = read_config((folder / CONFIG).read_text(encoding="utf-8", errors="replace"), str(folder / CONFIG))
     try:
         tensors = load_file(folder / WEIGHTS)
-    except SafetensorError as error:
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise WeightsError(f"{folder / WEIGHTS} is damaged ({error}); copy or train it again") from error
     model = build_decoder(config)
     expected = {name: value.shape for name, value in model.state_dict().items()}
@@ -69,10 +71,14 @@ def load_decoder(folder: str | os.PathLike[str]) -> Decoder:
             f"{folder / WEIGHTS} does not belong to its {CONFIG}: {len(wrong)} tensors are missing, unknown or of "
             f"another shape ({', '.join(wrong[:3])}{', ...' if len(wrong) > 3 else ''})"
         )
+    whole = [name for name, value in tensors.items() if not value.is_floating_point()]
+    if whole:
+        raise WeightsError(f"{folder / WEIGHTS} holds tensors that are not of floats ({', '.join(whole[:3])})")
+    tensors = {name: value.float() for name, value in tensors.items()}
     broken = [name for name, value in tensors.items() if not bool(value.isfinite().all())]
     if broken:
         raise WeightsError(f"{folder / WEIGHTS} holds values that are not finite ({', '.join(broken[:3])})")
-    model.load_state_dict({name: value.float() for name, value in tensors.items()})
+    model.load_state_dict(tensors)
     return model.eval().requires_grad_(False)
 
 
@@ -82,11 +88,13 @@ def fetch_decoder(source: str | os.PathLike[str], revision: str | None = None) -
     Raises:
         WeightsError: there is no such folder or repository, or it cannot be reached.
     """
+    if not isinstance(source, str | os.PathLike) or "\0" in str(source):
+        raise WeightsError(f"source={source!r}: expected the path of a folder, or a hub repository 'user/repo'")
     path = Path(source)
     if path.is_dir():
         return path
     name = str(source)
-    if not isinstance(source, str) or not _HUB_NAME.fullmatch(name):
+    if not isinstance(source, str) or not HUB_NAME.fullmatch(name):
         raise WeightsError(
             f"{name!r} is no folder; give a folder with {CONFIG} and {WEIGHTS}, a hub repository 'user/repo', or "
             "nothing for the decoder that comes with the package"

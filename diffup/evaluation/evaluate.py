@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias, get_args
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -25,12 +25,14 @@ from diffup.errors import ConfigError, DataError
 from diffup.evaluation.episodes import Episode
 from diffup.evaluation.features import FeatureCache
 from diffup.evaluation.meter import Meter
+from diffup.evaluation.words import split_annotation
 from diffup.images import resize_image
 from diffup.inference import enlarge
 from diffup.model import DiffUp
-from diffup.priors.condition import EDGE_SIDE, Condition, pool_to_grid
+from diffup.priors.condition import EDGE_SIDE, Condition, SupportFeatures, pool_to_grid
 from diffup.priors.views import IDENTITY, View, warp
 from diffup.support import plan_views, support_features, view_regions
+from diffup.text.templates import Templates
 
 THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(1, 20))
 """Thresholds that every episode is scored at, besides the model's own."""
@@ -120,6 +122,7 @@ class Evaluator:
         scored: brings the query's target to the size that it is scored at (`EvaluationProtocol.scored`); by default the
             target stays as it is.
         cache: features of images, which several evaluators may share; one of its own by default.
+        templates: sentences that class names are put into, where the annotation has text (`DiffUp.segment`).
     """
 
     def __init__(
@@ -129,7 +132,10 @@ class Evaluator:
         *,
         scored: Callable[[Target], Target] | None = None,
         cache: FeatureCache | None = None,
+        templates: Templates | None = None,
     ) -> None:
+        self.templates = templates
+        self._embeddings: dict[int, Tensor] = {}
         self.model = model
         self.data = data
         self.scored = scored
@@ -139,7 +145,7 @@ class Evaluator:
     def run(
         self,
         episodes: Sequence[Episode],
-        annotation: AnnotationKind = "mask",
+        annotation: str = "mask",
         *,
         classes: Collection[int] | None = None,
         progress: bool = False,
@@ -149,7 +155,8 @@ class Evaluator:
 
         Args:
             episodes: the stream.
-            annotation: kind that the supports' masks are weakened to.
+            annotation: kind that the supports' masks are weakened to, `text` for the class's name alone, or both, such
+                as `mask+text`.
             classes: classes whose mean is taken, one that never occurs counting as 0; by default those that occur.
             progress: show a progress bar.
             **options: of `score`.
@@ -168,7 +175,7 @@ class Evaluator:
     def score(
         self,
         episodes: Sequence[Episode],
-        annotation: AnnotationKind = "mask",
+        annotation: str = "mask",
         *,
         steps: int | None = None,
         ensemble: int | None = None,
@@ -182,7 +189,8 @@ class Evaluator:
 
         Args:
             episodes: the stream.
-            annotation: kind that the supports' masks are weakened to.
+            annotation: kind that the supports' masks are weakened to, `text` for the class's name alone, or both, such
+                as `mask+text`.
             steps: DDIM steps; the config's by default.
             ensemble: samples averaged; the config's by default.
             threshold: probability above which a pixel is marked; the config's by default.
@@ -220,7 +228,7 @@ class Evaluator:
         self,
         episodes: Sequence[Episode],
         indices: range,
-        annotation: AnnotationKind,
+        annotation: str,
         steps: int,
         ensemble: int,
         threshold: float,
@@ -255,20 +263,39 @@ class Evaluator:
             quality=quality,
         )
 
-    def _condition(self, episode: Episode, annotation: AnnotationKind, generator: np.random.Generator) -> Condition:
+    def _condition(self, episode: Episode, annotation: str, generator: np.random.Generator) -> Condition:
         model, read = self.model, functools.cache(self.data.image)
+        kind, named = split_annotation(annotation)
+        features = None if kind is None else self._supports(episode, kind, generator, read)
+        levels = [level[None] for level in self._encoded(episode.query, IDENTITY, read)]
+        text = self._text_maps(episode, levels) if named else None
+        small = resize_image(read(episode.query), (EDGE_SIDE, EDGE_SIDE))[None].to(model.device)
+        return model.conditions(levels, features, small, text)
+
+    def _supports(
+        self, episode: Episode, kind: AnnotationKind, generator: np.random.Generator, read: Callable[[str], Tensor]
+    ) -> SupportFeatures:
         supports = []
         for name in episode.supports:
-            weak = weaken_support(self.data, name, episode.class_id, annotation, generator)
+            weak = weaken_support(self.data, name, episode.class_id, kind, generator)
             image = read(name)
             supports.append(Support(image, weak, rasterise(weak, (image.shape[1], image.shape[2]))))
         plan = plan_views(len(supports))
         views = [self._encoded(episode.supports[index], view, read) for index, view in plan]
         levels = [torch.stack(level) for level in zip(*views, strict=True)]
-        features = support_features(levels, view_regions(supports, plan).to(model.device))
-        query = [level[None] for level in self._encoded(episode.query, IDENTITY, read)]
-        small = resize_image(read(episode.query), (EDGE_SIDE, EDGE_SIDE))[None].to(model.device)
-        return model.conditions(query, features, small)
+        return support_features(levels, view_regions(supports, plan).to(self.model.device))
+
+    def _text_maps(self, episode: Episode, levels: list[Tensor]) -> Tensor:
+        """Maps of the class's name in the query, (1, V, h, w)."""
+        model, class_id = self.model, episode.class_id
+        if class_id not in self._embeddings:
+            self._embeddings[class_id] = model.encode_text(self.data.classes[class_id], self.templates).embeddings
+        return model.text_maps(levels, self.text_features(episode.query), self._embeddings[class_id])
+
+    def text_features(self, name: str) -> Tensor:
+        """Dense text-space features of an image of the data set, (1, C, h, w)."""
+        key = ("text", self.model.text_space.fingerprint, self.data.name, name)
+        return self.cache.get(key, lambda: [self.model.dense_text_features([self.data.image(name)])])[0]
 
     def _encoded(self, name: str, view: View, read: Callable[[str], Tensor]) -> list[Tensor]:
         """Features of a view of an image, pooled to the grid that the priors compare them on.
@@ -295,16 +322,17 @@ def episode_generators(seed: int, index: int) -> tuple[np.random.Generator, torc
     return np.random.default_rng(weak), torch.Generator().manual_seed(int(noise.generate_state(1, np.uint64)[0]))
 
 
-def check_annotation(data: Dataset, kind: str) -> None:
-    """Check that the masks of a data set can be weakened to a kind of annotation.
+def check_annotation(data: Dataset, annotation: str) -> None:
+    """Check that a data set can give a kind of annotation.
 
     Raises:
         ConfigError: the kind is unknown, or is of instances and the data set has none.
     """
-    if kind not in get_args(AnnotationKind):
-        raise ConfigError(f"annotation={kind!r}: expected one of {', '.join(get_args(AnnotationKind))}")
+    kind, _ = split_annotation(annotation)
     if kind == "instance_box" and not hasattr(data, "instances"):
-        raise ConfigError(f"annotation={kind!r}: {data.name} has no instances; component_box takes connected parts")
+        raise ConfigError(
+            f"annotation={annotation!r}: {data.name} has no instances; component_box takes connected parts"
+        )
 
 
 def weaken_support(

@@ -13,7 +13,6 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from diffup.data.weak import AnnotationKind
 from diffup.evaluation.episodes import Episode
 from diffup.evaluation.evaluate import THRESHOLDS, EpisodeScore
 from diffup.journal import Journal
@@ -22,6 +21,7 @@ REVISION = 1
 """Of the scoring itself; raise it when the same setting comes to give other figures."""
 
 _LABELS = ("decoder", "backbone")
+_WORDS = ("text", "templates")
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,8 @@ class Setting:
         batch_size: episodes sampled together; it changes rounding.
         bf16: sampled in bfloat16.
         device: type of the device, which changes rounding.
+        text: fingerprint of the encoder that reads class names; empty where the annotation has none.
+        templates: what class names are put into, likewise.
     """
 
     dataset: str
@@ -56,7 +58,7 @@ class Setting:
     classes: str
     fold: int
     shots: int
-    annotation: AnnotationKind
+    annotation: str
     backbone: str
     fingerprint: str
     input_size: tuple[int, int]
@@ -69,11 +71,14 @@ class Setting:
     batch_size: int
     bf16: bool
     device: str
+    text: str = ""
+    templates: str = ""
 
     @property
     def key(self) -> str:
         """Hash of everything but the names, 16 hexadecimal digits."""
-        facts = {name: value for name, value in asdict(self).items() if name not in _LABELS}
+        unused = {name for name in _WORDS if not getattr(self, name)}  # as records from before there was text have it
+        facts = {name: value for name, value in asdict(self).items() if name not in {*_LABELS, *unused}}
         text = json.dumps([REVISION, THRESHOLDS, facts], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -98,7 +103,7 @@ class EpisodeRecord:
         for number, entry in self._journal.read():
             try:
                 self._read(entry)
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, OverflowError) as error:
                 raise self._journal.damaged(number, error) from error
 
     def known(self, setting: Setting, episodes: Sequence[Episode]) -> dict[int, EpisodeScore]:

@@ -14,7 +14,6 @@ from diffup.backbones.base import hash_weights
 from diffup.data.base import Benchmark, Dataset, Target
 from diffup.data.folder import LabelledFolder
 from diffup.data.open import fold_numbers
-from diffup.data.weak import AnnotationKind
 from diffup.decoder.base import Decoder
 from diffup.errors import ConfigError
 from diffup.evaluation.episodes import Episode, draw_episodes
@@ -22,7 +21,9 @@ from diffup.evaluation.evaluate import BATCH_SIZE, EpisodeScore, Evaluator, Scor
 from diffup.evaluation.features import CACHE_BYTES, FeatureCache
 from diffup.evaluation.protocols import PROTOCOLS, ProtocolName, draw_stream
 from diffup.evaluation.record import EpisodeRecord, Setting
+from diffup.evaluation.words import split_annotation
 from diffup.model import DiffUp
+from diffup.text.templates import Templates, resolve_templates
 
 FOLDER_EPISODES = 500
 """Episodes of a labelled folder, for which the literature has no protocol."""
@@ -48,12 +49,13 @@ class Plan:
         others: score the classes outside the fold instead; for a labelled folder.
         batch_size: episodes sampled together.
         bf16: sample in bfloat16.
+        templates: sentences that class names are put into, for annotations with text.
     """
 
     protocol: str | None = None
     folds: tuple[int, ...] | None = None
     shots: tuple[int, ...] = (1,)
-    annotations: tuple[AnnotationKind, ...] = ("mask",)
+    annotations: tuple[str, ...] = ("mask",)
     seeds: tuple[int, ...] | None = None
     steps: tuple[int | None, ...] = (None,)
     ensembles: tuple[int | None, ...] = (None,)
@@ -63,6 +65,7 @@ class Plan:
     others: bool = False
     batch_size: int = BATCH_SIZE
     bf16: bool = False
+    templates: Templates | None = None
 
     def resolve(self, data: Dataset) -> ResolvedPlan:
         """The plan with the data set's own folds, protocol and seeds where none are given.
@@ -86,6 +89,7 @@ class Plan:
             for value in values:
                 if value is not None and value < 1:
                     raise ConfigError(f"{name}={value}: it must be 1 or more")
+        resolve_templates(self.templates)
         for annotation in self.annotations:
             check_annotation(data, annotation)
         for fold in folds:
@@ -185,7 +189,9 @@ def sweep(
     with tqdm(total=total, unit="episode", disable=not progress) as bar:
         for candidate, setting, stream in jobs:
             bar.set_description(f"{setting.backbone} fold {setting.fold} {setting.shots}-shot {setting.annotation}")
-            evaluator = Evaluator(candidate.model, data, scored=stream.scored, cache=cache)
+            evaluator = Evaluator(
+                candidate.model, data, scored=stream.scored, cache=cache, templates=resolved.templates
+            )
             rows.append(score_row(evaluator, setting, stream, record, bar.update))
     return rows
 
@@ -270,7 +276,10 @@ def settings_of(candidate: Candidate, data: Dataset, plan: ResolvedPlan) -> Iter
         sampling = dict(zip(("steps", "ensemble", "threshold"), options, strict=True))
         if model.config.deterministic:
             sampling["ensemble"] = 1
-        found.append(Setting(**(base | varied | sampling)))
+        words = {}
+        if split_annotation(varied["annotation"])[1]:
+            words = {"text": model.text_space.fingerprint, "templates": " | ".join(resolve_templates(plan.templates))}
+        found.append(Setting(**(base | varied | sampling | words)))
     return dict.fromkeys(found)
 
 

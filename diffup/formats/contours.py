@@ -5,6 +5,8 @@ Coordinates are those of COCO, LabelMe and YOLO: pixel (column, row) spans from 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import numpy.typing as npt
 
@@ -13,8 +15,8 @@ from diffup.formats.checks import as_mask
 from diffup.formats.optional import need
 
 
-def connected_components(mask: npt.ArrayLike) -> list[npt.NDArray[np.bool_]]:
-    """The connected parts of a mask, largest first.
+def connected_components(mask: npt.ArrayLike) -> Iterator[npt.NDArray[np.bool_]]:
+    """The connected parts of a mask, largest first, one at a time: of a large image a list of them might not fit.
 
     Args:
         mask: (H, W) bool. Pixels that touch at a corner alone are not connected.
@@ -29,7 +31,7 @@ def connected_components(mask: npt.ArrayLike) -> list[npt.NDArray[np.bool_]]:
     labels = _label(array)
     sizes = np.bincount(labels.ravel())
     order = np.argsort(-sizes[1:], kind="stable") + 1
-    return [labels == index for index in order]
+    return (labels == index for index in order)
 
 
 def polygons(mask: npt.ArrayLike, tolerance: float = 0.0) -> list[npt.NDArray[np.float64]]:

@@ -28,7 +28,7 @@ def to_detections(
         MissingPackageError: supervision is not installed, or scikit-image for parts.
     """
     detections = need("supervision", "Detections", extra="supervision").Detections
-    parts = (connected_components(mask) if instances else [mask]) if mask.any() else []
+    parts = (list(connected_components(mask)) if instances else [mask]) if mask.any() else []
     if not parts:
         return detections.empty()
     return detections(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,7 @@ from diffup.priors.fusion import fuse, nearest_views
 from diffup.priors.normalisation import normalise
 from diffup.priors.saliency import saliency
 from diffup.priors.similarity import best_match, masked_average_pooling, pairwise_similarity, resize_weights
+from diffup.priors.text import text_views
 
 SIZES = (64, 32, 16, 8)
 """Sides of the four condition levels, fine to coarse, and of the decoder's."""
@@ -27,8 +29,14 @@ SIZES = (64, 32, 16, 8)
 EDGE_SIDE = 128
 """Side at which edges of the query image are found, before they are pooled to the levels."""
 
+LARGEST = 1e6
+"""Features beyond this are scaled down: squares of 1e19 would overflow, and no similarity depends on the scale."""
+
 MATCH_GRID = 16
 """Support features are pooled to at most this many positions a side before positions are matched one by one."""
+
+Members: TypeAlias = tuple[tuple[int, ...], ...]
+"""How the channels of each level are shared out among the members of a joint backbone; empty for a single backbone."""
 
 _EPS = 1e-3
 
@@ -87,21 +95,26 @@ class SupportFeatures:
         foreground: (B, K, H, W) in [0, 1], weights of the class.
         background: (B, K, H, W) in [0, 1], weights of what is known not to be the class; all zero where unknown.
         valid: (B, K) bool, False for the padding of episodes with fewer views.
-        members: of a joint backbone, how the channels of each level are shared out among its members; empty for a
-            single backbone. Every member then makes views of its own (UAPF over shots times backbones).
     """
 
     levels: tuple[Tensor, ...]
     foreground: Tensor
     background: Tensor
     valid: Tensor
-    members: tuple[tuple[int, ...], ...] = ()
 
 
 def pool_to_grid(features: Tensor, grid: int) -> Tensor:
     """Pool features (N, C, h, w) to at most `grid` positions a side; smaller ones stay as they are."""
     size = (min(features.shape[-2], grid), min(features.shape[-1], grid))
     return features if size == tuple(features.shape[-2:]) else F.adaptive_avg_pool2d(features, size)
+
+
+def tame(query: Tensor, views: Tensor) -> tuple[Tensor, Tensor]:
+    """Query and support features of a level by one factor within `LARGEST`; ordinary ones stay bit for bit."""
+    peak = torch.maximum(query.abs().amax(), views.abs().amax())
+    if not bool(peak > LARGEST):
+        return query, views
+    return query / peak, views / peak
 
 
 def view_priors(
@@ -267,13 +280,22 @@ def affinity_of(features: Tensor, config: PriorConfig) -> Tensor:
     return affinity(centre(features, config).flatten(2), config.affinity_power)
 
 
-def fused_priors(query: Sequence[Tensor], support: SupportFeatures, config: PriorConfig) -> list[Tensor]:
+def fused_priors(
+    query: Sequence[Tensor],
+    support: SupportFeatures | None,
+    config: PriorConfig,
+    text: Tensor | None = None,
+    members: Members = (),
+) -> list[Tensor]:
     """Fused priors of every level (UAPF, eq. 12).
 
     Args:
         query: four tensors (B, C_l, h_l, w_l).
-        support: the support side, its levels from the same encoder.
+        support: the support side, its levels from the same encoder; None for zero-shot.
         config: which priors and how.
+        text: (B, V, h, w) in [0, 1], maps of the class's name (`text_maps`), each of them one more view; None where no
+            name is given. One of `support` and `text` is needed.
+        members: see `Members`; each makes views of its own, of supports and of text (UAPF over views times backbones).
 
     Returns:
         Four tensors (B, `config.prior_channels`, h, w) in [0, 1], at each level's own resolution: the mean of each
@@ -282,13 +304,16 @@ def fused_priors(query: Sequence[Tensor], support: SupportFeatures, config: Prio
     levels = []
     for index, grid in enumerate(config.grids):
         features = pool_to_grid(query[index].float(), grid)
-        views = support.levels[index]
-        pooled = pool_to_grid(views.flatten(0, 1).float(), grid)
-        pooled = pooled.view(*views.shape[:2], *pooled.shape[1:])
-        widths = support.members[index] if support.members else (features.shape[1],)
-        parts = zip(features.split(widths, dim=1), pooled.split(widths, dim=2), strict=True)
-        priors, once = zip(*(_member_priors(*part, support, config) for part in parts), strict=True)
-        channels = _fuse_views(torch.cat(priors, dim=1), support.valid.repeat(1, len(widths)), config)
+        widths = members[index] if members else (features.shape[1],)
+        sides: list[SupportFeatures] | list[None] = [None] * len(widths)
+        if support is not None:
+            views = support.levels[index]
+            pooled = pool_to_grid(views.flatten(0, 1).float(), grid)
+            pooled = pooled.view(*views.shape[:2], *pooled.shape[1:])
+            sides = [replace(support, levels=(part,)) for part in pooled.split(widths, dim=2)]
+        parts = zip(features.split(widths, dim=1), sides, strict=True)
+        priors, once = zip(*(_member_priors(part, side, text, config) for part, side in parts), strict=True)
+        channels = _fuse_views(torch.cat(priors, dim=1), _valid(support, text).repeat(1, len(widths)), config)
         levels.append(
             torch.cat([*channels, torch.stack(once).mean(dim=0)], dim=1).view(len(features), -1, *features.shape[-2:])
         )
@@ -296,17 +321,37 @@ def fused_priors(query: Sequence[Tensor], support: SupportFeatures, config: Prio
 
 
 def _member_priors(
-    features: Tensor, views: Tensor, support: SupportFeatures, config: PriorConfig
+    features: Tensor, support: SupportFeatures | None, text: Tensor | None, config: PriorConfig
 ) -> tuple[Tensor, Tensor]:
-    """Of one backbone at one level: the priors of every view (B, K, M, P), and the maps that come once (B, N, P)."""
+    """Of one backbone at one level: the priors of every view (B, V, M, P), and the maps that come once (B, N, P).
+
+    The support side holds this backbone's features of this level alone.
+    """
+    features, views = tame(features, features if support is None else support.levels[0])
     spread = affinity_of(features, config) if config.affinity else None
     once = [features.new_zeros(len(features), 0, features.shape[2] * features.shape[3])]
+    priors = []
+    if support is not None:
+        priors.append(view_priors(features, spread, views, support.foreground, support.background, config))
+    if text is not None:
+        priors.append(text_views(text, features, spread, len(config.kinds), config.normalisation))
     if config.calibration:
-        once.append(calibrated_contrast(features, spread, support, views, config))
+        if support is None:
+            # A name has no scores of its own to calibrate by: its maps are taken to span background to foreground.
+            once.append(priors[0][:, :, 0].mean(dim=1, keepdim=True) / 3 + 1 / 3)
+        else:
+            once.append(calibrated_contrast(features, spread, support, views, config))
     if config.saliency:
         once.append(salient_map(features, config, spread)[:, None])
-    priors = view_priors(features, spread, views, support.foreground, support.background, config)
-    return priors, torch.cat(once, dim=1)
+    return torch.cat(priors, dim=1), torch.cat(once, dim=1)
+
+
+def _valid(support: SupportFeatures | None, text: Tensor | None) -> Tensor:
+    """Which views count: those of the supports that are, and all of the text's; (B, V) bool."""
+    found = [] if support is None else [support.valid]
+    if text is not None:
+        found.append(torch.ones(text.shape[:2], dtype=torch.bool, device=text.device))
+    return torch.cat(found, dim=1)
 
 
 def _fuse_views(priors: Tensor, valid: Tensor, config: PriorConfig) -> list[Tensor]:
@@ -360,19 +405,28 @@ def mean_prior(fused: Sequence[Tensor], side: int, kinds: int) -> Tensor:
 
 
 def build_condition(
-    query: Sequence[Tensor], support: SupportFeatures, images: Tensor, config: PriorConfig, low_level: bool = False
+    query: Sequence[Tensor],
+    support: SupportFeatures | None,
+    images: Tensor,
+    config: PriorConfig,
+    low_level: bool = False,
+    text: Tensor | None = None,
+    members: Members = (),
 ) -> Condition:
     """The whole way from features to the condition.
 
     Args:
         query: four tensors (B, C_l, h_l, w_l) of the query's features.
-        support: the support side, from the same encoder.
+        support: the support side, from the same encoder; None for zero-shot.
         images: (B, 3, H, W) in [0, 1], the query images, H = W = `EDGE_SIDE`.
         config: which priors and how.
         low_level: hand the query's first feature level on, for DiffUp+LFE (Table 9).
+        text: (B, V, h, w) in [0, 1], maps of the class's name; see `fused_priors`.
+        members: see `Members`.
     """
     edges = edge_maps(images) if config.edges else images.new_zeros(())
-    condition = assemble(fused_priors(query, support, config), images, edges, possible_share(support), config)
+    share = images.new_ones(len(images)) if support is None else possible_share(support)
+    condition = assemble(fused_priors(query, support, config, text, members), images, edges, share, config)
     return replace(condition, low_level=pool_to_grid(query[0].float(), config.grid)) if low_level else condition
 
 

@@ -14,6 +14,8 @@ PriorKind = Literal["prototype", "contrast", "match"]
 PRIOR_KINDS: tuple[PriorKind, ...] = get_args(PriorKind)
 Layout = Literal["own", "all"]
 
+MAX_EXTRA_PRIORS = 100
+
 LEVELS = 4
 """Feature levels of a backbone and of the decoder (SPEC section 2)."""
 
@@ -74,8 +76,8 @@ class PriorConfig:
             raise ConfigError(f"layout={self.layout!r}: choose one of {', '.join(get_args(Layout))}")
         if not 0 < self.affinity_power < math.inf:
             raise ConfigError(f"affinity_power={self.affinity_power}: it must be above 0 and finite")
-        if self.extra_priors < 0:
-            raise ConfigError(f"extra_priors={self.extra_priors}: it must be 0 or more")
+        if not 0 <= self.extra_priors <= MAX_EXTRA_PRIORS:
+            raise ConfigError(f"extra_priors={self.extra_priors}: it must be 0 to {MAX_EXTRA_PRIORS}")
         if self.grid < 1:
             raise ConfigError(f"grid={self.grid}: it must be 1 or more")
 

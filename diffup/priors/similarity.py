@@ -22,6 +22,8 @@ CONVERSIONS: tuple[Conversion, ...] = get_args(Conversion)
 
 _EPS = 1e-6
 _VANISHED = 1e-3
+_TINY = 1e-30
+_FAR = 1e6
 
 
 def resize_weights(weights: Tensor, size: tuple[int, int]) -> Tensor:
@@ -88,7 +90,9 @@ def pairwise_similarity(
     Args:
         vectors: (N, V, C).
         features: (N, C, P).
-        metric: `cosine`, or a distance: `l2_unit` (Euclidean between unit vectors), `l2`, `l1`.
+        metric: `cosine`, or a distance: `l2_unit` (Euclidean between unit vectors), `l2`, `l1`. The last two are
+            counted in the features' own mean distance to their mean: the lengths of encoders' features differ by orders
+            of magnitude, and exp(-d) of long ones would be zero everywhere.
         conversion: distance to similarity: `square` 1 - d^2/2, `exponential` exp(-d), `reciprocal` 1/(1 + d).
 
     Returns:
@@ -102,12 +106,28 @@ def pairwise_similarity(
         vectors, features = unit(vectors, dim=2), unit(features, dim=1)
     if metric == "cosine":
         return vectors @ features
-    distance = torch.cdist(vectors, features.mT, p=1.0 if metric == "l1" else 2.0)
+    order = 1.0 if metric == "l1" else 2.0
+    if metric != "l2_unit":
+        vectors, features = _scale_free(vectors, features, order)
+    distance = torch.cdist(vectors, features.mT, p=order)
     if conversion == "square":
         return 1 - distance.square() / 2
     if conversion == "exponential":
         return torch.exp(-distance)
     return 1 / (1 + distance)
+
+
+def _scale_free(vectors: Tensor, features: Tensor, order: float) -> tuple[Tensor, Tensor]:
+    """Vectors (N, V, C) and features (N, C, P), less the features' mean, over their mean distance to it.
+
+    Both are brought near 1 first, so that no square overflows; no distance changes when a mean is taken away.
+    """
+    peak = features.abs().amax(dim=(1, 2), keepdim=True).clamp_min(_TINY)
+    vectors, features = vectors / peak, features / peak
+    mean = features.mean(dim=2, keepdim=True)
+    vectors, features = vectors - mean.mT, features - mean
+    spread = torch.linalg.vector_norm(features, ord=order, dim=1).mean(dim=1)[:, None, None].clamp_min(_EPS)
+    return (vectors / spread).clamp(-_FAR, _FAR), features / spread
 
 
 def best_match(similarity: Tensor, foreground: Tensor, background: Tensor, known: Tensor) -> Tensor:

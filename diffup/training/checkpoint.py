@@ -60,6 +60,8 @@ def load_checkpoint(path: Path, config: str) -> tuple[dict[str, dict[str, Tensor
             if not {"step", "config"} <= set(facts):
                 raise TrainingError(f"{path} is not a training checkpoint; delete it or choose another folder")
             theirs, ours = json.loads(facts["config"]), json.loads(config)
+            if not isinstance(theirs, dict):
+                raise TrainingError(f"{path} is not a training checkpoint; delete it or choose another folder")
             # Runs from before checkpoints knew their photos go on without this check.
             ours = {name: value for name, value in ours.items() if name in theirs or name not in PHOTOS}
             if theirs != ours:
@@ -71,9 +73,9 @@ def load_checkpoint(path: Path, config: str) -> tuple[dict[str, dict[str, Tensor
             for key in file.keys():  # noqa: SIM118 - safe_open is not a mapping
                 group, name = key.split("/", 1)
                 groups.setdefault(group, {})[name] = file.get_tensor(key)
-    except SafetensorError as error:
+            return groups, int(facts["step"])
+    except (SafetensorError, ValueError, RecursionError, AttributeError) as error:  # of the file, its JSON, its names
         raise TrainingError(f"{path} cannot be read ({error}); delete it to start anew") from error
-    return groups, int(facts["step"])
 
 
 def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -247,7 +247,7 @@ class TrainConfig:
         for path in paths:
             try:
                 fields = json.loads(path.read_text("utf-8", "replace"))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise ConfigError(f"{path} is not valid JSON: {error}") from error
             if not isinstance(fields, dict):
                 raise ConfigError(f"{path} must be a JSON object, not {type(fields).__name__}")

@@ -1,0 +1,67 @@
+"""The dependencies that are installed, with version and licence, as the table of docs/security.md.
+
+python benchmarks/dependencies.py            print the table
+python benchmarks/dependencies.py --write    put it into docs/security.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from importlib import metadata
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "security.md"
+START, END = "<!-- dependencies -->", "<!-- end of dependencies -->"
+
+
+def requirements() -> dict[str, str]:
+    """Distribution names of pyproject.toml, and what each is for: the extra, or `always`."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    plain = re.search(r"^dependencies = \[(.*?)^\]", text, re.MULTILINE | re.DOTALL)
+    extras = re.search(r"^\[project\.optional-dependencies\](.*?)^\[", text, re.MULTILINE | re.DOTALL)
+    assert plain is not None and extras is not None
+    found = dict.fromkeys(re.findall(r'"([\w.-]+)[><=]', plain[1]), "always")
+    for name, listed in re.findall(r"^(\w+) = \[(.*?)\]$", extras[1], re.MULTILINE | re.DOTALL):
+        for package in re.findall(r'"([A-Za-z][\w.-]*)', listed):
+            if package != "diffup":
+                found.setdefault(package, name)
+    return found
+
+
+def licence(name: str) -> tuple[str, str]:
+    """Version and licence that the installed distribution states."""
+    try:
+        facts = metadata.metadata(name)
+    except metadata.PackageNotFoundError:
+        return "-", "not installed here"
+    classifiers = [
+        text.split(" :: ")[-1] for text in facts.get_all("Classifier") or [] if text.startswith("License ::")
+    ]
+    lines = (facts.get("License") or "").strip().splitlines()
+    stated = facts.get("License-Expression") or ", ".join(classifiers) or (lines[0] if lines else "")
+    return facts["Version"], stated or "not stated in its metadata"
+
+
+def table() -> str:
+    rows = ["| package | for | version | licence |", "|---|---|---|---|"]
+    for name, use in sorted(requirements().items(), key=lambda pair: (pair[1] != "always", pair[1], pair[0])):
+        rows.append(f"| {name} | {use} | {' | '.join(licence(name))} |")
+    return "\n".join(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true")
+    args = parser.parse_args()
+    if not args.write:
+        print(table())
+        return
+    page = PAGE.read_text(encoding="utf-8")
+    before, after = page.split(START)[0], page.split(END)[1]
+    PAGE.write_text(f"{before}{START}\n\n{table()}\n\n{END}{after}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""Make the bank of ImageNet's class names that ConSE uses: `diffup/text/imagenet_names.safetensors`.
+
+Each of the 1000 classes is told by its WordNet lemmas and definition, as timm (Apache-2.0) carries them from WordNet
+3.0 (WordNet licence), and embedded by the sentence encoder of the extra `text` (all-MiniLM-L6-v2, Apache-2.0).
+
+    python benchmarks/make_name_bank.py
+"""
+
+from __future__ import annotations
+
+import json
+
+import torch
+from safetensors.torch import save_file
+from timm.data import ImageNetInfo
+
+from diffup.files import replacing
+from diffup.text.conse import BANK, CLASSES
+from diffup.text.sentences import MINILM, load_sentence_encoder
+
+
+def main() -> None:
+    info = ImageNetInfo()
+    descriptions = [info.index_to_description(index, detailed=True) for index in range(CLASSES)]
+    embeddings = load_sentence_encoder(MINILM)(descriptions)
+    metadata = {
+        "descriptions": json.dumps(descriptions),
+        "sentence_encoder": MINILM,
+        "source": "WordNet 3.0 lemmas and definitions, Princeton University, by way of timm",
+    }
+    with replacing(BANK) as unfinished:
+        save_file({"embeddings": embeddings.to(torch.float16)}, unfinished, metadata)
+    print(f"{BANK}: {len(descriptions)} classes, {BANK.stat().st_size / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""Does it last? Many mixed queries with flat memory, and training that goes on exactly after every kill.
+
+python benchmarks/soak.py queries --count 2000
+python benchmarks/soak.py kills --minutes 10
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from fakes import FakeBackbone, make_folder, random_decoder, shape_image, tiny_config  # noqa: E402
+from runs import assert_identical, state  # noqa: E402
+
+from diffup import Box, DiffUp, Points, Scribble  # noqa: E402
+from diffup.training.trainer import CHECKPOINT  # noqa: E402
+
+TRAINING = """
+import sys
+sys.path[:0] = sys.argv[1:3]
+import torch, runs, dataclasses
+from pathlib import Path
+from diffup.training.trainer import train
+torch.set_num_threads(1)
+config = dataclasses.replace(runs.CONFIG, steps=int(sys.argv[6]))
+settings = {"cache": Path(sys.argv[5]), "checkpoint_every": 3, "tensorboard": False, "progress": False}
+train(sys.argv[3], Path(sys.argv[4]), config, [runs.encoder()], **settings)
+"""
+
+
+def resident() -> float:
+    """Memory of this process, MiB."""
+    fields = Path("/proc/self/statm").read_text().split()
+    return int(fields[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def queries(count: int, bundled_every: int) -> int:
+    """Mixed queries in one process; 1 if memory grows by more than 5 % and 20 MiB, second quarter to last."""
+    small = DiffUp(random_decoder(tiny_config()), FakeBackbone(input_size=(64, 64)), "cpu")
+    whole = DiffUp.from_pretrained(device="cpu") if bundled_every else small
+    curve = []
+    for index in range(count):
+        draw = random.Random(index)
+        size = draw.choice([(30, 200), (80, 96), (240, 320), (300, 20)])
+        query, _ = shape_image((1,), size=size, seed=index)
+        support, labels = shape_image((1,), seed=index + 1)
+        annotation = draw.choice([labels == 1, Box(3, 3, 50, 60), Points([(9, 9)]), Scribble([(3, 3), (40, 50)]), None])
+        shots = draw.choice([1, 1, 2, 5])
+        model = whole if bundled_every and index % bundled_every == bundled_every - 1 else small
+        result = model.segment(query, [support] * shots, [annotation] * shots, seed=index, trace=draw.random() < 0.1)
+        assert result.mask.shape == size and np.isfinite(result.probability).all()
+        if draw.random() < 0.1:
+            result.overview(64)
+        if (index + 1) % max(1, count // 20) == 0:
+            curve.append(resident())
+            print(f"{index + 1} queries: {curve[-1]:.0f} MiB", flush=True)
+    quarter = max(1, len(curve) // 4)
+    early, late = float(np.median(curve[quarter : 2 * quarter])), float(np.median(curve[-quarter:]))
+    print(f"second quarter {early:.0f} MiB, last quarter {late:.0f} MiB")
+    return int(late > early * 1.05 and late > early + 20)
+
+
+def kills(minutes: float, steps: int, seed: int) -> int:
+    """Train, killed after random times, until done; hold the weights against an undisturbed run, and begin again."""
+    draw, end = random.Random(seed), time.monotonic() + 60 * minutes
+    killed = runs = 0
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        data = make_folder(folder / "data")
+        start = time.monotonic()
+        _begin(data, folder / "straight", folder / "cache0", steps).wait()
+        whole = time.monotonic() - start
+        expected = state(folder / "straight")
+        while time.monotonic() < end:
+            out, cache = folder / f"run{runs}", folder / f"cache{runs + 1}"
+            while True:
+                process = _begin(data, out, cache, steps)
+                patience = draw.uniform(0.3, 1.3) * whole if time.monotonic() < end else None
+                try:
+                    status = process.wait(patience)
+                except subprocess.TimeoutExpired:
+                    process.send_signal(signal.SIGKILL)
+                    status = process.wait()
+                    killed += 1
+                if status == 0:
+                    break
+                if status != -signal.SIGKILL:
+                    print(f"a resumed run ended with status {status}")
+                    return 1
+            assert (out / CHECKPOINT).exists()
+            assert_identical(expected, state(out))
+            runs += 1
+            print(f"{runs} runs done, {killed} kills, weights identical", flush=True)
+    return 0
+
+
+def _begin(data: Path, out: Path, cache: Path, steps: int) -> subprocess.Popen[bytes]:
+    arguments = [str(ROOT), str(ROOT / "tests"), str(data), str(out), str(cache), str(steps)]
+    return subprocess.Popen([sys.executable, "-c", TRAINING, *arguments])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    modes = parser.add_subparsers(dest="mode", required=True)
+    mode = modes.add_parser("queries")
+    mode.add_argument("--count", type=int, default=2000)
+    mode.add_argument("--bundled-every", type=int, default=100, help="every so many with the released model; 0: none")
+    mode = modes.add_parser("kills")
+    mode.add_argument("--minutes", type=float, default=10)
+    mode.add_argument("--steps", type=int, default=60)
+    mode.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    if args.mode == "queries":
+        return queries(args.count, args.bundled_every)
+    return kills(args.minutes, args.steps, args.seed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,164 @@
+"""The text space of a CLIP, SigLIP or SigLIP 2 of the transformers library."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffup.backbones.base import FrozenBackbone, hash_weights
+from diffup.errors import BackboneError, WeightsError
+from diffup.text.positions import block_values, mean_of_vocabulary, normalised, run_and_catch, to_map
+
+_BATCH = 64
+
+
+class TransformersText:
+    """Images and texts in the space of a CLIP or SigLIP.
+
+    Args:
+        backbone: Its vision part, which is shared and not copied.
+        model: The whole model (`CLIPModel`, `SiglipModel`, `Siglip2Model`); its vision part is let go.
+        tokenizer: The model's own.
+
+    Raises:
+        BackboneError: The model has no text tower, or no dense features are known for it.
+    """
+
+    def __init__(self, backbone: FrozenBackbone, model: Any, tokenizer: Any) -> None:
+        if not hasattr(model, "get_text_features") or not hasattr(model, "vision_model"):
+            raise BackboneError(f"backbone '{backbone.name}' is a {type(model).__name__}, which reads no texts")
+        self.backbone = backbone
+        model.vision_model = backbone.encoder
+        self.model = model.eval().requires_grad_(False).to(backbone.device)
+        self.tokenizer = tokenizer
+        height, width = backbone.input_size
+        self.dense(torch.zeros(1, 3, height, width, device=backbone.device))
+
+    @property
+    def name(self) -> str:
+        """The backbone's."""
+        return self.backbone.name
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """The backbone's."""
+        return self.backbone.input_size
+
+    @property
+    def device(self) -> torch.device:
+        """The backbone's."""
+        return self.backbone.device
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """The backbone's, and a hash of the whole model."""
+        return f"{self.backbone.fingerprint}-{hash_weights(self.model)[:16]}"
+
+    @torch.no_grad()
+    def dense(self, images: Tensor) -> Tensor:
+        """Dense text-space features: (B, 3, H, W) RGB in [0, 1] -> (B, C, h, w) float32."""
+        try:
+            return dense_features(self.model, normalised(self.backbone, images)).float()
+        except ValueError as error:
+            raise BackboneError(f"backbone '{self.name}' has no dense text-space features: {error}") from error
+
+    @torch.no_grad()
+    def embed(self, texts: Sequence[str]) -> Tensor:
+        """Unit embeddings of N texts, (N, C)."""
+        # SigLIP was trained on texts padded to their greatest length.
+        padding = "longest" if hasattr(self.model, "text_projection") else "max_length"
+        length = self.model.config.text_config.max_position_embeddings
+        found = []
+        for start in range(0, len(texts), _BATCH):
+            batch = list(texts[start : start + _BATCH])
+            tokens = self.tokenizer(batch, padding=padding, truncation=True, max_length=length, return_tensors="pt")
+            accepted = inspect.signature(self.model.get_text_features).parameters
+            inputs = {key: value.to(self.device) for key, value in tokens.items() if key in accepted}
+            output = self.model.get_text_features(**inputs)
+            found.append(F.normalize(getattr(output, "pooler_output", output).float(), dim=1))
+        return torch.cat(found)
+
+    def vocabulary_mean(self) -> Tensor:
+        """Mean embedding of a hundred of ImageNet's class names, (C,)."""
+        if not hasattr(self, "_mean"):
+            self._mean = mean_of_vocabulary(self.embed)
+        return self._mean.to(self.device)
+
+    def to(self, device: torch.device | str) -> TransformersText:
+        """Move both parts."""
+        self.backbone.to(device)
+        self.model.to(device)
+        return self
+
+
+def build(backbone: FrozenBackbone, variant: str, download: bool) -> TransformersText:
+    """The text space of a backbone of family `transformers`.
+
+    Args:
+        backbone: The vision part.
+        variant: Repository or folder.
+        download: Load weights; else they are random.
+
+    Raises:
+        BackboneError: The model has no text tower, or no dense features are known for it.
+        WeightsError: Weights or tokenizer cannot be had.
+    """
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+    try:
+        config = AutoConfig.from_pretrained(variant)
+        if not hasattr(config, "text_config"):
+            raise BackboneError(f"backbone '{backbone.name}' is a {config.model_type} model, which reads no texts")
+        model = AutoModel.from_pretrained(variant) if download else AutoModel.from_config(config)
+        tokenizer = AutoTokenizer.from_pretrained(variant)
+    except BackboneError:
+        raise
+    except Exception as error:  # the hub's client raises OSError, ValueError, ImportError and its own
+        raise WeightsError(
+            f"backbone '{backbone.name}' needs the text tower and tokenizer of '{variant}', and getting them failed: "
+            f"{error}. Download the repository elsewhere and name its folder: 'transformers:/path/to/folder'"
+        ) from error
+    return TransformersText(backbone, model.float(), tokenizer)
+
+
+def dense_features(model: nn.Module, images: Tensor) -> Tensor:
+    """Features at every position in the space of the model's pooled image embedding.
+
+    CLIP gives the value path of the last block, the final norm and the projection; SigLIP and SigLIP 2 their attention
+    pooling head on every token by itself, its MLP included. Positional embeddings are interpolated to the images' size.
+
+    Args:
+        model: `CLIPModel`, `SiglipModel` or `Siglip2Model`.
+        images: (B, 3, H, W), normalised; H and W multiples of the patch.
+
+    Returns:
+        (B, C, h, w).
+
+    Raises:
+        ValueError: The model is of another kind.
+    """
+    whole: Any = model
+    vision, patch = whole.vision_model, whole.vision_model.config.patch_size
+    grid = (images.shape[2] // patch, images.shape[3] // patch)
+    if hasattr(whole, "visual_projection") and hasattr(vision, "post_layernorm"):
+        tokens = run_and_catch(vision, vision.encoder.layers[-1], images, interpolate_pos_encoding=True)
+        values = vision.post_layernorm(block_values(vision.encoder.layers[-1], tokens))
+        return to_map(whole.visual_projection(values), grid, prefix=1)
+    if getattr(vision, "head", None) is None or not hasattr(vision.head, "probe"):
+        raise ValueError(f"{type(model).__name__} is neither CLIP nor SigLIP with its pooling head")
+    if "spatial_shapes" in inspect.signature(vision.forward).parameters:  # SigLIP 2 takes patches, not images
+        shapes = torch.tensor([grid] * len(images), device=images.device)
+        patches = images.unfold(2, patch, patch).unfold(3, patch, patch)  # (B, 3, h, w, p, p)
+        patches = patches.permute(0, 2, 3, 4, 5, 1).flatten(3).flatten(1, 2)
+        output = vision(patches, pixel_attention_mask=None, spatial_shapes=shapes)
+    else:
+        output = vision(images, interpolate_pos_encoding=True)
+    tokens = output.last_hidden_state
+    heads = vision.head(tokens.reshape(-1, 1, tokens.shape[2])).view(*tokens.shape[:2], -1)
+    return to_map(heads, grid, prefix=0)

@@ -1,0 +1,59 @@
+"""`diffup push`: a decoder to the Hugging Face hub, with a model card."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from diffup.commands.options import add_command
+
+EXAMPLES = """examples:
+  diffup push runs/all/decoder user/repo --training runs/all/config.json --scores scores/scores.json --licence mit
+  diffup push runs/all/decoder user/repo --dry-run repository
+  diffup push runs/all/decoder user/repo --card card.md --private --revision trial
+
+The hub client's own settings hold: HF_TOKEN or hf auth login, HF_ENDPOINT, HF_HUB_OFFLINE."""
+
+
+def add(commands: Any) -> None:
+    """Add the command's parser."""
+    parser = add_command(commands, "push", run, "upload a decoder to the Hugging Face hub", EXAMPLES)
+    parser.add_argument("decoder", metavar="FOLDER", type=Path, help="folder of the decoder")
+    parser.add_argument("repo", metavar="USER/REPO", help="repository, made if needed")
+    card = parser.add_argument_group("model card")
+    card.add_argument("--card", metavar="FILE", type=Path, help="a card of your own, instead of one that is written")
+    card.add_argument("--scores", metavar="FILE", type=Path, help="scores.json of diffup evaluate, of this decoder")
+    card.add_argument("--training", metavar="FILE", type=Path, help="config.json of the training run")
+    card.add_argument("--licence", metavar="NAME", help="in lower case, such as apache-2.0; default: not stated")
+    card.add_argument("--notes", metavar="FILE", type=Path, help="Markdown that the card ends with")
+    parser.add_argument("--private", action="store_true", help="of a repository that is made: only its owner sees it")
+    parser.add_argument("--revision", metavar="BRANCH", help="branch, made if needed; default: the main one")
+    parser.add_argument("--message", metavar="TEXT", help="of the commit")
+    parser.add_argument("--half", action="store_true", help="weights in float16, a file of half the size")
+    parser.add_argument("--dry-run", metavar="OUT", type=Path, help="write the repository to this folder, send nothing")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write the repository's folder and upload it."""
+    import torch
+
+    from diffup.decoder.weights import load_decoder
+    from diffup.hub import upload, write_repository
+
+    decoder = load_decoder(args.decoder)
+    made_from = {
+        "card": args.card,
+        "scores": args.scores,
+        "training": args.training,
+        "licence": args.licence,
+        "notes": None if args.notes is None else args.notes.read_text(encoding="utf-8"),
+        "dtype": torch.float16 if args.half else torch.float32,
+    }
+    if args.dry_run is not None:
+        print(f"repository: {write_repository(args.dry_run, decoder, args.repo, **made_from)}")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        write_repository(folder, decoder, args.repo, **made_from)
+        print(upload(folder, args.repo, private=args.private, revision=args.revision, message=args.message))

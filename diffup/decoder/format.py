@@ -1,0 +1,70 @@
+"""The `config.json` of a decoder folder: the decoder's config and the version of the format that it is written in.
+
+A file of an earlier format is brought to today's by `MIGRATIONS`, one version after the other. A new version is due
+whenever a file that is read as before would mean another decoder: a field renamed, removed, or with a default that is
+not what files without it meant.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from diffup import __version__
+from diffup.decoder.config import DecoderConfig, from_dict
+from diffup.errors import ConfigError
+
+FORMAT = 2
+"""The version that is written."""
+
+KEY = "format_version"
+"""Where the file says so; one without it is of version 1."""
+
+Fields = dict[str, Any]
+
+
+def _name_what_came_later(fields: Fields) -> Fields:
+    """1 -> 2: decoders of 0.1.0 had neither saliency nor prior skip, and were diffusions; now the file says so."""
+    priors = fields.get("priors", {})
+    if isinstance(priors, dict):
+        priors = {"saliency": False} | priors
+    return {"prior_skip": False, "system": "diffusion"} | fields | {"priors": priors}
+
+
+MIGRATIONS: dict[int, Callable[[Fields], Fields]] = {1: _name_what_came_later}
+"""For each earlier version, what brings its fields to the next one."""
+
+
+def write_config(config: DecoderConfig) -> str:
+    """The text of a decoder folder's `config.json`."""
+    return json.dumps({KEY: FORMAT, **json.loads(config.to_json())}, indent=2) + "\n"
+
+
+def read_config(text: str, source: str) -> DecoderConfig:
+    """The config that the text of a `config.json` holds, whatever its version.
+
+    Args:
+        text: the JSON.
+        source: what to call it in messages.
+
+    Raises:
+        ConfigError: the text is no JSON object, its format is newer than this library, or a field is unknown or wrong.
+    """
+    try:
+        fields = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"{source} is not valid JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise ConfigError(f"{source} must be a JSON object, not {type(fields).__name__}")
+    version = fields.pop(KEY, 1)
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise ConfigError(f"{source}: {KEY} must be a whole number from 1 on, not {version!r}")
+    if version > FORMAT:
+        raise ConfigError(
+            f"{source} is of format {version}, and diffup {__version__} reads formats up to {FORMAT}; install a newer "
+            "version: pip install --upgrade diffup"
+        )
+    for earlier in range(version, FORMAT):
+        fields = MIGRATIONS[earlier](fields)
+    return from_dict(DecoderConfig, fields)

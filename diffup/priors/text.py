@@ -1,0 +1,77 @@
+"""Textual priors: how near every position of the query is to the name of the class (BAFT, eq. 10, with text)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from diffup.priors.affinity import affinity, enhance
+from diffup.priors.normalisation import Normalisation, normalise
+from diffup.priors.similarity import unit
+
+_POWER = 2.0  # of the affinity
+
+
+def text_similarity(features: Tensor, embeddings: Tensor, vocabulary_mean: Tensor) -> Tensor:
+    """Cosine of every position to every prompt, less its mean cosine to a vocabulary (eq. 10).
+
+    The cosine to a name is high wherever there is an object at all; what it has beyond the vocabulary's speaks for this
+    name. The cosine is linear in the unit embedding, so the vocabulary's mean embedding is enough.
+
+    Args:
+        features: (B, C, h, w), dense text-space features.
+        embeddings: (V, C), unit embeddings of V prompts (names times templates).
+        vocabulary_mean: (C,), mean unit embedding of a vocabulary.
+
+    Returns:
+        (B, V, h, w) in [-2, 2].
+    """
+    return torch.einsum("vc,bchw->bvhw", embeddings - vocabulary_mean, unit(features.float(), dim=1))
+
+
+def text_maps(similar: Tensor, query: Tensor, widths: Sequence[int] = ()) -> Tensor:
+    """Maps of where the named class is, one for each prompt: similarities spread over what looks alike (eq. 11).
+
+    Args:
+        similar: (B, V, h', w') of `text_similarity`.
+        query: (B, C, h, w), the query's features at the visual encoder's last level, whose affinity is used.
+        widths: channels of each member of a joint backbone, whose spread maps are averaged; none for a single backbone.
+
+    Returns:
+        (B, V, h, w) in [0, 1], each stretched to the whole range.
+    """
+    centred = (query - query.mean(dim=(2, 3), keepdim=True)).flatten(2)
+    resized = _resize(similar, query).flatten(2)
+    members = centred.split(list(widths) or query.shape[1], dim=1)
+    spread = torch.stack([enhance(resized, affinity(member, _POWER)) for member in members]).mean(dim=0)
+    return normalise(spread).view(*spread.shape[:2], *query.shape[2:])
+
+
+def text_views(maps: Tensor, features: Tensor, spread: Tensor | None, kinds: int, method: Normalisation) -> Tensor:
+    """Text maps as views of the query at one level: the same map under every prior kind.
+
+    Only one dense map shares the text's space, so every level takes that map, spread by its own affinity (SPEC
+    section 6).
+
+    Args:
+        maps: (B, V, h', w') of `text_maps`.
+        features: (B, C, h, w), query features of the level.
+        spread: (B, h * w, h * w), their affinity; None leaves the maps as they are.
+        kinds: number M of prior kinds.
+        method: how maps reach [0, 1].
+
+    Returns:
+        (B, V, M, h * w) in [0, 1].
+    """
+    views = _resize(maps, features).flatten(2)
+    views = normalise(views if spread is None else enhance(views, spread), method)
+    return views[:, :, None].expand(-1, -1, kinds, -1)
+
+
+def _resize(maps: Tensor, like: Tensor) -> Tensor:
+    """Bilinear to the resolution of other maps, antialiased when it shrinks."""
+    size = (like.shape[2], like.shape[3])
+    return F.interpolate(maps, size, mode="bilinear", align_corners=False, antialias=True)

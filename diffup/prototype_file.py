@@ -1,0 +1,87 @@
+"""What is in a file of prototypes: the facts in its metadata and its tensors, checked when they are read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffup.errors import PrototypesError
+from diffup.priors.condition import EDGE_SIDE, SupportFeatures
+from diffup.priors.config import LEVELS
+from diffup.support import change_support
+from diffup.text.words import Words
+
+FORMAT = "diffup-prototypes"
+VERSION = 1
+"""Of the file; raise it when an older diffup could not read a newer file."""
+
+_HALF_ERROR = 1e-3  # of a level's largest value; a level that loses more in float16 is saved in float32
+
+
+def _compact(tensor: Tensor) -> Tensor:
+    """Float16 where that loses little, float32 otherwise."""
+    half = tensor.half()
+    lost = (half.float() - tensor).abs().max()
+    return half.contiguous() if lost <= _HALF_ERROR * tensor.abs().max() else tensor.contiguous()
+
+
+def read_facts(metadata: dict[str, str] | None, path: Path) -> dict[str, Any]:
+    """The metadata of a file of prototypes, as arguments."""
+    if FORMAT not in (metadata or {}):
+        raise PrototypesError(f"{path} holds no prototypes; `diffup teach` and Prototypes.save write them")
+    facts = json.loads((metadata or {})[FORMAT])
+    version = facts.pop("version")
+    if version > VERSION:
+        raise PrototypesError(
+            f"{path} has version {version} of the format, this diffup reads up to {VERSION}: upgrade diffup, or make "
+            "the prototypes again"
+        )
+    return dict(facts)
+
+
+def feature_tensors(features: SupportFeatures) -> dict[str, Tensor]:
+    """Support features as named tensors."""
+    features = change_support(features, lambda tensor: tensor[0].cpu())
+    regions = torch.stack([features.foreground, features.background], dim=1)
+    tensors = {f"level.{index}": _compact(level) for index, level in enumerate(features.levels)}
+    return tensors | {"regions": _compact(regions), "valid": features.valid.to(torch.uint8)}
+
+
+def read_words(tensors: dict[str, Tensor], facts: dict[str, Any] | None) -> Words | None:
+    """The names of a file, checked.
+
+    Raises:
+        ValueError: embeddings that do not fit the sentences, or values that are not finite.
+        KeyError, TypeError: something is missing.
+    """
+    if facts is None:
+        return None
+    words = Words(**{**facts, "sentences": tuple(facts["sentences"])}, embeddings=tensors["embeddings"].float())
+    shape = tuple(words.embeddings.shape)
+    if len(shape) != 2 or shape[0] != len(words.sentences) or not all(shape) or not words.embeddings.isfinite().all():
+        raise ValueError(f"embeddings of shape {shape} for {len(words.sentences)} sentences, or not finite")
+    return words
+
+
+def read_features(tensors: dict[str, Tensor], shots: int) -> SupportFeatures:
+    """The support features of a file, checked.
+
+    Raises:
+        ValueError: shapes that do not fit each other, or values that are not finite.
+        KeyError: a tensor is missing.
+    """
+    levels = [tensors[f"level.{index}"].float() for index in range(LEVELS)]
+    regions, valid = tensors["regions"].float(), tensors["valid"].bool()
+    views = len(valid)
+    if regions.shape != (views, 2, EDGE_SIDE, EDGE_SIDE) or not 1 <= shots <= views or not bool(valid.any()):
+        raise ValueError(f"{views} views of {shots} shots with regions {tuple(regions.shape)}")
+    for name, tensor in (*((f"level.{index}", level) for index, level in enumerate(levels)), ("regions", regions)):
+        if tensor.ndim != 4 or len(tensor) != views or not bool(tensor.isfinite().all()):
+            raise ValueError(f"{name} of shape {tuple(tensor.shape)} for {views} views, or not finite")
+    return SupportFeatures(
+        tuple(level[None] for level in levels), regions[None, :, 0], regions[None, :, 1], valid[None]
+    )

@@ -1,0 +1,138 @@
+"""Heads at every position: what an encoder's pooling would give if it looked at one position alone.
+
+An image-level encoder ends in a pooling. Applied to one position at a time, the same weights give a map in the space of
+the pooled embedding, where texts are too. Three poolings cover CLIP, SigLIP and classifiers; the tests state for each
+the identity that ties the map to the pooled embedding.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffup.backbones.base import FrozenBackbone
+
+
+def normalised(backbone: FrozenBackbone, images: Tensor) -> Tensor:
+    """Images (B, 3, H, W) in [0, 1] as a backbone's encoder takes them."""
+    return ((images.float() - backbone.mean.float()) / backbone.std.float()).to(backbone.dtype)
+
+
+def head_per_position(model: nn.Module, features: Tensor) -> Tensor:
+    """The head of a timm model that pools by a mean or by attention with a learned query, at every position.
+
+    Pooling a single position changes nothing (mean) or leaves value and output projections (attention).
+
+    Args:
+        model: With timm's `forward_head`.
+        features: Of its `forward_features`: (B, C, h, w), or (B, h, w, C) from models that keep channels last; tokens
+            (B, N, C) where the model has an attention pool.
+
+    Returns:
+        (B, K, h, w) float32, or (B, K, N) for tokens.
+
+    Raises:
+        ValueError: The model pools tokens otherwise, by a class token for instance.
+    """
+    timm: Any = model
+    if features.ndim == 3:
+        if getattr(timm, "attn_pool", None) is None or getattr(timm.attn_pool, "pos_embed", None) is not None:
+            raise ValueError("it pools tokens by other means than attention with a learned query")
+        tokens = features[:, timm.num_prefix_tokens :]
+        heads: Tensor = timm.forward_head(tokens.reshape(-1, 1, tokens.shape[2])).float()
+        return heads.view(*tokens.shape[:2], -1).mT
+    if features.ndim != 4:
+        raise ValueError(f"its last features are of shape {tuple(features.shape)}, neither a map nor tokens")
+    channels_last = features.shape[1] != timm.num_features and features.shape[3] == timm.num_features
+    rows = features if channels_last else features.permute(0, 2, 3, 1)
+    batch, height, width, channels = rows.shape
+    shape = (-1, 1, 1, channels) if channels_last else (-1, channels, 1, 1)
+    heads = timm.forward_head(rows.reshape(shape)).float()
+    return heads.view(batch, height, width, -1).permute(0, 3, 1, 2)
+
+
+def attention_pool_values(pool: nn.Module, maps: Tensor) -> Tensor:
+    """CLIP ResNets: value and output projections of the attention pool at every position (Zhou et al., ECCV 2022).
+
+    Head by head, the pool's output is a mean of this map weighted by the attention, but for the positional embedding,
+    which is left out: it says where a position is, not what is there, and belongs to one size of image.
+
+    Args:
+        pool: With `v_proj` and `c_proj`.
+        maps: (B, C, h, w), the last stage.
+
+    Returns:
+        (B, D, h, w).
+    """
+    layer: Any = pool
+    values: Tensor = layer.c_proj(layer.v_proj(maps.permute(0, 2, 3, 1)))
+    return values.permute(0, 3, 1, 2)
+
+
+def block_values(block: nn.Module, tokens: Tensor) -> Tensor:
+    """The last block of a CLIP ViT with every token attending to itself alone (MaskCLIP; Zhou et al., ECCV 2022).
+
+    Residual connections and the MLP stay, so that the result lies where the block's own output does.
+
+    Args:
+        block: Of OpenCLIP (`attn` is torch's multi-head attention) or of transformers' CLIP (`self_attn`).
+        tokens: (B, N, C), the block's input.
+
+    Returns:
+        (B, N, C).
+
+    Raises:
+        ValueError: The block is of another kind.
+    """
+    layer: Any = block
+    if isinstance(getattr(layer, "attn", None), nn.MultiheadAttention) and hasattr(layer, "ls_1"):
+        width = tokens.shape[2]
+        weight, bias = layer.attn.in_proj_weight[2 * width :], layer.attn.in_proj_bias[2 * width :]
+        attended: Tensor = tokens + layer.ls_1(layer.attn.out_proj(F.linear(layer.ln_1(tokens), weight, bias)))
+        change: Tensor = layer.ls_2(layer.mlp(layer.ln_2(attended)))
+    elif hasattr(layer, "self_attn") and hasattr(layer.self_attn, "v_proj"):
+        attended = tokens + layer.self_attn.out_proj(layer.self_attn.v_proj(layer.layer_norm1(tokens)))
+        change = layer.mlp(layer.layer_norm2(attended))
+    else:
+        raise ValueError(f"no value path is known for blocks of the type {type(block).__name__}")
+    return attended + change
+
+
+def run_and_catch(model: nn.Module, layer: nn.Module, *inputs: Tensor, **options: Any) -> Tensor:
+    """Run a model and return the first input that one of its layers was given."""
+    caught: list[Tensor] = []
+    thread = threading.get_ident()
+
+    def keep(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+        if threading.get_ident() == thread:  # another thread may be running the same layer
+            caught.append(args[0] if args else next(iter(kwargs.values())))
+
+    handle = layer.register_forward_pre_hook(keep, with_kwargs=True)
+    try:
+        model(*inputs, **options)
+    finally:
+        handle.remove()
+    return caught[0]
+
+
+def to_map(tokens: Tensor, size: tuple[int, int], prefix: int) -> Tensor:
+    """Tokens (B, prefix + h * w, C) as a map (B, C, h, w), the first `prefix` left out."""
+    return tokens[:, prefix:].mT.reshape(len(tokens), tokens.shape[2], *size)
+
+
+def mean_of_vocabulary(embed: Any) -> Tensor:
+    """Mean unit embedding of a hundred of ImageNet's class names in the default template, (C,).
+
+    Args:
+        embed: Texts to unit embeddings (N, C).
+    """
+    from diffup.text.conse import read_bank
+    from diffup.text.templates import DEFAULT, prompts
+
+    names = [description.split(":")[0].split(",")[0] for description in read_bank()[0][::10]]
+    mean: Tensor = torch.mean(embed(prompts(names, [DEFAULT])), dim=0)
+    return mean

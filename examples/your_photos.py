@@ -1,0 +1,59 @@
+"""Mark one class in every photo of a folder: a mask and an overlay for each, and the surest ones first in a list.
+
+    python examples/your_photos.py photos --support dog.jpg --mask dog_mask.png --output marked
+    python examples/your_photos.py photos --support dog.jpg --box 10,20,200,180 --output marked
+
+A photo that cannot be read is named and the rest go on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from diffup import Box, DiffUp, DiffUpError, Mask
+from diffup.annotation import Annotation
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+
+
+def mark(model: DiffUp, photos: list[Path], support: Path, annotation: Annotation, output: Path) -> dict[str, float]:
+    """Write mask and overlay of each photo.
+
+    Returns:
+        The IoU that is expected of each mask, by name of the photo, surest first.
+    """
+    expected = {}
+    for photo in photos:
+        try:
+            result = model.segment(photo, support=support, annotation=annotation)
+        except DiffUpError as error:
+            print(f"{photo.name}: left out: {error}", file=sys.stderr)
+            continue
+        result.save(output / f"{photo.stem}_mask.png")
+        result.overlay().convert("RGB").save(output / f"{photo.stem}_overlay.jpg")
+        expected[photo.name] = result.quality
+    return dict(sorted(expected.items(), key=lambda item: -item[1]))
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="the photos to mark")
+    parser.add_argument("--support", type=Path, required=True, help="a photo that shows the class")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--mask", type=Path, help="white where the class is, of the support's size")
+    where.add_argument("--box", help="left,top,right,bottom in pixels of the support")
+    parser.add_argument("--encoder", help="another encoder than the package's")
+    parser.add_argument("--output", type=Path, default=Path("marked"))
+    args = parser.parse_args(argv)
+    photos = sorted(path for path in args.folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    annotation: Annotation = Mask(args.mask) if args.mask else Box(*map(float, args.box.split(",")))
+    args.output.mkdir(parents=True, exist_ok=True)
+    model = DiffUp.from_pretrained(backbone=args.encoder)
+    for name, quality in mark(model, photos, args.support, annotation, args.output).items():
+        print(f"{quality:.2f}  {name}")
+
+
+if __name__ == "__main__":
+    main()

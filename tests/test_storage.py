@@ -1,0 +1,121 @@
+"""Full disks and folders that may not be written to: a clear error, and the last good file stays."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fakes import FakeBackbone, random_decoder, shape_image, tiny_config
+from runs import state
+
+from diffup import DiffUp, files
+from diffup.errors import DiffUpError, StorageError
+from diffup.evaluation.episodes import Episode
+from diffup.evaluation.evaluate import THRESHOLDS, EpisodeScore
+from diffup.evaluation.record import EpisodeRecord, Setting
+from diffup.training.checkpoint import save_checkpoint
+from diffup.training.trainer import CHECKPOINT
+
+resource = pytest.importorskip("resource")
+
+
+@pytest.fixture
+def full_disk() -> Iterator[Callable[[int], None]]:
+    """Sets the size in bytes beyond which no file can grow, as if the disk were full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def model(seed: int = 0) -> DiffUp:
+    return DiffUp(random_decoder(tiny_config(), seed), FakeBackbone(input_size=(32, 32)), "cpu")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_weights(tmp_path: Path, full_disk: Callable[[int], None]) -> None:
+    model().save_pretrained(tmp_path)
+    before = contents(tmp_path)
+    full_disk(4096)
+    with pytest.raises(StorageError, match=r"model\.safetensors cannot be written"):
+        model(1).save_pretrained(tmp_path)
+    assert contents(tmp_path) == before
+    assert DiffUp.from_pretrained(tmp_path, backbone=FakeBackbone(), device="cpu").config == tiny_config()
+
+
+def test_pictures(tmp_path: Path, full_disk: Callable[[int], None]) -> None:
+    query, _ = shape_image((1,), size=(300, 300))
+    result = model().segment(query, query)
+    path = result.save(tmp_path / "mask.png")
+    before = contents(tmp_path)
+    full_disk(16)
+    with pytest.raises(StorageError, match=r"mask\.png cannot be written"):
+        result.save(path)
+    assert contents(tmp_path) == before
+
+
+def test_training_checkpoints(
+    run: Callable[..., Path], tmp_path: Path, full_disk: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path, stop_after=2)
+    before = contents(tmp_path)
+    full_disk((tmp_path / CHECKPOINT).stat().st_size // 2)
+    with pytest.raises(StorageError, match="cannot be written"):
+        run(tmp_path, stop_after=4)
+    after = contents(tmp_path)
+    assert after[CHECKPOINT] == before[CHECKPOINT]
+    assert not [name for name in after if name.startswith(".")]
+    assert len(state(tmp_path)) > 10
+
+
+def setting() -> Setting:
+    texts = ("dataset", "protocol", "split", "classes", "backbone", "fingerprint", "decoder", "decoder_hash", "device")
+    numbers = ("fold", "shots", "seed", "steps", "ensemble", "batch_size", "threshold", "bf16")
+    return Setting(**dict.fromkeys(texts, "a"), **dict.fromkeys(numbers, 1), annotation="mask", input_size=(8, 8))
+
+
+def test_the_record_of_an_evaluation(tmp_path: Path, full_disk: Callable[[int], None]) -> None:
+    path = tmp_path / "record.jsonl"
+    episodes = [Episode(class_id=1, query=str(index), supports=("x",)) for index in range(3)]
+    pairs = tuple((1, 2) for _ in THRESHOLDS)
+    scores = [EpisodeScore(index, 1, 9, (1, 2), pairs, pairs, 0.5) for index in range(3)]
+    record = EpisodeRecord(path)
+    record.append(setting(), episodes, scores[:1])
+    full_disk(path.stat().st_size + 40)
+    with pytest.raises(StorageError, match=r"record\.jsonl cannot be written"):
+        record.append(setting(), episodes, scores[1:])
+    assert EpisodeRecord(path).known(setting(), episodes) == {0: scores[0]}
+    full_disk(resource.RLIM_INFINITY if resource.getrlimit(resource.RLIMIT_FSIZE)[1] < 0 else 2**30)
+    record.append(setting(), episodes, scores[1:])
+    assert EpisodeRecord(path).known(setting(), episodes) == dict(enumerate(scores))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_read_only_folders(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(StorageError, match="Permission denied"):
+            model().save_pretrained(tmp_path)
+    finally:
+        tmp_path.chmod(0o700)
+
+
+def test_a_folder_that_cannot_be(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("here")
+    with pytest.raises(StorageError, match="choose a folder"):
+        model().save_pretrained(tmp_path / "file" / "folder")
+    with pytest.raises(StorageError):
+        save_checkpoint(Path("/proc/nonsense/checkpoint"), {}, 0, "{}")
+    assert contents(tmp_path) == {"file": b"here"}
+
+
+def test_errors_of_our_own_pass_unchanged(tmp_path: Path) -> None:
+    with pytest.raises(DiffUpError, match=r"^mine$"), files.replacing(tmp_path / "a.npy") as temporary:
+        np.save(temporary, np.zeros(3))
+        raise DiffUpError("mine")
+    assert not list(tmp_path.iterdir())
