@@ -12,8 +12,9 @@ from torch import Tensor
 from diffup.annotation import Support
 from diffup.backbones import Backbone, check_pyramid, members_of
 from diffup.images import resize_image
-from diffup.priors.condition import EDGE_SIDE, Condition, SupportFeatures, build_condition, pool_to_grid
+from diffup.priors.condition import EDGE_SIDE, Condition, SupportFeatures, build_condition
 from diffup.priors.text import text_maps, text_similarity
+from diffup.priors.view_priors import pool_to_grid
 from diffup.priors.views import View, warp
 from diffup.support import plan_views, support_features, view_regions
 from diffup.text.space import TextSpace

@@ -66,7 +66,7 @@ class DiffUp(Conditioner):
         text_backbone: str | TextSpace | None = None,
     ) -> None:
         self.device = resolve_device(device)
-        self.decoder = decoder.eval().requires_grad_(False).to(self.device)
+        self.decoder = decoder.eval().requires_grad_(False).to(self.device).to(memory_format=torch.channels_last)
         self.backbone = load_backbone(decoder.config.backbone if backbone is None else backbone).to(self.device)
         self.diffusion = Diffusion(decoder.config)
         self.text_backbone = text_backbone

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from diffup.annotation import Support
-from diffup.priors.condition import EDGE_SIDE, SupportFeatures, pool_to_grid
+from diffup.priors.condition import EDGE_SIDE, SupportFeatures
 from diffup.priors.similarity import resize_weights
+from diffup.priors.view_priors import pool_to_grid
 from diffup.priors.views import IDENTITY, ONE_SHOT_VIEWS, View, warp
 
 

@@ -20,14 +20,13 @@ from diffup.priors.condition import (
     Condition,
     SupportFeatures,
     build_condition,
-    calibrated_contrast,
     fused_priors,
     mean_prior,
-    pool_to_grid,
     possible_share,
 )
 from diffup.priors.config import PRIOR_KINDS, PriorConfig
 from diffup.priors.similarity import resize_weights
+from diffup.priors.view_priors import calibrated_contrast, pool_to_grid
 from diffup.support import plan_views, support_features, view_regions
 
 CONFIGS = {
@@ -302,7 +301,9 @@ def test_the_calibrated_contrast_is_on_the_supports_own_scale() -> None:
     config = PriorConfig(affinity=False, grid=32)
     own = [level[:, 0] for level in support.levels]
     foreground = resize_weights(support.foreground[:, 0], (16, 16)).flatten(1)
-    map_of_itself = calibrated_contrast(own[0], None, support, support.levels[0], config)[:, 0]
+    map_of_itself = calibrated_contrast(
+        own[0], None, support.levels[0], support.foreground, support.background, support.valid, config
+    )[:, 0]
     # Means over foreground and background are what the scale is made of; only what lies beyond it is cut off.
     assert float((map_of_itself * foreground).sum() / foreground.sum()) == pytest.approx(2 / 3, abs=0.01)
     assert float((map_of_itself * (1 - foreground)).sum() / (1 - foreground).sum()) == pytest.approx(1 / 3, abs=0.02)

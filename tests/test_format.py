@@ -19,11 +19,13 @@ from diffup.errors import ConfigError
 def of_0_1_0(**changes: object) -> dict[str, object]:
     """The fields of a config as 0.1.0 wrote them: without a version and without what came later."""
     config = dataclasses.replace(tiny_config(), prior_skip=False)
-    config = dataclasses.replace(config, priors=dataclasses.replace(config.priors, saliency=False), **changes)
+    config = dataclasses.replace(
+        config, priors=dataclasses.replace(config.priors, saliency=False, calibration=False), **changes
+    )
     fields = json.loads(config.to_json())
     for name in ("prior_skip", "system", "low_level_channels", "low_level_width", "low_level_encoder"):
         del fields[name]
-    del fields["priors"]["saliency"]
+    del fields["priors"]["saliency"], fields["priors"]["calibration"]
     return fields
 
 
@@ -37,7 +39,12 @@ def test_the_version_is_written_and_what_is_written_is_read() -> None:
 def test_a_decoder_of_0_1_0_loads_as_what_it_was(tmp_path: Path) -> None:
     fields = of_0_1_0()
     config = read_config(json.dumps(fields), "it")
-    assert not config.prior_skip and not config.priors.saliency and config.system == "diffusion"
+    assert (
+        not config.prior_skip
+        and not config.priors.saliency
+        and not config.priors.calibration
+        and config.system == "diffusion"
+    )
     decoder = random_decoder(config)
     save_decoder(tmp_path, decoder.state_dict(), config)
     (tmp_path / CONFIG).write_text(json.dumps(fields))

@@ -25,10 +25,10 @@ Fields = dict[str, Any]
 
 
 def _name_what_came_later(fields: Fields) -> Fields:
-    """1 -> 2: decoders of 0.1.0 had neither saliency nor prior skip, and were diffusions; now the file says so."""
+    """1 -> 2: 0.1.0 had no saliency, calibration or prior skip, and diffusions only; now the file says so."""
     priors = fields.get("priors", {})
     if isinstance(priors, dict):
-        priors = {"saliency": False} | priors
+        priors = {"saliency": False, "calibration": False} | priors
     return {"prior_skip": False, "system": "diffusion"} | fields | {"priors": priors}
 
 

@@ -29,7 +29,8 @@ from diffup.evaluation.words import split_annotation
 from diffup.images import resize_image
 from diffup.inference import enlarge
 from diffup.model import DiffUp
-from diffup.priors.condition import EDGE_SIDE, Condition, SupportFeatures, pool_to_grid
+from diffup.priors.condition import EDGE_SIDE, Condition, SupportFeatures
+from diffup.priors.view_priors import pool_to_grid
 from diffup.priors.views import IDENTITY, View, warp
 from diffup.support import plan_views, support_features, view_regions
 from diffup.text.templates import Templates

@@ -22,7 +22,8 @@ from diffup.backbones import Backbone, check_pyramid
 from diffup.data.folder import square_mask
 from diffup.files import write_text
 from diffup.images import resize_image
-from diffup.priors.condition import EDGE_SIDE, edge_maps, pool_to_grid
+from diffup.priors.condition import EDGE_SIDE, edge_maps
+from diffup.priors.view_priors import pool_to_grid
 from diffup.priors.views import View, warp
 from diffup.training.render import Rendered
 

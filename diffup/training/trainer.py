@@ -24,8 +24,9 @@ from diffup.decoder.losses import Losses, answer_loss, decoder_loss
 from diffup.decoder.weights import load_decoder, save_decoder
 from diffup.errors import ConfigError, TrainingError
 from diffup.files import write_text
-from diffup.priors.condition import SIZES, Condition, assemble, fused_priors, pool_to_grid, possible_share
+from diffup.priors.condition import SIZES, Condition, assemble, fused_priors, possible_share
 from diffup.priors.config import PriorConfig
+from diffup.priors.view_priors import pool_to_grid
 from diffup.training.adversary import Adversary
 from diffup.training.augment import move
 from diffup.training.checkpoint import load_checkpoint, optimiser_tensors, restore_optimiser, save_checkpoint

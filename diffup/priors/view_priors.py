@@ -1,0 +1,190 @@
+"""Priors of a single view at a single level: where the query looks like what the support marks (BAFT, eqs. 9-11)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from diffup.priors.affinity import affinity, enhance
+from diffup.priors.config import PriorConfig
+from diffup.priors.normalisation import normalise
+from diffup.priors.saliency import saliency
+from diffup.priors.similarity import best_match, masked_average_pooling, pairwise_similarity, resize_weights
+
+LARGEST = 1e6
+"""Features beyond this are scaled down: squares of 1e19 would overflow, and no similarity depends on the scale."""
+
+MATCH_GRID = 16
+"""Support features are pooled to at most this many positions a side before positions are matched one by one."""
+
+_EPS = 1e-3
+
+
+def pool_to_grid(features: Tensor, grid: int) -> Tensor:
+    """Pool features (N, C, h, w) to at most `grid` positions a side; smaller ones stay as they are."""
+    size = (min(features.shape[-2], grid), min(features.shape[-1], grid))
+    return features if size == tuple(features.shape[-2:]) else F.adaptive_avg_pool2d(features, size)
+
+
+def tame(query: Tensor, views: Tensor) -> tuple[Tensor, Tensor]:
+    """Query and support features of a level by one factor within `LARGEST`; ordinary ones stay bit for bit."""
+    peak = torch.maximum(query.abs().amax(), views.abs().amax())
+    if not bool(peak > LARGEST):
+        return query, views
+    return query / peak, views / peak
+
+
+def view_priors(
+    query: Tensor, spread: Tensor | None, views: Tensor, foreground: Tensor, background: Tensor, config: PriorConfig
+) -> Tensor:
+    """Priors of every view at one level (BAFT, eqs. 9-11).
+
+    Args:
+        query: (B, C, h, w), query features of the level.
+        spread: (B, h * w, h * w), the query's affinity; None leaves the priors as they are.
+        views: (B, K, C, h', w'), support features of the level.
+        foreground: (B, K, H, W) in [0, 1].
+        background: (B, K, H, W) in [0, 1], all zero where unknown.
+        config: which priors and how.
+
+    Returns:
+        (B, K, M, h * w) in [0, 1], M = number of `config.kinds`.
+    """
+    batch, shots = views.shape[:2]
+    flat = query.flatten(2)
+    centred_query = centre(query, config).flatten(2)
+    weights, complement = place(views, foreground, background, config)
+    known = complement.amax(dim=2) > 0
+    support = views.flatten(3)
+    maps = []
+    for kind in config.kinds:
+        if kind == "prototype":
+            vectors = masked_average_pooling(centre(views.flatten(0, 1), config).flatten(2).view_as(support), weights)
+            maps.append(pairwise_similarity(vectors, centred_query, config.metric, config.conversion))
+        elif kind == "contrast":
+            vectors = torch.cat(contrast_prototypes(support, weights, complement), dim=1)
+            similar = pairwise_similarity(vectors, flat, config.metric, config.conversion)
+            maps.append(similar[:, :shots] - similar[:, shots:])
+        else:
+            coarse, (inside, outside) = views, (weights, complement)
+            if max(views.shape[3:]) > MATCH_GRID:
+                coarse = pool_to_grid(views.flatten(0, 1), MATCH_GRID)
+                coarse = coarse.view(batch, shots, *coarse.shape[1:])
+                inside, outside = place(coarse, foreground, background, config)
+            positions = centre(coarse.flatten(0, 1), config).flatten(2).view(batch, shots, views.shape[2], -1)
+            similar = pairwise_similarity(positions.mT.flatten(1, 2), centred_query, config.metric, config.conversion)
+            maps.append(best_match(similar.view(batch, shots, -1, similar.shape[2]), inside, outside, known))
+    priors = torch.stack(maps, dim=2)
+    if spread is not None:
+        priors = enhance(priors.flatten(1, 2), spread).view(priors.shape)
+    return normalise(priors, config.normalisation)
+
+
+def contrast_prototypes(support: Tensor, foreground: Tensor, background: Tensor) -> tuple[Tensor, Tensor]:
+    """Prototypes of the class and of the rest; the rest is the whole image where the background is not known.
+
+    Args:
+        support: (B, K, C, P), features.
+        foreground: (B, K, P) in [0, 1].
+        background: (B, K, P) in [0, 1], all zero where unknown.
+
+    Returns:
+        Two tensors (B, K, C).
+    """
+    known = background.amax(dim=2, keepdim=True) > 0
+    rest = torch.where(known, masked_average_pooling(support, background), support.mean(dim=3))
+    return masked_average_pooling(support, foreground), rest
+
+
+def calibrated_contrast(
+    query: Tensor,
+    spread: Tensor | None,
+    views: Tensor,
+    foreground: Tensor,
+    background: Tensor,
+    valid: Tensor,
+    config: PriorConfig,
+) -> Tensor:
+    """The contrast on the scale of the support's own scores: 1/3 is the support's background, 2/3 its foreground.
+
+    The other priors are stretched to [0, 1] in every query, and so cannot tell a query full of the class from one that
+    barely shows it.
+
+    Args:
+        query: (B, C, h, w), query features of the level.
+        spread: (B, h * w, h * w), the query's affinity, or None.
+        views: (B, K, C, h', w'), support features of the level.
+        foreground: (B, K, H, W) in [0, 1].
+        background: (B, K, H, W) in [0, 1], all zero where unknown.
+        valid: (B, K) bool, which views count.
+        config: how priors are made.
+
+    Returns:
+        (B, 1, h * w) in [0, 1], the mean over the views.
+    """
+    weights, complement = place(views, foreground, background, config)
+    features = views.flatten(3)
+    batch, shots = views.shape[:2]
+    vectors = torch.stack(contrast_prototypes(features, weights, complement), dim=2)
+
+    def scores(positions: Tensor) -> Tensor:
+        similar = pairwise_similarity(
+            vectors.flatten(0, 1), positions.flatten(0, 1), config.metric, config.conversion
+        ).view(batch, shots, 2, -1)
+        return similar[:, :, 0] - similar[:, :, 1]
+
+    own, other = scores(features), scores(query.flatten(2)[:, None].expand(-1, shots, -1, -1))
+    other = other if spread is None else enhance(other, spread)
+    share = weights.mean(dim=2, keepdim=True).clamp(_EPS, 1 - _EPS)
+    high = (own * weights).mean(dim=2, keepdim=True) / share
+    low = (own * (1 - weights)).mean(dim=2, keepdim=True) / (1 - share)
+    calibrated = ((other - low) / (high - low).clamp_min(_EPS)).clamp(-1, 2) / 3 + 1 / 3
+    counted = valid[..., None].to(calibrated)
+    return (calibrated * counted).sum(dim=1, keepdim=True) / counted.sum(dim=1, keepdim=True).clamp_min(1)
+
+
+def centre(features: Tensor, config: PriorConfig) -> Tensor:
+    """Features (N, C, h, w) less their image's mean, if the config says so."""
+    return features - features.mean(dim=(2, 3), keepdim=True) if config.centre else features
+
+
+def place(views: Tensor, foreground: Tensor, background: Tensor, config: PriorConfig) -> tuple[Tensor, Tensor]:
+    """Bring annotations to a feature level; a view without a mask (all foreground) is marked by its own saliency.
+
+    Args:
+        views: (B, K, C, h, w).
+        foreground: (B, K, H, W) in [0, 1].
+        background: (B, K, H, W) in [0, 1].
+        config: how priors are made.
+
+    Returns:
+        Foreground and background, (B, K, h * w) in [0, 1] each.
+    """
+    size = (views.shape[3], views.shape[4])
+    weights = resize_weights(foreground.flatten(0, 1), size).flatten(1)
+    complement = resize_weights(background.flatten(0, 1), size).flatten(1)
+    bare = weights.amin(dim=1) > 0.999
+    if bool(bare.any()):
+        salient = salient_map(views.flatten(0, 1)[bare], config)
+        weights[bare], complement[bare] = salient, 1 - salient
+    return weights.view(*views.shape[:2], -1), complement.view(*views.shape[:2], -1)
+
+
+def salient_map(features: Tensor, config: PriorConfig, spread: Tensor | None = None) -> Tensor:
+    """Saliency made ready like any prior: (N, C, h, w) -> (N, h * w) in [0, 1].
+
+    Args:
+        features: of images.
+        config: how priors are made.
+        spread: (N, h * w, h * w), the images' affinity where it is at hand.
+    """
+    maps = saliency(features)[:, None]
+    if config.affinity:
+        maps = enhance(maps, affinity_of(features, config) if spread is None else spread)
+    return normalise(maps, config.normalisation)[:, 0]
+
+
+def affinity_of(features: Tensor, config: PriorConfig) -> Tensor:
+    """Affinity of images with themselves: (N, C, h, w) -> (N, h * w, h * w)."""
+    return affinity(centre(features, config).flatten(2), config.affinity_power)
