@@ -72,9 +72,7 @@ def jobs(model: DiffUp) -> dict[str, Callable[[], object]]:
     return {
         "encoder pass": lambda: model.encode([pixels]),
         "priors": lambda: model.conditions(levels, known.features, small),
-        "decoder, one sample": lambda: model.decoder(
-            torch.zeros(1, 1, 64, 64), torch.ones(1), condition
-        ),
+        "decoder, one sample": lambda: model.decoder(torch.zeros(1, 1, 64, 64), torch.ones(1), condition),
         "one shot": lambda: model.segment(query, photo, Mask(mask)),
         "one shot, prototypes kept": lambda: model.segment(query, known),
         "five shots": lambda: model.segment(query, five, masks),
