@@ -278,7 +278,8 @@ def test_shots_added_to_kept_images_are_kept(model: DiffUp) -> None:
 
 def test_without_kept_images_there_is_nothing_to_rebuild_from(model: DiffUp, dog: Prototypes) -> None:
     with pytest.raises(PrototypesError, match="keep no images"):
-        dog.rebuild(model)
+        dog.rebuild(model.upgrade(WIDE))
+    assert_same_features(dog.rebuild(model), dog, tolerance=0)  # nothing to do
 
 
 @settings(max_examples=20, deadline=None)
@@ -314,10 +315,14 @@ def test_damaged_kept_images_are_said_so(model: DiffUp, tmp_path: Path) -> None:
 # --- names, thresholds and lists -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["", "  ", "a\nb", 5, None])
+@pytest.mark.parametrize("name", ["", "  ", "a\nb", 5])
 def test_names(model: DiffUp, name: object) -> None:
     with pytest.raises(PrototypesError, match="name="):
         model.prototypes(IMAGES[0], MASKS[0], name=name)
+
+
+def test_a_class_without_a_name_is_an_object(model: DiffUp) -> None:
+    assert model.prototypes(IMAGES[0], MASKS[0]).name == "object"
 
 
 @pytest.mark.parametrize("threshold", [0.0, 1.0, -1.0, float("nan")])

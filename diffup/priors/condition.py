@@ -138,8 +138,8 @@ def fused_priors(
             views = support.levels[index]
             pooled = pool_to_grid(views.flatten(0, 1).float(), grid)
             pooled = pooled.view(*views.shape[:2], *pooled.shape[1:])
-            sides = [replace(support, levels=(part,)) for part in pooled.split(widths, dim=2)]
-        parts = zip(features.split(widths, dim=1), sides, strict=True)
+            sides = [replace(support, levels=(part,)) for part in torch.split(pooled, list(widths), dim=2)]
+        parts = zip(torch.split(features, list(widths), dim=1), sides, strict=True)
         priors, once = zip(*(_member_priors(part, side, text, config) for part, side in parts), strict=True)
         channels = _fuse_views(torch.cat(priors, dim=1), _valid(support, text).repeat(1, len(widths)), config)
         levels.append(

@@ -45,7 +45,7 @@ def text_maps(similar: Tensor, query: Tensor, widths: Sequence[int] = ()) -> Ten
     """
     centred = (query - query.mean(dim=(2, 3), keepdim=True)).flatten(2)
     resized = _resize(similar, query).flatten(2)
-    members = centred.split(list(widths) or query.shape[1], dim=1)
+    members = torch.split(centred, list(widths) or query.shape[1], dim=1)
     spread = torch.stack([enhance(resized, affinity(member, _POWER)) for member in members]).mean(dim=0)
     return normalise(spread).view(*spread.shape[:2], *query.shape[2:])
 
