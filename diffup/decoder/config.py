@@ -76,8 +76,8 @@ class DecoderConfig:
     error_weight: float = 0.1
     iou_weight: float = 0.1
     steps: int = 1
-    ensemble: int = 4
-    threshold: float = 0.25
+    ensemble: int = 2
+    threshold: float = 0.3
     backbone: str = "bundled:efficientnet_lite0"
     system: System = "diffusion"
     low_level_channels: int = 0
