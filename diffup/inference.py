@@ -12,7 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from diffup.decoder.config import DecoderConfig
+from diffup.decoder.diffusion import check_steps
 from diffup.decoder.sampling import Samples, sample
+from diffup.errors import ConfigError
 from diffup.images import ImageLike, read_image, resize_image
 from diffup.priors.condition import EDGE_SIDE, SIZES, Condition
 from diffup.result import Segmentation
@@ -161,6 +164,25 @@ def starting_noise(ensemble: int, generator: torch.Generator) -> Tensor:
         (ensemble, 64, 64), standard normal.
     """
     return torch.randn(ensemble, SIZES[0], SIZES[0], generator=generator, device=generator.device)
+
+
+def sampling_options(
+    config: DecoderConfig, steps: int | None, ensemble: int | None, threshold: float | None
+) -> tuple[int, int, float]:
+    """Steps, ensemble and threshold, the config's where None.
+
+    Raises:
+        ConfigError: one is out of range.
+    """
+    steps = config.steps if steps is None else steps
+    ensemble = config.ensemble if ensemble is None else ensemble
+    threshold = config.threshold if threshold is None else threshold
+    check_steps(config, steps)
+    if ensemble < 1:
+        raise ConfigError(f"ensemble={ensemble}: it must be 1 or more")
+    if not 0 < threshold < 1:
+        raise ConfigError(f"threshold={threshold}: it must lie between 0 and 1")
+    return steps, ensemble, threshold
 
 
 def decoder_batches(queries: int, classes: int) -> list[range]:

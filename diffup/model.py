@@ -17,11 +17,11 @@ from diffup.backbones import Backbone, check_pyramid, load_backbone, members_of
 from diffup.bulk import Outcome, check_stream, stream
 from diffup.decoder.base import Decoder
 from diffup.decoder.config import DecoderConfig
-from diffup.decoder.diffusion import Diffusion, check_steps
+from diffup.decoder.diffusion import Diffusion
 from diffup.decoder.weights import fetch_decoder, load_decoder, save_decoder
 from diffup.errors import AnnotationError, BackboneError, ConfigError
 from diffup.images import ImageLike, resize_image
-from diffup.inference import decode, decoder_batches, read_query, starting_noise
+from diffup.inference import decode, decoder_batches, read_query, sampling_options, starting_noise
 from diffup.label_map import LabelMap, to_result
 from diffup.priors.condition import EDGE_SIDE, Condition, SupportFeatures, build_condition
 from diffup.priors.views import View, warp
@@ -382,15 +382,7 @@ class DiffUp:
         Raises:
             ConfigError: one is out of range.
         """
-        steps = self.config.steps if steps is None else steps
-        ensemble = self.config.ensemble if ensemble is None else ensemble
-        threshold = self.config.threshold if threshold is None else threshold
-        check_steps(self.config, steps)
-        if ensemble < 1:
-            raise ConfigError(f"ensemble={ensemble}: it must be 1 or more")
-        if not 0 < threshold < 1:
-            raise ConfigError(f"threshold={threshold}: it must lie between 0 and 1")
-        return steps, ensemble, threshold
+        return sampling_options(self.config, steps, ensemble, threshold)
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:

@@ -1,0 +1,255 @@
+"""Ray: the rows of a pipeline against a single process, image by image; workers and runs that are killed."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fakes import FakeBackbone, random_decoder, shape_image, tiny_config
+from PIL import Image
+from torch import Tensor
+
+from diffup import DiffUp, LabelMap, Prototypes
+from diffup.bulk import Failure
+from diffup.decoder.weights import save_decoder
+from diffup.errors import ConfigError, DataError, DiffUpError, PrototypesError, WeightsError
+
+ray = pytest.importorskip("ray")
+pytest.importorskip("ray.data")
+
+from diffup.integrations.ray import RayPlan, label_dataset, label_into  # noqa: E402
+
+pytestmark = pytest.mark.slow
+
+COUNT = 14
+BROKEN = "13.png"
+
+
+class Watched(FakeBackbone):
+    """Leaves a file for every batch that it encodes, and may kill its process or fail at the n-th one, once."""
+
+    def __init__(self, folder: Path, kill_at: int = 0, fail_at: int = 0) -> None:
+        super().__init__()
+        self.folder, self.kill_at, self.fail_at = folder, kill_at, fail_at
+
+    def pyramid(self, images: Tensor) -> list[Tensor]:
+        levels = super().pyramid(images)
+        if self.calls == self.kill_at and not (self.folder / "killed").exists():
+            (self.folder / "killed").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.calls == self.fail_at:
+            raise RuntimeError("out of memory, say")
+        (self.folder / f"{os.getpid()}-{self.calls}-{len(images)}").touch()
+        return levels
+
+    def encoded(self) -> int:
+        """Images that were encoded so far, by all workers."""
+        return sum(int(path.name.split("-")[2]) for path in self.folder.glob("*-*-*"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=128 * 2**20,
+        _node_ip_address="127.0.0.1",
+    )
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, config = tmp_path_factory.mktemp("decoder"), tiny_config(steps=1)
+    save_decoder(folder, random_decoder(config).state_dict(), config)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(decoder: Path) -> DiffUp:
+    return DiffUp.from_pretrained(decoder, backbone=FakeBackbone(), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def classes(model: DiffUp) -> list[Prototypes]:
+    shots = {name: shape_image((index,), seed=index) for index, name in ((1, "square"), (2, "disc"))}
+    return [
+        model.prototypes(image, labels > 0, name=name, threshold=0.4) for name, (image, labels) in shots.items()
+    ]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Paths of fourteen images of different sizes, the last of them broken."""
+    folder = tmp_path_factory.mktemp("photos")
+    for index in range(COUNT - 1):
+        image = shape_image((1, 2) if index % 2 else (2,), (50 + index, 60), seed=index)[0]
+        Image.fromarray(image).save(folder / f"{index:02}.png")
+    (folder / BROKEN).write_bytes(b"no image")
+    return [str(path) for path in sorted(folder.iterdir())]
+
+
+@pytest.fixture(scope="module")
+def plan(decoder: Path) -> RayPlan:
+    return RayPlan(
+        decoder=decoder, backbone=FakeBackbone(), device="cpu", batch_size=2, task_size=4, concurrency=2, num_cpus=0.5
+    )
+
+
+@pytest.fixture(scope="module")
+def expected(model: DiffUp, classes: list[Prototypes], photos: list[str]) -> dict[str, LabelMap | Failure]:
+    """What a single process says."""
+    return dict(zip(photos, model.segment_many(photos, classes, batch_size=2), strict=True))
+
+
+def dataset(photos: list[str]) -> Any:
+    return ray.data.from_items([{"path": path, "number": number} for number, path in enumerate(photos)])
+
+
+def check(rows: list[dict[str, Any]], expected: dict[str, LabelMap | Failure]) -> None:
+    """Every image is there once, and is what the single process says."""
+    assert sorted(row["path"] for row in rows) == sorted(expected)
+    assert any(isinstance(result, LabelMap) and result.labels.any() for result in expected.values())
+    for row in rows:
+        result = expected[row["path"]]
+        if isinstance(result, Failure):
+            assert row["error"] == result.reason
+            assert all(row[name] is None for name in ("labels", "height", "width", "quality", "classes"))
+            continue
+        assert row["error"] is None and row["labels"] == result.to_png()
+        with Image.open(io.BytesIO(row["labels"])) as picture:
+            assert (np.asarray(picture) == result.labels).all()
+        summary = result.summary()
+        assert (row["height"], row["width"]) == result.labels.shape
+        assert [item["name"] for item in row["classes"]] == list(result.names)
+        for ours, theirs in zip(row["classes"], summary["classes"], strict=True):
+            assert ours == pytest.approx(theirs, abs=1e-6)
+        found = [item["quality"] for item in summary["classes"] if item["area_fraction"]]
+        assert row["quality"] == (pytest.approx(min(found), abs=1e-6) if found else None)
+
+
+def test_paths(classes: list[Prototypes], photos: list[str], plan: RayPlan, expected: dict[str, Any]) -> None:
+    rows = label_dataset(dataset(photos), classes, plan).take_all()
+    check(rows, expected)
+    assert {row["number"]: row["path"] for row in rows} == dict(enumerate(photos))
+
+
+def test_bytes_of_files(
+    classes: list[Prototypes], photos: list[str], plan: RayPlan, expected: dict[str, Any]
+) -> None:
+    files = ray.data.read_binary_files(photos, include_paths=True)
+    rows = label_dataset(files, classes, replace(plan, images="bytes")).take_all()
+    assert "bytes" not in rows[0]
+    broken = [row for row in rows if row["path"].endswith(BROKEN)]
+    assert len(broken) == 1 and "8 bytes" in broken[0]["error"]
+    check([row for row in rows if row not in broken], {key: expected[key] for key in photos[:-1]})
+
+
+def test_arrays(classes: list[Prototypes], photos: list[str], plan: RayPlan, expected: dict[str, Any]) -> None:
+    pictures = ray.data.read_images(photos[:-1], include_paths=True)
+    rows = label_dataset(pictures, classes, replace(plan, images="image")).take_all()
+    assert "image" not in rows[0]
+    check(rows, {key: expected[key] for key in photos[:-1]})
+
+
+def test_a_killed_worker_loses_nothing(
+    classes: list[Prototypes], photos: list[str], plan: RayPlan, expected: dict[str, Any], tmp_path: Path
+) -> None:
+    watched = Watched(tmp_path, kill_at=2)  # in the middle of its first task
+    check(label_dataset(dataset(photos), classes, replace(plan, backbone=watched)).take_all(), expected)
+    assert (tmp_path / "killed").exists()
+    assert watched.encoded() > COUNT - 1  # the task's first batch was encoded twice
+
+
+def test_written_killed_and_resumed(
+    classes: list[Prototypes], photos: list[str], plan: RayPlan, expected: dict[str, Any], tmp_path: Path
+) -> None:
+    """First a worker is killed, then the whole run fails; the next one does what is left and nothing else."""
+    out, seen = tmp_path / "out", tmp_path / "seen"
+    seen.mkdir()
+    plan = replace(plan, concurrency=1)
+    failing = Watched(seen, kill_at=2, fail_at=5)
+    with pytest.raises(ray.exceptions.RayError, match="out of memory, say"):
+        label_into(dataset(photos), out, classes, replace(plan, backbone=failing))
+    assert (seen / "killed").exists()
+    before = rows_of(out / "labels")
+    assert 0 < len(before) < COUNT - 1
+    again = tmp_path / "again"
+    again.mkdir()
+    report = label_into(dataset(photos), out, classes, replace(plan, backbone=Watched(again)))
+    assert Watched(again).encoded() == report.labelled == COUNT - 1 - len(before)
+    assert report.known == len(before)
+    assert report.failed == {photos[-1]: expected[photos[-1]].reason}
+    assert [path.name for path in report.files] == ["labels", "errors"]
+    rows = [row for folder in report.files for row in rows_of(folder)]
+    check(rows, expected)
+    assert [row for row in rows if row in before] == before
+    done = label_into(dataset(photos), out, classes, plan)
+    assert (done.labelled, done.known, list(done.failed)) == (0, COUNT - 1, [photos[-1]])
+    assert not list(out.rglob(".*"))
+    with pytest.raises(DataError, match="seed: 0 there, 3 here"):
+        label_into(dataset(photos), out, classes, replace(plan, seed=3))
+    next((out / "labels").iterdir()).write_bytes(b"torn")
+    with pytest.raises(DataError, match="damaged"):
+        label_into(dataset(photos), out, classes, plan)
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = ray.data.read_parquet(str(folder)).take_all()
+    return sorted(rows, key=lambda row: row["path"])
+
+
+def test_refused_before_anything_starts(classes: list[Prototypes], plan: RayPlan, photos: list[str]) -> None:
+    images = dataset(photos)
+    with pytest.raises(PrototypesError, match="expected Prototypes"):
+        label_dataset(images, [], plan)
+    with pytest.raises(PrototypesError, match="more than once"):
+        label_dataset(images, [classes[0], classes[0]], plan)
+    with pytest.raises(WeightsError, match="is no folder"):
+        label_dataset(images, classes, replace(plan, decoder="/none"))
+    with pytest.raises(ConfigError, match="steps=99"):
+        label_dataset(images, classes, replace(plan, steps=99))
+    for options in (
+        {"batch_size": 0},
+        {"readers": 0},
+        {"task_size": 0},
+        {"num_cpus": -1},
+        {"num_gpus": -1},
+        {"concurrency": 0},
+        {"concurrency": (3, 2)},
+    ):
+        with pytest.raises(ConfigError, match=next(iter(options))):
+            replace(plan, **options)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": "picture"}, "no such column; there are path, number"),
+        ({"backbone": FakeBackbone(seed=1)}, "rebuild"),
+    ],
+    ids=["column", "encoder"],
+)
+def test_refused_by_the_workers(
+    changes: dict[str, Any], message: str, classes: list[Prototypes], plan: RayPlan, photos: list[str]
+) -> None:
+    with pytest.raises((DiffUpError, ray.exceptions.RayError), match=message):
+        label_dataset(dataset(photos), classes, replace(plan, **changes)).take_all()
+
+
+def test_keys(classes: list[Prototypes], plan: RayPlan, photos: list[str], tmp_path: Path) -> None:
+    for key, message in (("name", "no such column"), ("number", "expected a string")):
+        with pytest.raises((DiffUpError, ray.exceptions.RayError), match=message):
+            label_into(dataset(photos), tmp_path / key, classes, plan, key=key)
