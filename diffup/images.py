@@ -16,7 +16,8 @@ from torch import Tensor
 from diffup.errors import ImageError
 
 ImageLike: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[Any] | Tensor
-"""A path, the bytes of a file, a PIL image, a numpy array (H, W), (H, W, 1 | 3 | 4) or a torch tensor (H, W), (1 | 3 | 4, H, W)."""
+"""A path, the bytes of a file, a PIL image, a numpy array (H, W), (H, W, 1 | 3 | 4), or a torch tensor (H, W),
+(1 | 3 | 4, H, W)."""
 
 MAX_PIXELS = 2**26
 """Largest image that is read unless the caller allows more: 8192 x 8192, 0.8 GB as a float tensor."""
@@ -36,7 +37,8 @@ def read_image(source: ImageLike, argument: str = "image", max_pixels: int = MAX
 
     Args:
         source: path, bytes of an image file, PIL image, numpy array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), or
-            torch tensor (H, W), (1, H, W), (3, H, W) or (4, H, W). Arrays and tensors are uint8, uint16 or floats in [0, 1].
+            torch tensor (H, W), (1, H, W), (3, H, W) or (4, H, W). Arrays and tensors are uint8, uint16 or floats in
+            [0, 1].
         argument: what to call the image in error messages.
         max_pixels: larger images are refused before they are decoded.
 

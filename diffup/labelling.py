@@ -105,8 +105,8 @@ def label_folder(
 
     Each image's files are written whole, then the image is put on record (`record.jsonl`). The same call after a kill
     goes on with the images that are not on record, tries again those that could not be read, and ends with the files
-    that an undisturbed run would have written, bit for bit if the batch size is the same. An image that changes after it was labelled is not noticed. One process
-    at a time may write to an output folder.
+    that an undisturbed run would have written, bit for bit if the batch size is the same. An image that changes after
+    it was labelled is not noticed. One process at a time may write to an output folder.
 
     Args:
         model: encoder and decoder.

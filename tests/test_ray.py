@@ -21,6 +21,8 @@ from diffup.bulk import Failure
 from diffup.decoder.weights import save_decoder
 from diffup.errors import ConfigError, DataError, DiffUpError, PrototypesError, WeightsError
 
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # its name aside, this keeps Ray on loopback anywhere
 ray = pytest.importorskip("ray")
 pytest.importorskip("ray.data")
 
@@ -56,15 +58,8 @@ class Watched(FakeBackbone):
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        object_store_memory=128 * 2**20,
-        _node_ip_address="127.0.0.1",
-    )
+    """Ray on two CPUs, on loopback alone and without usage reports (see the environment set above)."""
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=2**27)
     ray.data.DataContext.get_current().enable_progress_bars = False
     yield
     ray.shutdown()
@@ -85,9 +80,7 @@ def model(decoder: Path) -> DiffUp:
 @pytest.fixture(scope="module")
 def classes(model: DiffUp) -> list[Prototypes]:
     shots = {name: shape_image((index,), seed=index) for index, name in ((1, "square"), (2, "disc"))}
-    return [
-        model.prototypes(image, labels > 0, name=name, threshold=0.4) for name, (image, labels) in shots.items()
-    ]
+    return [model.prototypes(image, labels > 0, name=name, threshold=0.4) for name, (image, labels) in shots.items()]
 
 
 @pytest.fixture(scope="module")
@@ -146,9 +139,7 @@ def test_paths(classes: list[Prototypes], photos: list[str], plan: RayPlan, expe
     assert {row["number"]: row["path"] for row in rows} == dict(enumerate(photos))
 
 
-def test_bytes_of_files(
-    classes: list[Prototypes], photos: list[str], plan: RayPlan, expected: dict[str, Any]
-) -> None:
+def test_bytes_of_files(classes: list[Prototypes], photos: list[str], plan: RayPlan, expected: dict[str, Any]) -> None:
     files = ray.data.read_binary_files(photos, include_paths=True)
     rows = label_dataset(files, classes, replace(plan, images="bytes")).take_all()
     assert "bytes" not in rows[0]
