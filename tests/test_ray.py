@@ -7,11 +7,13 @@ import os
 import re
 import runpy
 import signal
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import fakes
 import numpy as np
 import pytest
 from fakes import FakeBackbone, random_decoder, shape_image, tiny_config
@@ -21,14 +23,25 @@ from torch import Tensor
 from diffup import DiffUp, LabelMap, Prototypes
 from diffup.bulk import Failure
 from diffup.decoder.weights import save_decoder
-from diffup.errors import ConfigError, DataError, DiffUpError, PrototypesError, WeightsError
+from diffup.errors import ConfigError, DataError, PrototypesError, WeightsError
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # its name aside, this keeps Ray on loopback anywhere
 ray = pytest.importorskip("ray")
 pytest.importorskip("ray.data")
 
-from diffup.integrations.ray import RayPlan, label_dataset, label_into  # noqa: E402
+import pyarrow  # noqa: E402
+from pyarrow import parquet  # noqa: E402
+from ray.data.block import BlockAccessor  # noqa: E402
+
+from diffup.integrations.ray import (  # noqa: E402
+    Labeller,
+    RayPlan,
+    _unlabelled,
+    _write_part,
+    label_dataset,
+    label_into,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -64,6 +77,8 @@ class Watched(FakeBackbone):
 def cluster() -> Iterator[None]:
     """Ray on two CPUs, on loopback alone and without usage reports (see the environment set above)."""
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=2**27)
+    for module in (fakes, sys.modules[__name__]):  # workers cannot import what lies beside the tests
+        ray.cloudpickle.register_pickle_by_value(module)
     ray.data.DataContext.get_current().enable_progress_bars = False
     yield
     ray.shutdown()
@@ -137,26 +152,34 @@ def check(rows: list[dict[str, Any]], expected: dict[str, LabelMap | Failure]) -
         assert row["quality"] == (pytest.approx(min(found), abs=1e-6) if found else None)
 
 
-def test_paths(classes: list[Prototypes], photos: list[str], plan: RayPlan, expected: dict[str, Any]) -> None:
-    rows = label_dataset(dataset(photos), classes, plan).take_all()
+def table(**columns: list[Any]) -> Any:
+    """A block of Ray Data, whose tensor columns are Ray's own."""
+    return BlockAccessor.for_block(BlockAccessor.batch_to_block(columns)).to_arrow()
+
+
+@pytest.fixture(scope="module")
+def labeller(model: DiffUp, classes: list[Prototypes], plan: RayPlan) -> Labeller:
+    """What runs in a worker, in this process."""
+    return Labeller(ray.put((model.decoder, classes)), plan)
+
+
+def test_paths_bytes_and_arrays(labeller: Labeller, photos: list[str], expected: dict[str, Any]) -> None:
+    rows = labeller(table(path=photos, number=list(range(COUNT)))).to_pylist()
     check(rows, expected)
     assert {row["number"]: row["path"] for row in rows} == dict(enumerate(photos))
-
-
-def test_bytes_of_files(classes: list[Prototypes], photos: list[str], plan: RayPlan, expected: dict[str, Any]) -> None:
-    files = ray.data.read_binary_files(photos, include_paths=True)
-    rows = label_dataset(files, classes, replace(plan, images="bytes")).take_all()
-    assert "bytes" not in rows[0]
-    broken = [row for row in rows if row["path"].endswith(BROKEN)]
-    assert len(broken) == 1 and "8 bytes" in broken[0]["error"]
-    check([row for row in rows if row not in broken], {key: expected[key] for key in photos[:-1]})
-
-
-def test_arrays(classes: list[Prototypes], photos: list[str], plan: RayPlan, expected: dict[str, Any]) -> None:
-    pictures = ray.data.read_images(photos[:-1], include_paths=True)
-    rows = label_dataset(pictures, classes, replace(plan, images="image")).take_all()
-    assert "image" not in rows[0]
-    check(rows, {key: expected[key] for key in photos[:-1]})
+    good = {key: expected[key] for key in photos[:-1]}
+    for images in ([Path(path).read_bytes() for path in good], [np.asarray(Image.open(path)) for path in good]):
+        labeller.plan = replace(labeller.plan, images="picture")
+        rows = labeller(table(path=list(good), picture=np.array(images, dtype=object))).to_pylist()
+        assert "picture" not in rows[0]
+        check(rows, good)
+    broken = labeller(table(path=["a", "b"], picture=[b"no image", b""])).to_pylist()
+    assert ["8 bytes" in row["error"] or "0 bytes" in row["error"] for row in broken] == [True, True]
+    with pytest.raises(ConfigError, match="no such column; there are path, number"):
+        labeller(table(path=photos, number=list(range(COUNT))))
+    with pytest.raises(ConfigError, match="rename its column 'labels'"):
+        labeller(table(picture=photos, labels=photos))
+    labeller.plan = replace(labeller.plan, images="path")
 
 
 def test_a_killed_worker_loses_nothing(
@@ -166,23 +189,21 @@ def test_a_killed_worker_loses_nothing(
     check(label_dataset(dataset(photos), classes, replace(plan, backbone=watched)).take_all(), expected)
     assert (tmp_path / "killed").exists()
     assert watched.encoded() > COUNT - 1  # the task's first batch was encoded twice
+    assert len({path.name.split("-")[0] for path in tmp_path.glob("*-*-*")}) >= 2  # processes
 
 
-def test_written_killed_and_resumed(
+def test_failed_and_resumed(
     classes: list[Prototypes], photos: list[str], plan: RayPlan, expected: dict[str, Any], tmp_path: Path
 ) -> None:
-    """First a worker is killed, then the whole run fails; the next one does what is left and nothing else."""
-    out, seen = tmp_path / "out", tmp_path / "seen"
+    """A run fails in the middle; the next one does what is left and nothing else."""
+    out, seen, again = (tmp_path / name for name in ("out", "seen", "again"))
     seen.mkdir()
+    again.mkdir()
     plan = replace(plan, concurrency=1)
-    failing = Watched(seen, kill_at=2, fail_at=5)
     with pytest.raises(ray.exceptions.RayError, match="out of memory, say"):
-        label_into(dataset(photos), out, classes, replace(plan, backbone=failing))
-    assert (seen / "killed").exists()
+        label_into(dataset(photos), out, classes, replace(plan, backbone=Watched(seen, fail_at=5)))
     before = rows_of(out / "labels")
     assert 0 < len(before) < COUNT - 1
-    again = tmp_path / "again"
-    again.mkdir()
     report = label_into(dataset(photos), out, classes, replace(plan, backbone=Watched(again)))
     assert Watched(again).encoded() == report.labelled == COUNT - 1 - len(before)
     assert report.known == len(before)
@@ -191,8 +212,6 @@ def test_written_killed_and_resumed(
     rows = [row for folder in report.files for row in rows_of(folder)]
     check(rows, expected)
     assert [row for row in rows if row in before] == before
-    done = label_into(dataset(photos), out, classes, plan)
-    assert (done.labelled, done.known, list(done.failed)) == (0, COUNT - 1, [photos[-1]])
     assert not list(out.rglob(".*"))
     with pytest.raises(DataError, match="seed: 0 there, 3 here"):
         label_into(dataset(photos), out, classes, replace(plan, seed=3))
@@ -202,7 +221,7 @@ def test_written_killed_and_resumed(
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = ray.data.read_parquet(str(folder)).take_all()
+    rows = [row for path in folder.glob("*.parquet") for row in parquet.read_table(path).to_pylist()]
     return sorted(rows, key=lambda row: row["path"])
 
 
@@ -229,25 +248,28 @@ def test_refused_before_anything_starts(classes: list[Prototypes], plan: RayPlan
             replace(plan, **options)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"images": "picture"}, "no such column; there are path, number"),
-        ({"backbone": FakeBackbone(seed=1)}, "rebuild"),
-    ],
-    ids=["column", "encoder"],
-)
-def test_refused_by_the_workers(
-    changes: dict[str, Any], message: str, classes: list[Prototypes], plan: RayPlan, photos: list[str]
-) -> None:
-    with pytest.raises((DiffUpError, ray.exceptions.RayError), match=message):
-        label_dataset(dataset(photos), classes, replace(plan, **changes)).take_all()
+def test_another_encoder_is_refused(model: DiffUp, classes: list[Prototypes], plan: RayPlan) -> None:
+    with pytest.raises(PrototypesError, match="Features of different encoders do not compare"):
+        Labeller(ray.put((model.decoder, classes)), replace(plan, backbone=FakeBackbone(seed=1)))
 
 
-def test_keys(classes: list[Prototypes], plan: RayPlan, photos: list[str], tmp_path: Path) -> None:
-    for key, message in (("name", "no such column"), ("number", "expected a string")):
-        with pytest.raises((DiffUpError, ray.exceptions.RayError), match=message):
-            label_into(dataset(photos), tmp_path / key, classes, plan, key=key)
+def test_keys() -> None:
+    rows, known = table(path=["a", "b", "c"], number=[1, 2, 3]), ray.put(pyarrow.array(["b", "z"]))
+    assert _unlabelled(rows, known, "path")["number"].to_pylist() == [1, 3]
+    for key, message in (("name", "no such column; there are path, number"), ("number", "expected a string")):
+        with pytest.raises(ConfigError, match=message):
+            _unlabelled(rows, known, key)
+    with pytest.raises(ConfigError, match="expected a string"):
+        _unlabelled(table(path=["a", None]), known, "path")
+
+
+def test_a_part_is_written_over_itself(tmp_path: Path) -> None:
+    rows = pyarrow.table({"path": ["a", "b"], "labels": [b"x", None], "error": [None, "it is broken"]})
+    for _ in range(2):
+        assert _write_part(rows, tmp_path, "path").to_pylist() == rows.select(["path", "error"]).to_pylist()
+        assert len(list(tmp_path.rglob("*.parquet"))) == 2
+    assert [row["path"] for row in rows_of(tmp_path / "labels")] == ["a"]
+    assert [row["path"] for row in rows_of(tmp_path / "errors")] == ["b"]
 
 
 # --- the docs and the example, with the bundled encoder --------------------------------------------------------------

@@ -135,7 +135,7 @@ class Labeller:
             raise ConfigError(f"images={column!r}: there is no such column; there are {', '.join(rows.column_names)}")
         if taken:
             raise ConfigError(f"dataset: rename its column {taken[0]!r}, results have a column of that name")
-        images = list(BlockAccessor.for_block(rows).to_numpy(column))
+        images = list(BlockAccessor.for_block(rows).to_numpy(column))  # of Ray's tensor columns too
         plan = self.plan
         results = self.model.segment_many(
             images,
@@ -148,7 +148,7 @@ class Labeller:
             seed=plan.seed,
         )
         found = pyarrow.Table.from_pylist([_row(result) for result in results], schema=_fields())
-        kept = rows if pyarrow.types.is_string(rows.schema.field(column).type) else rows.drop_columns([column])
+        kept = rows if _is_text(rows, column) else rows.drop_columns([column])
         for field in found.schema:
             kept = kept.append_column(field, found[field.name])
         return kept
@@ -342,9 +342,16 @@ def _unlabelled(rows: pyarrow.Table, known: ObjectRef[pyarrow.Array], key: str) 
 
     if key not in rows.column_names:
         raise ConfigError(f"key={key!r}: there is no such column; there are {', '.join(rows.column_names)}")
-    if not pa.types.is_string(rows.schema.field(key).type) or rows[key].null_count:
+    if not _is_text(rows, key) or rows[key].null_count:
         raise ConfigError(f"key={key!r}: expected a string in every row; it tells the rows apart")
-    return rows.filter(compute.invert(compute.is_in(rows[key], value_set=ray.get(known))))
+    return rows.filter(compute.invert(compute.is_in(rows[key].cast(pa.string()), value_set=ray.get(known))))
+
+
+def _is_text(rows: pyarrow.Table, column: str) -> bool:
+    from pyarrow import types
+
+    kind = rows.schema.field(column).type
+    return bool(types.is_string(kind) or types.is_large_string(kind))
 
 
 def _write_part(rows: pyarrow.Table, output: Path, key: str) -> pyarrow.Table:
