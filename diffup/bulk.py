@@ -32,6 +32,11 @@ class Failure:
     source: str
     error: ImageError
 
+    @property
+    def reason(self) -> str:
+        """Why, without the name of the argument."""
+        return str(self.error).partition(": ")[2]
+
 
 Outcome: TypeAlias = Segmentation | LabelMap | Failure
 
@@ -98,7 +103,7 @@ def check_stream(queries: Iterable[ImageLike], batch_size: int, workers: int, on
             raise ConfigError(f"{name}={value}: it must be 1 or more")
     if on_error not in ("record", "raise"):
         raise ConfigError(f"on_error={on_error!r}: choose 'record' or 'raise'")
-    if isinstance(queries, str | Image.Image | np.ndarray | Tensor) or not isinstance(queries, Iterable):
+    if isinstance(queries, str | bytes | Image.Image | np.ndarray | Tensor) or not isinstance(queries, Iterable):
         raise ConfigError(
             f"queries: expected a list or another iterable of images, got {describe(queries)}; for the images of a "
             "folder give sorted(Path(folder).glob('*.jpg')), for a single image call segment"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -14,8 +15,9 @@ from torch import Tensor
 
 from diffup.errors import ImageError
 
-ImageLike: TypeAlias = str | os.PathLike[str] | Image.Image | npt.NDArray[Any] | Tensor
-"""A path, a PIL image, a numpy array (H, W), (H, W, 1 | 3 | 4) or a torch tensor (H, W), (1 | 3 | 4, H, W)."""
+ImageLike: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[Any] | Tensor
+"""A path, the bytes of a file, a PIL image, a numpy array (H, W), (H, W, 1 | 3 | 4), or a torch tensor (H, W),
+(1 | 3 | 4, H, W)."""
 
 MAX_PIXELS = 2**26
 """Largest image that is read unless the caller allows more: 8192 x 8192, 0.8 GB as a float tensor."""
@@ -36,8 +38,9 @@ def read_image(source: ImageLike, argument: str = "image", max_pixels: int = MAX
     blended with white, as a viewer shows them (dropping alpha would uncover colours that nobody has seen).
 
     Args:
-        source: path, PIL image, numpy array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), or torch tensor (H, W),
-            (1, H, W), (3, H, W) or (4, H, W). Arrays and tensors are uint8, uint16 or floats in [0, 1].
+        source: path, bytes of an image file, PIL image, numpy array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), or
+            torch tensor (H, W), (1, H, W), (3, H, W) or (4, H, W). Arrays and tensors are uint8, uint16 or floats in
+            [0, 1].
         argument: what to call the image in error messages.
         max_pixels: larger images are refused before they are decoded.
 
@@ -93,12 +96,12 @@ def to_pil(image: Tensor) -> Image.Image:
 
 
 def open_image(
-    source: str | os.PathLike[str] | Image.Image, argument: str, max_pixels: int = MAX_PIXELS
+    source: str | os.PathLike[str] | bytes | Image.Image, argument: str, max_pixels: int = MAX_PIXELS
 ) -> tuple[Image.Image, str | None]:
     """Decode a file or a PIL image, checking its size first, and apply its EXIF orientation.
 
     Args:
-        source: path or PIL image; the latter is left as it is.
+        source: path, bytes of a file, or PIL image; the latter is left as it is.
         argument: what to call the image in error messages.
         max_pixels: larger images are refused before they are decoded.
 
@@ -110,18 +113,13 @@ def open_image(
     """
     if isinstance(source, Image.Image):
         return _decode(source, source, argument, max_pixels)
-    if not isinstance(source, str | os.PathLike):
+    if not isinstance(source, str | os.PathLike | bytes):
         raise ImageError(
             f"{argument}: expected a path, a PIL image, a numpy array (H, W, C) or a torch tensor (C, H, W), "
             f"got {describe(source)}."
         )
     try:
-        path = Path(source)
-        if not path.is_file():
-            remote = str(source).startswith(("http:", "https:"))
-            remedy = "URLs are not fetched: download the file and give its path." if remote else "Check the path."
-            raise ImageError(f"{argument}: there is no file {describe(source)}. {remedy}")
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else _existing(source, argument)) as image:
             return _decode(image, source, argument, max_pixels)
     except ImageError:
         raise
@@ -136,6 +134,15 @@ def open_image(
         ) from error
 
 
+def _existing(source: str | os.PathLike[str], argument: str) -> Path:
+    path = Path(source)
+    if not path.is_file():
+        remote = str(source).startswith(("http:", "https:"))
+        remedy = "URLs are not fetched: download the file and give its path." if remote else "Check the path."
+        raise ImageError(f"{argument}: there is no file {describe(source)}. {remedy}")
+    return path
+
+
 def describe(value: object) -> str:
     """Say in a few words what was given, for error messages: type, shape, data type, path."""
     if isinstance(value, Image.Image):
@@ -146,6 +153,8 @@ def describe(value: object) -> str:
         return f"a torch tensor of shape {tuple(value.shape)} and type {str(value.dtype).removeprefix('torch.')}"
     if isinstance(value, str | os.PathLike):
         return repr(os.fspath(value))
+    if isinstance(value, bytes):
+        return f"{len(value)} bytes"
     text = repr(value)
     return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
 
@@ -163,7 +172,7 @@ def _reason(error: Exception) -> str:
 
 
 def _decode(
-    image: Image.Image, source: str | os.PathLike[str] | Image.Image, argument: str, max_pixels: int
+    image: Image.Image, source: str | os.PathLike[str] | bytes | Image.Image, argument: str, max_pixels: int
 ) -> tuple[Image.Image, str | None]:
     """Check the size that the header states, then decode and turn upright."""
     _check_size(image.height, image.width, source, argument, max_pixels)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from diffup import pictures
 from diffup.errors import ImageError, PrototypesError
-from diffup.formats.png import voc_palette, write_label_png
+from diffup.formats.png import encode_label_png, voc_palette, write_label_png
 from diffup.inference import Decoded
 from diffup.result import Segmentation
 
@@ -133,6 +133,10 @@ class LabelMap:
             FormatError: another file ending.
         """
         return write_label_png(path, self.labels, self.palette)
+
+    def to_png(self) -> bytes:
+        """The content of the file that `save` writes."""
+        return encode_label_png(self.labels, self.palette)
 
     def summary(self) -> dict[str, Any]:
         """The figures, ready for JSON.

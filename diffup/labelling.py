@@ -196,7 +196,7 @@ def _settings(model: DiffUp, classes: Sequence[Prototypes], plan: LabelPlan) -> 
     return {
         "revision": REVISION,
         "classes": [item.name for item in classes],
-        "prototypes": [_digest(item) for item in classes],
+        "prototypes": [digest(item) for item in classes],
         "backbone": model.backbone.fingerprint,
         "decoder": decoder_hash(model.decoder)[:16],
         "thresholds": thresholds,
@@ -209,7 +209,7 @@ def _settings(model: DiffUp, classes: Sequence[Prototypes], plan: LabelPlan) -> 
     }
 
 
-def _digest(prototypes: Prototypes) -> str:
+def digest(prototypes: Prototypes) -> str:
     """Hash of what prototypes contribute, 16 hexadecimal digits."""
     tensors: list[Tensor] = []
     if prototypes.features is not None:
@@ -234,7 +234,7 @@ def _open_record(journal: Journal, settings: dict[str, Any]) -> dict[str, dict[s
     begun = False
     for number, entry in journal.read():
         if not begun:
-            _compare(journal, entry.get("settings", {}), settings)
+            compare_settings(journal.path, entry.get("settings", {}), settings)
             begun = True
         elif "image" in entry:
             known[entry["image"]] = {key: entry[key] for key in ("image", "error") if key in entry}
@@ -245,12 +245,22 @@ def _open_record(journal: Journal, settings: dict[str, Any]) -> dict[str, dict[s
     return known
 
 
-def _compare(journal: Journal, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
+def compare_settings(record: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
+    """Refuse to go on with the results of a run with other settings.
+
+    Args:
+        record: where the settings of that run are.
+        theirs: its settings.
+        ours: those of this run.
+
+    Raises:
+        DataError: they differ; the message says where.
+    """
     other = [name for name in ours if theirs.get(name) != ours[name]]
     if other:
         shown = "; ".join(f"{name}: {theirs.get(name)} there, {ours[name]} here" for name in other)
         raise DataError(
-            f"{journal.path} is of a run with other settings ({shown}). Give the same ones to go on with it, or choose "
+            f"{record} is of a run with other settings ({shown}). Give the same ones to go on with it, or choose "
             "another output folder"
         )
 
@@ -347,4 +357,4 @@ def _reason(result: object) -> str:
     """Why an image failed, without the name of the argument."""
     if not isinstance(result, Failure):
         raise TypeError(f"a list of prototypes gives label maps, not {type(result).__name__}")
-    return str(result.error).partition(": ")[2]
+    return result.reason

@@ -291,8 +291,19 @@ def check_classes(given: object, model: DiffUp) -> list[Prototypes]:
     """The classes of one or several prototypes, which must fit the model and each other.
 
     Raises:
-        PrototypesError: none is given, something else is among them, more than 255, two of one name, or one that was
-            made with another encoder.
+        PrototypesError: see `distinct_classes`, or one was made with another encoder.
+    """
+    classes = distinct_classes(given)
+    for item in classes:
+        item.check(model)
+    return classes
+
+
+def distinct_classes(given: object) -> list[Prototypes]:
+    """The classes of one or several prototypes, which must fit each other.
+
+    Raises:
+        PrototypesError: none is given, something else is among them, more than 255, or two of one name.
     """
     items = list(given) if isinstance(given, list | tuple) else [given]
     classes = [item for item in items if isinstance(item, Prototypes)]
@@ -311,8 +322,6 @@ def check_classes(given: object, model: DiffUp) -> list[Prototypes]:
         )
     if len(names) > MAX_CLASSES:
         raise PrototypesError(f"prototypes: {len(names)} classes do not fit into a label map; give up to {MAX_CLASSES}")
-    for item in classes:
-        item.check(model)
     return classes
 
 

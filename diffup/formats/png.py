@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,10 +42,24 @@ def write_label_png(
         The path.
 
     Raises:
-        FormatError: another file ending, labels that are not (H, W) integers from 0 to 255, or a palette that lacks
-            one of them or is none.
+        FormatError: another file ending, and see `encode_label_png`.
     """
-    path = _png(path)
+    path, content = _png(path), encode_label_png(labels, palette)
+    with replacing(path) as unfinished:
+        unfinished.write_bytes(content)
+    return path
+
+
+def encode_label_png(labels: npt.ArrayLike, palette: Sequence[Colour] | None = None) -> bytes:
+    """A label map as the content of an indexed PNG file.
+
+    Args:
+        labels: see `write_label_png`.
+        palette: see `write_label_png`.
+
+    Raises:
+        FormatError: labels that are not (H, W) integers from 0 to 255, or a palette that lacks one of them or is none.
+    """
     array = as_labels(labels, "labels")
     highest = int(array.max())
     if highest > 255:
@@ -58,9 +73,9 @@ def write_label_png(
         raise FormatError(f"palette: label {highest} has no colour, there are {len(colours)} (the first is label 0's)")
     image = Image.fromarray(array.astype(np.uint8))
     image.putpalette(colours.astype(np.uint8).tobytes())
-    with replacing(path) as unfinished:
-        image.save(unfinished, format="PNG")
-    return path
+    content = io.BytesIO()
+    image.save(content, format="PNG")
+    return content.getvalue()
 
 
 def write_mask_png(path: str | os.PathLike[str], mask: npt.ArrayLike) -> Path:

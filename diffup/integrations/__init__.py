@@ -1,0 +1,1 @@
+"""diffup inside other systems; each module needs an extra of its name."""
