@@ -1,4 +1,4 @@
-"""The command line: `diffup segment`, `teach`, `label`, `train`, `evaluate`, `upgrade-report` and `backbones`.
+"""The command line: `diffup segment`, `teach`, `label`, `train`, `evaluate`, `upgrade-report`, `backbones`, `demo`.
 
 Nothing heavy is imported before a command runs, so that `--help` answers at once.
 """
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from diffup import __version__
-from diffup.commands import backbones, evaluate, label, segment, teach, train, upgrade_report
+from diffup.commands import backbones, demo, evaluate, label, segment, teach, train, upgrade_report
 from diffup.errors import DiffUpError
 
 FAILED = 2
@@ -43,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="diffup", description="Few-shot segmentation with an exchangeable encoder.")
     parser.add_argument("--version", action="version", version=f"diffup {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (segment, teach, label, train, evaluate, upgrade_report, backbones):
+    for command in (segment, teach, label, train, evaluate, upgrade_report, backbones, demo):
         command.add(commands)
     return parser
 
