@@ -29,8 +29,8 @@ _NONE = "no other"
 _INTRO = """# diffup
 Show what you mean in one picture, and find it in another. No training; the encoder can be swapped."""
 _KIND_HELP = (
-    "scribble: strokes over it · mask: all of its pixels · outline: a closed line around it · box: drag from one corner "
-    "to the other, one stroke a box · whole image: no paint"
+    "scribble: strokes over it · mask: all of its pixels · outline: a closed line around it · box: drag from corner to "
+    "corner, one stroke a box · whole image: no paint"
 )
 
 

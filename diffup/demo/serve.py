@@ -85,9 +85,7 @@ def running(encoders: Encoders, host: str = "127.0.0.1", port: int = 7860, max_u
                 css=CSS,
             )
         except OSError as error:
-            raise ConfigError(
-                f"host={host!r}, port={port}: cannot listen there ({error}); try another --port"
-            ) from error
+            raise ConfigError(f"host={host!r}, port={port}: cannot listen there ({error}); try another") from error
         try:
             yield address
         finally:

@@ -65,9 +65,8 @@ def trace_grid(trace: npt.NDArray[np.float32], timesteps: Sequence[int]) -> Byte
         timesteps: of the S states.
     """
     chosen = np.unique(np.linspace(len(trace) - 1, 0, _STATES).round().astype(int))
-    panels = [
-        (f"t = {timesteps[i]}" if timesteps[i] >= 0 else "mask", pictures.grey((trace[i] + 1) / 2)) for i in chosen
-    ]
+    labels = [f"t = {timesteps[i]}" if timesteps[i] >= 0 else "mask" for i in chosen]
+    panels = [(label, pictures.grey((trace[i] + 1) / 2)) for label, i in zip(labels, chosen, strict=True)]
     rows = [pictures.strip(panels[i : i + _A_ROW], _STATE_HEIGHT) for i in range(0, len(panels), _A_ROW)]
     canvas = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), "white")
     for index, row in enumerate(rows):
