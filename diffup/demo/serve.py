@@ -31,9 +31,13 @@ POLICY = (
 CSS = """
 .gradio-container { max-width: 1180px !important; margin: 0 auto !important; }
 #scenes { align-items: center; }
-#try { flex: 0 1 auto; min-width: 120px; }
+#try { flex: 0 0 auto; width: auto; min-width: 0 !important; }
 #scenes button { flex: 0 1 auto; }
-#first-table table, #second-table table { width: 100%; }
+#shots .grid-container { grid-template-columns: repeat(auto-fill, minmax(104px, 1fr)) !important; }
+#shots .thumbnail-item { aspect-ratio: 1; max-height: 120px; }
+#first-picture img, #second-picture img { width: 100%; max-height: 70vh; object-fit: contain; }
+#first-table table, #second-table table { width: 100%; font-size: 0.9em; word-break: normal; overflow-wrap: normal; }
+#first-table :is(th, td), #second-table :is(th, td) { padding: 6px 8px; border-color: var(--border-color-primary); }
 footer { display: none !important; }
 """
 

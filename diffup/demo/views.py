@@ -13,14 +13,14 @@ from diffup.label_map import LabelMap
 from diffup.pictures import Bytes
 from diffup.result import Segmentation
 
-SIDE = 1024
-"""Longest side of a picture on the page, in pixels."""
+SMALL, SIDE = 512, 1024
+"""Smallest and largest longer side of a picture on the page, in pixels."""
 
 _STATES, _A_ROW, _STATE_HEIGHT = 8, 4, 192
 
 
 def draw(result: LabelMap, name: str, view: str) -> Image.Image:
-    """A picture of a result, at most `SIDE` pixels wide or high, but for a legend.
+    """A picture of a result, `SMALL` to `SIDE` pixels at its longer side, but for a legend.
 
     Args:
         result: of one encoder.
@@ -43,7 +43,7 @@ def describe(result: LabelMap) -> str:
         uncertainty = result[item["name"]].summary()["uncertainty"]
         name = _escape(item["name"])
         rows.append(f"| {name} | {item['quality']:.2f} | {item['area_fraction']:.1%} | {uncertainty:.3f} |")
-    head = ["| class | predicted IoU | part of the photo | uncertainty |", "|---|---|---|---|"]
+    head = ["| class | predicted IoU | area | uncertainty |", "|---|---|---|---|"]
     return "\n".join([f"**{_escape(result.decoded[0].backbone)}**", "", *head, *rows])
 
 
@@ -99,8 +99,13 @@ VIEWS = {
 
 
 def _fit(picture: Image.Image) -> Image.Image:
-    picture.thumbnail((SIDE, SIDE))
-    return picture
+    """The picture between `SMALL` and `SIDE` pixels at its longer side, so that legends can be read."""
+    longest = max(picture.size)
+    wanted = min(max(longest, SMALL), SIDE)
+    if wanted == longest:
+        return picture
+    size = tuple(max(1, round(side * wanted / longest)) for side in picture.size)
+    return picture.resize((size[0], size[1]), Image.Resampling.BILINEAR)
 
 
 def _escape(text: str) -> str:
