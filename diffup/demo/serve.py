@@ -29,7 +29,8 @@ POLICY = (
 """Content-Security-Policy: the browser loads nothing from anywhere else, whatever Gradio's pages name."""
 
 CSS = """
-.gradio-container { max-width: 1180px !important; margin: 0 auto !important; }
+.gradio-container { width: 100%; max-width: 1180px !important; margin: 0 auto !important; }
+.gradio-container main { width: 100%; }
 #scenes { align-items: center; }
 #try { flex: 0 0 auto; width: auto; min-width: 0 !important; }
 #scenes button { flex: 0 1 auto; }
