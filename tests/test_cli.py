@@ -199,7 +199,9 @@ def test_interruption(
     assert capsys.readouterr().err == "diffup: interrupted\n"
 
 
-@pytest.mark.parametrize("command", [[], ["segment"], ["train"], ["evaluate"], ["upgrade-report"], ["backbones"]])
+@pytest.mark.parametrize(
+    "command", [[], ["segment"], ["train"], ["evaluate"], ["upgrade-report"], ["demo"], ["backbones"]]
+)
 def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         cli.main([*command, "--help"])
