@@ -72,7 +72,7 @@ def _teach_column(gr: Any) -> dict[str, Any]:
         transforms=(),
         layers=False,
         format="png",
-        brush=gr.Brush(colors=["#28c850"], color_mode="fixed"),
+        brush=gr.Brush(default_size=8, colors=["#28c850"], color_mode="fixed"),
         height=420,
         elem_id="editor",
     )
