@@ -158,13 +158,13 @@ def _wire(
 
     def add(session: Session, name: str, editor: dict[str, Any], kind: str) -> list[Any]:
         session = work.add_painted(session, name, editor, kind)
-        clean = {"background": session.shots[-1].image, "layers": [], "composite": None}
+        clean: dict[str, Any] = {"background": session.shots[-1].image, "layers": [], "composite": None}
         return [*gallery(session), clean]
 
     def load(name: str, session: Session) -> list[Any]:
         scene = SCENES[name]()
         session = replace(session, shots=scene.shots)
-        editor = {"background": scene.shots[0].image, "layers": [], "composite": None}
+        editor: dict[str, Any] = {"background": scene.shots[0].image, "layers": [], "composite": None}
         return [*gallery(session), editor, scene.query, scene.shots[0].name, gr.Column(visible=False)]
 
     on(teach["add"].click, add, [state, teach["name"], teach["editor"], teach["kind"]], [*taught, teach["editor"]])

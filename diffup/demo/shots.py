@@ -74,12 +74,13 @@ def read_editor(value: Mapping[str, Any] | None) -> tuple[npt.NDArray[np.uint8],
     if value is None or background is None:
         raise ImageError("There is no example image yet: load one into the editor.")
     image = np.ascontiguousarray(np.asarray(background, dtype=np.uint8)[..., :3])
-    paint = np.zeros(image.shape[:2], dtype=bool)
+    height, width = image.shape[:2]
+    paint = np.zeros((height, width), dtype=bool)
     for layer in value.get("layers") or ():
-        if layer.shape[:2] != paint.shape:
+        if layer.shape[:2] != (height, width):
             raise AnnotationError(
-                f"The paint is {layer.shape[1]} x {layer.shape[0]} pixels, the image {paint.shape[1]} x "
-                f"{paint.shape[0]}: load the image again."
+                f"The paint is {layer.shape[1]} x {layer.shape[0]} pixels, the image {width} x {height}: load the image "
+                "again."
             )
         paint |= layer[..., 3] > _OPAQUE
     return image, paint
