@@ -88,7 +88,7 @@ def test_an_empty_editor_is_told(value: dict[str, object] | None) -> None:
 
 
 def test_a_layer_of_another_size_is_told() -> None:
-    with pytest.raises(AnnotationError, match="load the image"):
+    with pytest.raises(AnnotationError, match="load the image again"):
         read_editor({**editor(), "layers": [np.zeros((5, 5, 4), np.uint8)]})
 
 

@@ -79,8 +79,8 @@ def read_editor(value: Mapping[str, Any] | None) -> tuple[npt.NDArray[np.uint8],
     for layer in value.get("layers") or ():
         if layer.shape[:2] != (height, width):
             raise AnnotationError(
-                f"The paint is {layer.shape[1]} x {layer.shape[0]} pixels, the image {width} x {height}: load the image "
-                "again."
+                f"The paint is {layer.shape[1]} x {layer.shape[0]} pixels, the image {width} x {height}: load the "
+                "image again."
             )
         paint |= layer[..., 3] > _OPAQUE
     return image, paint
