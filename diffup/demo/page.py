@@ -97,7 +97,13 @@ def _mark_column(gr: Any, encoders: Encoders) -> dict[str, Any]:
     config, names = encoders.first.config, encoders.names
     gr.Markdown("## 2 · Mark a photo")
     part["query"] = gr.Image(
-        label="Photo", sources=["upload", "clipboard"], type="filepath", image_mode=None, height=420, elem_id="query"
+        label="Photo",
+        sources=["upload", "clipboard"],
+        type="filepath",
+        image_mode=None,
+        format="png",  # a lossy one would change the example photos
+        height=420,
+        elem_id="query",
     )
     with gr.Row():
         part["encoder"] = gr.Dropdown(names, value=names[0], label="Encoder", min_width=150, elem_id="encoder")
