@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from diffup import __version__
-from diffup.commands import backbones, evaluate, export, label, push, segment, teach, train, upgrade_report
+from diffup.commands import backbones, demo, evaluate, export, label, push, segment, teach, train, upgrade_report
 from diffup.errors import DiffUpError
 
 FAILED = 2
@@ -43,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="diffup", description="Few-shot segmentation with an exchangeable encoder.")
     parser.add_argument("--version", action="version", version=f"diffup {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (segment, teach, label, train, evaluate, upgrade_report, export, push, backbones):
+    for command in (segment, teach, label, train, evaluate, upgrade_report, export, push, demo, backbones):
         command.add(commands)
     return parser
 

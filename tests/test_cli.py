@@ -200,7 +200,11 @@ def test_interruption(
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["segment"], ["teach"], ["label"], ["train"], ["evaluate"], ["upgrade-report"], ["backbones"]]
+    "command",
+    [
+        [],
+        *([name] for name in ("segment", "teach", "label", "train", "evaluate", "upgrade-report", "demo", "backbones")),
+    ],
 )
 def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:

@@ -1,0 +1,53 @@
+"""`diffup demo`: the web page."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from diffup.commands.options import add_command, add_model, load_model
+
+EXAMPLES = """examples:
+  diffup demo
+  diffup demo --port 8000 --offer timm:resnet50.tv_in1k=resnet50.safetensors
+  diffup demo --host 0.0.0.0 --max-upload 8
+
+It listens on this machine alone unless --host says otherwise, loads nothing from the network and keeps no uploads.
+docs/demo.md tells more. Ctrl-C ends it."""
+
+
+def add(commands: Any) -> None:
+    """Add the command's parser."""
+    parser = add_command(commands, "demo", run, "try it in a browser (pip install 'diffup[demo]')", EXAMPLES)
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; default: 127.0.0.1")
+    parser.add_argument("--port", type=int, default=7860, help="0 takes any that is free; default: 7860")
+    parser.add_argument("--max-upload", type=int, default=20, metavar="MIB", help="largest upload; default: 20")
+    parser.add_argument(
+        "--offer",
+        nargs="+",
+        action="extend",
+        metavar="NAME[=FILE]",
+        help="further encoders to choose from, with a local checkpoint; default: the bundled ones that are installed",
+    )
+    add_model(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Serve the page until it is interrupted."""
+    from diffup.formats.optional import need
+
+    need("gradio", "the web page", extra="demo")  # before the model is loaded
+    from diffup.demo.encoders import Encoders, installed_encoders
+    from diffup.demo.serve import serve
+
+    model = load_model(args)
+    tied = bool(model.config.low_level_channels)  # a DiffUp+LFE decoder works behind its own encoder alone
+    offered = args.offer if args.offer is not None else [] if tied else installed_encoders()
+    encoders = Encoders(model, offered, args.input_size)
+    serve(
+        encoders,
+        args.host,
+        args.port,
+        args.max_upload,
+        ready=lambda address: print(f"diffup: open {address} in a browser; Ctrl-C ends it", flush=True),
+    )

@@ -1,0 +1,54 @@
+"""Results as files."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from diffup.demo.session import Session
+from diffup.errors import ConfigError
+from diffup.files import replacing, write_text
+from diffup.formats import coco_annotations, coco_document
+from diffup.formats.png import write_mask_png
+
+
+def write_files(session: Session, folder: Path) -> list[Path]:
+    """Write what the first of the chosen encoders gave.
+
+    `labels.png` (indexed), `overlay.png`, `coco.json` (run lengths), and for each class its own mask `NAME.png` and its
+    prototypes `NAME.safetensors`.
+
+    Args:
+        session: with results.
+        folder: an empty one.
+
+    Returns:
+        The files.
+
+    Raises:
+        ConfigError: there are no results.
+        MissingPackageError: pycocotools is not installed.
+    """
+    if not session.results:
+        raise ConfigError("There are no results yet: press 'Mark' first.")
+    result = session.results[0]
+    height, width = result.labels.shape
+    ids = range(1, len(result.names) + 1)
+    scores = [item.quality for item in result.decoded]
+    document = coco_document(
+        [{"id": 1, "file_name": session.query_name, "width": width, "height": height}],
+        coco_annotations(result.labels, 1, ids, scores=scores),
+        result.names,
+    )
+    files = [result.save(folder / "labels.png"), folder / "overlay.png", folder / "coco.json"]
+    with replacing(files[1]) as unfinished:
+        result.overlay().save(unfinished, format="PNG")
+    write_text(files[2], json.dumps(document) + "\n")
+    for number, name in enumerate(result.names, start=1):
+        stem = f"{number}_{re.sub(r'[^A-Za-z0-9-]+', '_', name)}"
+        files.append(write_mask_png(folder / f"{stem}.png", result[name].mask))
+        taught = session.taught.get((result.decoded[0].backbone, name))
+        if taught is not None:
+            files.append(taught.prototypes.save(folder / f"{stem}.safetensors"))
+    return files

@@ -1,0 +1,51 @@
+"""The encoders that the page offers, each loaded when it is first chosen."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+
+from diffup.backbones.bundled import BUNDLES
+from diffup.commands.options import load_named, split_backbone
+from diffup.errors import ConfigError
+from diffup.model import DiffUp
+
+
+class Encoders:
+    """One decoder behind several encoders.
+
+    Nobody can name others on the page: that would let every visitor start downloads.
+
+    Args:
+        model: the decoder with its first encoder.
+        others: further names, `NAME` or `NAME=CHECKPOINT`.
+        input_size: side that images are resized to for the others; each encoder's own if None.
+
+    Raises:
+        ConfigError: an empty name.
+        BackboneError: from `get`: the encoder cannot be found or built.
+    """
+
+    def __init__(self, model: DiffUp, others: Sequence[str] = (), input_size: int | None = None) -> None:
+        self._models = {model.backbone.name: model}
+        self._others = {split_backbone(text)[0]: text for text in others}
+        self._input_size = input_size
+        self.first = model
+
+    @property
+    def names(self) -> list[str]:
+        """In the order of the choice."""
+        return list(dict.fromkeys([self.first.backbone.name, *self._others]))
+
+    def get(self, name: str) -> DiffUp:
+        """The decoder behind the encoder of this name."""
+        if name not in self._models:
+            if name not in self._others:
+                raise ConfigError(f"encoder={name!r}: this page offers {', '.join(self.names)}")
+            self._models[name] = self.first.upgrade(load_named(self._others[name], self._input_size))
+        return self._models[name]
+
+
+def installed_encoders() -> list[str]:
+    """The bundled encoders whose weights are installed."""
+    return [f"bundled:{name}" for name, bundle in BUNDLES.items() if importlib.util.find_spec(bundle.module)]

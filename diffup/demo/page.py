@@ -1,0 +1,296 @@
+"""The layout of the page, and what its buttons call. Everything they do is in the modules beside this one."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from diffup.demo import session as work
+from diffup.demo.downloads import write_files
+from diffup.demo.encoders import Encoders
+from diffup.demo.scenes import SCENES
+from diffup.demo.session import Sampling, Session
+from diffup.demo.shots import KINDS
+from diffup.demo.views import VIEWS, compare, describe, draw
+from diffup.errors import DiffUpError
+from diffup.formats.optional import need
+
+KEPT_SECONDS = 3600
+"""How long a visitor's examples and results stay in memory after the last use."""
+
+FILES_SECONDS = 600
+"""How long files of uploads, pictures and downloads stay."""
+
+_NONE = "no other"
+_INTRO = """# diffup
+Show what you mean in one picture, and find it in another. No training; the encoder can be swapped."""
+_KIND_HELP = (
+    "scribble: strokes over it · mask: all of its pixels · outline: a closed line around it · box: drag from corner to "
+    "corner, one stroke a box · whole image: no paint"
+)
+
+
+def build(encoders: Encoders) -> Any:
+    """The page as `gradio.Blocks`.
+
+    Args:
+        encoders: to choose from.
+
+    Raises:
+        MissingPackageError: Gradio is not installed.
+    """
+    gr = need("gradio", "the web page", extra="demo")
+    with gr.Blocks(title="diffup", analytics_enabled=False, delete_cache=(60, FILES_SECONDS), fill_width=False) as page:
+        state = gr.State(Session(), time_to_live=KEPT_SECONDS)
+        gr.Markdown(_INTRO)
+        with gr.Row(elem_id="scenes"):
+            gr.Markdown("Try an example:", elem_id="try")
+            scenes = {name: gr.Button(name, size="sm", min_width=90) for name in SCENES}
+        with gr.Row(equal_height=False):
+            with gr.Column(min_width=320):
+                teach = _teach_column(gr)
+            with gr.Column(min_width=320):
+                mark = _mark_column(gr, encoders)
+        show = _results(gr)
+        _wire(gr, encoders, state, scenes, teach, mark, show)
+    return page
+
+
+def _teach_column(gr: Any) -> dict[str, Any]:
+    """Examples of classes."""
+    part: dict[str, Any] = {}
+    gr.Markdown("## 1 · Show examples")
+    part["name"] = gr.Textbox("object", label="Class", max_lines=1, max_length=60, elem_id="name")
+    part["editor"] = gr.ImageEditor(
+        label="Load an image and paint over the object",
+        sources=("upload", "clipboard"),
+        type="numpy",
+        transforms=(),
+        layers=False,
+        format="png",
+        brush=gr.Brush(default_size=8, colors=["#28c850"], color_mode="fixed"),
+        height=420,
+        elem_id="editor",
+    )
+    part["kind"] = gr.Radio(list(KINDS), value="scribble", label="The paint is a", info=_KIND_HELP, elem_id="kind")
+    part["add"] = gr.Button("Add example", variant="primary", elem_id="add")
+    with gr.Row(visible=work.text_supported()):
+        part["word"] = gr.Textbox(label="Or a word for the class", max_lines=1, max_length=60, elem_id="word", scale=3)
+        part["add_word"] = gr.Button("Add word", elem_id="add-word", scale=1, min_width=90)
+    part["chosen"] = gr.State(None)
+    part["gallery"] = gr.Gallery(
+        label="Examples", columns=4, height=170, object_fit="contain", elem_id="shots", buttons=[], visible=False
+    )
+    with gr.Row(visible=False) as part["tools"]:
+        part["remove"] = gr.Button("Remove (the one selected, or the last)", size="sm", elem_id="remove")
+        part["clear"] = gr.Button("Remove all", size="sm", min_width=90)
+    return part
+
+
+def _mark_column(gr: Any, encoders: Encoders) -> dict[str, Any]:
+    """The photo and how it is marked."""
+    part: dict[str, Any] = {}
+    config, names = encoders.first.config, encoders.names
+    gr.Markdown("## 2 · Mark a photo")
+    part["query"] = gr.Image(
+        label="Photo",
+        sources=["upload", "clipboard"],
+        type="filepath",
+        image_mode=None,
+        format="png",  # a lossy one would change the example photos
+        height=420,
+        elem_id="query",
+    )
+    with gr.Row():
+        part["encoder"] = gr.Dropdown(names, value=names[0], label="Encoder", min_width=150, elem_id="encoder")
+        part["other"] = gr.Dropdown(
+            [_NONE, *names], value=_NONE, label="Compare with", min_width=150, elem_id="other", visible=len(names) > 1
+        )
+    with gr.Accordion("Sampling", open=False):
+        part["threshold"] = gr.Slider(
+            0.05, 0.95, value=config.threshold, step=0.05, label="Threshold", info="Lower marks more."
+        )
+        part["steps"] = gr.Slider(
+            1, min(50, config.timesteps), value=min(50, config.steps), step=1, label="Denoising steps", elem_id="steps"
+        )
+        part["ensemble"] = gr.Slider(1, 16, value=min(16, config.ensemble), step=1, label="Samples averaged")
+    part["mark"] = gr.Button("Mark", variant="primary", elem_id="mark")
+    return part
+
+
+def _results(gr: Any) -> dict[str, Any]:
+    """What was found."""
+    part: dict[str, Any] = {}
+    with gr.Column(visible=False, elem_id="results") as part["all"]:
+        gr.Markdown("## 3 · Look, and take it with you")
+        with gr.Row():
+            part["view"] = gr.Radio(list(VIEWS), value="overlay", label="View", scale=3, elem_id="view")
+            part["class"] = gr.Dropdown([], label="Class", scale=1, min_width=150, visible=False, elem_id="class")
+        part["legend"] = gr.Markdown(VIEWS["overlay"])
+        part["agreement"] = gr.Markdown(visible=False, elem_id="agreement")
+        with gr.Row(equal_height=False):
+            for side in ("first", "second"):
+                with gr.Column(min_width=320) as part[f"{side} column"]:
+                    part[f"{side} picture"] = gr.Image(
+                        show_label=False, interactive=False, buttons=["fullscreen"], elem_id=f"{side}-picture"
+                    )
+                    part[f"{side} table"] = gr.Markdown(elem_id=f"{side}-table")
+        part["make"] = gr.Button("Make files: masks, COCO JSON, prototypes", elem_id="make")
+        part["files"] = gr.File(label="Files of the first encoder", visible=False, elem_id="files")
+    return part
+
+
+def _wire(
+    gr: Any,
+    encoders: Encoders,
+    state: Any,
+    scenes: dict[str, Any],
+    teach: dict[str, Any],
+    mark: dict[str, Any],
+    show: dict[str, Any],
+) -> None:
+    """Connect the components with what they do."""
+    taught = [state, teach["gallery"], teach["tools"], teach["chosen"]]
+    on = functools.partial(_connect, gr)
+
+    def gallery(session: Session) -> list[Any]:
+        pictures = [(shot.picture(), f"{shot.name}: {shot.kind}") for shot in session.shots]
+        shown = bool(pictures)
+        return [session, gr.Gallery(pictures, visible=shown, selected_index=None), gr.Row(visible=shown), None]
+
+    def add(session: Session, name: str, editor: dict[str, Any], kind: str) -> list[Any]:
+        session = work.add_painted(session, name, editor, kind)
+        clean: dict[str, Any] = {"background": session.shots[-1].image, "layers": [], "composite": None}
+        return [*gallery(session), clean]
+
+    def load(name: str, session: Session) -> list[Any]:
+        scene = SCENES[name]()
+        session = replace(session, shots=scene.shots)
+        editor: dict[str, Any] = {"background": scene.shots[0].image, "layers": [], "composite": None}
+        return [*gallery(session), editor, scene.query, scene.shots[0].name, gr.Column(visible=False)]
+
+    on(teach["add"].click, add, [state, teach["name"], teach["editor"], teach["kind"]], [*taught, teach["editor"]])
+    on(
+        teach["add_word"].click,
+        lambda session, name, word: [*gallery(work.add_word(session, name, word)), ""],
+        [state, teach["name"], teach["word"]],
+        [*taught, teach["word"]],
+    )
+    on(
+        teach["remove"].click,
+        lambda session, index: gallery(work.remove_shot(session, index)),
+        [state, teach["chosen"]],
+        taught,
+    )
+    on(teach["clear"].click, lambda session: gallery(replace(session, shots=())), [state], taught)
+    teach["gallery"].select(_selected(gr), None, teach["chosen"], show_progress="hidden", api_visibility="private")
+    for name, button in scenes.items():
+        loaded = [*taught, teach["editor"], mark["query"], teach["name"], show["all"]]
+        on(button.click, functools.partial(load, name), [state], loaded)
+    on(mark["query"].change, work.set_query, [state, mark["query"]], [state])
+    _wire_results(gr, encoders, state, mark, show)
+    for component in (teach["editor"], mark["query"]):
+        _guard(gr, component)
+
+
+def _wire_results(gr: Any, encoders: Encoders, state: Any, mark: dict[str, Any], show: dict[str, Any]) -> None:
+    """Connect the run, the views and the downloads."""
+    on = functools.partial(_connect, gr)
+    drawn = [show["first picture"], show["second picture"], show["legend"]]
+
+    def look(session: Session, view: str, name: str | None) -> list[Any]:
+        if not session.results:
+            return [None, None, VIEWS[view]]
+        name = name if name in session.results[0].names else session.results[0].names[0]
+        pictures = [draw(result, name, view) for result in session.results]
+        return [pictures[0], pictures[1] if len(pictures) > 1 else None, VIEWS[view]]
+
+    def run(
+        session: Session,
+        encoder: str,
+        other: str,
+        steps: float,
+        ensemble: float,
+        threshold: float,
+        view: str,
+        name: str | None,
+    ) -> list[Any]:
+        chosen = [encoder] if other in (_NONE, encoder) else [encoder, other]
+        session = work.segment(session, encoders, chosen, Sampling(int(steps), int(ensemble), threshold))
+        results = session.results
+        names = list(results[0].names)
+        name = name if name in names else names[0]
+        two = len(results) > 1
+        return [
+            session,
+            *look(session, view, name),
+            gr.Column(visible=True),
+            gr.Dropdown(names, value=name, visible=len(names) > 1),
+            gr.Markdown(compare(*results) if two else "", visible=two),
+            describe(results[0]),
+            gr.Column(visible=two),
+            describe(results[1]) if two else "",
+            gr.File(visible=False),
+        ]
+
+    def make(session: Session) -> Any:
+        folder = Path(tempfile.mkdtemp(dir=show["files"].GRADIO_CACHE))
+        return gr.File([str(path) for path in write_files(session, folder)], visible=True)
+
+    sampling = [mark[name] for name in ("encoder", "other", "steps", "ensemble", "threshold")]
+    outputs = [show[name] for name in ("all", "class", "agreement", "first table", "second column", "second table")]
+    on(
+        mark["mark"].click,
+        run,
+        [state, *sampling, show["view"], show["class"]],
+        [state, *drawn, *outputs, show["files"]],
+    )
+    for control in (show["view"], show["class"]):
+        on(control.input, look, [state, show["view"], show["class"]], drawn)
+    on(show["make"].click, make, [state], [show["files"]])
+
+
+def _connect(gr: Any, event: Any, function: Callable[..., Any], inputs: list[Any], outputs: list[Any]) -> None:
+    """Call a function at an event, one at a time over all events, and show its errors as messages."""
+
+    @functools.wraps(function)
+    def told(*values: Any) -> Any:
+        try:
+            return function(*values)
+        except DiffUpError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+
+    event(told, inputs, outputs, concurrency_id="work", concurrency_limit=1, api_visibility="private")
+
+
+def _selected(gr: Any) -> Callable[..., Any]:
+    """The index of the gallery's picture that was clicked."""
+
+    def select(event: Any) -> Any:
+        return event.index
+
+    select.__annotations__["event"] = gr.SelectData  # Gradio looks at the annotation, and is not imported above
+    return select
+
+
+def _guard(gr: Any, component: Any) -> None:
+    """Tell what cannot be read as an image in words, instead of Pillow's error or none."""
+    read = component.preprocess
+
+    def preprocess(payload: Any) -> Any:
+        try:
+            return read(payload)
+        except gr.Error:
+            raise
+        except Exception as error:  # Pillow's decoders raise nearly anything for a damaged file
+            raise gr.Error(
+                f"{component.label}: this file cannot be read as an image. Give an intact PNG, JPEG or WebP file of at "
+                f"most {work.MAX_PIXELS} pixels.",
+                print_exception=False,
+            ) from error
+
+    component.preprocess = preprocess

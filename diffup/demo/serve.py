@@ -1,0 +1,164 @@
+"""The page on a port: on the loopback interface, offline, with nothing kept."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import tempfile
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+from PIL import Image
+
+from diffup.demo.encoders import Encoders
+from diffup.demo.page import build
+from diffup.demo.session import MAX_PIXELS
+from diffup.errors import ConfigError
+from diffup.formats.optional import need
+
+SESSIONS = 50
+"""Visitors whose work is held in memory; the one that was idle longest makes room."""
+
+POLICY = (
+    "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; connect-src 'self' data: blob: ws: wss:; "
+    "object-src 'none'; base-uri 'self'; form-action 'self'"
+)
+"""Content-Security-Policy: the browser loads nothing from anywhere else, whatever Gradio's pages name."""
+
+CSS = """
+.gradio-container { width: 100%; max-width: 1180px !important; margin: 0 auto !important; }
+.gradio-container main { width: 100%; }
+#scenes { align-items: center; }
+#try { flex: 0 0 auto; width: auto; min-width: 0 !important; }
+#scenes button { flex: 0 1 auto; }
+#shots .grid-container { grid-template-columns: repeat(auto-fill, minmax(104px, 1fr)) !important; }
+#shots .thumbnail-item { aspect-ratio: 1; max-height: 120px; }
+#first-picture img, #second-picture img { width: 100%; max-height: 70vh; object-fit: contain; }
+#first-table table, #second-table table { width: 100%; font-size: 0.9em; word-break: normal; overflow-wrap: normal; }
+#first-table :is(th, td), #second-table :is(th, td) { padding: 6px 8px; border-color: var(--border-color-primary); }
+footer { display: none !important; }
+"""
+
+
+@contextlib.contextmanager
+def running(encoders: Encoders, host: str = "127.0.0.1", port: int = 7860, max_upload: int = 20) -> Iterator[str]:
+    """Serve the page while the block runs.
+
+    Uploads lie in a private temporary folder, are deleted after ten minutes, and the folder with all else when the
+    block ends.
+
+    Args:
+        encoders: to choose from.
+        host: address to listen on; "0.0.0.0" is every interface.
+        port: to listen on; 0 for any that is free.
+        max_upload: largest upload, in MiB.
+
+    Yields:
+        The page's address.
+
+    Raises:
+        ConfigError: the port is taken or the host cannot be listened on, or a number is out of range.
+        MissingPackageError: Gradio is not installed.
+    """
+    if max_upload < 1 or not 0 <= port <= 65535:
+        raise ConfigError(f"port={port}, max_upload={max_upload}: give a port up to 65535 and at least 1 MiB")
+    with tempfile.TemporaryDirectory(prefix="diffup-demo-") as folder, _settings(folder):
+        gr = need("gradio", "the web page", extra="demo")
+        page = build(encoders)
+        theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+        page.queue(max_size=64, api_open=False)
+        try:
+            _, address, _ = page.launch(
+                server_name=host,
+                server_port=port or _free_port(host),
+                max_file_size=f"{max_upload}mb",
+                share=False,
+                quiet=True,
+                inbrowser=False,
+                prevent_thread_lock=True,
+                ssr_mode=False,
+                pwa=False,
+                run_history=False,
+                enable_monitoring=False,
+                footer_links=[],
+                state_session_capacity=SESSIONS,
+                app_kwargs={"middleware": [_policy()], "docs_url": None, "redoc_url": None, "openapi_url": None},
+                theme=theme,
+                css=CSS,
+            )
+        except OSError as error:
+            raise ConfigError(f"host={host!r}, port={port}: cannot listen there ({error}); try another") from error
+        try:
+            yield address
+        finally:
+            page.close(verbose=False)
+
+
+def serve(encoders: Encoders, host: str, port: int, max_upload: int, ready: Callable[[str], object]) -> None:
+    """Serve the page until the process is interrupted or told to end.
+
+    Args:
+        encoders: see `running`.
+        host: see `running`.
+        port: see `running`.
+        max_upload: see `running`.
+        ready: called with the page's address.
+    """
+    before = signal.signal(signal.SIGTERM, _interrupt)  # so that the folder of uploads is removed then, too
+    try:
+        with running(encoders, host, port, max_upload) as address:
+            ready(address)
+            while not threading.Event().wait(3600):
+                pass
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _settings(folder: str) -> Iterator[None]:
+    """Settings of the process while the page runs: Gradio's files in the folder, no analytics, no large images."""
+    changes = {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    before, limit = {name: os.environ.get(name) for name in changes}, Image.MAX_IMAGE_PIXELS
+    os.environ.update(changes)
+    Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Pillow warns above it and refuses above twice as much
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
+
+
+def _policy() -> Any:
+    """A middleware that adds `POLICY` to every answer."""
+    middleware = need("starlette.middleware", "the web page", extra="demo")
+
+    class Policy:
+        """Pure ASGI, so that streams are not buffered."""
+
+        def __init__(self, app: Callable[..., Awaitable[None]]) -> None:
+            self.app = app
+
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            async def with_policy(message: Any) -> None:
+                if message["type"] == "http.response.start":
+                    added = {"content-security-policy": POLICY, "referrer-policy": "no-referrer"}
+                    message["headers"] = [*message["headers"], *((k.encode(), v.encode()) for k, v in added.items())]
+                await send(message)
+
+            await self.app(scope, receive, with_policy)
+
+    return middleware.Middleware(Policy)
+
+
+def _free_port(host: str) -> int:
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt

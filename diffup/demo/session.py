@@ -1,0 +1,217 @@
+"""What one visitor of the page has: examples, a photo, results. Every change gives a new `Session`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from diffup.demo.encoders import Encoders
+from diffup.demo.shots import WORD, Shot, read_editor, read_paint
+from diffup.errors import ConfigError, ImageError, PrototypesError
+from diffup.images import read_image, to_pil
+from diffup.label_map import LabelMap
+from diffup.model import DiffUp
+from diffup.prototypes import Prototypes
+
+MAX_PIXELS = 2**24
+"""Of an image on the page: 4096 x 4096."""
+
+MAX_KEPT = 2**26
+"""Pixels of all of a visitor's examples."""
+
+MAX_SHOTS = 100
+
+
+@dataclass(frozen=True)
+class Taught:
+    """Prototypes, and the shots that they were made of."""
+
+    shots: tuple[Shot, ...]
+    prototypes: Prototypes
+
+
+@dataclass(frozen=True, eq=False)
+class Session:
+    """A visitor's work.
+
+    Attributes:
+        shots: in the order in which they were added, of all classes.
+        query: (H, W, 3) uint8, the photo to be marked.
+        query_name: its file name.
+        taught: by encoder and class, so that nothing is computed twice.
+        results: of the last run, one for each encoder, in the order of the choice.
+    """
+
+    shots: tuple[Shot, ...] = ()
+    query: npt.NDArray[np.uint8] | None = None
+    query_name: str = "query.png"
+    taught: Mapping[tuple[str, str], Taught] = field(default_factory=dict)
+    results: tuple[LabelMap, ...] = ()
+
+    @property
+    def names(self) -> list[str]:
+        """The classes, in the order of their first example."""
+        return list(dict.fromkeys(shot.name for shot in self.shots))
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the decoder is sampled; see `DiffUp.segment`."""
+
+    steps: int
+    ensemble: int
+    threshold: float
+    seed: int = 0
+
+
+def text_supported() -> bool:
+    """Whether `DiffUp.prototypes` can learn a class from its name."""
+    return "text" in inspect.signature(DiffUp.prototypes).parameters
+
+
+def add_painted(session: Session, name: str, editor: Mapping[str, Any] | None, kind: str) -> Session:
+    """Add an example from the image editor.
+
+    Args:
+        session: before.
+        name: of the class.
+        editor: see `diffup.demo.shots.read_editor`.
+        kind: what the paint means, one of `diffup.demo.shots.KINDS`.
+
+    Raises:
+        PrototypesError: the class has no name.
+        ImageError: no image, or one that is too large.
+        AnnotationError: nothing is painted, or not what the kind needs.
+        ConfigError: there are too many examples.
+    """
+    image, paint = read_editor(editor)
+    return add_shot(session, Shot(_class_name(name), kind, image, read_paint(paint, kind)))
+
+
+def add_word(session: Session, name: str, word: str) -> Session:
+    """Add a class, or help one, by what it is called.
+
+    Args:
+        session: before.
+        name: of the class; the word itself if empty.
+        word: such as "a red bus".
+
+    Raises:
+        PrototypesError: there is no word.
+        ConfigError: there are too many examples.
+    """
+    if not word.strip():
+        raise PrototypesError("There is no word yet: type what the object is called.")
+    return add_shot(session, Shot(_class_name(name or word), WORD, word=word.strip()))
+
+
+def add_shot(session: Session, shot: Shot) -> Session:
+    """Add an example. Earlier results stay until the next run.
+
+    Raises:
+        ImageError: the image is too large.
+        ConfigError: there are too many examples.
+    """
+    sizes = [item.image.shape[0] * item.image.shape[1] for item in (*session.shots, shot) if item.image is not None]
+    if sizes and max(sizes) > MAX_PIXELS:
+        raise ImageError(f"The example has {max(sizes)} pixels, more than the {MAX_PIXELS} of this page: shrink it.")
+    if sum(sizes) > MAX_KEPT or len(session.shots) >= MAX_SHOTS:
+        raise ConfigError(
+            f"The page holds {MAX_SHOTS} examples of {MAX_KEPT} pixels in all: remove some, or use `diffup teach`."
+        )
+    return replace(session, shots=(*session.shots, shot))
+
+
+def remove_shot(session: Session, index: int | None) -> Session:
+    """Drop an example, the last one if None or there is no such."""
+    shots = list(session.shots)
+    if shots:
+        del shots[index if index is not None and 0 <= index < len(shots) else -1]
+    return replace(session, shots=tuple(shots))
+
+
+def set_query(session: Session, path: str | None) -> Session:
+    """Take another photo, or none.
+
+    Raises:
+        ImageError: it cannot be read or is too large.
+    """
+    if path is None:
+        return replace(session, query=None, results=())
+    image = np.asarray(to_pil(read_image(path, "The photo", MAX_PIXELS)))
+    return replace(session, query=image, query_name=Path(path).name, results=())
+
+
+def prototypes(model: DiffUp, shots: Sequence[Shot], before: Taught | None = None) -> Taught:
+    """Learn one class; what is known of its first shots is not computed again.
+
+    Args:
+        model: the decoder and an encoder.
+        shots: of the class, at least one.
+        before: what is known of it under the same encoder.
+    """
+    shots = tuple(shots)
+    if before is not None and before.shots == shots:
+        return before
+    plain = not any(shot.kind == WORD for shot in shots)
+    if before is not None and plain and before.shots == shots[: len(before.shots)]:
+        new = shots[len(before.shots) :]
+        images, annotations = [shot.image for shot in new], [shot.annotation for shot in new]
+        return Taught(shots, before.prototypes.add(model, images, annotations))  # type: ignore[arg-type]
+    shown = [shot for shot in shots if shot.kind != WORD]
+    given: dict[str, Any] = {} if plain else {"text": [shot.word for shot in shots if shot.kind == WORD]}
+    if shown:
+        given |= {"support": [shot.image for shot in shown], "annotation": [shot.annotation for shot in shown]}
+    return Taught(shots, model.prototypes(name=shots[0].name, **given))
+
+
+def segment(session: Session, encoders: Encoders, chosen: Sequence[str], sampling: Sampling) -> Session:
+    """Mark every class in the photo, once with each of the chosen encoders.
+
+    Args:
+        session: with examples and a photo.
+        encoders: that the page offers.
+        chosen: names of some of them.
+        sampling: how.
+
+    Raises:
+        ImageError: there is no photo.
+        PrototypesError: there is no example.
+        ConfigError: an encoder that is not offered, or sampling out of range.
+    """
+    if not session.shots:
+        raise PrototypesError("There is no example yet: paint over an object and press 'Add example'.")
+    if session.query is None:
+        raise ImageError("There is no photo to mark yet: load one.")
+    taught, results = dict(session.taught), []
+    for encoder in dict.fromkeys(chosen):
+        model = encoders.get(encoder)
+        for name in session.names:
+            shots = [shot for shot in session.shots if shot.name == name]
+            taught[encoder, name] = prototypes(model, shots, taught.get((encoder, name)))
+        classes = [taught[encoder, name].prototypes for name in session.names]
+        results.append(
+            model.segment(
+                session.query,
+                classes,
+                steps=sampling.steps,
+                ensemble=sampling.ensemble,
+                threshold=sampling.threshold,
+                seed=sampling.seed,
+                trace=True,
+            )
+        )
+    current = {key: value for key, value in taught.items() if key[1] in session.names}
+    return replace(session, taught=current, results=tuple(results))
+
+
+def _class_name(name: str) -> str:
+    if not name.strip() or not name.strip().isprintable() or len(name) > 60:
+        raise PrototypesError("Give the class a name of at most 60 printable characters, such as 'dog'.")
+    return name.strip()

@@ -1,0 +1,113 @@
+"""Pictures and words about results, as the page shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from diffup import pictures
+from diffup.label_map import LabelMap
+from diffup.pictures import Bytes
+from diffup.result import Segmentation
+
+SMALL, SIDE = 512, 1024
+"""Smallest and largest longer side of a picture on the page, in pixels."""
+
+_STATES, _A_ROW, _STATE_HEIGHT = 8, 4, 192
+
+
+def draw(result: LabelMap, name: str, view: str) -> Image.Image:
+    """A picture of a result, `SMALL` to `SIDE` pixels at its longer side, but for a legend.
+
+    Args:
+        result: of one encoder.
+        name: of the class to look at; the overlay shows all of them.
+        view: one of `VIEWS`.
+
+    Raises:
+        PrototypesError: there is no such class.
+    """
+    if view == "overlay":
+        present = [(item, result.palette[label]) for label, item in enumerate(result.names, start=1)]
+        return pictures.add_legend(np.asarray(_fit(result.overlay(legend=False))), present)
+    return _fit(Image.fromarray(_DRAWERS[view](result[name])))
+
+
+def describe(result: LabelMap) -> str:
+    """A table of each class's predicted IoU, area and uncertainty, in Markdown."""
+    rows = []
+    for item in result.summary()["classes"]:
+        uncertainty = result[item["name"]].summary()["uncertainty"]
+        name = _escape(item["name"])
+        rows.append(f"| {name} | {item['quality']:.2f} | {item['area_fraction']:.1%} | {uncertainty:.3f} |")
+    head = ["| class | predicted IoU | area | uncertainty |", "|---|---|---|---|"]
+    return "\n".join([f"**{_escape(result.decoded[0].backbone)}**", "", *head, *rows])
+
+
+def compare(first: LabelMap, second: LabelMap) -> str:
+    """How far two encoders agree on each class, in Markdown."""
+    parts = []
+    for label, name in enumerate(first.names, start=1):
+        one, other = first.labels == label, second.labels == label
+        union = (one | other).sum()
+        parts.append(f"{_escape(name)} {(one & other).sum() / union:.2f}" if union else f"{_escape(name)}: none found")
+    return f"Agreement of the two encoders (IoU of their masks): {', '.join(parts)}. The decoder is the same."
+
+
+def trace_grid(trace: npt.NDArray[np.float32], timesteps: Sequence[int]) -> Bytes:
+    """States of the sampling from noise to mask, in rows of four.
+
+    Args:
+        trace: (S, h, w), about -1 to 1.
+        timesteps: of the S states.
+    """
+    chosen = np.unique(np.linspace(len(trace) - 1, 0, _STATES).round().astype(int))
+    labels = [f"t = {timesteps[i]}" if timesteps[i] >= 0 else "mask" for i in chosen]
+    panels = [(label, pictures.grey((trace[i] + 1) / 2)) for label, i in zip(labels, chosen, strict=True)]
+    rows = [pictures.strip(panels[i : i + _A_ROW], _STATE_HEIGHT) for i in range(0, len(panels), _A_ROW)]
+    canvas = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), "white")
+    for index, row in enumerate(rows):
+        canvas.paste(row, (0, index * rows[0].height))
+    return np.asarray(canvas)
+
+
+def _trace(result: Segmentation) -> Bytes:
+    assert result.trace is not None, "the page always records it"
+    return trace_grid(result.trace, result.trace_timesteps)
+
+
+_DRAWERS: dict[str, Callable[[Segmentation], Bytes]] = {
+    "probability": lambda result: pictures.grey(pictures.shrink(result.probability, SIDE)),
+    "uncertainty": lambda result: pictures.heat(2 * np.sqrt(pictures.shrink(result.variance, SIDE).clip(min=0))),
+    "missing / too much": lambda result: pictures.signed(pictures.shrink(result.error_map, SIDE) / 2),
+    "prior": lambda result: pictures.grey(pictures.shrink(result.prior, SIDE)),
+    "denoising": _trace,
+}
+
+VIEWS = {
+    "overlay": "The classes over the photo, in their colours.",
+    "probability": "The mean over the samples: black is 0, white is 1.",
+    "uncertainty": "Standard deviation over the samples: black is 0, pale yellow 0.5. With one sample there is none.",
+    "missing / too much": "The decoder's own guess of its error: red is missing, blue is too much.",
+    "prior": "What the encoder alone says, before the decoder.",
+    "denoising": "The first sample from noise to mask. One step is the default; raise the steps to see more.",
+}
+"""What can be looked at, and how to read it."""
+
+
+def _fit(picture: Image.Image) -> Image.Image:
+    """The picture between `SMALL` and `SIDE` pixels at its longer side, so that legends can be read."""
+    longest = max(picture.size)
+    wanted = min(max(longest, SMALL), SIDE)
+    if wanted == longest:
+        return picture
+    size = tuple(max(1, round(side * wanted / longest)) for side in picture.size)
+    return picture.resize((size[0], size[1]), Image.Resampling.BILINEAR)
+
+
+def _escape(text: str) -> str:
+    """Text that Markdown and HTML leave alone."""
+    return "".join(f"&#{ord(letter)};" if letter in "\\`*_{}[]<>()#+!|&~$" else letter for letter in text)
