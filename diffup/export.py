@@ -159,7 +159,7 @@ def save_condition(path: str | os.PathLike[str], condition: Condition, noise: Te
     arrays |= {"prior": condition.prior, "image": condition.image, "noise": noise}
     numbers = {name: tensor.float().cpu().numpy() for name, tensor in arrays.items()}
     with replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, size=np.array(size), **numbers)
+        np.savez(file, size=np.array(size), **numbers)  # type: ignore[arg-type]
 
 
 def example_inputs(decoder: Decoder, batch: int, seed: int = 0) -> tuple[Tensor, ...]:

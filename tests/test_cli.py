@@ -199,13 +199,10 @@ def test_interruption(
     assert capsys.readouterr().err == "diffup: interrupted\n"
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        [],
-        *([name] for name in ("segment", "teach", "label", "train", "evaluate", "upgrade-report", "demo", "backbones")),
-    ],
-)
+COMMANDS = ("segment", "teach", "label", "train", "evaluate", "upgrade-report", "export", "push", "demo", "backbones")
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
 def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         cli.main([*command, "--help"])
