@@ -197,6 +197,7 @@ def test_the_key_changes_with_everything_but_names() -> None:
     changes = {"dataset": "e", "protocol": "bam", "split": "train", "classes": "others", "fold": 1, "shots": 2}
     changes |= {"annotation": "box", "fingerprint": "g", "input_size": (64, 96), "decoder_hash": "i", "seed": 1}
     changes |= {"steps": 5, "ensemble": 5, "threshold": 0.6, "batch_size": 8, "bf16": True, "device": "cuda"}
+    changes |= {"text": "h", "templates": "a {}."}
     assert set(changes) == set(vars(plain)) - {"decoder", "backbone"}
     keys = {setting_of(**{name: value}).key for name, value in changes.items()}
     assert len(keys | {plain.key}) == len(changes) + 1

@@ -27,7 +27,6 @@ from diffup.decoder.weights import save_decoder
 from diffup.errors import AnnotationError, BackboneError, ConfigError, MissingPackageError, WeightsError
 from diffup.evaluation.episodes import draw_episodes
 from diffup.evaluation.evaluate import Evaluator
-from diffup.evaluation.record import Setting
 from diffup.evaluation.words import split_annotation
 from diffup.priors.condition import build_condition, fused_priors
 from diffup.priors.config import PriorConfig
@@ -236,18 +235,6 @@ def test_names_beat_chance(shapes: Path) -> None:
     data = LabelledFolder.open(shapes)
     episodes = draw_episodes(data, "test", list(data.classes), 1, 8, seed=0)
     assert Evaluator(prior_model(), data).run(episodes, "text", threshold=0.6).best_prior > 60
-
-
-def test_records_of_before_text_stay_valid() -> None:
-    fields = {
-        "dataset": "d", "protocol": "folder", "split": "test", "classes": "fold", "fold": 0, "shots": 1,
-        "annotation": "mask", "backbone": "b", "fingerprint": "f", "input_size": (8, 8), "decoder": "d",
-        "decoder_hash": "h", "seed": 0, "steps": 1, "ensemble": 1, "threshold": 0.5, "batch_size": 16, "bf16": False,
-        "device": "cpu",
-    }  # fmt: skip
-    plain = Setting(**fields)  # type: ignore[arg-type]
-    assert plain.key == "4287cd498ae5625d"
-    assert Setting(**fields, text="t", templates="a {}.").key != plain.key  # type: ignore[arg-type]
 
 
 @pytest.fixture

@@ -131,45 +131,45 @@ def fused_priors(
     """
     levels = []
     for index, grid in enumerate(config.grids):
-        features = pool_to_grid(query[index].float(), grid)
+        features = query[index].float()
         widths = members[index] if members else (features.shape[1],)
         sides: list[SupportFeatures] | list[None] = [None] * len(widths)
         if support is not None:
-            views = support.levels[index]
-            pooled = pool_to_grid(views.flatten(0, 1).float(), grid)
-            pooled = pooled.view(*views.shape[:2], *pooled.shape[1:])
-            sides = [replace(support, levels=(part,)) for part in torch.split(pooled, list(widths), dim=2)]
-        parts = zip(torch.split(features, list(widths), dim=1), sides, strict=True)
-        priors, once = zip(*(_member_priors(part, side, text, config) for part, side in parts), strict=True)
+            sides = [replace(support, levels=(part,)) for part in support.levels[index].float().split(widths, dim=2)]
+        parts = zip(features.split(widths, dim=1), sides, strict=True)
+        priors, once = zip(*(_member_priors(part, side, text, grid, config) for part, side in parts), strict=True)
         channels = _fuse_views(torch.cat(priors, dim=1), _valid(support, text).repeat(1, len(widths)), config)
-        levels.append(
-            torch.cat([*channels, torch.stack(once).mean(dim=0)], dim=1).view(len(features), -1, *features.shape[-2:])
-        )
+        maps = torch.cat([*channels, torch.stack(once).mean(dim=0)], dim=1)
+        levels.append(maps.view(len(features), -1, min(features.shape[2], grid), min(features.shape[3], grid)))
     return levels
 
 
 def _member_priors(
-    features: Tensor, support: SupportFeatures | None, text: Tensor | None, config: PriorConfig
+    features: Tensor, support: SupportFeatures | None, text: Tensor | None, grid: int, config: PriorConfig
 ) -> tuple[Tensor, Tensor]:
     """Of one backbone at one level: the priors of every view (B, V, M, P), and the maps that come once (B, N, P).
 
     The support side holds this backbone's features of this level alone.
     """
     features, views = tame(features, features if support is None else support.levels[0])
+    features = pool_to_grid(features, grid)
     spread = affinity_of(features, config) if config.affinity else None
     once = [features.new_zeros(len(features), 0, features.shape[2] * features.shape[3])]
     priors = []
+    calibrated = None
     if support is not None:
+        pooled = pool_to_grid(views.flatten(0, 1), grid)
+        views = pooled.view(*views.shape[:2], *pooled.shape[1:])
         priors.append(view_priors(features, spread, views, support.foreground, support.background, config))
+        if config.calibration:
+            sides = (support.foreground, support.background, support.valid)
+            calibrated = calibrated_contrast(features, spread, views, *sides, config)
     if text is not None:
         priors.append(text_views(text, features, spread, len(config.kinds), config.normalisation))
     if config.calibration:
-        if support is None:
-            # A name has no scores of its own to calibrate by: its maps are taken to span background to foreground.
-            once.append(priors[0][:, :, 0].mean(dim=1, keepdim=True) / 3 + 1 / 3)
-        else:
-            sides = (support.foreground, support.background, support.valid)
-            once.append(calibrated_contrast(features, spread, views, *sides, config))
+        # A name has no scores of its own to calibrate by: its maps are taken to span background to foreground.
+        alone = priors[0][:, :, 0].mean(dim=1, keepdim=True) / 3 + 1 / 3
+        once.append(alone if calibrated is None else calibrated)
     if config.saliency:
         once.append(salient_map(features, config, spread)[:, None])
     return torch.cat(priors, dim=1), torch.cat(once, dim=1)

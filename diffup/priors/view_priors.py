@@ -24,7 +24,12 @@ _EPS = 1e-3
 def pool_to_grid(features: Tensor, grid: int) -> Tensor:
     """Pool features (N, C, h, w) to at most `grid` positions a side; smaller ones stay as they are."""
     size = (min(features.shape[-2], grid), min(features.shape[-1], grid))
-    return features if size == tuple(features.shape[-2:]) else F.adaptive_avg_pool2d(features, size)
+    if size == tuple(features.shape[-2:]):
+        return features
+    peak = features.abs().amax()
+    if not bool(peak > LARGEST):
+        return F.adaptive_avg_pool2d(features, size)
+    return F.adaptive_avg_pool2d(features / peak, size) * peak  # sums of large ones would overflow
 
 
 def tame(query: Tensor, views: Tensor) -> tuple[Tensor, Tensor]:
