@@ -115,8 +115,8 @@ def open_image(
         return _decode(source, source, argument, max_pixels)
     if not isinstance(source, str | os.PathLike | bytes):
         raise ImageError(
-            f"{argument}: expected a path, a PIL image, a numpy array (H, W, C) or a torch tensor (C, H, W), "
-            f"got {describe(source)}."
+            f"{argument}: expected a path, the bytes of a file, a PIL image, a numpy array (H, W, C) or a torch tensor "
+            f"(C, H, W), got {describe(source)}."
         )
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else _existing(source, argument)) as image:

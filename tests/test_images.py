@@ -206,7 +206,7 @@ def test_the_limit_can_be_chosen_and_holds_for_arrays() -> None:
         ("bad\0name", "query"),
         ("https://example.org/dog.jpg", "URLs are not fetched"),
         (None, r"got None \(NoneType\)"),
-        (b"bytes", "expected a path"),
+        (b"bytes", "5 bytes cannot be read as an image"),
         ([1, 2], r"got \[1, 2\] \(list\)"),
         (Image.new("I", (4, 4)), "32-bit integers"),
         (Image.new("La", (4, 4)), "no conversion to RGB"),

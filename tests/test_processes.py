@@ -89,7 +89,8 @@ torch.set_num_threads(1)
 test_processes.train_all(*sys.argv[2:5], stop_after=int(sys.argv[5]))
 """
 
-SYSTEMS = ("diffusion", "gan", "one_step")
+SYSTEMS = {"diffusion": 1e-6, "gan": 1e-5, "one_step": 1e-6}
+"""How far weights may be apart; the discriminator hands a generator its rounding back, larger: a tenth of one step."""
 
 
 def train_all(data: str, out: str, cache: str, stop_after: int | None = None) -> None:
@@ -131,7 +132,7 @@ def start_two(*arguments: str) -> None:
     assert [process.returncode for process in started] == [0, 0], "\n".join(said)
 
 
-def assert_close(one: Path, two: Path) -> None:
+def assert_close(one: Path, two: Path, apart_at_most: float) -> None:
     """Moments and weights agree, but for weights whose gradient is rounding alone, which Adam blows up to whole steps.
 
     Those are the biases before a normalisation, which takes them away again.
@@ -147,7 +148,7 @@ def assert_close(one: Path, two: Path) -> None:
         felt = a[f"optimiser/{index}.exp_avg_sq"].sqrt() > 1e-7
         for group in ("model", "averaged"):
             apart = (a[f"{group}/{name}"] - b[f"{group}/{name}"]).abs()[felt]
-            assert not len(apart) or float(apart.max()) < 1e-6, (group, name)
+            assert not len(apart) or float(apart.max()) < apart_at_most, (group, name)
         compared += int(felt.sum())
     assert compared > 0.5 * sum(a[f"model/{name}"].numel() for name in names)
 
@@ -167,5 +168,5 @@ def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
         for ours, theirs in zip(*lines, strict=True):
             for figure in set(ours) - {"samples_per_second"}:
                 assert ours[figure] == pytest.approx(theirs[figure], rel=2e-4), (name, figure, ours["step"])
-        assert_close(one, two)
+        assert_close(one, two, SYSTEMS[name])
         assert {path.name for path in two.iterdir()} == {CHECKPOINT, DECODER, LOG, "config.json"}

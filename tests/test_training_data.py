@@ -95,7 +95,7 @@ def test_banks_and_steps_on_the_real_layouts(name: str, trees: dict[str, Path], 
     data, views = opened(name, trees), ViewsConfig(images=5, crops=1, pasted=4)
     config = dataclasses.replace(CONFIG, folds=(2,), views=views)
     banks = build_banks(Sources.find(data, config), config, [encoder()], tmp_path / "cache", progress=False)
-    assert len(banks.images[WHOLE].arrays["mask"]) == 25
+    assert len(banks.images[WHOLE].arrays["mask"]) == 15
     assert {int(c) for group in GROUPS for c in np.unique(banks.images[group].arrays["mask"])} <= {0, 1, 2, 3, 255}
     settings = {"cache": tmp_path / "cache", "tensorboard": False, "progress": False}
     train(data, tmp_path / "run", config, [encoder()], stop_after=2, **settings)
