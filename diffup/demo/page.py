@@ -66,7 +66,7 @@ def _teach_column(gr: Any) -> dict[str, Any]:
     gr.Markdown("## 1 · Show examples")
     part["name"] = gr.Textbox("object", label="Class", max_lines=1, max_length=60, elem_id="name")
     part["editor"] = gr.ImageEditor(
-        label="Load an image and paint over the object",
+        label="Image to paint over",
         sources=("upload", "clipboard"),
         type="numpy",
         transforms=(),
@@ -106,9 +106,9 @@ def _mark_column(gr: Any, encoders: Encoders) -> dict[str, Any]:
         elem_id="query",
     )
     with gr.Row():
-        part["encoder"] = gr.Dropdown(names, value=names[0], label="Encoder", min_width=150, elem_id="encoder")
+        part["encoder"] = gr.Dropdown(names, value=names[0], label="Encoder", min_width=220, elem_id="encoder")
         part["other"] = gr.Dropdown(
-            [_NONE, *names], value=_NONE, label="Compare with", min_width=150, elem_id="other", visible=len(names) > 1
+            [_NONE, *names], value=_NONE, label="Compare with", min_width=220, elem_id="other", visible=len(names) > 1
         )
     with gr.Accordion("Sampling", open=False):
         part["threshold"] = gr.Slider(

@@ -35,6 +35,7 @@ CSS = """
 #try { flex: 0 0 auto; width: auto; min-width: 0 !important; }
 #scenes button { flex: 0 1 auto; }
 #shots .grid-container { grid-template-columns: repeat(auto-fill, minmax(104px, 1fr)) !important; }
+#shots .grid-wrap { padding-top: 30px; }
 #shots .thumbnail-item { aspect-ratio: 1; max-height: 120px; }
 #first-picture img, #second-picture img { width: 100%; max-height: 70vh; object-fit: contain; }
 #first-table table, #second-table table { width: 100%; font-size: 0.9em; word-break: normal; overflow-wrap: normal; }
@@ -69,6 +70,7 @@ def running(encoders: Encoders, host: str = "127.0.0.1", port: int = 7860, max_u
         gr = need("gradio", "the web page", extra="demo")
         page = build(encoders)
         theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+        theme.set(block_info_text_color="*body_text_color_subdued")
         page.queue(max_size=64, api_open=False)
         try:
             _, address, _ = page.launch(
