@@ -242,7 +242,7 @@ def distinct_classes(given: object) -> list[Prototypes]:
     Raises:
         PrototypesError: none is given, something else is among them, more than 255, or two of one name.
     """
-    classes = list(given) if isinstance(given, list | tuple) else [given]
+    classes: list[Any] = list(given) if isinstance(given, list | tuple) else [given]
     if not classes or not all(isinstance(item, Prototypes) for item in classes):
         kinds = ", ".join(sorted({type(item).__name__ for item in classes})) or "an empty list"
         raise PrototypesError(
