@@ -45,6 +45,7 @@ def test_all_forms_of_one_photo_agree(photo: np.ndarray, tmp_path: Path) -> None
     forms = [
         path,
         str(path),
+        path.read_bytes(),
         Image.open(path),
         photo,
         photo[::-1][::-1],  # negative strides on the way
@@ -206,7 +207,10 @@ def test_the_limit_can_be_chosen_and_holds_for_arrays() -> None:
         ("bad\0name", "query"),
         ("https://example.org/dog.jpg", "URLs are not fetched"),
         (None, r"got None \(NoneType\)"),
+        (bytearray(b"bytes"), "expected a path"),
         (b"bytes", "5 bytes cannot be read as an image"),
+        (b"", "0 bytes cannot be read as an image"),
+        (_png_header(9000, 9000), "9000 x 9000"),
         ([1, 2], r"got \[1, 2\] \(list\)"),
         (Image.new("I", (4, 4)), "32-bit integers"),
         (Image.new("La", (4, 4)), "no conversion to RGB"),
