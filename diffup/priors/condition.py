@@ -135,8 +135,11 @@ def fused_priors(
         widths = members[index] if members else (features.shape[1],)
         sides: list[SupportFeatures] | list[None] = [None] * len(widths)
         if support is not None:
-            sides = [replace(support, levels=(part,)) for part in support.levels[index].float().split(widths, dim=2)]
-        parts = zip(features.split(widths, dim=1), sides, strict=True)
+            sides = [
+                replace(support, levels=(part,))
+                for part in torch.split(support.levels[index].float(), list(widths), dim=2)
+            ]
+        parts = zip(torch.split(features, list(widths), dim=1), sides, strict=True)
         priors, once = zip(*(_member_priors(part, side, text, grid, config) for part, side in parts), strict=True)
         channels = _fuse_views(torch.cat(priors, dim=1), _valid(support, text).repeat(1, len(widths)), config)
         maps = torch.cat([*channels, torch.stack(once).mean(dim=0)], dim=1)
