@@ -70,7 +70,7 @@ def running(encoders: Encoders, host: str = "127.0.0.1", port: int = 7860, max_u
         gr = need("gradio", "the web page", extra="demo")
         page = build(encoders)
         theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
-        theme.set(block_info_text_color="*body_text_color_subdued")
+        theme.set(block_info_text_color="*neutral_500")
         page.queue(max_size=64, api_open=False)
         try:
             _, address, _ = page.launch(
