@@ -65,6 +65,14 @@ def test_padding_changes_nothing_whatever_it_holds(padding: float) -> None:
     assert torch.equal(nearest_views(padded, valid, mean, 3), expected)
 
 
+def test_a_view_of_double_weight_is_two_views() -> None:
+    views = uniform(2, 3, 6)
+    weighted = fuse(views, torch.tensor([[2.0, 1.0, 0.5]]).expand(2, 3))
+    repeated = fuse(views[:, [0, 0, 0, 0, 1, 1, 2]], torch.ones(2, 7, dtype=torch.bool))
+    for result, expected in zip(weighted, repeated, strict=True):
+        assert torch.allclose(result, expected, atol=1e-6)
+
+
 def test_nearest_views_against_brute_force() -> None:
     views = uniform(3, 5, 8)
     mean, _ = fuse(views, all_valid(views))

@@ -28,7 +28,7 @@ from diffup.errors import AnnotationError, BackboneError, ConfigError, MissingPa
 from diffup.evaluation.episodes import draw_episodes
 from diffup.evaluation.evaluate import Evaluator
 from diffup.evaluation.words import split_annotation
-from diffup.priors.condition import build_condition, fused_priors
+from diffup.priors.condition import TEXT_WEIGHT, build_condition, fused_priors
 from diffup.priors.config import PriorConfig
 from diffup.priors.text import text_maps, text_similarity
 from diffup.text import load_text_space, sentences, templates
@@ -109,14 +109,17 @@ def test_conditions_have_one_shape(config: PriorConfig) -> None:
     assert random_condition(config).levels[0].shape[1] == visual.levels[0].shape[1]
 
 
-def test_every_text_map_is_one_more_view() -> None:
-    """Without affinity the fused mean is the mean of the visual views and the text maps."""
+@pytest.mark.parametrize("shots", [1, 3])
+@pytest.mark.parametrize("sentences", [1, 2, 7])
+def test_text_maps_are_views_that_count_as_one_support_image_together(shots: int, sentences: int) -> None:
+    """Without affinity the fused mean is the weighted mean of the visual views and the text maps."""
     config = PriorConfig(kinds=("prototype",), affinity=False, saliency=False, extra_priors=0, grid=16)
-    query, support, _ = random_episode(shots=3)
-    text = torch.rand(2, 2, 2, 2)
+    query, support, _ = random_episode(shots=shots)
+    text = torch.rand(2, sentences, 2, 2)
     text = (text - text.amin((2, 3), True)) / (text.amax((2, 3), True) - text.amin((2, 3), True))
     visual, both = (fused_priors(query, support, config, maps)[3][:, 0] for maps in (None, text))
-    assert torch.allclose(both, (3 * visual + text.sum(dim=1)) / 5, atol=1e-6)
+    expected = (shots * visual + TEXT_WEIGHT * text.mean(dim=1)) / (shots + TEXT_WEIGHT)
+    assert torch.allclose(both, expected, atol=1e-6)
 
 
 def test_equal_text_maps_have_no_variance() -> None:

@@ -108,6 +108,11 @@ def test_training_writes_the_encoder_into_the_decoder(run: Callable[..., Path], 
         DiffUp(decoder, encoder(12), "cpu")
 
 
+def test_low_level_features_train_in_bfloat16(run: Callable[..., Path], tmp_path: Path) -> None:
+    decoder = dataclasses.replace(DECODER_CONFIG, low_level_channels=4)
+    run(tmp_path, dataclasses.replace(CONFIG, decoder=decoder, bf16=True), stop_after=1)
+
+
 def test_low_level_features_move_with_their_episode(banks: Banks) -> None:
     decoder = dataclasses.replace(DECODER_CONFIG, low_level_channels=4)
     still = dataclasses.replace(CONFIG, decoder=decoder, perturb=PerturbConfig(0, 0, 0, 0, 0, 0)).tied_to("x", 8)

@@ -110,7 +110,7 @@ class LowLevelProjection(nn.Module):
             raise ConfigError("condition: this decoder reads low-level features (low_level_channels), but it has none")
         # Normalised, since encoders differ in scale by orders of magnitude.
         projected = self.project(F.instance_norm(features))
-        return F.interpolate(projected, SIZES[:1] * 2, mode="bilinear", align_corners=False, antialias=True)
+        return F.interpolate(projected.float(), SIZES[:1] * 2, mode="bilinear", align_corners=False, antialias=True)
 
 
 class DiffusionUNet(Decoder):

@@ -26,6 +26,9 @@ SIZES = (64, 32, 16, 8)
 EDGE_SIDE = 128
 """Side at which edges of the query image are found, before they are pooled to the levels."""
 
+TEXT_WEIGHT = 3.0
+"""What the class's name counts in the fusion, in views of supports: as much as a single support image, which comes as three."""
+
 Members: TypeAlias = tuple[tuple[int, ...], ...]
 """How the channels of each level are shared out among the members of a joint backbone; empty for a single backbone."""
 
@@ -141,7 +144,7 @@ def fused_priors(
             ]
         parts = zip(torch.split(features, list(widths), dim=1), sides, strict=True)
         priors, once = zip(*(_member_priors(part, side, text, grid, config) for part, side in parts), strict=True)
-        channels = _fuse_views(torch.cat(priors, dim=1), _valid(support, text).repeat(1, len(widths)), config)
+        channels = _fuse_views(torch.cat(priors, dim=1), _weights(support, text).repeat(1, len(widths)), config)
         maps = torch.cat([*channels, torch.stack(once).mean(dim=0)], dim=1)
         levels.append(maps.view(len(features), -1, min(features.shape[2], grid), min(features.shape[3], grid)))
     return levels
@@ -178,19 +181,19 @@ def _member_priors(
     return torch.cat(priors, dim=1), torch.cat(once, dim=1)
 
 
-def _valid(support: SupportFeatures | None, text: Tensor | None) -> Tensor:
-    """Which views count: those of the supports that are, and all of the text's; (B, V) bool."""
-    found = [] if support is None else [support.valid]
+def _weights(support: SupportFeatures | None, text: Tensor | None) -> Tensor:
+    """What every view counts: 1 for each of the supports', `TEXT_WEIGHT` for the text's together; (B, V)."""
+    found = [] if support is None else [support.valid.float()]
     if text is not None:
-        found.append(torch.ones(text.shape[:2], dtype=torch.bool, device=text.device))
+        found.append(torch.full(text.shape[:2], TEXT_WEIGHT / text.shape[1], device=text.device))
     return torch.cat(found, dim=1)
 
 
-def _fuse_views(priors: Tensor, valid: Tensor, config: PriorConfig) -> list[Tensor]:
+def _fuse_views(priors: Tensor, weights: Tensor, config: PriorConfig) -> list[Tensor]:
     """Mean and variance of every kind, and the extra priors: (B, V, M, P), (B, V) -> three or two of (B, N, P)."""
-    channels = [fused.view(len(fused), *priors.shape[2:]) for fused in fuse(priors.flatten(2), valid)]
+    channels = [fused.view(len(fused), *priors.shape[2:]) for fused in fuse(priors.flatten(2), weights)]
     if config.extra_priors:
-        channels.append(nearest_views(priors[:, :, 0], valid, channels[0][:, 0], config.extra_priors))
+        channels.append(nearest_views(priors[:, :, 0], weights > 0, channels[0][:, 0], config.extra_priors))
     return channels
 
 

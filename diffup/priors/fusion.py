@@ -6,21 +6,21 @@ import torch
 from torch import Tensor
 
 
-def fuse(views: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance over the views of a query (eq. 12).
+def fuse(views: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Weighted mean and variance over the views of a query (eq. 12, where all weights are 1).
 
     Args:
         views: (B, K, P) in [0, 1], K views of P positions.
-        valid: (B, K) bool; episodes with fewer shots than K have the rest marked invalid. At least one is valid.
+        weights: (B, K), bool or at least 0; episodes with fewer shots than K have 0 for the rest. At least one is not 0.
 
     Returns:
         The mean (B, P) in [0, 1] and the biased variance times 4 (B, P) in [0, 1]; 0.25 is the greatest variance of a
         variable in [0, 1].
     """
-    weights = valid.to(views.dtype)[:, :, None]
-    count = weights.sum(dim=1)
-    mean = (views * weights).sum(dim=1) / count
-    variance = ((views - mean[:, None]).square() * weights).sum(dim=1) / count
+    weights = weights.to(views.dtype)[:, :, None]
+    total = weights.sum(dim=1)
+    mean = (views * weights).sum(dim=1) / total
+    variance = ((views - mean[:, None]).square() * weights).sum(dim=1) / total
     return mean, variance * 4
 
 

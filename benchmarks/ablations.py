@@ -1,0 +1,133 @@
+"""Ablations as in the paper's Tables 6 to 9, and the decoder without diffusion: every row trained for equal processor time.
+
+Each row is a file of `configs/` (or the one-step system) on top of the library's own recipe. How many steps fit into the
+time is measured for each row before it is trained. Rows that are done are not trained again.
+
+    python benchmarks/ablations.py DATA --fold 0 --fold 1 --minutes 5 --episodes 300 -o runs/ablations
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from diffup.backbones import load_backbone
+from diffup.data.folder import LabelledFolder
+from diffup.evaluation.episodes import draw_episodes
+from diffup.evaluation.evaluate import Evaluator
+from diffup.evaluation.features import FeatureCache
+from diffup.files import write_text
+from diffup.model import DiffUp
+from diffup.training.config import TrainConfig
+from diffup.training.trainer import train
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+TIMED = (2, 10)
+"""Steps of two runs that are thrown away; the difference tells what a step costs without what a start does."""
+
+BASE = {"learning_rate": 8e-4, "warmup": 30, "ema": 0.99}
+"""A short run's settings, for every row."""
+
+ROWS = {
+    "full, seed 0": None,
+    "full, seed 1": None,
+    "full, seed 2": None,
+    "one step, no diffusion": "one_step.json",
+    "6: no affinity": "table6/no_affinity.json",
+    "6: no edges": "table6/no_edges.json",
+    "6: no IoU modulation": "table6/no_iou.json",
+    "6: no error map": "table6/no_error.json",
+    "6: neither": "table6/no_quality.json",
+    "7: L1, exp(-d)": "table7/l1_exponential.json",
+    "7: L2, exp(-d)": "table7/l2_exponential.json",
+    "7: L2 of unit vectors, exp(-d)": "table7/l2_unit_exponential.json",
+    "7: L2 of unit vectors, 1/(1+d)": "table7/l2_unit_reciprocal.json",
+    "7: several metrics": "table7/multi_metric.json",
+    "8: StyleGAN2 generator": "table8/stylegan2.json",
+    "9: low-level features": "table9/low_level_features.json",
+}
+"""The file of each row. "L2 of unit vectors, 1 - d^2/2" of Table 7 is the cosine, which a test proves."""
+
+SCORED = (("mask", 1), ("box", 1), ("scribble", 1), ("mask", 5))
+
+
+def main() -> None:
+    args = _arguments()
+    data = LabelledFolder.open(args.data)
+    backbone = load_backbone(args.backbone, input_size=args.input_size)
+    base = {**BASE, "folds": args.folds, "backbones": [args.backbone]}
+    streams = {
+        shots: draw_episodes(data, "test", data.fold(args.folds[0]), shots, args.episodes, 0) for shots in (1, 5)
+    }
+    features, table = FeatureCache(), {}
+    for name, file in tqdm(ROWS.items()):
+        folder = args.output / "".join(c if c.isalnum() else "_" for c in name)
+        if not (folder / "row.json").exists():
+            options = {"backgrounds": args.backgrounds, "cache": args.cache or args.output / "cache"}
+            write_text(folder / "base.json", json.dumps({**base, "seed": int(name[-1]) if file is None else 0}))
+            config = TrainConfig.from_files([folder / "base.json", *([] if file is None else [CONFIGS / file])])
+            steps = args.steps or fitting_steps(data, folder / "timing", config, backbone, 60 * args.minutes, options)
+            run = {**options, "in_memory": True, "tensorboard": False, "progress": False}
+            decoder = train(data, folder, replace(config, steps=steps), [backbone], **run)
+            evaluator = Evaluator(DiffUp.from_pretrained(decoder, backbone=backbone), data, cache=features)
+            row: dict[str, Any] = {"steps": steps}
+            for annotation, shots in SCORED:
+                scores = evaluator.run(streams[shots], annotation, steps=1, bf16=True)
+                row[f"{annotation}, {shots}"] = {
+                    "miou": scores.miou,
+                    "best": scores.miou_by_threshold[scores.best_threshold],
+                    "prior": scores.best_prior,
+                }
+            write_text(folder / "row.json", json.dumps(row, indent=2) + "\n")
+        table[name] = json.loads((folder / "row.json").read_text())
+    write_text(args.output / "table.json", json.dumps({"rows": table, "options": vars(args)}, indent=2, default=str))
+    show(table)
+
+
+def fitting_steps(
+    data: LabelledFolder, folder: Path, config: TrainConfig, backbone: Any, seconds: float, options: dict[str, Any]
+) -> int:
+    """How many training steps fit into so much processor time, measured on a few that are thrown away."""
+    clock = []
+    for steps in TIMED:
+        start = time.process_time()
+        run = folder / str(steps)
+        train(data, run, replace(config, steps=steps), [backbone], tensorboard=False, progress=False, **options)
+        clock.append(time.process_time() - start)
+    return max(1, round(seconds * (TIMED[1] - TIMED[0]) / max(clock[1] - clock[0], 1e-3)))
+
+
+def show(table: dict[str, dict[str, Any]]) -> None:
+    """Print the table as Markdown: mIoU at the best threshold."""
+    columns = [f"{annotation}, {shots}" for annotation, shots in SCORED]
+    print("| row | steps | " + " | ".join(columns) + " | prior |\n|" + "---|" * (len(columns) + 3))
+    for name, row in table.items():
+        cells = [f"{row[column]['best']:.1f}" for column in columns]
+        print(f"| {name} | {row['steps']} | " + " | ".join(cells) + f" | {row[columns[0]]['prior']:.1f} |")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", metavar="DATA", type=Path, help="labelled folder")
+    parser.add_argument("--fold", type=int, action="append", dest="folds", required=True, help="held out; first: scored")
+    parser.add_argument("--backbone", default="bundled:efficientnet_lite0")
+    parser.add_argument("--input-size", type=int, default=512)
+    parser.add_argument("--minutes", type=float, default=5.0, help="processor time of each row's training")
+    parser.add_argument("--steps", type=int, help="so many steps for every row instead of equal time")
+    parser.add_argument("--episodes", type=int, default=300)
+    parser.add_argument("--backgrounds", type=Path, help="folder of photos to paste objects onto")
+    parser.add_argument("--cache", type=Path, help="cached features; default: OUT/cache")
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()
