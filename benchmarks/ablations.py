@@ -1,7 +1,7 @@
-"""Ablations as in the paper's Tables 6 to 9, and the decoder without diffusion: every row trained for equal processor time.
+"""Ablations as in the paper's Tables 6 to 9, and the decoder without diffusion, each trained for equal processor time.
 
-Each row is a file of `configs/` (or the one-step system) on top of the library's own recipe. How many steps fit into the
-time is measured for each row before it is trained. Rows that are done are not trained again.
+Each row is a file of `configs/` on top of the library's own recipe. How many steps fit into the time is measured
+for each row before it is trained. Rows that are done are not trained again.
 
     python benchmarks/ablations.py DATA --fold 0 --fold 1 --minutes 5 --episodes 300 -o runs/ablations
 """
@@ -116,7 +116,7 @@ def show(table: dict[str, dict[str, Any]]) -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", metavar="DATA", type=Path, help="labelled folder")
-    parser.add_argument("--fold", type=int, action="append", dest="folds", required=True, help="held out; first: scored")
+    parser.add_argument("--fold", type=int, action="append", dest="folds", required=True, help="held out")
     parser.add_argument("--backbone", default="bundled:efficientnet_lite0")
     parser.add_argument("--input-size", type=int, default=512)
     parser.add_argument("--minutes", type=float, default=5.0, help="processor time of each row's training")

@@ -27,7 +27,7 @@ EDGE_SIDE = 128
 """Side at which edges of the query image are found, before they are pooled to the levels."""
 
 TEXT_WEIGHT = 3.0
-"""What the class's name counts in the fusion, in views of supports: as much as a single support image, which comes as three."""
+"""What the class's name counts in the fusion, in views of supports: as much as a single support, which has three."""
 
 Members: TypeAlias = tuple[tuple[int, ...], ...]
 """How the channels of each level are shared out among the members of a joint backbone; empty for a single backbone."""

@@ -11,7 +11,7 @@ def fuse(views: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         views: (B, K, P) in [0, 1], K views of P positions.
-        weights: (B, K), bool or at least 0; episodes with fewer shots than K have 0 for the rest. At least one is not 0.
+        weights: (B, K), bool or not negative; 0 for the shots that an episode lacks. At least one is not 0.
 
     Returns:
         The mean (B, P) in [0, 1] and the biased variance times 4 (B, P) in [0, 1]; 0.25 is the greatest variance of a
