@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +71,9 @@ def load_sentence_encoder(name: str = MINILM) -> SentenceEncoder:
 
     source = str(_find_minilm()) if name == MINILM else name
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        model = AutoModel.from_pretrained(source, use_safetensors=True).float()
+        with _quiet(Path(source).is_dir()):
+            tokenizer = AutoTokenizer.from_pretrained(source)
+            model = AutoModel.from_pretrained(source, use_safetensors=True).float()
     except Exception as error:  # the hub's client raises OSError, ValueError, ImportError and its own
         raise WeightsError(
             f"sentence encoder {name!r} cannot be loaded: {error}. Name a folder or a hub repository with safetensors "
@@ -80,6 +82,21 @@ def load_sentence_encoder(name: str = MINILM) -> SentenceEncoder:
     if getattr(tokenizer, "pad_token", None) is None:
         raise WeightsError(f"sentence encoder {name!r}: its tokenizer cannot pad; choose an encoder model (BERT-like)")
     return SentenceEncoder(name, model, tokenizer)
+
+
+@contextlib.contextmanager
+def _quiet(wanted: bool) -> Iterator[None]:
+    """Without transformers' progress bars: what lies on the disk is there in no time."""
+    from transformers.utils import logging
+
+    if not wanted or not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
 
 
 def _find_minilm() -> Path:
