@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -195,6 +196,8 @@ def killed_at_the_write(
         try:
             label_folder(model, photos, classes, out, EVERYTHING, batch_size=batch_size, workers=2)
             os._exit(0)
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(1)
     status = os.waitpid(child, 0)[1]

@@ -44,9 +44,10 @@ class Encoders:
     def reader(self) -> str | None:
         """Name of what reads words, behind every encoder; None where nothing does."""
         given = self.first.text_backbone
-        if given is None:
-            given = text_reader(self.first.backbone)
-        return given if given is None or isinstance(given, str) else str(getattr(given, "name", type(given).__name__))
+        reader = text_reader(self.first.backbone) if given is None else given
+        return (
+            reader if reader is None or isinstance(reader, str) else str(getattr(reader, "name", type(reader).__name__))
+        )
 
     def get(self, name: str) -> DiffUp:
         """The decoder behind the encoder of this name."""
