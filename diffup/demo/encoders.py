@@ -45,9 +45,9 @@ class Encoders:
         """Name of what reads words, behind every encoder; None where nothing does."""
         given = self.first.text_backbone
         reader = text_reader(self.first.backbone) if given is None else given
-        return (
-            reader if reader is None or isinstance(reader, str) else str(getattr(reader, "name", type(reader).__name__))
-        )
+        if reader is None or isinstance(reader, str):
+            return reader
+        return str(getattr(reader, "name", type(reader).__name__))
 
     def get(self, name: str) -> DiffUp:
         """The decoder behind the encoder of this name."""
