@@ -29,8 +29,7 @@ _NONE = "no other"
 _INTRO = """# diffup
 Show what you mean in one picture, and find it in another. No training; the encoder can be swapped."""
 _NO_WORDS = (
-    "To use words instead of paint, start the page with `diffup demo --text-backbone conse:efficientnet_lite2`, after "
-    '`pip install "diffup[text]"`.'
+    'For words instead of paint, `pip install "diffup[text]"` and start the page again, or with `--text-backbone NAME`.'
 )
 _KIND_HELP = (
     "scribble: strokes over it · mask: all of its pixels · outline: a closed line around it · box: drag from corner to "
