@@ -25,7 +25,7 @@ from diffup.inference import read_query
 from diffup.labelling import find_images
 
 STEPS = {
-    "read": "diffup.model.read_query",
+    "read": "diffup.inference.read_query",
     "encoder": "diffup.model.DiffUp.encode",
     "priors": "diffup.model.DiffUp.conditions",
     "decoder": "diffup.inference.sample",

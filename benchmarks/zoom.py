@@ -1,6 +1,6 @@
 """What the second look (`segment(..., zoom=True)`) gains, by the object's share of the image.
 
-python benchmarks/zoom.py DATA --decoder runs/a/decoder --fold 1 --episodes 100 --split train -o zoom.json
+python benchmarks/zoom.py DATA --decoder runs/b/decoder --fold 1 --episodes 150 -o zoom.json
 """
 
 from __future__ import annotations

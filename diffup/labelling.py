@@ -21,6 +21,7 @@ from diffup.errors import ConfigError, DataError
 from diffup.evaluation.sweep import decoder_hash
 from diffup.files import replacing, sweep, write_text
 from diffup.formats.coco import coco_annotations, coco_document
+from diffup.formats.optional import need
 from diffup.formats.yolo import yolo_lines
 from diffup.journal import Journal
 from diffup.label_map import LabelMap
@@ -122,6 +123,7 @@ def label_folder(
         DataError: there is no such folder or no image in it, two images would be written to one file, the record is
             damaged, or the output holds the results of other settings.
         ConfigError: an option is out of range, or the output lies within the folder.
+        MissingPackageError: a format needs a package that is not installed.
         PrototypesError: prototypes do not fit the model or each other.
         MissingPackageError: a format needs a package that is not installed.
     """
@@ -130,6 +132,7 @@ def label_folder(
     if output.resolve().is_relative_to(folder.resolve()):
         raise ConfigError(f"output: {output} lies within {folder}, so its pictures would be labelled; choose another")
     classes = check_classes(prototypes, model)
+    _need_packages(plan)
     names = [item.name for item in classes]
     journal = Journal(output / RECORD)
     known = _open_record(journal, _settings(model, classes, plan))
@@ -187,6 +190,18 @@ def find_images(folder: Path) -> list[str]:
         if other != image:
             raise DataError(f"folder: the labels of {other} and {image} would have the same file names; rename one")
     return found
+
+
+def _need_packages(plan: LabelPlan) -> None:
+    """Refuse what a package is missing for before anything is computed.
+
+    Raises:
+        MissingPackageError: one is.
+    """
+    if "coco" in plan.formats:
+        need("pycocotools.mask", "the format coco")
+    if "yolo" in plan.formats or ("coco" in plan.formats and (plan.instances or plan.encoding == "polygon")):
+        need("skimage.measure", "outlines and connected parts")
 
 
 def _settings(model: DiffUp, classes: Sequence[Prototypes], plan: LabelPlan) -> dict[str, Any]:

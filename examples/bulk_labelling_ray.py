@@ -2,7 +2,7 @@
 
 Teach a class first (`diffup teach --support dog.jpg --mask dog_mask.png --name dog -o dog.safetensors`), then
 
-    python examples/bulk_labelling_ray.py photos --prototypes dog.safetensors -o labels
+    python examples/bulk_labelling_ray.py photos --prototypes dog.safetensors -o labelled
 
 On one of a cluster's machines, with folders that all of them see and `--address auto`, it is the same command.
 """

@@ -3,7 +3,7 @@
     python examples/your_photos.py photos --support dog.jpg --mask dog_mask.png --output marked
     python examples/your_photos.py photos --support dog.jpg --box 10,20,200,180 --output marked
 
-A photo that cannot be read is named and the rest go on.
+The class is learnt once, then every photo costs only itself. A photo that cannot be read is named and the rest go on.
 """
 
 from __future__ import annotations
@@ -12,24 +12,22 @@ import argparse
 import sys
 from pathlib import Path
 
-from diffup import Box, DiffUp, DiffUpError, Mask
+from diffup import Box, DiffUp, Failure, Mask, Prototypes
 from diffup.annotation import Annotation
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
-def mark(model: DiffUp, photos: list[Path], support: Path, annotation: Annotation, output: Path) -> dict[str, float]:
+def mark(model: DiffUp, photos: list[Path], learnt: Prototypes, output: Path) -> dict[str, float]:
     """Write mask and overlay of each photo.
 
     Returns:
         The IoU that is expected of each mask, by name of the photo, surest first.
     """
     expected = {}
-    for photo in photos:
-        try:
-            result = model.segment(photo, support=support, annotation=annotation)
-        except DiffUpError as error:
-            print(f"{photo.name}: left out: {error}", file=sys.stderr)
+    for photo, result in zip(photos, model.segment_many(photos, learnt, progress=sys.stderr.isatty()), strict=True):
+        if isinstance(result, Failure):
+            print(f"{photo.name}: left out: {result.reason}", file=sys.stderr)
             continue
         result.save(output / f"{photo.stem}_mask.png")
         result.overlay().convert("RGB").save(output / f"{photo.stem}_overlay.jpg")
@@ -48,10 +46,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=Path("marked"))
     args = parser.parse_args(argv)
     photos = sorted(path for path in args.folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    if not photos:
+        parser.error(f"{args.folder} holds no photo; looked for {', '.join(SUFFIXES)}")
     annotation: Annotation = Mask(args.mask) if args.mask else Box(*map(float, args.box.split(",")))
     args.output.mkdir(parents=True, exist_ok=True)
     model = DiffUp.from_pretrained(backbone=args.encoder)
-    for name, quality in mark(model, photos, args.support, annotation, args.output).items():
+    learnt = model.prototypes(args.support, annotation)
+    for name, quality in mark(model, photos, learnt, args.output).items():
         print(f"{quality:.2f}  {name}")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import runpy
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from fakes import FakeBackbone, random_decoder, shape_image, tiny_config
+from pages import ROOT, make
 from PIL import Image
 
 from diffup import DiffUp, Failure, LabelMap, Prototypes, Segmentation
@@ -192,3 +195,24 @@ def test_a_single_image_is_refused(model: DiffUp, classes: list[Prototypes], que
 def test_images_in_the_place_of_prototypes_are_refused(model: DiffUp) -> None:
     with pytest.raises(PrototypesError, match="got ndarray"):
         model.segment_many(QUERIES, QUERIES[0])
+
+
+def test_the_benchmark_times_every_step(
+    photos: Path,
+    tiny_release: None,
+    fake_encoders: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Its steps are functions by name, which must not have moved."""
+    make("photos", photos)
+    arguments = ["photos", "--rounds", "1", "--batch-sizes", "2", "--classes", "2"]
+    monkeypatch.setattr(sys, "argv", ["bulk.py", *arguments])
+    script = runpy.run_path(str(ROOT / "benchmarks" / "bulk.py"))
+    seen: list[dict[str, float]] = []
+    label = script["label"]
+    script["main"].__globals__["label"] = lambda *args: seen.append(label(*args)) or seen[-1]
+    script["main"]()
+    row = capsys.readouterr().out.splitlines()[-1].strip("| ").split(" | ")
+    assert row[:2] == ["2", "2"] and len(row) == 6 + len(script["STEPS"]) + 1
+    assert all(seen[0].get(name, 0) > 0 for name in script["STEPS"])

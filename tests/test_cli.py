@@ -115,6 +115,18 @@ def test_segment_options_reach_encoder_and_sampler(
     assert capsys.readouterr() == ("", "")
 
 
+def test_segment_zoom(photos: Path, decoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    plain = DiffUp.segment
+    monkeypatch.setattr(
+        DiffUp, "segment", lambda self, *args, **options: asked.append(options["zoom"]) or plain(self, *args, **options)
+    )
+    for options in ([], ["--zoom"]):
+        assert segment(decoder, "--support", "a.png", *options) == 0
+        assert json.loads(Path("out/result.json").read_text())["settings"]["zoom"] is bool(options)
+    assert asked == [False, True]
+
+
 def test_segment_seed(photos: Path, decoder: Path) -> None:
     for output, seed in (("one", "1"), ("again", "1"), ("two", "2")):
         assert segment(decoder, "--support", "a.png", "--seed", seed, output=output) == 0

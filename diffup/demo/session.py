@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -68,11 +67,6 @@ class Sampling:
     ensemble: int
     threshold: float
     seed: int = 0
-
-
-def text_supported() -> bool:
-    """Whether `DiffUp.prototypes` can learn a class from its name."""
-    return "text" in inspect.signature(DiffUp.prototypes).parameters
 
 
 def add_painted(session: Session, name: str, editor: Mapping[str, Any] | None, kind: str) -> Session:

@@ -51,7 +51,8 @@ class Shot:
             )
             return card
         marked = rasterise(self.annotation, (self.image.shape[0], self.image.shape[1])).foreground.numpy() > 0.5
-        shown = self.image if self.annotation is None else pictures.tint(self.image, marked, (40, 200, 80), 0.45)
+        strength = 0.9 if self.kind == "scribble" else 0.45  # a stroke is thin, and hides little
+        shown = self.image if self.annotation is None else pictures.tint(self.image, marked, (40, 200, 80), strength)
         picture = Image.fromarray(shown)
         picture.thumbnail((2 * _CARD, _CARD))
         return picture

@@ -23,7 +23,7 @@ from diffup.evaluation.sweep import decoder_hash
 from diffup.files import replacing, sweep, write_text
 from diffup.formats.optional import need
 from diffup.label_map import LabelMap
-from diffup.labelling import REVISION, LabelReport, compare_settings, digest
+from diffup.labelling import RECORD, REVISION, LabelReport, compare_settings, digest
 from diffup.model import RELEASED, DiffUp
 from diffup.options import sampling_options
 from diffup.prototypes import Prototypes, distinct_classes
@@ -303,9 +303,11 @@ def _open_output(output: Path, settings: dict[str, Any]) -> None:
     """Begin an output folder, or make sure that what is there has the same settings.
 
     Raises:
-        DataError: it has others, or they cannot be read.
+        DataError: it has others, or they cannot be read, or it is a folder of `diffup label`.
     """
     record = output / SETTINGS
+    if (output / RECORD).exists():
+        raise DataError(f"output: {output} holds what `diffup label` wrote; choose another folder")
     if not record.exists():
         write_text(record, json.dumps(settings, indent=2) + "\n")
     try:

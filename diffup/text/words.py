@@ -80,11 +80,17 @@ def read_words(space: TextSpace, text: str | Sequence[str], templates: Templates
     return embed(space, prompts(resolve_names(text), resolve_templates(templates)))
 
 
+def text_reader(backbone: Backbone) -> TextCapable | None:
+    """What of an encoder may read text; of a joint one the first member with a text tower."""
+    members = getattr(backbone, "members", (backbone,))
+    return next((member for member in members if isinstance(member, TextCapable)), None)
+
+
 def text_space_of(backbone: Backbone, text_backbone: str | TextSpace | None) -> TextSpace:
     """The text space of a model.
 
     Args:
-        backbone: its encoder; of a joint one the first member with a text tower is taken.
+        backbone: its encoder, see `text_reader`.
         text_backbone: of `DiffUp`.
 
     Raises:
@@ -93,7 +99,7 @@ def text_space_of(backbone: Backbone, text_backbone: str | TextSpace | None) -> 
     """
     if text_backbone is not None:
         return load_text_space(text_backbone)
-    for member in getattr(backbone, "members", (backbone,)):
-        if isinstance(member, TextCapable):
-            return member.text_space()
+    reader = text_reader(backbone)
+    if reader is not None:
+        return reader.text_space()
     raise BackboneError(f"text: the encoder {backbone.name!r} cannot read it. {text_remedy()}")
