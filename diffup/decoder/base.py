@@ -45,28 +45,14 @@ class Decoder(nn.Module, ABC):
         super().__init__()
         self.config = config
 
-    def read(self, condition: Condition) -> tuple[Tensor, ...]:
-        """What of the work on the condition is the same at every step and for every sample, to be done once.
-
-        Args:
-            condition: batch of B.
-
-        Returns:
-            Tensors (B, ...); none of a decoder without such work.
-        """
-        return ()
-
     @abstractmethod
-    def forward(
-        self, x: Tensor, time: Tensor, condition: Condition, read: tuple[Tensor, ...] | None = None
-    ) -> Denoised:
+    def forward(self, x: Tensor, time: Tensor, condition: Condition) -> Denoised:
         """Predict the mask.
 
         Args:
             x: (B, 1, 64, 64), what `Diffusion.observe` shows: the noisy mask x_t at unit scale, the prior or noise.
             time: (B,), t / T in [0, 1).
             condition: batch of B.
-            read: `read` of that condition, where it is at hand; the result is the same up to rounding.
         """
 
     def judge(self, mask: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:

@@ -109,9 +109,7 @@ class StyleGenerator(Decoder):
         self.error_branch = ErrorBranch(config.quality_hidden)
         self.iou_regressor = IoURegressor(config.quality_hidden)
 
-    def forward(
-        self, x: Tensor, time: Tensor, condition: Condition, read: tuple[Tensor, ...] | None = None
-    ) -> Denoised:
+    def forward(self, x: Tensor, time: Tensor, condition: Condition) -> Denoised:
         """Generate; see `Decoder.forward`. x is noise, and there are no steps to tell apart."""
         h, latent = self.encoder(condition)
         noise = F.avg_pool2d(x, x.shape[-1] // NOISE_SIDE) * (x.shape[-1] // NOISE_SIDE)

@@ -61,7 +61,8 @@ class AdaIN(nn.Module):
     def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
         """(B, C, s, s), (B, width) -> (B, C, s, s)."""
         scale, shift = self.affine(F.silu(embedding))[:, :, None, None].chunk(2, dim=1)
-        return torch.addcmul(shift, F.instance_norm(h), scale)
+        # Groups of one channel: what F.instance_norm computes, without its copies of a channels-last map.
+        return torch.addcmul(shift, F.group_norm(h, h.shape[1]), scale)
 
 
 class Modulation(nn.Module):
@@ -85,27 +86,15 @@ class Modulation(nn.Module):
         nn.init.normal_(self.gamma_beta.weight, std=1e-3)
         self.gamma_beta.bias = nn.Parameter(_ones_then_zeros(channels))
 
-    def part(self, maps: Tensor, first: int) -> Tensor:
-        """What some channels of the map add to the first convolution, which is linear in them.
-
-        Args:
-            maps: (B, n, s, s), the channels from `first` on.
-            first: number of their first.
-
-        Returns:
-            (B, hidden, s, s), without the bias.
-        """
-        return F.conv2d(maps, self.hidden.weight[:, first : first + maps.shape[1]], padding=1)
-
-    def forward(self, h: Tensor, hidden: Tensor, embedding: Tensor) -> Tensor:
+    def forward(self, h: Tensor, condition: Tensor, embedding: Tensor) -> Tensor:
         """Modulate h.
 
         Args:
             h: (B, C, s, s).
-            hidden: (B, hidden, s, s), the first convolution of the map.
+            condition: (B, channels of the map, s, s).
             embedding: (B, width).
         """
-        gamma, beta = self.gamma_beta(F.silu(hidden)).chunk(2, dim=1)
+        gamma, beta = self.gamma_beta(F.silu(self.hidden(condition))).chunk(2, dim=1)
         return torch.addcmul(beta, self.adain(h, embedding), gamma)
 
 

@@ -12,9 +12,7 @@ from diffup.priors.condition import Condition
 class PriorDecoder(Decoder):
     """A decoder without parameters whose probability is the fused mean prior (UAPF, eq. 12)."""
 
-    def forward(
-        self, x: Tensor, time: Tensor, condition: Condition, read: tuple[Tensor, ...] | None = None
-    ) -> Denoised:
+    def forward(self, x: Tensor, time: Tensor, condition: Condition) -> Denoised:
         """See `Decoder.forward`; neither x nor the time is looked at."""
         return Denoised(condition.prior, *self.judge(condition.prior, condition.image))
 

@@ -75,7 +75,6 @@ def sample(
         noise = noise[:, :1]
     batch, ensemble = noise.shape[:2]
     repeated = condition.repeat(ensemble)
-    read = tuple(part.repeat(ensemble, *[1] * (part.ndim - 1)) for part in denoiser.read(condition))
     y = noise.transpose(0, 1).reshape(batch * ensemble, 1, *noise.shape[2:])
     seen: list[Tensor] = []
     mask = torch.zeros_like(y)
@@ -83,7 +82,7 @@ def sample(
         now = torch.full((len(y),), t, device=y.device)
         x = diffusion.observe(y, repeated.prior, now)
         seen.append(x[:batch, 0])
-        mask = diffusion.estimate(denoiser(x, now / diffusion.timesteps, repeated, read).output.float(), y, now)
+        mask = diffusion.estimate(denoiser(x, now / diffusion.timesteps, repeated).output.float(), y, now)
         y = diffusion.step(mask, y, t, timesteps[index + 1] if index + 1 < steps else -1)
         if on_step is not None:
             on_step()

@@ -19,7 +19,6 @@ from diffup.priors.condition import SIZES, Condition
 EMBEDDING = 128
 """Width of the time and IoU embeddings."""
 
-_LEVELS = (0, 1, 2, 3, 2, 1, 0)  # of the blocks in their order
 
 PRIOR_GAIN = 2.0
 """Gain of the mean prior in the output at the start of training."""
@@ -64,27 +63,26 @@ class Stage(nn.Module):
     def __init__(self, inputs: int, outputs: int, config: DecoderConfig, more: int = 0) -> None:
         super().__init__()
         self.block = ResidualBlock(inputs, outputs)
-        self.mask_channel = config.priors.condition_channels
-        self.scm = Modulation(outputs, self.mask_channel + 1 + more, config.condition_hidden, EMBEDDING)
+        condition = config.priors.condition_channels + more + 1
+        self.scm = Modulation(outputs, condition, config.condition_hidden, EMBEDDING)
         self.dqm = (
             Modulation(outputs, 1, config.quality_hidden // 2, EMBEDDING)
             if config.error_modulation or config.iou_modulation
             else None
         )
 
-    def forward(self, h: Tensor, read: Tensor, mask: Tensor, time: Tensor, error: Tensor, iou: Tensor) -> Tensor:
+    def forward(self, h: Tensor, condition: Tensor, time: Tensor, error: Tensor, iou: Tensor) -> Tensor:
         """Apply the block.
 
         Args:
             h: (B, inputs, s, s).
-            read: (B, hidden, s, s), what the first convolution of the SCM makes of the condition.
-            mask: (B, 1, s, s), noisy.
+            condition: (B, C + 1, s, s), condition level with the noisy mask.
             time: (B, width), embedding of the step.
             error: (B, 1, s, s), error map.
             iou: (B, width), embedding of the IoU.
         """
-        h = self.scm(self.block(h), read + self.scm.part(mask, self.mask_channel), time)
-        return h if self.dqm is None else self.dqm(h, self.dqm.hidden(error), iou)
+        h = self.scm(self.block(h), condition, time)
+        return h if self.dqm is None else self.dqm(h, error, iou)
 
 
 class LowLevelProjection(nn.Module):
@@ -146,20 +144,8 @@ class DiffusionUNet(Decoder):
         self.iou_regressor = IoURegressor(config.quality_hidden)
         self.low_level = LowLevelProjection(config) if more else None
 
-    def read(self, condition: Condition) -> tuple[Tensor, ...]:
-        """See `Decoder.read`: the first convolution of every block's SCM, the place of the noisy mask left empty."""
-        empty = torch.zeros_like(condition.prior)
-        levels = [torch.cat([level, _to(empty, level.shape[-1])], dim=1) for level in condition.levels]
-        if self.low_level is not None:
-            levels[0] = torch.cat([levels[0], self.low_level(condition.low_level)], dim=1)
-        blocks = [*self.encoder, self.middle, *self.decoder]
-        return tuple(block.scm.hidden(levels[level]) for block, level in zip(blocks, _LEVELS, strict=True))
-
-    def forward(
-        self, x: Tensor, time: Tensor, condition: Condition, read: tuple[Tensor, ...] | None = None
-    ) -> Denoised:
+    def forward(self, x: Tensor, time: Tensor, condition: Condition) -> Denoised:
         """Denoise; see `Decoder.forward`."""
-        read = self.read(condition) if read is None else read
         error, iou = self.judge(x, condition.image)
         # The quality branch learns from its own losses alone: what it says modulates, but is not pulled by the noise.
         error_map = error.detach() if self.config.error_modulation else torch.zeros_like(error)
@@ -167,23 +153,21 @@ class DiffusionUNet(Decoder):
         iou_embedding, embedding = self.iou(score), self.time(time)
 
         sides = [level.shape[-1] for level in condition.levels]
-        masks, errors = ([_to(maps, side) for side in sides] for maps in (x, error_map))
-
-        def apply(block: nn.Module, h: Tensor, index: int) -> Tensor:
-            level = _LEVELS[index]
-            result: Tensor = block(h, read[index], masks[level], embedding, errors[level], iou_embedding)
-            return result
+        levels = [torch.cat([level, _to(x, side)], dim=1) for level, side in zip(condition.levels, sides, strict=True)]
+        if self.low_level is not None:
+            levels[0] = torch.cat([levels[0], self.low_level(condition.low_level)], dim=1)
+        errors = [_to(error_map, side) for side in sides]
 
         h = self.stem(x)
         skips = []
         for index, stage in enumerate(self.encoder):
-            h = apply(stage, h, index)
+            h = stage(h, levels[index], embedding, errors[index], iou_embedding)
             skips.append(h)
             h = F.avg_pool2d(h, 2)
-        h = apply(self.middle, h, 3)
-        for index, stage in enumerate(self.decoder, start=4):
-            h = torch.cat([F.interpolate(h, scale_factor=2, mode="nearest"), skips[_LEVELS[index]]], dim=1)
-            h = apply(stage, h, index)
+        h = self.middle(h, levels[3], embedding, errors[3], iou_embedding)
+        for index, stage in zip((2, 1, 0), self.decoder, strict=True):
+            h = torch.cat([F.interpolate(h, scale_factor=2, mode="nearest"), skips[index]], dim=1)
+            h = stage(h, levels[index], embedding, errors[index], iou_embedding)
         output = self.head(h)
         if self.prior_gain is not None:
             output = output + self.prior_gain * condition.prior
