@@ -20,6 +20,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,7 @@ PAPER = {"steps": 50, "ensemble": 5}
 """The paper's setting."""
 
 FAST = {"ensemble": 1}
+"""One sample instead of two."""
 
 START = """
 import json, sys, time
@@ -91,6 +93,7 @@ class Bench:
 
     @property
     def mirrored(self) -> np.ndarray:
+        """The query."""
         return np.ascontiguousarray(self.photo[:, ::-1])
 
     @property
@@ -100,11 +103,12 @@ class Bench:
         mask[20:200, 160:290] = True
         return Mask(mask)
 
-    def shots(self, count: int, name: str = "object") -> Prototypes:
+    def shots(self, count: int) -> Prototypes:
         """A class of so many supports; what they show is of no matter to the cost."""
-        return self.model.prototypes([self.photo] * count, [self.mask] * count, name=name)
+        return self.model.prototypes([self.photo] * count, [self.mask] * count)
 
     def encode(self, count: int = 1) -> list[torch.Tensor]:
+        """Features of the query, so many times over."""
         return self.model.encode([self.query.resized] * count, count)
 
     def passes(self, jobs: dict[str, Callable[[], object]], rounds: int | None = None) -> Figures:
@@ -120,6 +124,11 @@ def jobs(bench: Bench) -> Figures:
     levels, small = bench.encode(), bench.query.small[None]
     condition = model.conditions(levels, known.features, small)
     step = torch.ones(1)
+
+    def half() -> object:
+        with torch.autocast("cpu", torch.bfloat16):
+            return model.segment(query, known, **FAST)
+
     five = [np.rot90(bench.photo, turns).copy() for turns in range(4)] + [query]
     masks = [Mask(np.rot90(bench.mask.mask.numpy(), turns).copy()) for turns in range(4)] + [bench.mask]
     found = bench.passes(
@@ -128,6 +137,7 @@ def jobs(bench: Bench) -> Figures:
             "one shot, fast (ensemble=1)": lambda: model.segment(query, bench.photo, bench.mask, **FAST),
             "prototypes kept": lambda: model.segment(query, known),
             "prototypes kept, fast (ensemble=1)": lambda: model.segment(query, known, **FAST),
+            "prototypes kept, fast, in bfloat16": half,
             "five shots": lambda: model.segment(query, five, masks),
             "of it: reading the query": lambda: read_query(query, model.backbone.input_size),
             "of it: priors": lambda: model.conditions(levels, known.features, small),
@@ -142,9 +152,10 @@ def jobs(bench: Bench) -> Figures:
 def classes(bench: Bench) -> Figures:
     """Cost against the number of classes, their prototypes kept."""
     counts = (1, 2) if bench.quick else (1, 2, 4, 8, 16)
-    known = [bench.shots(1, f"class {index}") for index in range(max(counts))]
+    one = bench.shots(1)
+    known = [replace(one, name=f"class {index}") for index in range(max(counts))]
     calls = {count: (lambda part=known[:count]: bench.model.segment(bench.mirrored, part)) for count in counts}
-    return bench.passes({f"{count} classes": call for count, call in calls.items()})
+    return bench.passes({f"C = {count}": call for count, call in calls.items()})
 
 
 def shots(bench: Bench) -> Figures:
@@ -158,7 +169,7 @@ def shots(bench: Bench) -> Figures:
 
 def stream(bench: Bench) -> Figures:
     """`segment_many` for an image, from JPEG bytes to the result, against batch size and reading threads."""
-    sizes, workers, count = ((1, 2), (1, 2), 4) if bench.quick else ((1, 4, 8), (1, 4), 16)
+    sizes, workers, count = ((1, 2), (1, 2), 4) if bench.quick else ((1, 4, 8), (1, 4), 8)
     files, known = [jpeg(np.roll(bench.photo, 16 * index, axis=1)) for index in range(count)], bench.shots(1)
 
     def many(batch_size: int, threads: int, **options: int) -> None:
@@ -188,7 +199,7 @@ def start(bench: Bench) -> Figures:
     for _ in range(1 if bench.quick else min(bench.rounds, 3)):
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
         at = json.loads(done.stdout)
-        taken.append([after - before for before, after in zip(at, at[1:], strict=False)])
+        taken.append([after - before for before, after in pairwise(at)])
     return {name: Figure.of(list(values), "s") for name, values in zip(names, zip(*taken, strict=True), strict=True)}
 
 
@@ -252,6 +263,11 @@ PARTS: dict[str, Callable[[Bench], Figures]] = {
 }
 
 
+def about(part: str) -> str:
+    """What a part's figures are."""
+    return " ".join((PARTS[part].__doc__ or "").split())
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print, and accept where that is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -272,13 +288,13 @@ def main(arguments: list[str] | None = None) -> None:
         bench = Bench(tiny, 1, args.clock, quick=True)
     else:
         bench = Bench(DiffUp.from_pretrained(backbone=args.backbone, device="cpu"), args.rounds, args.clock)
-    accepted, measured = read_accepted(args.accepted), {}
+    accepted = read_accepted(args.accepted)
     print(f"{bench.model}, input {bench.model.backbone.input_size}, {args.threads} threads, {args.clock} time")
     for part in args.parts:
-        measured[part] = PARTS[part](bench)
-        print("\n".join(rows(part, measured[part], accepted)), flush=True)
+        figures = PARTS[part](bench)
+        print("\n".join(rows(part, figures, accepted)), flush=True)
         if args.write:
-            accept({part: measured[part]}, bench.model.backbone.name, args.clock, args.accepted)
+            accept(part, about(part), figures, bench.model.backbone.name, args.clock, args.accepted)
 
 
 if __name__ == "__main__":

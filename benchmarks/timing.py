@@ -21,6 +21,8 @@ from diffup.files import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 ACCEPTED = ROOT / "benchmarks" / "accepted.json"
+PAGE = ROOT / "docs" / "speed.md"
+START, END = "<!-- accepted figures -->", "<!-- end of accepted figures -->"
 
 CLOCKS: dict[str, Callable[[], float]] = {"cpu": time.process_time, "wall": time.perf_counter}
 """Seconds that this process computed, which other work on the machine hardly disturbs, or that went by."""
@@ -91,26 +93,59 @@ def read_accepted(path: Path = ACCEPTED) -> dict[str, Any]:
     return found
 
 
-def accept(measured: Mapping[str, Figures], backbone: str, clock: str, path: Path = ACCEPTED) -> None:
-    """Put the measured parts in the place of the accepted ones; parts that were not measured stay."""
+def accept(part: str, about: str, figures: Figures, backbone: str, clock: str, path: Path = ACCEPTED) -> None:
+    """Put a part in the place of the accepted one; the others stay. The tables of docs/speed.md follow.
+
+    Args:
+        part: its name.
+        about: what its figures are.
+        figures: as measured.
+        backbone: name of the encoder.
+        clock: of `CLOCKS`.
+        path: the file; the docs follow the one that comes with the project alone.
+    """
     facts = {
+        "about": about,
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "commit": commit(),
         "backbone": backbone,
         "machine": machine(clock),
+        "figures": {name: asdict(figure) for name, figure in figures.items()},
     }
-    parts = {
-        part: {**facts, "figures": {name: asdict(figure) for name, figure in figures.items()}}
-        for part, figures in measured.items()
-    }
-    write_text(path, json.dumps(read_accepted(path) | parts, indent=1) + "\n")
+    accepted = read_accepted(path) | {part: facts}
+    write_text(path, json.dumps(accepted, indent=1) + "\n")
+    if path == ACCEPTED:
+        page = PAGE.read_text(encoding="utf-8")
+        before, after = page.split(START)[0], page.split(END)[1]
+        write_text(PAGE, f"{before}{START}\n\n{tables(accepted)}\n\n{END}{after}")
+
+
+def tables(accepted: Mapping[str, Any]) -> str:
+    """The accepted figures as Markdown."""
+    parts = []
+    for part, facts in accepted.items():
+        on = facts["machine"]
+        lines = [f"### {part.capitalize()}", "", facts["about"], "", "| | figure | | +- |", "|---|---|---|---|"]
+        for name, figure in facts["figures"].items():
+            spread = f"{figure['spread']:.0%}" if figure["spread"] else ""
+            lines.append(f"| {name} | {figure['value']:.4g} | {figure['unit']} | {spread} |")
+        lines += [
+            "",
+            f"{facts['date']}, commit `{facts['commit']}`, {facts['backbone']}; {on['cpu']} ({on['instructions']}), "
+            f"{on['threads']} of {on['cores']} cores, {on['clock']} time, Python {on['python']}, torch {on['torch']}.",
+        ]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
 
 
 def commit() -> str:
-    """Of the checkout, with a + where files differ from it; empty outside of one."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--exclude=*"]
+    """Of the checkout, with a + where the library differs from it; empty outside of one."""
+
+    def git(*command: str) -> str:
+        return subprocess.run(["git", "-C", str(ROOT), *command], capture_output=True, text=True, check=True).stdout
+
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        return git("rev-parse", "--short", "HEAD").strip() + "+" * bool(git("status", "--porcelain", "diffup"))
     except (OSError, subprocess.CalledProcessError):
         return ""
 

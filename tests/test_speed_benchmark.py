@@ -47,7 +47,7 @@ def test_the_quick_table_is_printed_accepted_and_compared_with(speed, tmp_path: 
 def test_parts_that_are_not_measured_stay(speed, tmp_path: Path) -> None:
     file = tmp_path / "accepted.json"
     for part, value in (("jobs", 2.0), ("peak", 3.0), ("jobs", 4.0)):
-        speed.accept({part: {"a": speed.Figure(value, "passes", 0.1)}}, "encoder", "cpu", file)
+        speed.accept(part, "what", {"a": speed.Figure(value, "passes", 0.1)}, "encoder", "cpu", file)
     assert figures(file) == {
         "jobs": {"a": {"value": 4.0, "unit": "passes", "spread": 0.1}},
         "peak": {"a": {"value": 3.0, "unit": "passes", "spread": 0.1}},
@@ -62,8 +62,12 @@ def test_a_figure_is_the_median_and_half_the_quartiles_distance(speed) -> None:
 
 
 def test_the_accepted_figures_are_complete(speed) -> None:
-    """Every part was accepted, with the machine that it was taken on."""
+    """Every part was accepted, with the machine that it was taken on, and the docs show it."""
+    import timing
+
     accepted = speed.read_accepted()
+    page = timing.PAGE.read_text(encoding="utf-8")
+    assert page.split(timing.START)[1].split(timing.END)[0].strip() == timing.tables(accepted)
     assert set(accepted) == set(speed.PARTS)
     for facts in accepted.values():
         assert facts["figures"] and facts["machine"]["cpu"] and facts["commit"]
