@@ -26,7 +26,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from fakes import FakeBackbone, make_folder, random_decoder, shape_image, tiny_config  # noqa: E402
 from runs import assert_identical, state  # noqa: E402
 
-from diffup import Box, DiffUp, LabelMap, Points, Scribble  # noqa: E402
+from diffup import Box, DiffUp, Points, Scribble, Segmentation  # noqa: E402
 from diffup.training.trainer import CHECKPOINT  # noqa: E402
 
 TRAINING = """
@@ -72,17 +72,17 @@ def queries(count: int, bundled_every: int) -> int:
 
 
 def stream(count: int) -> int:
-    """`segment_many` over images of mixed sizes, two classes; 1 if memory grows (`grows`)."""
+    """`segment_many` over images of mixed sizes, one class; 1 if memory grows (`grows`)."""
     model = DiffUp(random_decoder(tiny_config(steps=1, ensemble=1)), FakeBackbone(input_size=(64, 64)), "cpu")
-    support, labels = shape_image((1, 2))
-    classes = [model.prototypes(support, labels == label, name=f"class {label}") for label in (1, 2)]
-    sizes = [(30, 200), (80, 96), (240, 320), (300, 20), (480, 640)]
+    support, labels = shape_image((1,))
+    known = model.prototypes(support, labels == 1)
+    sizes = [(30, 100), (80, 96), (120, 160), (100, 20)]
     kinds = [shape_image((1,), size=size, seed=seed)[0] for seed, size in enumerate(sizes)]
     queries = (kinds[index % len(kinds)].copy() for index in range(count))
     curve, start = [resident()], time.process_time()
     print(f"0 queries: {curve[0]:.1f} MiB", flush=True)
-    for index, result in enumerate(model.segment_many(queries, classes), start=1):
-        assert isinstance(result, LabelMap), result
+    for index, result in enumerate(model.segment_many(queries, known), start=1):
+        assert isinstance(result, Segmentation), result
         if index % max(1, count // 20) == 0:
             curve.append(resident())
             seconds = time.process_time() - start
