@@ -1,6 +1,7 @@
 """Does it last? Many mixed queries with flat memory, and training that goes on exactly after every kill.
 
 python benchmarks/soak.py queries --count 2000
+python benchmarks/soak.py stream --count 10000
 python benchmarks/soak.py kills --minutes 10
 """
 
@@ -25,7 +26,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from fakes import FakeBackbone, make_folder, random_decoder, shape_image, tiny_config  # noqa: E402
 from runs import assert_identical, state  # noqa: E402
 
-from diffup import Box, DiffUp, Points, Scribble  # noqa: E402
+from diffup import Box, DiffUp, Points, Scribble, Segmentation  # noqa: E402
 from diffup.training.trainer import CHECKPOINT  # noqa: E402
 
 TRAINING = """
@@ -48,7 +49,7 @@ def resident() -> float:
 
 
 def queries(count: int, bundled_every: int) -> int:
-    """Mixed queries in one process; 1 if memory grows by more than 5 % and 20 MiB, second quarter to last."""
+    """Mixed queries in one process; 1 if memory grows (`grows`)."""
     small = DiffUp(random_decoder(tiny_config()), FakeBackbone(input_size=(64, 64)), "cpu")
     whole = DiffUp.from_pretrained(device="cpu") if bundled_every else small
     curve = []
@@ -67,9 +68,33 @@ def queries(count: int, bundled_every: int) -> int:
         if (index + 1) % max(1, count // 20) == 0:
             curve.append(resident())
             print(f"{index + 1} queries: {curve[-1]:.0f} MiB", flush=True)
+    return grows(curve)
+
+
+def stream(count: int) -> int:
+    """`segment_many` over images of mixed sizes, one class; 1 if memory grows (`grows`)."""
+    model = DiffUp(random_decoder(tiny_config(steps=1, ensemble=1)), FakeBackbone(input_size=(64, 64)), "cpu")
+    support, labels = shape_image((1,))
+    known = model.prototypes(support, labels == 1)
+    sizes = [(30, 100), (80, 96), (120, 160), (100, 20)]
+    kinds = [shape_image((1,), size=size, seed=seed)[0] for seed, size in enumerate(sizes)]
+    queries = (kinds[index % len(kinds)].copy() for index in range(count))
+    curve, start = [resident()], time.process_time()
+    print(f"0 queries: {curve[0]:.1f} MiB", flush=True)
+    for index, result in enumerate(model.segment_many(queries, known), start=1):
+        assert isinstance(result, Segmentation), result
+        if index % max(1, count // 20) == 0:
+            curve.append(resident())
+            seconds = time.process_time() - start
+            print(f"{index} queries: {curve[-1]:.1f} MiB, {index / seconds:.0f} queries a CPU second", flush=True)
+    return grows(curve)
+
+
+def grows(curve: list[float]) -> int:
+    """1 if memory grows by more than 5 % and 20 MiB from the second quarter to the last."""
     quarter = max(1, len(curve) // 4)
     early, late = float(np.median(curve[quarter : 2 * quarter])), float(np.median(curve[-quarter:]))
-    print(f"second quarter {early:.0f} MiB, last quarter {late:.0f} MiB")
+    print(f"second quarter {early:.1f} MiB, last quarter {late:.1f} MiB")
     return int(late > early * 1.05 and late > early + 20)
 
 
@@ -118,6 +143,8 @@ def main() -> int:
     mode = modes.add_parser("queries")
     mode.add_argument("--count", type=int, default=2000)
     mode.add_argument("--bundled-every", type=int, default=100, help="every so many with the released model; 0: none")
+    mode = modes.add_parser("stream")
+    mode.add_argument("--count", type=int, default=10000)
     mode = modes.add_parser("kills")
     mode.add_argument("--minutes", type=float, default=10)
     mode.add_argument("--steps", type=int, default=60)
@@ -126,6 +153,8 @@ def main() -> int:
     torch.set_num_threads(1)
     if args.mode == "queries":
         return queries(args.count, args.bundled_every)
+    if args.mode == "stream":
+        return stream(args.count)
     return kills(args.minutes, args.steps, args.seed)
 
 

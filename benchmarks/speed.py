@@ -1,97 +1,304 @@
-"""How long the main job takes, in passes of the encoder: ratios of medians taken in turn in one run.
+"""What everything costs, in passes of the encoder: one table, beside the figures that were last accepted.
 
-The unit is one forward pass of the encoder on one image at its input size. The reference is the paper's setting
-(50 DDIM steps, 5 samples) without anything kept between calls.
+The unit is one forward pass of the encoder on one image at its input size, so the figures mean about the same on every
+machine. Medians of calls that take turns in one run.
 
-    python benchmarks/speed.py
-    python benchmarks/speed.py --backbone bundled:efficientnet_lite2 --threads 2 -o speed.json
+    python benchmarks/speed.py                          everything
+    python benchmarks/speed.py --parts jobs classes     some of it
+    python benchmarks/speed.py --write                  and accept the figures: benchmarks/accepted.json
+    python benchmarks/speed.py --quick                  with tiny models, to see that it runs
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
-import resource
-import statistics
-import time
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from skimage import data
+from torch.utils.flop_counter import FlopCounterMode
 
-from diffup import DiffUp, Mask
-from diffup.images import read_image
-from diffup.inference import read_query
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
 
-REFERENCE = {"steps": 50, "ensemble": 5}
+from fakes import FakeBackbone, make_folder, random_decoder, tiny_config  # noqa: E402
+from timing import ACCEPTED, CLOCKS, Figure, Figures, accept, read_accepted, rows, take_turns  # noqa: E402
+
+from diffup import DiffUp, Mask, Prototypes  # noqa: E402
+from diffup.data.folder import LabelledFolder  # noqa: E402
+from diffup.inference import Query, read_query  # noqa: E402
+from diffup.training.config import EpisodesConfig, TrainConfig, ViewsConfig  # noqa: E402
+from diffup.training.episodes import EpisodeSampler  # noqa: E402
+from diffup.training.prepare import Sources, build_banks  # noqa: E402
+from diffup.training.processes import Processes  # noqa: E402
+from diffup.training.trainer import Trainer  # noqa: E402
+
+PAPER = {"steps": 50, "ensemble": 5}
+"""The paper's setting."""
+
+FAST = {"ensemble": 1}
+"""One sample instead of two."""
+
+START = """
+import json, sys, time
+at = [time.process_time()]
+import torch
+torch.set_num_threads(int(sys.argv[1]))
+at.append(time.process_time())
+from diffup import DiffUp, Box
+at.append(time.process_time())
+model = DiffUp.from_pretrained(device="cpu")
+at.append(time.process_time())
+import numpy
+photo = numpy.random.default_rng(0).integers(0, 255, (480, 640, 3), dtype=numpy.uint8)
+for _ in range(2):
+    model.segment(photo, photo, Box(100, 100, 300, 300))
+    at.append(time.process_time())
+print(json.dumps(at))
+"""
 
 
-def main() -> None:
-    """Time everything and print the table."""
+@dataclass(frozen=True)
+class Bench:
+    """What is measured, and how often.
+
+    Args:
+        model: encoder and decoder.
+        rounds: calls of each kind that count.
+        clock: name of the clock.
+        quick: small numbers everywhere.
+    """
+
+    model: DiffUp
+    rounds: int
+    clock: str = "cpu"
+    quick: bool = False
+    photo: np.ndarray = field(default_factory=data.astronaut)
+
+    @cached_property
+    def query(self) -> Query:
+        """The photo's mirror image, ready for the encoder."""
+        return read_query(self.mirrored, self.model.backbone.input_size)
+
+    @property
+    def mirrored(self) -> np.ndarray:
+        """The query."""
+        return np.ascontiguousarray(self.photo[:, ::-1])
+
+    @property
+    def mask(self) -> Mask:
+        """Where the class is in the photo."""
+        mask = np.zeros(self.photo.shape[:2], dtype=bool)
+        mask[20:200, 160:290] = True
+        return Mask(mask)
+
+    def shots(self, count: int) -> Prototypes:
+        """A class of so many supports; what they show is of no matter to the cost."""
+        return self.model.prototypes([self.photo] * count, [self.mask] * count)
+
+    def encode(self, count: int = 1) -> list[torch.Tensor]:
+        """Features of the query, so many times over."""
+        return self.model.encode([self.query.resized] * count, count)
+
+    def passes(self, jobs: dict[str, Callable[[], object]], rounds: int | None = None) -> Figures:
+        """What each job costs, in passes of the encoder that take turns with them."""
+        taken = take_turns({"": self.encode, **jobs}, rounds or self.rounds, CLOCKS[self.clock])
+        unit = Figure.of(taken.pop(""), "s").value
+        return {name: Figure.of(values, "passes", unit) for name, values in taken.items()}
+
+
+def jobs(bench: Bench) -> Figures:
+    """Single calls, and what they consist of."""
+    model, query, known = bench.model, bench.mirrored, bench.shots(1)
+    levels, small = bench.encode(), bench.query.small[None]
+    condition = model.conditions(levels, known.features, small)
+    step = torch.ones(1)
+
+    def half() -> object:
+        with torch.autocast("cpu", torch.bfloat16):
+            return model.segment(query, known, **FAST)
+
+    five = [np.rot90(bench.photo, turns).copy() for turns in range(4)] + [query]
+    masks = [Mask(np.rot90(bench.mask.mask.numpy(), turns).copy()) for turns in range(4)] + [bench.mask]
+    return bench.passes(
+        {
+            "one shot": lambda: model.segment(query, bench.photo, bench.mask),
+            "one shot, fast (ensemble=1)": lambda: model.segment(query, bench.photo, bench.mask, **FAST),
+            "prototypes kept": lambda: model.segment(query, known),
+            "prototypes kept, fast (ensemble=1)": lambda: model.segment(query, known, **FAST),
+            "prototypes kept, fast, in bfloat16": half,
+            "five shots": lambda: model.segment(query, five, masks),
+            "of it: reading the query": lambda: read_query(query, model.backbone.input_size),
+            "of it: priors": lambda: model.conditions(levels, known.features, small),
+            "of it: decoder, one sample": lambda: model.decoder(torch.zeros(1, 1, 64, 64), step, condition),
+        }
+    )
+
+
+def paper(bench: Bench) -> Figures:
+    """The paper's setting: 50 steps, 5 samples, nothing kept."""
+    options = {} if bench.quick else PAPER
+    call = {"one shot": lambda: bench.model.segment(bench.mirrored, bench.photo, bench.mask, **options)}
+    return bench.passes(call, rounds=min(bench.rounds, 2))
+
+
+def classes(bench: Bench) -> Figures:
+    """Cost against the number of classes, their prototypes kept."""
+    counts = (1, 2) if bench.quick else (1, 2, 4, 8, 16)
+    one = bench.shots(1)
+    known = [replace(one, name=f"class {index}") for index in range(max(counts))]
+    calls = {count: (lambda part=known[:count]: bench.model.segment(bench.mirrored, part)) for count in counts}
+    return bench.passes({f"C = {count}": call for count, call in calls.items()})
+
+
+def shots(bench: Bench) -> Figures:
+    """Cost against K: of a query with prototypes kept, and of making them."""
+    counts = (1, 2) if bench.quick else (1, 2, 5, 10)
+    known = {count: bench.shots(count) for count in counts}
+    kept = {f"K = {k}, kept": (lambda p=p: bench.model.segment(bench.mirrored, p)) for k, p in known.items()}
+    made = {f"K = {k}, making prototypes": (lambda k=k: bench.shots(k)) for k in counts}
+    return bench.passes(kept) | bench.passes(made, rounds=min(bench.rounds, 3))
+
+
+def stream(bench: Bench) -> Figures:
+    """`segment_many` for an image, from JPEG bytes to the result, against batch size and reading threads."""
+    sizes, workers, count = ((1, 2), (1, 2), 4) if bench.quick else ((1, 4, 8), (1, 4), 8)
+    files, known = [jpeg(np.roll(bench.photo, 16 * index, axis=1)) for index in range(count)], bench.shots(1)
+
+    def many(batch_size: int, threads: int, **options: int) -> None:
+        for result in bench.model.segment_many(files, known, batch_size=batch_size, workers=threads, **options):
+            assert not hasattr(result, "error"), result
+
+    calls: dict[str, Callable[[], object]] = {}
+    for size in sizes:
+        calls[f"batch {size}, encoder alone"] = lambda size=size: [bench.encode(size) for _ in range(count // size)]
+        for threads in workers:
+            calls[f"batch {size}, workers {threads}"] = lambda size=size, threads=threads: many(size, threads)
+    calls[f"batch {sizes[-1]}, workers {workers[-1]}, fast"] = lambda: many(sizes[-1], workers[-1], **FAST)
+    taken = take_turns({"": bench.encode, **calls}, min(bench.rounds, 3), CLOCKS[bench.clock])
+    unit = Figure.of(taken.pop(""), "s").value
+    found = {}
+    for name, values in taken.items():
+        found[name] = Figure.of(values, "passes an image", unit * count)
+        found[f"{name}, rate"] = Figure.of([count / value for value in values], f"images a {bench.clock} second")
+    return found
+
+
+def start(bench: Bench) -> Figures:
+    """A fresh process, up to its first result; CPU seconds."""
+    names = ("import torch", "import diffup, beyond torch", "load the model", "first one shot", "second one shot")
+    command = [sys.executable, "-c", START, str(torch.get_num_threads())]
+    taken: list[list[float]] = []
+    for _ in range(1 if bench.quick else min(bench.rounds, 3)):
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        at = json.loads(done.stdout)
+        taken.append([after - before for before, after in pairwise(at)])
+    return {name: Figure.of(list(values), "s") for name, values in zip(names, zip(*taken, strict=True), strict=True)}
+
+
+def peak(bench: Bench) -> Figures:
+    """Floating-point operations a second, as a share of what a large matrix product does."""
+    model, side = bench.model, 64 if bench.quick else 1024
+    matrix, step = torch.randn(side, side), torch.ones(1)
+    condition = model.conditions(bench.encode(), bench.shots(1).features, bench.query.small[None])
+    images = bench.query.resized[None].to(memory_format=torch.channels_last)
+    work: dict[str, Callable[[], object]] = {
+        "matrix product": lambda: matrix @ matrix,
+        "U-Net, one sample": lambda: model.decoder(torch.zeros(1, 1, 64, 64), step, condition),
+        "U-Net, two samples": lambda: model.decoder(torch.zeros(2, 1, 64, 64), step.repeat(2), condition.repeat(2)),
+        "encoder": lambda: model.backbone.pyramid(images),
+    }
+    taken = take_turns(work, bench.rounds, CLOCKS[bench.clock])
+    found, best = {}, 0.0
+    for name, job in work.items():
+        with FlopCounterMode(display=False) as counter:
+            job()
+        operations = counter.get_total_flops() / 1e9
+        rate = operations / Figure.of(taken[name], "s").value
+        best = best or rate
+        found[f"{name}, operations"] = Figure(float(f"{operations:.4g}"), "billion")
+        found[f"{name}, share of peak"] = Figure.of([operations / t for t in taken[name]], "of 1", best)
+    found["peak"] = Figure.of([2 * side**3 / 1e9 / t for t in taken["matrix product"]], "billion a second")
+    return found
+
+
+def training(bench: Bench) -> Figures:
+    """Training steps, features read from the cache, for a sample; and samples a second."""
+    episodes = EpisodesConfig(max_shots=2) if bench.quick else EpisodesConfig()
+    config = TrainConfig(
+        decoder=bench.model.config, views=ViewsConfig(crops=1, pasted=6), episodes=episodes, batch_size=2, warmup=1
+    )
+    config = config if bench.quick else replace(config, batch_size=TrainConfig().batch_size)
+    with tempfile.TemporaryDirectory() as name:
+        folder = LabelledFolder.open(make_folder(Path(name) / "data"))
+        sources = Sources.find(folder, config)
+        banks = build_banks(sources, config, [bench.model.backbone], Path(name) / "cache", progress=False)
+        banks.load()
+        sampler = EpisodeSampler(banks.images, sources.classes, episodes, folder.min_area_fraction, folder.ignore)
+        trainer = Trainer(config, sampler, banks, Processes(torch.device("cpu")), identity="{}")
+        taken = take_turns({"": bench.encode, "step": trainer.advance}, min(bench.rounds, 5), CLOCKS[bench.clock])
+    unit, size = Figure.of(taken[""], "s").value, config.batch_size
+    return {
+        f"a sample, batch of {size}": Figure.of(taken["step"], "passes", unit * size),
+        f"rate, batch of {size}": Figure.of([size / t for t in taken["step"]], f"samples a {bench.clock} second"),
+    }
+
+
+def jpeg(pixels: np.ndarray) -> bytes:
+    """A photo of 640 x 480 as the bytes of a file."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).resize((640, 480)).save(buffer, "JPEG", quality=92)
+    return buffer.getvalue()
+
+
+PARTS: dict[str, Callable[[Bench], Figures]] = {
+    part.__name__: part for part in (jobs, paper, classes, shots, stream, start, peak, training)
+}
+
+
+def about(part: str) -> str:
+    """What a part's figures are."""
+    return " ".join((PARTS[part].__doc__ or "").split())
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, print, and accept where that is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="default: all")
     parser.add_argument("--backbone", metavar="NAME", help="encoder; default: the decoder's")
     parser.add_argument("--rounds", type=int, default=7, help="calls of each kind, taken in turn; default: 7")
-    parser.add_argument("--threads", type=int, help="threads of torch; default: torch's own choice")
-    parser.add_argument("-o", "--output", type=Path, help="write the figures to this JSON file too")
-    args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    model = DiffUp.from_pretrained(backbone=args.backbone)
-    seconds = measure(jobs(model), args.rounds)
-    unit = seconds["encoder pass"]
-    facts = {
-        "backbone": model.backbone.name,
-        "input_size": list(model.backbone.input_size),
-        "threads": torch.get_num_threads(),
-        "encoder_pass_ms": round(unit * 1000, 1),
-        "passes": {name: round(value / unit, 2) for name, value in seconds.items()},
-        "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
-    }
-    for name, passes in facts["passes"].items():
-        print(f"{name:45s} {passes:8.2f} passes {passes * unit * 1000:9.0f} ms")
-    print(f"peak memory {facts['peak_memory_mb']} MB; {facts['threads']} threads; {facts['backbone']}")
-    if args.output:
-        args.output.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-
-
-def jobs(model: DiffUp) -> dict[str, Callable[[], object]]:
-    """What is timed, by name; the photo and its mask come with scikit-image."""
-    photo = data.astronaut()
-    mask = np.zeros(photo.shape[:2], dtype=bool)
-    mask[20:200, 160:290] = True
-    query = np.ascontiguousarray(photo[:, ::-1])
-    pixels = read_image(query)
-    known = model.prototypes(photo, Mask(mask))
-    five = [photo, query, photo[::-1].copy(), query[::-1].copy(), photo.transpose(1, 0, 2).copy()]
-    masks = [Mask(m) for m in (mask, mask[:, ::-1], mask[::-1], mask[::-1, ::-1], mask.T)]
-    levels = model.encode([pixels])
-    small = read_query(query, model.backbone.input_size).small[None]
-    condition = model.conditions(levels, known.features, small)
-    return {
-        "encoder pass": lambda: model.encode([pixels]),
-        "priors": lambda: model.conditions(levels, known.features, small),
-        "decoder, one sample": lambda: model.decoder(torch.zeros(1, 1, 64, 64), torch.ones(1), condition),
-        "one shot": lambda: model.segment(query, photo, Mask(mask)),
-        "one shot, prototypes kept": lambda: model.segment(query, known),
-        "five shots": lambda: model.segment(query, five, masks),
-        "reference: one shot, 50 steps, 5 samples": lambda: model.segment(query, photo, Mask(mask), **REFERENCE),
-    }
-
-
-def measure(jobs: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each job; the jobs take turns, so that a change of the machine's load meets all alike."""
-    taken: dict[str, list[float]] = {name: [] for name in jobs}
-    for turn in range(rounds + 1):
-        for name, job in jobs.items():
-            if turn > 2 and name.startswith("reference"):
-                continue
-            start = time.perf_counter()
-            job()
-            if turn:  # the first call warms up
-                taken[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in taken.items()}
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch; default: 1")
+    parser.add_argument(
+        "--clock", choices=CLOCKS, default="cpu", help="wall is for several threads on an idle machine; default: cpu"
+    )
+    parser.add_argument("--quick", action="store_true", help="tiny random models, one round")
+    parser.add_argument("--write", action="store_true", help="accept the figures")
+    parser.add_argument("--accepted", type=Path, default=ACCEPTED, metavar="FILE", help="default: accepted.json here")
+    args = parser.parse_args(arguments)
+    torch.set_num_threads(args.threads)
+    if args.quick:
+        tiny = DiffUp(random_decoder(tiny_config()), FakeBackbone(input_size=(64, 64)), "cpu")
+        bench = Bench(tiny, 1, args.clock, quick=True)
+    else:
+        bench = Bench(DiffUp.from_pretrained(backbone=args.backbone, device="cpu"), args.rounds, args.clock)
+    accepted = read_accepted(args.accepted)
+    print(f"{bench.model}, input {bench.model.backbone.input_size}, {args.threads} threads, {args.clock} time")
+    for part in args.parts:
+        figures = PARTS[part](bench)
+        print("\n".join(rows(part, figures, accepted)), flush=True)
+        if args.write:
+            accept(part, about(part), figures, bench.model.backbone.name, args.clock, args.accepted)
 
 
 if __name__ == "__main__":

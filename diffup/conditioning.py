@@ -50,7 +50,8 @@ class Conditioner:
 
         Args:
             images: (3, H, W) in [0, 1] each, of any sizes.
-            batch_size: images that are encoded together, at most.
+            batch_size: images that are encoded together, at most; on a CPU no more than there are threads, since more
+                push each other out of the caches.
 
         Returns:
             Four levels (N, C_l, h_l, w_l), on the model's device.
@@ -58,6 +59,8 @@ class Conditioner:
         Raises:
             BackboneError: the encoder breaks the protocol.
         """
+        if self.device.type == "cpu":
+            batch_size = min(batch_size, torch.get_num_threads())
         resized = torch.stack([resize_image(image, self.backbone.input_size) for image in images])
         # Channels-last convolutions are about a third faster on a CPU.
         resized = resized.to(self.device, memory_format=torch.channels_last)

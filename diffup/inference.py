@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 DECODER_BATCH = 32
 """Pairs of query and class that are decoded together, at most, unless a single class has more queries."""
 
+CPU_DECODER_BATCH = 8
+"""The same for each thread of a CPU, where more push each other out of the caches."""
+
 
 @dataclass(frozen=True, eq=False)
 class Query:
@@ -155,7 +158,7 @@ def decode(
     """Look for every class in every query.
 
     The encoder, and the text space where a class has text, see each query once; the decoder sees pairs of query and
-    class, up to `DECODER_BATCH` at a time.
+    class, some at a time (`decoder_batches`).
 
     Args:
         model: encoder and decoder.
@@ -176,7 +179,7 @@ def decode(
     worded = [query.worded for query in queries if query.worded is not None]
     dense = model.dense_text_features(worded) if worded else None
     found: list[list[Decoded]] = [[] for _ in queries]
-    for group in decoder_batches(len(queries), len(classes)):
+    for group in decoder_batches(len(queries), len(classes), model.device):
         condition = Condition.cat([_condition(model, levels, small, dense, classes[index]) for index in group])
         together = noise.to(model.device).expand(len(condition.prior), *noise.shape)
         samples = sample(model.decoder, model.diffusion, condition, together, steps, trace, on_step)
@@ -230,9 +233,10 @@ def starting_noise(ensemble: int, generator: torch.Generator) -> Tensor:
     return torch.randn(ensemble, SIZES[0], SIZES[0], generator=generator, device=generator.device)
 
 
-def decoder_batches(queries: int, classes: int) -> list[range]:
+def decoder_batches(queries: int, classes: int, device: torch.device) -> list[range]:
     """Which classes are decoded together for so many queries."""
-    step = max(1, DECODER_BATCH // max(queries, 1))
+    most = min(DECODER_BATCH, CPU_DECODER_BATCH * torch.get_num_threads()) if device.type == "cpu" else DECODER_BATCH
+    step = max(1, most // max(queries, 1))
     return [range(start, min(start + step, classes)) for start in range(0, classes, step)]
 
 

@@ -329,7 +329,7 @@ class DiffUp(Conditioner):
             images = cast("ImageLike | Sequence[ImageLike] | None", support)
             classes = [self.prototypes(images, annotation, text=text, templates=templates, name="object")]
         noise = starting_noise(ensemble, seeded(seed) if generator is None else generator)
-        rounds = steps * len(decoder_batches(1, len(classes)))
+        rounds = steps * len(decoder_batches(1, len(classes), self.device))
         with tqdm(total=rounds, desc="sampling", disable=not progress) as bar:
             (found,) = decode(self, [image], classes, threshold, noise, steps, trace, on_step=lambda: bar.update(1))
         found = look_again(self, image, classes, found, noise, steps) if zoom else found

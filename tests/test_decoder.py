@@ -182,6 +182,15 @@ def test_modulation_starts_near_the_identity_on_normalised_features() -> None:
     assert torch.allclose(block(h, noise(2, 3, 16, 16, seed=2), embedding), normalised, atol=0.1)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_adain_normalises_as_instance_norm_does(layout: torch.memory_format) -> None:
+    adain, embedding = AdaIN(24, 16), noise(3, 16)
+    torch.nn.init.normal_(adain.affine.weight, std=0.1, generator=torch.Generator().manual_seed(1))
+    h = (5 * noise(3, 24, 16, 16) + 3).to(memory_format=layout)
+    scale, shift = adain.affine(torch.nn.functional.silu(embedding))[:, :, None, None].chunk(2, dim=1)
+    assert torch.allclose(adain(h, embedding), torch.nn.functional.instance_norm(h) * scale + shift, atol=1e-5)
+
+
 def test_the_embedding_is_the_transformers_one_of_1000_steps() -> None:
     values = torch.tensor([0.0, 0.25, 0.9])
     embedded = sinusoidal_embedding(values, 8, scale=1000.0)

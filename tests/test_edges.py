@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diffup.images import read_image, resize_image
 from diffup.priors.condition import EDGE_SIDE, edge_maps
-from diffup.priors.edges import canny, sobel, to_grey
+from diffup.priors.edges import _hysteresis, canny, sobel, to_grey
 
 skimage_data = pytest.importorskip("skimage.data")
 ndimage = pytest.importorskip("scipy.ndimage")
@@ -53,6 +53,17 @@ def test_canny_finds_the_outline_of_a_square_one_pixel_wide() -> None:
     corners = ([10, 10, 30, 30], [12, 28, 12, 28])  # smoothing rounds them off
     outline[corners] = edges[corners]
     assert torch.equal(edges, outline)
+
+
+def test_hysteresis_grows_as_max_pooling_does() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weak = torch.rand(3, 1, 50, 70, generator=generator) < 0.35  # some of it joined over long ways
+    strong = weak & (torch.rand(weak.shape, generator=generator) < 0.01)
+    expected = strong
+    for _ in range(200):
+        expected = weak & (torch.nn.functional.max_pool2d(expected.float(), 3, stride=1, padding=1) > 0)
+    found = _hysteresis(weak, strong)
+    assert torch.equal(found, expected) and strong.sum() < found.sum() < weak.sum()
 
 
 def test_hysteresis_keeps_weak_edges_only_where_they_touch_a_strong_one() -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from diffup import DiffUp, LabelMap, Prototypes
 from diffup.decoder.base import Decoder
 from diffup.errors import FormatError, ImageError, PrototypesError
-from diffup.inference import DECODER_BATCH, Decoded, decoder_batches
+from diffup.inference import CPU_DECODER_BATCH, DECODER_BATCH, Decoded, decoder_batches
 from diffup.label_map import merge
 
 QUERY, _ = shape_image((1, 2, 3), (60, 150), seed=4)
@@ -70,20 +70,21 @@ def test_many_classes_are_decoded_in_bounded_batches(
     model: DiffUp, classes: list[Prototypes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes, before = count_calls(model, monkeypatch), model.backbone.calls
-    many = [dataclasses.replace(classes[0], name=str(index)) for index in range(DECODER_BATCH + 3)]
+    size, many = CPU_DECODER_BATCH, [dataclasses.replace(classes[0], name=str(index)) for index in range(19)]
     result = model.segment(QUERY, many, steps=1, ensemble=1)
-    assert model.backbone.calls == before + 1 and sizes == [DECODER_BATCH, 3]
+    assert model.backbone.calls == before + 1 and sizes == [size, size, 19 - 2 * size]
     # Of equal scores the first class wins; another batch may round differently.
-    assert set(np.unique(result.labels)) <= {0, 1, DECODER_BATCH + 1}
-    assert len(result.probabilities) == DECODER_BATCH + 3
+    assert set(np.unique(result.labels)) <= {0, 1, size + 1, 2 * size + 1}
+    assert len(result.probabilities) == 19
 
 
 @settings(max_examples=50, deadline=None)
-@given(queries=st.integers(1, 100), count=st.integers(1, 255))
-def test_decoder_batches_hold_every_class_once(queries: int, count: int) -> None:
-    batches = decoder_batches(queries, count)
+@given(queries=st.integers(1, 100), count=st.integers(1, 255), device=st.sampled_from(["cpu", "cuda"]))
+def test_decoder_batches_hold_every_class_once(queries: int, count: int, device: str) -> None:
+    batches = decoder_batches(queries, count, torch.device(device))
+    most = CPU_DECODER_BATCH if device == "cpu" else DECODER_BATCH  # the tests have one thread
     assert [index for batch in batches for index in batch] == list(range(count))
-    assert all(len(batch) * queries <= max(DECODER_BATCH, queries) for batch in batches)
+    assert all(len(batch) * queries <= max(most, queries) for batch in batches)
 
 
 def test_each_class_is_what_it_is_alone(model: DiffUp, classes: list[Prototypes], result: LabelMap) -> None:

@@ -26,7 +26,7 @@ def pool_to_grid(features: Tensor, grid: int) -> Tensor:
     size = (min(features.shape[-2], grid), min(features.shape[-1], grid))
     if size == tuple(features.shape[-2:]):
         return features
-    peak = features.abs().amax()
+    peak = _peak(features)
     if not bool(peak > LARGEST):
         return F.adaptive_avg_pool2d(features, size)
     return F.adaptive_avg_pool2d(features / peak, size) * peak  # sums of large ones would overflow
@@ -34,10 +34,16 @@ def pool_to_grid(features: Tensor, grid: int) -> Tensor:
 
 def tame(query: Tensor, views: Tensor) -> tuple[Tensor, Tensor]:
     """Query and support features of a level by one factor within `LARGEST`; ordinary ones stay bit for bit."""
-    peak = torch.maximum(query.abs().amax(), views.abs().amax())
+    peak = torch.maximum(_peak(query), _peak(views))
     if not bool(peak > LARGEST):
         return query, views
     return query / peak, views / peak
+
+
+def _peak(features: Tensor) -> Tensor:
+    """The greatest absolute value, without the copy that `abs` makes."""
+    low, high = features.aminmax()
+    return torch.maximum(-low, high)
 
 
 def view_priors(
@@ -133,13 +139,13 @@ def calibrated_contrast(
     batch, shots = views.shape[:2]
     vectors = torch.stack(contrast_prototypes(features, weights, complement), dim=2)
 
-    def scores(positions: Tensor) -> Tensor:
-        similar = pairwise_similarity(
-            vectors.flatten(0, 1), positions.flatten(0, 1), config.metric, config.conversion
-        ).view(batch, shots, 2, -1)
+    def scores(prototypes: Tensor, positions: Tensor) -> Tensor:
+        similar = pairwise_similarity(prototypes, positions, config.metric, config.conversion)
+        similar = similar.view(batch, shots, 2, -1)
         return similar[:, :, 0] - similar[:, :, 1]
 
-    own, other = scores(features), scores(query.flatten(2)[:, None].expand(-1, shots, -1, -1))
+    own = scores(vectors.flatten(0, 1), features.flatten(0, 1))
+    other = scores(vectors.flatten(1, 2), query.flatten(2))
     other = other if spread is None else enhance(other, spread)
     share = weights.mean(dim=2, keepdim=True).clamp(_EPS, 1 - _EPS)
     high = (own * weights).mean(dim=2, keepdim=True) / share
