@@ -125,7 +125,6 @@ def label_folder(
         ConfigError: an option is out of range, or the output lies within the folder.
         MissingPackageError: a format needs a package that is not installed.
         PrototypesError: prototypes do not fit the model or each other.
-        MissingPackageError: a format needs a package that is not installed.
     """
     folder, output, plan = Path(folder), Path(output), LabelPlan() if plan is None else plan
     images = find_images(folder)
