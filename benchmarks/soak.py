@@ -30,6 +30,7 @@ from runs import CONFIG, assert_identical, encoder, state  # noqa: E402
 from diffup import Box, DiffUp, Points, Scribble  # noqa: E402
 from diffup.training.trainer import train  # noqa: E402
 
+
 def resident() -> float:
     """Memory of this process, MiB."""
     fields = Path("/proc/self/statm").read_text().split()
