@@ -96,7 +96,7 @@ def bank_name(group: str, facts: dict[str, Any]) -> str:
 def file_facts(paths: Sequence[Path]) -> str:
     """Hash of names and contents of files: changes when a file does, and stays when files are copied or touched.
 
-    Every file is read: 3,300 photos and masks (71 MB) take 0.2 s of computing time. Threads wait for slow disks together.
+    Every file is read: 3,300 photos and masks (71 MB) take 0.2 s of computing time. Threads wait for slow disks.
     """
     with ThreadPoolExecutor() as pool:
         facts = [(path.name, digest) for path, digest in zip(paths, pool.map(_content, paths), strict=True)]
