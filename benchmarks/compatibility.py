@@ -1,69 +1,116 @@
 """Install the oldest or the newest supported versions into a fresh environment, and run the tests there.
 
-An environment takes about 6 GB where pip's default torch is the one with CUDA; it is removed afterwards.
+An environment takes about 6 GB where pip's default torch is the one with CUDA; it is removed afterwards unless it is
+given a place.
 
-    python benchmarks/compatibility.py --versions oldest --python python3.10
+    python benchmarks/compatibility.py --versions oldest --python python3.10 --write
     python benchmarks/compatibility.py --versions newest --python python3.13 --tests tests/test_model.py
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-CORE = [
-    "annotation",
-    "backbones_timm",
-    "backbones_open_clip",
-    "backbones_transformers",
-    "condition",
-    "decoder",
-    "model",
-]
-SHOWN = ("torch", "torchvision", "timm", "transformers", "open_clip", "numpy")
+PAGE = ROOT / "docs" / "compatibility.md"
+START, END = "<!-- runs -->", "<!-- end of runs -->"
+EXTRAS = ("eval", "train")  # installed along, at the same end of their ranges
+TOOLS = ["pytest", "hypothesis"]
+LEFT_OUT = {"test_demo_browser.py", "test_ray.py", "test_plugin_package.py"}  # a browser, a cluster, pip itself
+SHOWN = ("torch", "torchvision", "timm", "open_clip_torch", "transformers", "numpy", "pillow", "safetensors")
+COLUMNS = ("Python", *SHOWN, "passed", "failed", "skipped", "tests")
 NEEDED = 8 * 2**30
 
 
 def oldest() -> list[str]:
-    """Every lower bound of the dependencies in pyproject.toml as an exact version."""
+    """Every lower bound of the dependencies in pyproject.toml, and of the extras, as an exact version."""
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    listed = re.search(r"^dependencies = \[(.*?)^\]", text, re.MULTILINE | re.DOTALL)
-    assert listed is not None
-    return [f"{name}=={bound}.*" for name, bound in re.findall(r'"([\w.-]+)>=([\d.]+)"', listed[1])]
+    lists = [re.search(r"^dependencies = \[(.*?)^\]", text, re.MULTILINE | re.DOTALL)]
+    lists += [re.search(rf"^{extra} = \[(.*?)\]$", text, re.MULTILINE) for extra in EXTRAS]
+    bounds: list[tuple[str, str]] = []
+    for listed in lists:
+        assert listed is not None
+        bounds += re.findall(r'"([\w.-]+)>=([\d.]+)"', listed[1])
+    return [f"{name}=={bound}.*" for name, bound in bounds]
+
+
+def install(folder: Path, interpreter: str, versions: str) -> None:
+    """Make an environment with the library, its extras and the tools of the tests."""
+    subprocess.run([interpreter, "-m", "venv", str(folder)], check=True)
+    wanted = [f"{ROOT}[{','.join(EXTRAS)}]", *(oldest() if versions == "oldest" else []), *TOOLS]
+    subprocess.run([str(folder / "bin" / "python"), "-m", "pip", "install", "-q", *wanted], check=True)
+
+
+def versions_of(python: str) -> dict[str, str]:
+    """Versions of Python and of the packages that the table shows."""
+    code = "import json, platform, sys; from importlib import metadata\n"
+    code += "found = {name: metadata.version(name) for name in sys.argv[1:]}\n"
+    code += "print(json.dumps({'Python': platform.python_version(), **found}))"
+    done = subprocess.run([python, "-c", code, *SHOWN], check=True, capture_output=True, text=True)
+    found: dict[str, str] = json.loads(done.stdout)
+    return found
+
+
+def test(python: str, paths: list[str]) -> tuple[int, dict[str, str]]:
+    """Run tests; pytest's status, and how many passed, failed and were skipped."""
+    with tempfile.TemporaryDirectory() as name:
+        report = Path(name) / "report.xml"
+        command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *paths]
+        status = subprocess.run(command, cwd=ROOT, check=False).returncode
+        counts = dict.fromkeys(("tests", "failures", "errors", "skipped"), 0)
+        if report.exists():
+            for suite in ElementTree.parse(report).getroot().iter("testsuite"):
+                counts = {key: counts[key] + int(suite.get(key, 0)) for key in counts}
+    failed = counts["failures"] + counts["errors"]
+    passed = counts["tests"] - failed - counts["skipped"]
+    return status, {"passed": str(passed), "failed": str(failed), "skipped": str(counts["skipped"])}
+
+
+def write(row: str) -> None:
+    """Add a row to the table of the documentation."""
+    before, rest = PAGE.read_text(encoding="utf-8").split(START)
+    table, after = rest.split(END)
+    PAGE.write_text(f"{before}{START}{table.rstrip()}\n{row}\n\n{END}{after}", encoding="utf-8")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--versions", choices=["oldest", "newest"], required=True)
     parser.add_argument("--python", default=sys.executable, help="interpreter of the environment")
-    parser.add_argument("--tests", nargs="+", default=[f"tests/test_{name}.py" for name in CORE])
+    parser.add_argument("--environment", type=Path, help="its folder, kept, and used as it is where it exists")
+    parser.add_argument("--tests", nargs="+", help="default: all but those of the browser, of Ray and of plugins")
+    parser.add_argument("--write", action="store_true", help="add a row to docs/compatibility.md")
     parser.add_argument("--list", action="store_true", help="print what would be installed")
     args = parser.parse_args()
-    wanted = oldest() if args.versions == "oldest" else []
     if args.list:
-        print("\n".join(wanted) or "whatever pip takes")
+        print("\n".join(oldest()) if args.versions == "oldest" else "whatever pip takes")
         return 0
+    everything = sorted(str(path) for path in (ROOT / "tests").glob("test_*.py") if path.name not in LEFT_OUT)
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        if shutil.disk_usage(folder).free < NEEDED:
-            print(f"{folder} has less than {NEEDED >> 30} GB free; set TMPDIR to a folder that has", file=sys.stderr)
-            return 2
-        subprocess.run([args.python, "-m", "venv", str(folder)], check=True)
+        folder: Path = args.environment or Path(name)
+        if not (folder / "bin" / "python").exists():
+            if shutil.disk_usage(folder.parent).free < NEEDED:
+                print(f"{folder.parent} has less than {NEEDED >> 30} GB free; set TMPDIR", file=sys.stderr)
+                return 2
+            install(folder, args.python, args.versions)
         python = str(folder / "bin" / "python")
-        tools = ["pytest", "hypothesis", "scipy", "scikit-image"]
-        subprocess.run([python, "-m", "pip", "install", "-q", str(ROOT), *wanted, *tools], check=True)
-        show = f"import platform, {', '.join(SHOWN)}; print(platform.python_version())\n"
-        show += "\n".join(f"print('{name}', {name}.__version__)" for name in SHOWN)
-        subprocess.run([python, "-c", show], check=True)
-        strict = ["-W", "error::DeprecationWarning:diffup", "-W", "error::FutureWarning:diffup"]
-        command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *strict, *args.tests]
-        return subprocess.run(command, cwd=ROOT, check=False).returncode
+        facts = versions_of(python)
+        print(facts)
+        status, counts = test(python, args.tests or everything)
+    facts |= counts | {"tests": f"{len(args.tests)} files" if args.tests else "all"}
+    row = f"| {' | '.join(facts[column] for column in COLUMNS)} |"
+    print(row)
+    if args.write:
+        write(row)
+    return status
 
 
 if __name__ == "__main__":

@@ -31,17 +31,29 @@ def requirements() -> dict[str, str]:
 
 
 def licence(name: str) -> tuple[str, str]:
-    """Version and licence that the installed distribution states."""
+    """Version and licence that the installed distribution states, in its metadata or else in its licence file."""
     try:
-        facts = metadata.metadata(name)
+        found = metadata.distribution(name)
     except metadata.PackageNotFoundError:
         return "-", "not installed here"
+    facts = found.metadata
     classifiers = [
         text.split(" :: ")[-1] for text in facts.get_all("Classifier") or [] if text.startswith("License ::")
     ]
     lines = (facts.get("License") or "").strip().splitlines()
     stated = facts.get("License-Expression") or ", ".join(classifiers) or (lines[0] if lines else "")
-    return facts["Version"], stated or "not stated in its metadata"
+    if stated in ("", "UNKNOWN"):
+        stated = _licence_file(found)
+    return facts["Version"], stated or "not stated"
+
+
+def _licence_file(found: metadata.Distribution) -> str:
+    """The first line of the distribution's licence file; "" where it has none."""
+    for path in found.files or []:
+        if path.name.upper().startswith("LICEN"):
+            lines = path.read_text(encoding="utf-8").strip().splitlines()
+            return f"{lines[0].strip()} (its file {path.name})" if lines else ""
+    return ""
 
 
 def table() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -121,7 +122,7 @@ def bank_folders(data: Path, cache: Path, config: TrainConfig = CONFIG) -> set[s
     return {bank.folder.name for bank in groups}
 
 
-def test_a_changed_setting_or_file_makes_a_new_bank(tmp_path: Path) -> None:
+def test_a_changed_setting_makes_a_new_bank(tmp_path: Path) -> None:
     data, cache = make_folder(tmp_path / "data"), tmp_path / "cache"
     before = bank_folders(data, cache)
     assert bank_folders(data, cache) == before
@@ -129,8 +130,31 @@ def test_a_changed_setting_or_file_makes_a_new_bank(tmp_path: Path) -> None:
     assert len(bank_folders(data, cache, finer) - before) == 3  # the features of all groups
     jittered = dataclasses.replace(CONFIG, views=dataclasses.replace(CONFIG.views, jitter=0.1))
     assert len(bank_folders(data, cache, jittered) - before) == 4  # images and features of crops and pasted ones
-    os.utime(data / "images" / "train0.png", (1, 1))
+
+
+def test_banks_are_known_by_the_content_of_files(tmp_path: Path) -> None:
+    """Files that were touched or copied keep their banks; another picture of the same size and time does not."""
+    data, cache = make_folder(tmp_path / "data"), tmp_path / "cache"
+    photo = data / "images" / "train0.png"
+
+    def save(pixels: np.ndarray) -> None:
+        with photo.open("wb") as file:
+            Image.fromarray(pixels).save(file, "png")
+            file.write(bytes(50_000 - file.tell()))  # readers do not mind what comes after the picture's end
+        os.utime(photo, (1, 1))
+
+    pixels = np.array(Image.open(photo))
+    save(pixels)
+    before, size = bank_folders(data, cache), photo.stat().st_size
+    os.utime(photo, (2, 2))
+    shutil.copytree(data, tmp_path / "copy", copy_function=shutil.copyfile)
+    assert bank_folders(data, cache) == bank_folders(tmp_path / "copy", cache) == before
+    save(255 - pixels)
+    assert photo.stat().st_size == size
     assert not bank_folders(data, cache) & before
+    negative = banks_of(data, cache).images[WHOLE].arrays["image"][0]
+    positive = banks_of(tmp_path / "copy", cache).images[WHOLE].arrays["image"][0]
+    assert np.abs(negative.astype(int) + positive - 255).max() <= 1
 
 
 def test_a_changed_mask_makes_a_new_bank(tmp_path: Path) -> None:

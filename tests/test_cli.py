@@ -240,7 +240,7 @@ sys.modules.update(dict.fromkeys(("torch", "numpy", "PIL")))  # importing one of
 from diffup.cli import build_parser
 build_parser().format_help()
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
 
 

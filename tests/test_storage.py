@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from fakes import FakeBackbone, random_decoder, shape_image, tiny_config
 from runs import state
 
@@ -17,6 +20,7 @@ from diffup.errors import DiffUpError, StorageError
 from diffup.evaluation.episodes import Episode
 from diffup.evaluation.evaluate import THRESHOLDS, EpisodeScore
 from diffup.evaluation.record import EpisodeRecord, Setting
+from diffup.journal import Journal
 from diffup.training.checkpoint import save_checkpoint
 from diffup.training.trainer import CHECKPOINT
 
@@ -92,14 +96,64 @@ def test_the_record_of_an_evaluation(tmp_path: Path) -> None:
     assert EpisodeRecord(path).known(setting(), episodes) == dict(enumerate(scores))
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_read_only_folders(tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
+@contextlib.contextmanager
+def nobody() -> Iterator[None]:
+    """As root, who may write anywhere, act as a user who may not; anybody else is one."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
     try:
-        with pytest.raises(StorageError, match="Permission denied"):
-            model().save_pretrained(tmp_path)
+        yield
     finally:
-        tmp_path.chmod(0o700)
+        os.seteuid(0)
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """An empty folder that every user reaches; those of pytest are its user's alone."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    yield folder
+    folder.chmod(0o755)
+    shutil.rmtree(folder)
+
+
+def write_weights(folder: Path, seed: int) -> None:
+    model(seed).save_pretrained(folder)
+
+
+def write_picture(folder: Path, seed: int) -> None:
+    query, _ = shape_image((1,), size=(40, 60), seed=seed)
+    model(seed).segment(query, query).save(folder / "mask.png")
+
+
+def write_checkpoint(folder: Path, seed: int) -> None:
+    save_checkpoint(folder / CHECKPOINT, {"model": {"a": torch.full((3,), seed)}}, seed, "{}")
+
+
+def write_record(folder: Path, seed: int) -> None:
+    Journal(folder / "record.jsonl").append([{"seed": seed}])
+
+
+@pytest.mark.parametrize("write", [write_weights, write_picture, write_checkpoint, write_record])
+def test_read_only_folders(open_folder: Path, write: Callable[[Path, int], None]) -> None:
+    """The error says what and where, and what was there stays, and nothing beside it."""
+    write(open_folder, 0)
+    before = contents(open_folder)
+    for path in open_folder.iterdir():
+        path.chmod(0o444)
+    open_folder.chmod(0o555)
+    with nobody():
+        assert contents(open_folder) == before, "the folder of temporary files must be open to every user"
+        with pytest.raises(StorageError, match=r"cannot be written \(.*Permission denied.*choose a folder"):
+            write(open_folder, 1)
+        assert contents(open_folder) == before
+    open_folder.chmod(0o755)
+    for path in open_folder.iterdir():
+        path.chmod(0o644)
+    write(open_folder, 1)
+    assert contents(open_folder) != before
 
 
 def test_a_folder_that_cannot_be(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """The bank of encoded views: features of the frozen encoders, computed once, kept on disk, read by memory map.
 
 A bank is filled in chunks; a run that is killed while filling goes on where it stopped. Its folder is named after
-everything that its content depends on, so a changed setting makes a new bank and never reads a stale one.
+everything that its content depends on, so a changed setting or file makes a new bank and never reads a stale one, and
+a copy of the data elsewhere finds the bank of the original.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +94,17 @@ def bank_name(group: str, facts: dict[str, Any]) -> str:
 
 
 def file_facts(paths: Sequence[Path]) -> str:
-    """Hash of names, sizes and times of files: changes when a file does."""
-    stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
-    return hashlib.sha256(json.dumps(stats).encode()).hexdigest()[:16]
+    """Hash of names and contents of files: changes when a file does, and stays when files are copied or touched.
+
+    Every file is read: 3,300 photos and masks (71 MB) take 0.2 s of computing time. Threads wait for slow disks.
+    """
+    with ThreadPoolExecutor() as pool:
+        facts = [(path.name, digest) for path, digest in zip(paths, pool.map(_content, paths), strict=True)]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+def _content(path: Path) -> str:
+    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
 
 
 def image_bank(folder: Path, length: int, render: Render, views: Sequence[View], progress: bool) -> Bank:
