@@ -35,10 +35,11 @@ TIMED = (2, 10)
 BASE = {"learning_rate": 8e-4, "warmup": 30, "ema": 0.99}
 """A short run's settings, for every row."""
 
+FULL = "full"
 ROWS = {
-    "full, seed 0": None,
-    "full, seed 1": None,
-    "full, seed 2": None,
+    f"{FULL}, seed 0": None,
+    f"{FULL}, seed 1": None,
+    f"{FULL}, seed 2": None,
     "one step, no diffusion": "one_step.json",
     "6: no affinity": "table6/no_affinity.json",
     "6: no edges": "table6/no_edges.json",
@@ -55,7 +56,8 @@ ROWS = {
 }
 """The file of each row. "L2 of unit vectors, 1 - d^2/2" of Table 7 is the cosine, which a test proves."""
 
-SCORED = (("mask", 1), ("box", 1), ("scribble", 1), ("mask", 5))
+SCORED = {"mask, 1": "", "box, 1": "8", "scribble, 1": "8", "mask, 5": "9"}
+"""Annotations and shots; a table's number: only the rows of that table and the full ones."""
 
 
 def main() -> None:
@@ -78,13 +80,12 @@ def main() -> None:
             decoder = train(data, folder, replace(config, steps=steps), [backbone], **run)
             evaluator = Evaluator(DiffUp.from_pretrained(decoder, backbone=backbone), data, cache=features)
             row: dict[str, Any] = {"steps": steps}
-            for annotation, shots in SCORED:
-                scores = evaluator.run(streams[shots], annotation, steps=1, bf16=True)
-                row[f"{annotation}, {shots}"] = {
-                    "miou": scores.miou,
-                    "best": scores.miou_by_threshold[scores.best_threshold],
-                    "prior": scores.best_prior,
-                }
+            for scored, only in SCORED.items():
+                if name.startswith((only, FULL)):
+                    annotation, shots = scored.split(", ")
+                    scores = evaluator.run(streams[int(shots)], annotation, steps=1, bf16=True)
+                    best = scores.miou_by_threshold[scores.best_threshold]
+                    row[scored] = {"miou": scores.miou, "best": best, "prior": scores.best_prior}
             write_text(folder / "row.json", json.dumps(row, indent=2) + "\n")
         table[name] = json.loads((folder / "row.json").read_text())
     write_text(args.output / "table.json", json.dumps({"rows": table, "options": vars(args)}, indent=2, default=str))
@@ -106,11 +107,10 @@ def fitting_steps(
 
 def show(table: dict[str, dict[str, Any]]) -> None:
     """Print the table as Markdown: mIoU at the best threshold."""
-    columns = [f"{annotation}, {shots}" for annotation, shots in SCORED]
-    print("| row | steps | " + " | ".join(columns) + " | prior |\n|" + "---|" * (len(columns) + 3))
+    print("| row | steps | " + " | ".join(SCORED) + " | prior |\n|" + "---|" * (len(SCORED) + 3))
     for name, row in table.items():
-        cells = [f"{row[column]['best']:.1f}" for column in columns]
-        print(f"| {name} | {row['steps']} | " + " | ".join(cells) + f" | {row[columns[0]]['prior']:.1f} |")
+        cells = [f"{row[scored]['best']:.1f}" if scored in row else "" for scored in SCORED]
+        print(f"| {name} | {row['steps']} | " + " | ".join(cells) + f" | {row['mask, 1']['prior']:.1f} |")
 
 
 def _arguments() -> argparse.Namespace:
