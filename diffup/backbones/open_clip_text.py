@@ -2,97 +2,29 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from diffup.backbones.base import FrozenBackbone, hash_weights
-from diffup.errors import BackboneError
-from diffup.text.positions import (
-    attention_pool_values,
-    block_values,
-    head_per_position,
-    mean_of_vocabulary,
-    normalised,
-    run_and_catch,
-    to_map,
-)
-
-_BATCH = 64
+from diffup.backbones.base import FrozenBackbone
+from diffup.backbones.two_towers import TwoTowers
+from diffup.text.positions import attention_pool_values, block_values, head_per_position, run_and_catch, to_map
 
 
-class OpenClipText:
-    """Images and texts in the space of a CLIP.
-
-    Args:
-        backbone: Its visual tower, which is shared and not copied.
-        model: The whole model; its visual tower is let go.
-        tokenizer: Texts to (N, L) token ids.
-
-    Raises:
-        BackboneError: No dense features are known for this tower.
-    """
+class OpenClipText(TwoTowers):
+    """Images and texts in the space of a CLIP of OpenCLIP."""
 
     def __init__(self, backbone: FrozenBackbone, model: Any, tokenizer: Any) -> None:
-        self.backbone = backbone
-        model.visual = backbone.encoder
-        self.model = model.eval().requires_grad_(False).to(backbone.device)
-        self.tokenizer = tokenizer
-        height, width = backbone.input_size
-        with torch.no_grad():
-            self.dense(torch.zeros(1, 3, height, width, device=backbone.device))
+        model.visual = backbone.encoder  # its own is let go
+        super().__init__(backbone, model, tokenizer)
 
-    @property
-    def name(self) -> str:
-        """The backbone's."""
-        return self.backbone.name
+    def _dense(self, images: Tensor) -> Tensor:
+        return dense_features(self.backbone.encoder, images)
 
-    @property
-    def input_size(self) -> tuple[int, int]:
-        """The backbone's."""
-        return self.backbone.input_size
-
-    @property
-    def device(self) -> torch.device:
-        """The backbone's."""
-        return self.backbone.device
-
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """The backbone's, and a hash of the whole model."""
-        return f"{self.backbone.fingerprint}-{hash_weights(self.model)[:16]}"
-
-    @torch.no_grad()
-    def dense(self, images: Tensor) -> Tensor:
-        """Dense text-space features: (B, 3, H, W) RGB in [0, 1] -> (B, C, h, w) float32."""
-        try:
-            return dense_features(self.backbone.encoder, normalised(self.backbone, images)).float()
-        except ValueError as error:
-            raise BackboneError(f"backbone '{self.name}' has no dense text-space features: {error}") from error
-
-    @torch.no_grad()
-    def embed(self, texts: Sequence[str]) -> Tensor:
-        """Unit embeddings of N texts, (N, C)."""
-        found = []
-        for start in range(0, len(texts), _BATCH):
-            tokens = self.tokenizer(list(texts[start : start + _BATCH])).to(self.device)
-            found.append(self.model.encode_text(tokens, normalize=True).float())
-        return torch.cat(found)
-
-    def vocabulary_mean(self) -> Tensor:
-        """Mean embedding of a hundred of ImageNet's class names, (C,)."""
-        if not hasattr(self, "_mean"):
-            self._mean = mean_of_vocabulary(self.embed)
-        return self._mean.to(self.device)
-
-    def to(self, device: torch.device | str) -> OpenClipText:
-        """Move both towers."""
-        self.backbone.to(device)
-        self.model.to(device)
-        return self
+    def _embed(self, texts: list[str]) -> Tensor:
+        embeddings: Tensor = self.model.encode_text(self.tokenizer(texts).to(self.device), normalize=True)
+        return embeddings
 
 
 def build(backbone: FrozenBackbone, model: Any, architecture: str) -> OpenClipText:

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffup.backbones.base import FrozenBackbone, hash_weights
+from diffup.backbones.base import FrozenBackbone
+from diffup.backbones.two_towers import TwoTowers
 from diffup.errors import BackboneError, WeightsError
-from diffup.text.positions import block_values, mean_of_vocabulary, normalised, run_and_catch, to_map
-
-_BATCH = 64
+from diffup.text.positions import block_values, run_and_catch, to_map
 
 
-class TransformersText:
-    """Images and texts in the space of a CLIP or SigLIP.
-
-    Args:
-        backbone: Its vision part, which is shared and not copied.
-        model: The whole model (`CLIPModel`, `SiglipModel`, `Siglip2Model`); its vision part is let go.
-        tokenizer: The model's own.
+class TransformersText(TwoTowers):
+    """Images and texts in the space of a `CLIPModel`, `SiglipModel` or `Siglip2Model`.
 
     Raises:
         BackboneError: The model has no text tower, or no dense features are known for it.
@@ -33,68 +25,21 @@ class TransformersText:
     def __init__(self, backbone: FrozenBackbone, model: Any, tokenizer: Any) -> None:
         if not hasattr(model, "get_text_features") or not hasattr(model, "vision_model"):
             raise BackboneError(f"backbone '{backbone.name}' is a {type(model).__name__}, which reads no texts")
-        self.backbone = backbone
-        model.vision_model = backbone.encoder
-        self.model = model.eval().requires_grad_(False).to(backbone.device)
-        self.tokenizer = tokenizer
-        height, width = backbone.input_size
-        self.dense(torch.zeros(1, 3, height, width, device=backbone.device))
+        model.vision_model = backbone.encoder  # its own is let go
+        super().__init__(backbone, model, tokenizer)
 
-    @property
-    def name(self) -> str:
-        """The backbone's."""
-        return self.backbone.name
+    def _dense(self, images: Tensor) -> Tensor:
+        return dense_features(self.model, images)
 
-    @property
-    def input_size(self) -> tuple[int, int]:
-        """The backbone's."""
-        return self.backbone.input_size
-
-    @property
-    def device(self) -> torch.device:
-        """The backbone's."""
-        return self.backbone.device
-
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """The backbone's, and a hash of the whole model."""
-        return f"{self.backbone.fingerprint}-{hash_weights(self.model)[:16]}"
-
-    @torch.no_grad()
-    def dense(self, images: Tensor) -> Tensor:
-        """Dense text-space features: (B, 3, H, W) RGB in [0, 1] -> (B, C, h, w) float32."""
-        try:
-            return dense_features(self.model, normalised(self.backbone, images)).float()
-        except ValueError as error:
-            raise BackboneError(f"backbone '{self.name}' has no dense text-space features: {error}") from error
-
-    @torch.no_grad()
-    def embed(self, texts: Sequence[str]) -> Tensor:
-        """Unit embeddings of N texts, (N, C)."""
+    def _embed(self, texts: list[str]) -> Tensor:
         # SigLIP was trained on texts padded to their greatest length.
         padding = "longest" if hasattr(self.model, "text_projection") else "max_length"
         length = self.model.config.text_config.max_position_embeddings
-        found = []
-        for start in range(0, len(texts), _BATCH):
-            batch = list(texts[start : start + _BATCH])
-            tokens = self.tokenizer(batch, padding=padding, truncation=True, max_length=length, return_tensors="pt")
-            accepted = inspect.signature(self.model.get_text_features).parameters
-            inputs = {key: value.to(self.device) for key, value in tokens.items() if key in accepted}
-            output = self.model.get_text_features(**inputs)
-            found.append(F.normalize(getattr(output, "pooler_output", output).float(), dim=1))
-        return torch.cat(found)
-
-    def vocabulary_mean(self) -> Tensor:
-        """Mean embedding of a hundred of ImageNet's class names, (C,)."""
-        if not hasattr(self, "_mean"):
-            self._mean = mean_of_vocabulary(self.embed)
-        return self._mean.to(self.device)
-
-    def to(self, device: torch.device | str) -> TransformersText:
-        """Move both parts."""
-        self.backbone.to(device)
-        self.model.to(device)
-        return self
+        tokens = self.tokenizer(texts, padding=padding, truncation=True, max_length=length, return_tensors="pt")
+        accepted = inspect.signature(self.model.get_text_features).parameters
+        inputs = {key: value.to(self.device) for key, value in tokens.items() if key in accepted}
+        output = self.model.get_text_features(**inputs)
+        return F.normalize(getattr(output, "pooler_output", output).float(), dim=1)
 
 
 def build(backbone: FrozenBackbone, variant: str, download: bool) -> TransformersText:

@@ -1,0 +1,94 @@
+"""What the text spaces of models with a visual and a text tower have in common."""
+
+from __future__ import annotations
+
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from diffup.backbones.base import FrozenBackbone, hash_weights
+from diffup.errors import BackboneError
+from diffup.text.positions import mean_of_vocabulary, normalised
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+_BATCH = 64
+
+
+class TwoTowers(ABC):
+    """Images and texts in one space (`diffup.text.TextSpace`).
+
+    Args:
+        backbone: The visual tower, which is shared and not copied.
+        model: The whole model, its visual tower the backbone's.
+        tokenizer: The model's own.
+
+    Raises:
+        BackboneError: No dense features are known for this tower.
+    """
+
+    def __init__(self, backbone: FrozenBackbone, model: Any, tokenizer: Any) -> None:
+        self.backbone = backbone
+        self.model = model.eval().requires_grad_(False).to(backbone.device)
+        self.tokenizer = tokenizer
+        height, width = backbone.input_size
+        self.dense(torch.zeros(1, 3, height, width, device=backbone.device))
+
+    @property
+    def name(self) -> str:
+        """The backbone's."""
+        return self.backbone.name
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """The backbone's."""
+        return self.backbone.input_size
+
+    @property
+    def device(self) -> torch.device:
+        """The backbone's."""
+        return self.backbone.device
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """The backbone's, and a hash of the whole model."""
+        return f"{self.backbone.fingerprint}-{hash_weights(self.model)[:16]}"
+
+    @torch.no_grad()
+    def dense(self, images: Tensor) -> Tensor:
+        """Dense text-space features: (B, 3, H, W) RGB in [0, 1] -> (B, C, h, w) float32."""
+        try:
+            return self._dense(normalised(self.backbone, images)).float()
+        except ValueError as error:
+            raise BackboneError(f"backbone '{self.name}' has no dense text-space features: {error}") from error
+
+    @torch.no_grad()
+    def embed(self, texts: Sequence[str]) -> Tensor:
+        """Unit embeddings of N texts, (N, C)."""
+        batches = [list(texts[start : start + _BATCH]) for start in range(0, len(texts), _BATCH)]
+        return torch.cat([self._embed(batch).float() for batch in batches])
+
+    def vocabulary_mean(self) -> Tensor:
+        """Mean embedding of a hundred of ImageNet's class names, (C,)."""
+        if not hasattr(self, "_mean"):
+            self._mean = mean_of_vocabulary(self.embed)
+        return self._mean.to(self.device)
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move both towers."""
+        self.backbone.to(device)
+        self.model.to(device)
+        return self
+
+    @abstractmethod
+    def _dense(self, images: Tensor) -> Tensor:
+        """Features of normalised images at every position, (B, C, h, w); `ValueError` where none are known."""
+
+    @abstractmethod
+    def _embed(self, texts: list[str]) -> Tensor:
+        """Unit embeddings of a batch of texts, (N, C)."""
