@@ -183,12 +183,14 @@ def test_modulation_starts_near_the_identity_on_normalised_features() -> None:
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_adain_normalises_as_instance_norm_does(layout: torch.memory_format) -> None:
+def test_adain_is_exact_where_the_mean_is_large(layout: torch.memory_format) -> None:
+    """In float64 to 1e-4, relative to maps of unit variance; sums of squares (`group_norm`) are off by 0.04 here."""
     adain, embedding = AdaIN(24, 16), noise(3, 16)
     torch.nn.init.normal_(adain.affine.weight, std=0.1, generator=torch.Generator().manual_seed(1))
-    h = (5 * noise(3, 24, 16, 16) + 3).to(memory_format=layout)
+    h = (noise(3, 24, 32, 32) + 30 * noise(1, 24, 1, 1)).to(memory_format=layout)
     scale, shift = adain.affine(torch.nn.functional.silu(embedding))[:, :, None, None].chunk(2, dim=1)
-    assert torch.allclose(adain(h, embedding), torch.nn.functional.instance_norm(h) * scale + shift, atol=1e-5)
+    exact = torch.nn.functional.instance_norm(h.double()) * scale + shift
+    assert torch.allclose(adain(h, embedding).double(), exact, atol=1e-4)
 
 
 def test_the_embedding_is_the_transformers_one_of_1000_steps() -> None:

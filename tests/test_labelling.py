@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from fakes import FakeBackbone, random_decoder, shape_image, tiny_config
 from PIL import Image
 
@@ -193,6 +194,9 @@ def killed_at_the_write(
             plain(file)
 
         os.fsync = fsync
+        torch.set_num_threads(
+            torch.get_num_threads()
+        )  # the pool is made anew in a fork: now, not by two readers at once
         try:
             label_folder(model, photos, classes, out, EVERYTHING, batch_size=batch_size, workers=2)
             os._exit(0)

@@ -139,13 +139,13 @@ def calibrated_contrast(
     batch, shots = views.shape[:2]
     vectors = torch.stack(contrast_prototypes(features, weights, complement), dim=2)
 
-    def scores(prototypes: Tensor, positions: Tensor) -> Tensor:
-        similar = pairwise_similarity(prototypes, positions, config.metric, config.conversion)
-        similar = similar.view(batch, shots, 2, -1)
+    def scores(positions: Tensor) -> Tensor:
+        similar = pairwise_similarity(
+            vectors.flatten(0, 1), positions.flatten(0, 1), config.metric, config.conversion
+        ).view(batch, shots, 2, -1)
         return similar[:, :, 0] - similar[:, :, 1]
 
-    own = scores(vectors.flatten(0, 1), features.flatten(0, 1))
-    other = scores(vectors.flatten(1, 2), query.flatten(2))
+    own, other = scores(features), scores(query.flatten(2)[:, None].expand(-1, shots, -1, -1))
     other = other if spread is None else enhance(other, spread)
     share = weights.mean(dim=2, keepdim=True).clamp(_EPS, 1 - _EPS)
     high = (own * weights).mean(dim=2, keepdim=True) / share
