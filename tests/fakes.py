@@ -41,13 +41,13 @@ class FakeBackbone:
         self.fingerprint = f"{self.name}-{input_size}-{seed}"
         self.device = torch.device("cpu")
         self.strides = tuple(strides)
-        self.calls = self.images = 0
+        self.calls = self.encoded = 0
         generator = torch.Generator().manual_seed(seed)
         self.projections = [torch.randn(width, 4, 1, 1, generator=generator) * 2 for width in widths]
 
     def pyramid(self, images: Tensor) -> list[Tensor]:
         self.calls += 1
-        self.images += len(images)
+        self.encoded += len(images)
         levels = []
         for projection, stride in zip(self.projections, self.strides, strict=True):
             pooled = F.avg_pool2d(images, stride)

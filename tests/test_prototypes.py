@@ -95,9 +95,9 @@ def test_annotations_are_not_for_prototypes(model: DiffUp, dog: Prototypes) -> N
 def test_adding_gives_the_prototypes_of_all_images(model: DiffUp, first: int, added: int) -> None:
     count = first + added
     some = model.prototypes(list(IMAGES[:first]), MASKS[:first], name="dog", threshold=0.4)
-    before = model.backbone.images
+    before = model.backbone.encoded
     more = some.add(model, list(IMAGES[first:count]), MASKS[first:count])
-    assert model.backbone.images == before + added  # the new ones alone
+    assert model.backbone.encoded == before + added  # the new ones alone
     everything = model.prototypes(list(IMAGES[:count]), MASKS[:count], name="dog")
     assert_same_features(more, everything)
     assert more.threshold == 0.4 and some.shots == first
