@@ -18,7 +18,15 @@ from diffup.priors.config import PriorConfig
 from diffup.priors.edges import canny, sobel
 from diffup.priors.fusion import fuse, nearest_views
 from diffup.priors.text import text_views
-from diffup.priors.view_priors import affinity_of, calibrated_contrast, pool_to_grid, salient_map, tame, view_priors
+from diffup.priors.view_priors import (
+    affinity_of,
+    calibrated_contrast,
+    place,
+    pool_to_grid,
+    salient_map,
+    tame,
+    view_priors,
+)
 
 SIZES = (64, 32, 16, 8)
 """Sides of the four condition levels, fine to coarse, and of the decoder's."""
@@ -162,20 +170,18 @@ def _member_priors(
     spread = affinity_of(features, config) if config.affinity else None
     once = [features.new_zeros(len(features), 0, features.shape[2] * features.shape[3])]
     priors = []
-    calibrated = None
     if support is not None:
         pooled = pool_to_grid(views.flatten(0, 1), grid)
         views = pooled.view(*views.shape[:2], *pooled.shape[1:])
-        priors.append(view_priors(features, spread, views, support.foreground, support.background, config))
+        placed = place(views, support.foreground, support.background, config)
+        priors.append(view_priors(features, spread, views, support.foreground, support.background, placed, config))
         if config.calibration:
-            sides = (support.foreground, support.background, support.valid)
-            calibrated = calibrated_contrast(features, spread, views, *sides, config)
+            once.append(calibrated_contrast(features, spread, views, placed, support.valid, config))
     if text is not None:
         priors.append(text_views(text, features, spread, len(config.kinds), config.normalisation))
-    if config.calibration:
-        # A name has no scores of its own to calibrate by: its maps are taken to span background to foreground.
-        alone = priors[0][:, :, 0].mean(dim=1, keepdim=True) / 3 + 1 / 3
-        once.append(alone if calibrated is None else calibrated)
+        if config.calibration and support is None:
+            # A name has no scores of its own to calibrate by: its maps are taken to span background to foreground.
+            once.append(priors[0][:, :, 0].mean(dim=1, keepdim=True) / 3 + 1 / 3)
     if config.saliency:
         once.append(salient_map(features, config, spread)[:, None])
     return torch.cat(priors, dim=1), torch.cat(once, dim=1)

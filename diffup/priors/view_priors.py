@@ -47,7 +47,13 @@ def _peak(features: Tensor) -> Tensor:
 
 
 def view_priors(
-    query: Tensor, spread: Tensor | None, views: Tensor, foreground: Tensor, background: Tensor, config: PriorConfig
+    query: Tensor,
+    spread: Tensor | None,
+    views: Tensor,
+    foreground: Tensor,
+    background: Tensor,
+    placed: tuple[Tensor, Tensor],
+    config: PriorConfig,
 ) -> Tensor:
     """Priors of every view at one level (BAFT, eqs. 9-11).
 
@@ -57,6 +63,7 @@ def view_priors(
         views: (B, K, C, h', w'), support features of the level.
         foreground: (B, K, H, W) in [0, 1].
         background: (B, K, H, W) in [0, 1], all zero where unknown.
+        placed: foreground and background at this level, of `place`.
         config: which priors and how.
 
     Returns:
@@ -65,7 +72,7 @@ def view_priors(
     batch, shots = views.shape[:2]
     flat = query.flatten(2)
     centred_query = centre(query, config).flatten(2)
-    weights, complement = place(views, foreground, background, config)
+    weights, complement = placed
     known = complement.amax(dim=2) > 0
     support = views.flatten(3)
     maps = []
@@ -112,8 +119,7 @@ def calibrated_contrast(
     query: Tensor,
     spread: Tensor | None,
     views: Tensor,
-    foreground: Tensor,
-    background: Tensor,
+    placed: tuple[Tensor, Tensor],
     valid: Tensor,
     config: PriorConfig,
 ) -> Tensor:
@@ -126,15 +132,14 @@ def calibrated_contrast(
         query: (B, C, h, w), query features of the level.
         spread: (B, h * w, h * w), the query's affinity, or None.
         views: (B, K, C, h', w'), support features of the level.
-        foreground: (B, K, H, W) in [0, 1].
-        background: (B, K, H, W) in [0, 1], all zero where unknown.
+        placed: foreground and background at this level, of `place`.
         valid: (B, K) bool, which views count.
         config: how priors are made.
 
     Returns:
         (B, 1, h * w) in [0, 1], the mean over the views.
     """
-    weights, complement = place(views, foreground, background, config)
+    weights, complement = placed
     features = views.flatten(3)
     batch, shots = views.shape[:2]
     vectors = torch.stack(contrast_prototypes(features, weights, complement), dim=2)
