@@ -6,6 +6,7 @@ the sentence encoder. No image-text training is needed, so this is the text rout
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Sequence
@@ -61,7 +62,7 @@ class ConseSpace:
         """Device of the classifier."""
         return self.classifier.device
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
         """The classifier's, and a hash of the bank, which goes with its sentence encoder."""
         bank = hashlib.sha256(self.bank.cpu().half().numpy().tobytes()).hexdigest()[:16]
