@@ -75,8 +75,6 @@ class TwoTowers(ABC):
 
     def vocabulary_mean(self) -> Tensor:
         """Mean embedding of a hundred of ImageNet's class names, (C,)."""
-        if not hasattr(self, "_mean"):
-            self._mean = mean_of_vocabulary(self.embed)
         return self._mean.to(self.device)
 
     def to(self, device: torch.device | str) -> Self:
@@ -84,6 +82,10 @@ class TwoTowers(ABC):
         self.backbone.to(device)
         self.model.to(device)
         return self
+
+    @functools.cached_property
+    def _mean(self) -> Tensor:
+        return mean_of_vocabulary(self.embed)
 
     @abstractmethod
     def _dense(self, images: Tensor) -> Tensor:
