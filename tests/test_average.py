@@ -9,6 +9,7 @@ import pytest
 import torch
 from fakes import random_decoder, tiny_config
 
+from diffup.cli import FAILED
 from diffup.decoder.weights import load_decoder, save_decoder
 from diffup.errors import ConfigError
 from diffup.training.average import average_decoders, main
@@ -56,5 +57,5 @@ def test_one_decoder_or_another_network_is_refused(folders: list[Path], tmp_path
 def test_a_missing_folder_is_one_message(
     folders: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([str(folders[0]), str(tmp_path / "none"), "-o", str(tmp_path / "mean")]) == 2
+    assert main([str(folders[0]), str(tmp_path / "none"), "-o", str(tmp_path / "mean")]) == FAILED
     assert "none" in capsys.readouterr().err

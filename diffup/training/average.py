@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from diffup.cli import FAILED
 from diffup.decoder.weights import load_decoder, save_decoder
 from diffup.errors import ConfigError, DiffUpError
 
@@ -54,9 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     try:
         average_decoders(args.decoders, args.output)
-    except DiffUpError as error:
+    except (DiffUpError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return FAILED
     return 0
 
 
