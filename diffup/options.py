@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from diffup.decoder.config import DecoderConfig
+from diffup.decoder.config import MAX_ENSEMBLE, DecoderConfig
 from diffup.decoder.diffusion import check_steps
 from diffup.errors import ConfigError
-
-MAX_ENSEMBLE = 1000
-"""Most samples of a query."""
 
 
 def sampling_options(

@@ -18,6 +18,9 @@ Loss = Literal["mse", "bce_dice"]
 Shift = Literal["none", "prior", "quadratic"]
 System = Literal["diffusion", "one_step", "gan", "prior"]
 
+MAX_ENSEMBLE = 1000
+"""Most samples of a query."""
+
 
 @dataclass(frozen=True)
 class DecoderConfig:
@@ -204,7 +207,7 @@ _LIMITS = {
     "low_level_channels": _MAX_WIDTH,
     "low_level_width": 2**16,
     "timesteps": 100_000,
-    "ensemble": 1000,
+    "ensemble": MAX_ENSEMBLE,
 }
 
 
