@@ -19,9 +19,11 @@ import tempfile
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
+from marked import put_between, read_between
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "compatibility.md"
-START, END = "<!-- runs -->", "<!-- end of runs -->"
+MARKS = ("<!-- runs -->", "<!-- end of runs -->")
 EXTRAS = ("eval", "train")  # installed along, at the same end of their ranges
 TOOLS = ["pytest", "hypothesis"]
 LEFT_OUT = {"test_demo_browser.py", "test_ray.py", "test_plugin_package.py"}  # a browser, a cluster, pip itself
@@ -76,9 +78,7 @@ def test(python: str, paths: list[str]) -> tuple[int, dict[str, str]]:
 
 def write(row: str) -> None:
     """Add a row to the table of the documentation."""
-    before, rest = PAGE.read_text(encoding="utf-8").split(START)
-    table, after = rest.split(END)
-    PAGE.write_text(f"{before}{START}{table.rstrip()}\n{row}\n\n{END}{after}", encoding="utf-8")
+    put_between(PAGE, *MARKS, f"{read_between(PAGE, *MARKS)}\n{row}")
 
 
 def main() -> int:

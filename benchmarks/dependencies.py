@@ -11,9 +11,11 @@ import re
 from importlib import metadata
 from pathlib import Path
 
+from marked import put_between
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "security.md"
-START, END = "<!-- dependencies -->", "<!-- end of dependencies -->"
+MARKS = ("<!-- dependencies -->", "<!-- end of dependencies -->")
 
 
 def requirements() -> dict[str, str]:
@@ -70,9 +72,7 @@ def main() -> None:
     if not args.write:
         print(table())
         return
-    page = PAGE.read_text(encoding="utf-8")
-    before, after = page.split(START)[0], page.split(END)[1]
-    PAGE.write_text(f"{before}{START}\n\n{table()}\n\n{END}{after}", encoding="utf-8")
+    put_between(PAGE, *MARKS, table())
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from marked import put_between
 
 from diffup import __version__
 from diffup.files import write_text
@@ -22,7 +23,7 @@ from diffup.files import write_text
 ROOT = Path(__file__).resolve().parents[1]
 ACCEPTED = ROOT / "benchmarks" / "accepted.json"
 PAGE = ROOT / "docs" / "speed.md"
-START, END = "<!-- accepted figures -->", "<!-- end of accepted figures -->"
+MARKS = ("<!-- accepted figures -->", "<!-- end of accepted figures -->")
 
 CLOCKS: dict[str, Callable[[], float]] = {"cpu": time.process_time, "wall": time.perf_counter}
 """Seconds that this process computed, which other work on the machine hardly disturbs, or that went by."""
@@ -115,9 +116,7 @@ def accept(part: str, about: str, figures: Figures, backbone: str, clock: str, p
     accepted = read_accepted(path) | {part: facts}
     write_text(path, json.dumps(accepted, indent=1) + "\n")
     if path == ACCEPTED:
-        page = PAGE.read_text(encoding="utf-8")
-        before, after = page.split(START)[0], page.split(END)[1]
-        write_text(PAGE, f"{before}{START}\n\n{tables(accepted)}\n\n{END}{after}")
+        put_between(PAGE, *MARKS, tables(accepted))
 
 
 def tables(accepted: Mapping[str, Any]) -> str:

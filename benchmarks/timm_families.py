@@ -26,14 +26,14 @@ from typing import Any
 
 import timm
 import torch
+from marked import put_between
 
 from diffup.backbones import Backbone, check_pyramid, load_backbone
 from diffup.backbones.conformance import check_backbone
 from diffup.errors import DiffUpError
-from diffup.files import write_text
 
 SIZES = (128, 112, 256, None)  # pixels, tried in this order; None is the default of the encoder
-MARKS = ("<!-- timm families -->\n", "<!-- end of timm families -->\n")
+MARKS = ("<!-- timm families -->", "<!-- end of timm families -->")
 
 
 @dataclass(frozen=True)
@@ -158,15 +158,6 @@ def listed(values: Sequence[float]) -> str:
     return " ".join(f"{value:g}" for value in values)
 
 
-def put_table(page: Path, text: str) -> None:
-    """Replace what stands between the two marks of a page."""
-    before, mark, rest = page.read_text(encoding="utf-8").partition(MARKS[0])
-    _, end, after = rest.partition(MARKS[1])
-    if not mark or not end:
-        raise SystemExit(f"error: {page} lacks the marks {MARKS[0].strip()} and {MARKS[1].strip()}")
-    write_text(page, before + mark + text + end + after)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--record", type=Path, required=True, help="JSON lines, one for each family")
@@ -189,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{row.outcome:8} {module}/{stem} {row.model} {listed(row.strides)} {row.message}", flush=True)
     print(summary(rows))
     if args.table is not None:
-        put_table(args.table, table(rows))
+        put_between(args.table, *MARKS, table(rows))
     return int(any(row.outcome in ("failed", "crashed") for row in rows))
 
 

@@ -69,10 +69,10 @@ def test_a_figure_is_the_median_and_half_the_quartiles_distance(speed) -> None:
 
 def test_accepted_figures_say_where_they_were_taken_and_the_docs_show_them(speed) -> None:
     import timing
+    from marked import read_between
 
     accepted = speed.read_accepted()
-    page = timing.PAGE.read_text(encoding="utf-8")
-    assert page.split(timing.START)[1].split(timing.END)[0].strip() == timing.tables(accepted)
+    assert read_between(timing.PAGE, *timing.MARKS) == timing.tables(accepted)
     assert accepted and set(accepted) <= set(speed.PARTS)
     for facts in accepted.values():
         assert facts["figures"] and facts["machine"]["cpu"] and facts["commit"]

@@ -1,0 +1,27 @@
+"""Tables that a script keeps up to date in a page of the documentation, between two marks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from diffup.files import write_text
+
+
+def read_between(page: Path, start: str, end: str) -> str:
+    """What stands between the two marks of a page, without the blank lines around it."""
+    return _split(page, start, end)[1].strip("\n")
+
+
+def put_between(page: Path, start: str, end: str, text: str) -> None:
+    """Replace what stands between the two marks of a page."""
+    before, _, after = _split(page, start, end)
+    text = text.strip("\n")
+    write_text(page, f"{before}{start}\n\n{text}\n\n{end}{after}")
+
+
+def _split(page: Path, start: str, end: str) -> tuple[str, str, str]:
+    before, mark, rest = page.read_text(encoding="utf-8").partition(start)
+    between, other, after = rest.partition(end)
+    if not mark or not other:
+        raise SystemExit(f"error: {page} lacks the marks {start} and {end}")
+    return before, between, after
