@@ -14,22 +14,12 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
-import transformers
+from tiny_transformers import TEXT, VIT, images, save_model
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel
 
 from diffup.backbones import FrozenBackbone, load_backbone
 from diffup.backbones.conformance import check_backbone
 
-VIT = {
-    "hidden_size": 32,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-    "image_size": 64,
-    "patch_size": 16,
-}
-TEXT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 64}
 NAFLEX = {key: value for key, value in VIT.items() if key != "image_size"} | {"num_patches": 16}
 SAM = {
     "hidden_size": 32,
@@ -53,14 +43,6 @@ SAM2 = {
     "global_attention_blocks": [3],
     "image_size": [64, 64],
 }
-PROCESSOR = {
-    "image_processor_type": "ViTImageProcessor",
-    "do_normalize": True,
-    "do_rescale": True,
-    "image_mean": [0.1, 0.2, 0.3],
-    "image_std": [0.4, 0.5, 0.6],
-}
-
 # kind, config, tokens before those of the patches, attribute of the final norm
 TOKENS: list[tuple[str, dict[str, Any], int, str | None]] = [
     ("vit", VIT, 1, "layernorm"),
@@ -77,20 +59,10 @@ TOKENS: list[tuple[str, dict[str, Any], int, str | None]] = [
 
 def load(kind: str, config: dict[str, Any], folder: Path, **options: Any) -> FrozenBackbone:
     """A random model, saved as `save_pretrained` does, as a backbone."""
-    torch.manual_seed(0)
-    try:
-        model = AutoModel.from_config(AutoConfig.for_model(kind, **config))
-    except ValueError:
-        pytest.skip(f"transformers {transformers.__version__} has no {kind}")
-    model.save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
+    save_model(kind, config, folder)
     backbone = load_backbone(f"transformers:{folder}", **options)
     assert isinstance(backbone, FrozenBackbone)
     return backbone
-
-
-def images(size: tuple[int, int], batch: int = 1, seed: int = 1) -> Tensor:
-    return torch.rand(batch, 3, *size, generator=torch.Generator().manual_seed(seed))
 
 
 def record_blocks(encoder: nn.Module, count: int = 6) -> list[Tensor]:
