@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from diffup import Box, DiffUp, Points, Scribble, __version__, cli
 from diffup.backbones import registry
+from diffup.commands.options import split_backbone
 from diffup.decoder.weights import load_decoder, save_decoder
 from diffup.training.config import TrainConfig
 
@@ -307,6 +308,29 @@ def test_train_says_where_the_decoder_is(
     assert f"decoder: {tmp_path / 'run' / 'decoder'}\n" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("text", "name", "options"),
+    [
+        ("fake", "fake", {}),
+        ("fake:a=w.pt", "fake:a", {"checkpoint_path": "w.pt"}),
+        ("fake:a@96", "fake:a", {"input_size": 96}),
+        ("fake=me@home/w.pt@96", "fake", {"checkpoint_path": "me@home/w.pt", "input_size": 96}),
+        ("fake=me@home", "fake", {"checkpoint_path": "me@home"}),
+    ],
+)
+def test_an_encoder_may_name_its_weights_and_its_input_size(text: str, name: str, options: dict[str, object]) -> None:
+    assert split_backbone(text) == (name, options)
+
+
+def test_each_training_encoder_has_its_input_size(
+    data: Path, settings: Path, tmp_path: Path, built: list[dict[str, object]]
+) -> None:
+    options = ["--backbone", "fake:a@96", "--backbone", "fake:b", "--input-size", "32", "--stop-after", "1"]
+    arguments = ["train", str(data), "-o", str(tmp_path / "run"), "--config", str(settings), "--device", "cpu"]
+    assert cli.main([*arguments, *options]) == 0
+    assert [(call["variant"], call["input_size"]) for call in built] == [("a", 96), ("b", 32)]
+
+
 def test_train_from_a_decoder(data: Path, settings: Path, tmp_path: Path) -> None:
     config = TrainConfig.from_json(settings.read_text()).decoder
     save_decoder(tmp_path / "initial", random_decoder(config).state_dict(), config)
@@ -333,7 +357,7 @@ def test_train_refuses_another_config_in_the_same_folder(
     [
         (["--steps", "0"], "steps=0"),
         (["--fold", "7"], "fold=7"),
-        (["--backbone", "fake="], "NAME=CHECKPOINT"),
+        (["--backbone", "fake="], "NAME[=CHECKPOINT][@PIXELS]"),
         (["--backbone", "unheard-of"], "unknown backbone family"),
         (["--backgrounds", "."], "backgrounds="),
         (["--config", "missing.json"], "missing.json"),

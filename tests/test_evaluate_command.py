@@ -81,6 +81,12 @@ def test_every_combination_makes_a_row(
     assert len([line for line in printed.splitlines() if " mask " in line or " none " in line]) == 16
 
 
+def test_each_encoder_has_its_input_size(shapes: Path, decoder: Path, tmp_path: Path) -> None:
+    options = ["--fold", "1", "--backbone", "fake@96", "fake:b", "--input-size", "32", "--episodes", "1"]
+    assert evaluate(shapes, decoder, tmp_path, *options) == 0
+    assert [row["input_size"] for row in rows_of(tmp_path)] == [[96, 96], [32, 32]]
+
+
 def test_csv_and_json_agree(shapes: Path, decoder: Path, tmp_path: Path) -> None:
     assert evaluate(shapes, decoder, tmp_path, "--episodes", "2", "--seeds", "0", "1", "--quiet") == 0
     rows = rows_of(tmp_path)
@@ -331,7 +337,7 @@ def test_data_sets_by_name(shapes: Path, tmp_path: Path) -> None:
         (["--protocol", "coco"], "protocol='coco': expected one of folder, hsnet, bam"),
         (["--steps", "51"], "steps=51"),
         (["--threshold", "1"], "threshold=1.0"),
-        (["--backbone", "fake="], "NAME=CHECKPOINT"),
+        (["--backbone", "fake="], "NAME[=CHECKPOINT][@PIXELS]"),
         (["--backbone", "fakes"], "did you mean 'fake'"),
         (["--decoder", "nowhere"], "'nowhere' is no folder"),
         (["--device", "abacus"], "device='abacus'"),

@@ -171,7 +171,7 @@ def test_decoders_without_noise_have_no_error_maps(shapes: Path, tmp_path: Path)
         (["--train", "fake:a=x", "fake:a=y"], "--train: fake:a is given twice, x and y"),
         (["--train", "fake:a=nowhere"], "'nowhere' is no folder"),
         (["--test", "fake:a", "fake:a=x"], "--test: fake:a is given twice"),
-        (["--test", "fake="], "--test: expected NAME or NAME=CHECKPOINT"),
+        (["--test", "fake="], "--test: expected NAME[=CHECKPOINT][@PIXELS]"),
         (["--test", "fakes"], "did you mean 'fake'"),
         (["--fold", "9"], "fold=9"),
         (["--dataset", "voc"], "dataset='voc'"),

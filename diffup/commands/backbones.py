@@ -21,7 +21,7 @@ def add(commands: Any) -> None:
     parser = add_command(commands, "backbones", run, "list the encoders", EXAMPLES)
     parser.add_argument("--json", action="store_true", help="print JSON")
     check = parser.add_argument_group("check one (status 2 where it breaks the protocol)")
-    check.add_argument("--check", metavar="NAME[=CHECKPOINT]", help="name of the encoder, family[:variant]")
+    check.add_argument("--check", metavar="NAME[=CHECKPOINT][@PIXELS]", help="name of the encoder, family[:variant]")
     check.add_argument("--input-size", metavar="PIXELS", type=at_least(1), help="a small one is faster")
 
 

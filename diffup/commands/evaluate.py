@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     swept.add_argument(
         "--backbone",
         dest="backbones",
-        metavar="NAME[=CHECKPOINT]",
+        metavar="NAME[=CHECKPOINT][@PIXELS]",
         **several(str),
         help="encoder, and a local file of its weights; default: the decoder's",
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -140,12 +141,14 @@ def distinct(values: Sequence[Any] | None) -> tuple[Any, ...] | None:
     return None if values is None else tuple(dict.fromkeys(values))
 
 
-def split_backbone(text: str, option: str = "--backbone") -> tuple[str, str | None]:
-    """`NAME[=CHECKPOINT]` as its two parts."""
-    name, _, checkpoint = text.partition("=")
-    if not name or text.endswith("="):
-        raise ConfigError(f"{option}: expected NAME or NAME=CHECKPOINT, got {text!r}")
-    return name, checkpoint or None
+def split_backbone(text: str, option: str = "--backbone") -> tuple[str, dict[str, Any]]:
+    """The name and the options that `NAME[=CHECKPOINT][@PIXELS]` gives."""
+    sized = re.fullmatch(r"(.*)@(\d+)", text)
+    named, pixels = sized.groups() if sized else (text, None)
+    name, equals, checkpoint = named.partition("=")
+    if not name or (equals and not checkpoint):
+        raise ConfigError(f"{option}: expected NAME[=CHECKPOINT][@PIXELS], got {text!r}")
+    return name, backbone_options(checkpoint or None, pixels and int(pixels))
 
 
 def backbone_options(checkpoint: str | None, input_size: int | None) -> dict[str, Any]:
@@ -155,11 +158,11 @@ def backbone_options(checkpoint: str | None, input_size: int | None) -> dict[str
 
 
 def load_named(text: str, input_size: int | None, option: str = "--backbone") -> Backbone:
-    """The encoder that `NAME[=CHECKPOINT]` says."""
+    """The encoder that `NAME[=CHECKPOINT][@PIXELS]` says; `input_size` is of one that names no size."""
     from diffup.backbones import load_backbone
 
-    name, checkpoint = split_backbone(text, option)
-    return load_backbone(name, **backbone_options(checkpoint, input_size))
+    name, options = split_backbone(text, option)
+    return load_backbone(name, **backbone_options(None, input_size) | options)
 
 
 def open_data(args: argparse.Namespace) -> Dataset:

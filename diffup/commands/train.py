@@ -58,8 +58,8 @@ def add(commands: Any) -> None:
         "--backbone",
         action="append",
         default=[],
-        metavar="NAME[=CHECKPOINT]",
-        help="encoder to train with, and a local file of its weights; repeatable",
+        metavar="NAME[=CHECKPOINT][@PIXELS]",
+        help="encoder to train with, a local file of its weights, its images' side; repeatable",
     )
     parser.add_argument("--input-size", metavar="PIXELS", type=int, help="side that images are resized to")
     parser.add_argument("--steps", type=int, metavar="N", help="training steps")
@@ -90,11 +90,10 @@ def run(args: argparse.Namespace) -> None:
     from diffup.training.trainer import train
 
     device = resolve_device(args.device)
-    checkpoints = dict(split_backbone(text) for text in args.backbone)
-    config = _train_config(args, tuple(checkpoints))
-    backbones = [
-        load_backbone(name, **backbone_options(checkpoints.get(name), args.input_size)) for name in config.backbones
-    ]
+    options = dict(split_backbone(text) for text in args.backbone)
+    config = _train_config(args, tuple(options))
+    shared = backbone_options(None, args.input_size)
+    backbones = [load_backbone(name, **shared | options.get(name, {})) for name in config.backbones]
     data = open_dataset(args.dataset, args.data, masks=args.masks, year=args.year)
     decoder = train(
         cast("TrainingData", data),  # as all of `DATASETS` are

@@ -47,7 +47,11 @@ def add(commands: Any) -> None:
         help="decoder folder, by the encoder that it was trained with",
     )
     models.add_argument(
-        "--test", metavar="NAME[=CHECKPOINT]", required=True, **several(str), help="encoder to put before every decoder"
+        "--test",
+        metavar="NAME[=CHECKPOINT][@PIXELS]",
+        required=True,
+        **several(str),
+        help="encoder to put before every decoder",
     )
     parser.add_argument("--shots", metavar="K", type=int, default=1, help="support images; default: 1")
     parser.add_argument("--annotation", metavar="KIND", default="mask", help="of the supports; default: mask")

@@ -21,7 +21,7 @@ class Encoders:
 
     Args:
         model: the decoder with its first encoder.
-        others: further names, `NAME` or `NAME=CHECKPOINT`.
+        others: further names, `NAME[=CHECKPOINT][@PIXELS]`.
         input_size: side that images are resized to for the others; each encoder's own if None.
 
     Raises:
