@@ -51,8 +51,26 @@ def test_boxes_equal_brute_force(boxes: list[tuple[float, float, float, float]])
     regions = rasterise(Box(boxes), SIZE)
     for y, x in itertools.product(range(SIZE[0]), range(SIZE[1])):
         touched = any(x0 < x + 1 and x < x1 and y0 < y + 1 and y < y1 for x0, y0, x1, y1 in boxes)
-        assert regions.foreground[y, x] == touched
+        assert (regions.foreground[y, x] > 0) == touched
         assert regions.background[y, x] == (not touched)
+
+
+def test_a_box_counts_most_in_its_middle() -> None:
+    foreground = rasterise(Box([(2, 4, 7, 9), (6.5, 4, 27, 9)]), SIZE).foreground
+    assert foreground[6, 4] == 1 and foreground[6, 16] == 1  # middles
+    along = foreground[6, 2:6]
+    assert along[0] < along[1] < along[2] > along[3]
+    assert foreground[4, 2] < foreground[6, 2] < 0.5  # corners least
+    assert torch.allclose(foreground[4:9, 12], foreground[4:9, 12].flip(0))
+    thin = rasterise(Box(3, 0, 4, 20), SIZE).foreground
+    assert thin[:, 3].min() > 0 and thin[10, 3] > 0.99
+
+
+def test_boxes_that_leave_nothing_outside_say_as_little_as_none() -> None:
+    for box in (Box(0, 0, SIZE[1], SIZE[0]), Box([(0, 0, 16, SIZE[0]), (12, 0, SIZE[1], SIZE[0])])):
+        regions, unknown = rasterise(box, SIZE), rasterise(None, SIZE)
+        assert torch.equal(regions.foreground, unknown.foreground)
+        assert torch.equal(regions.background, unknown.background)
 
 
 @given(st.lists(_integer_point, min_size=1, max_size=4), st.floats(0.1, 12))

@@ -50,7 +50,7 @@ class Shot:
                 (_CARD / 2, _CARD / 2), self.word[:16], "black", ImageFont.load_default(18), anchor="mm"
             )
             return card
-        marked = rasterise(self.annotation, (self.image.shape[0], self.image.shape[1])).foreground.numpy() > 0.5
+        marked = rasterise(self.annotation, (self.image.shape[0], self.image.shape[1])).foreground.numpy() > 0
         strength = 0.9 if self.kind == "scribble" else 0.45  # a stroke is thin, and hides little
         shown = self.image if self.annotation is None else pictures.tint(self.image, marked, (40, 200, 80), strength)
         picture = Image.fromarray(shown)
