@@ -35,12 +35,10 @@ TIMED = (2, 10)
 BASE = {"learning_rate": 8e-4, "warmup": 30, "ema": 0.99}
 """A short run's settings, for every row."""
 
-FULL = "full"
+FULL, ONE_STEP = "full", "one step, no diffusion"
 ROWS = {
-    f"{FULL}, seed 0": None,
-    f"{FULL}, seed 1": None,
-    f"{FULL}, seed 2": None,
-    "one step, no diffusion": "one_step.json",
+    FULL: None,
+    ONE_STEP: "one_step.json",
     "6: no affinity": "table6/no_affinity.json",
     "6: no edges": "table6/no_edges.json",
     "6: no IoU modulation": "table6/no_iou.json",
@@ -56,6 +54,9 @@ ROWS = {
 }
 """The file of each row. "L2 of unit vectors, 1 - d^2/2" of Table 7 is the cosine, which a test proves."""
 
+SEVERAL = (FULL, ONE_STEP)
+"""Rows that are trained from several seeds."""
+
 SCORED = {"mask, 1": "", "box, 1": "8", "scribble, 1": "8", "mask, 5": "9"}
 """Annotations and shots; a table's number: only the rows of that table and the full ones."""
 
@@ -69,25 +70,27 @@ def main() -> None:
         shots: draw_episodes(data, "test", data.fold(args.folds[0]), shots, args.episodes, 0) for shots in (1, 5)
     }
     features, table = FeatureCache(), {}
-    for name, file in tqdm(ROWS.items()):
-        folder = args.output / "".join(c if c.isalnum() else "_" for c in name)
+    runs = [(name, seed) for name in ROWS for seed in (args.seeds if name in SEVERAL else args.seeds[:1])]
+    for name, seed in tqdm(runs):
+        file, run = ROWS[name], f"{name}, seed {seed}"
+        folder = args.output / "".join(c if c.isalnum() else "_" for c in run)
         if not (folder / "row.json").exists():
             options = {"backgrounds": args.backgrounds, "cache": args.cache or args.output / "cache"}
-            write_text(folder / "base.json", json.dumps({**base, "seed": int(name[-1]) if file is None else 0}))
+            write_text(folder / "base.json", json.dumps({**base, "seed": seed}))
             config = TrainConfig.from_files([folder / "base.json", *([] if file is None else [CONFIGS / file])])
             steps = args.steps or fitting_steps(data, folder / "timing", config, backbone, 60 * args.minutes, options)
-            run = {**options, "in_memory": True, "tensorboard": False, "progress": False}
-            decoder = train(data, folder, replace(config, steps=steps), [backbone], **run)
+            quiet = {"in_memory": True, "tensorboard": False, "progress": False}
+            decoder = train(data, folder, replace(config, steps=steps), [backbone], **options, **quiet)
             evaluator = Evaluator(DiffUp.from_pretrained(decoder, backbone=backbone), data, cache=features)
             row: dict[str, Any] = {"steps": steps}
             for scored, only in SCORED.items():
-                if name.startswith((only, FULL)):
+                if name == FULL or name.startswith(only):
                     annotation, shots = scored.split(", ")
                     scores = evaluator.run(streams[int(shots)], annotation, steps=1, bf16=True)
                     best = scores.miou_by_threshold[scores.best_threshold]
                     row[scored] = {"miou": scores.miou, "best": best, "prior": scores.best_prior}
             write_text(folder / "row.json", json.dumps(row, indent=2) + "\n")
-        table[name] = json.loads((folder / "row.json").read_text())
+        table[run] = json.loads((folder / "row.json").read_text())
     write_text(args.output / "table.json", json.dumps({"rows": table, "options": vars(args)}, indent=2, default=str))
     show(table)
 
@@ -120,6 +123,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--backbone", default="bundled:efficientnet_lite0")
     parser.add_argument("--input-size", type=int, default=512)
     parser.add_argument("--minutes", type=float, default=5.0, help="processor time of each row's training")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of training; the first for all rows")
     parser.add_argument("--steps", type=int, help="so many steps for every row instead of equal time")
     parser.add_argument("--episodes", type=int, default=300)
     parser.add_argument("--backgrounds", type=Path, help="folder of photos to paste objects onto")
