@@ -5,20 +5,27 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from fakes import make_folder
+from fakes import Changed, FakeBackbone, make_folder
 from PIL import Image
 from runs import CONFIG, DECODER_CONFIG, Interrupt, banks_of, dominant, encoder, trainer_of
 from torch import Tensor
 
+from diffup.backbones import JointBackbone, members_of
 from diffup.data.folder import LabelledFolder
+from diffup.errors import BackboneError
+from diffup.priors.condition import fused_priors
 from diffup.priors.config import PriorConfig
+from diffup.priors.view_priors import pool_to_grid
 from diffup.priors.views import ONE_SHOT_VIEWS
 from diffup.training import bank as bank_module
+from diffup.training import trainer as trainer_module
 from diffup.training.config import TrainConfig, ViewsConfig
 from diffup.training.episodes import GROUPS, PASTED, WHOLE
 from diffup.training.prepare import Banks, Sources, build_banks
@@ -55,8 +62,9 @@ def test_features_are_those_of_the_same_views(banks: Banks) -> None:
         expected = encoder().pyramid(torch.nn.functional.interpolate(images, (48, 48), mode="bilinear", antialias=True))
         for level in range(4):
             found = torch.from_numpy(np.array(banks.features[0][group].arrays[f"level{level}"])).float()
-            assert found.shape == expected[level].shape
-            assert (found - expected[level]).abs().mean() < 0.1
+            pooled = pool_to_grid(expected[level], CONFIG.decoder.feature_grids[level])
+            assert found.shape == pooled.shape
+            assert (found - pooled).abs().mean() < 0.1
 
 
 def test_pasted_objects_are_of_training_classes_only(shapes: Path, tmp_path: Path) -> None:
@@ -114,6 +122,67 @@ def test_a_filled_bank_is_not_computed_again(shapes: Path, banks: Banks, feature
     idle = encoder()
     build_banks(Sources.find(LabelledFolder.open(shapes), CONFIG), CONFIG, [idle], feature_cache, progress=False)
     assert idle.calls == 0
+
+
+def test_of_two_runs_at_once_one_fills_the_bank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bank_module, "_CHUNK", 3)
+    computed: list[int] = []
+
+    def compute(entries: range) -> dict[str, np.ndarray]:
+        computed.extend(entries)
+        time.sleep(0.02)
+        return {"value": np.array(entries)}
+
+    banks = [bank_module.Bank(tmp_path / "bank", 12) for _ in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda bank: bank.fill(compute, "", progress=False), banks))
+    assert computed == list(range(12))
+    assert all(bank.arrays["value"].tolist() == list(range(12)) for bank in banks)
+
+
+def test_a_filled_bank_is_only_read(tmp_path: Path) -> None:
+    bank_module.Bank(tmp_path / "bank", 2).fill(lambda entries: {"value": np.array(entries)}, "", progress=False)
+    (tmp_path / "bank" / ".lock").unlink()
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "bank").iterdir()}
+    again = bank_module.Bank(tmp_path / "bank", 2)
+    again.fill(lambda entries: {}, "", progress=False)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "bank").iterdir()} == before
+    assert not again.arrays["value"].flags.writeable
+
+
+def test_an_encoder_need_not_know_of_autocast(shapes: Path, tmp_path: Path) -> None:
+    """Whose last operation autocast runs in bfloat16."""
+    plain = FakeBackbone(input_size=(48, 48))
+    plain.pyramid = (
+        lambda images: [  # type: ignore[method-assign]
+            torch.nn.functional.conv2d(torch.nn.functional.avg_pool2d(images, stride), projection[:, :3])
+            for projection, stride in zip(plain.projections, plain.strides, strict=True)
+        ]
+    )
+    config = dataclasses.replace(CONFIG, bf16=True)
+    build_banks(Sources.find(LabelledFolder.open(shapes), config), config, [plain], tmp_path, progress=False)
+
+
+def test_features_that_float16_cannot_hold_are_refused(shapes: Path, tmp_path: Path) -> None:
+    huge = Changed(encoder(), lambda index, level: level * 1e6)
+    with pytest.raises(BackboneError, match="beyond 65504.* divide them by a constant"):
+        build_banks(Sources.find(LabelledFolder.open(shapes), CONFIG), CONFIG, [huge], tmp_path, progress=False)
+
+
+def test_priors_of_a_joint_encoder_are_its_members(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joint = JointBackbone([FakeBackbone(input_size=(48, 48), seed=seed) for seed in (1, 2)])
+    banks = build_banks(Sources.find(LabelledFolder.open(shapes), CONFIG), CONFIG, [joint], tmp_path, progress=False)
+    seen = []
+
+    def spy(*args: object, **options: object) -> list[Tensor]:
+        seen.append(options["members"])
+        return fused_priors(*args, **options)
+
+    monkeypatch.setattr(trainer_module, "fused_priors", spy)
+    trainer_of(banks).advance()
+    assert seen == [members_of(joint)] and len(seen[0][0]) == 2
 
 
 def bank_folders(data: Path, cache: Path, config: TrainConfig = CONFIG) -> set[str]:

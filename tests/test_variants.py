@@ -121,7 +121,7 @@ def test_low_level_features_move_with_their_episode(banks: Banks) -> None:
     for config in (still, moving):
         trainer = trainer_of(banks, config)
         episodes = trainer.sampler.draw(0, 0, 8, banks.features[0], torch.device("cpu"))
-        conditions.append(trainer._condition(episodes, torch.Generator().manual_seed(1))[0])
+        conditions.append(trainer._condition(episodes, (), torch.Generator().manual_seed(1))[0])
     assert torch.equal(conditions[0].low_level, pool_to_grid(episodes.query[0], 6))
     mirrored = 0
     for a, b, image, moved in zip(
@@ -172,7 +172,7 @@ def test_the_metric_that_is_drawn_makes_the_priors(banks: Banks) -> None:
         config = dataclasses.replace(CONFIG, metrics=metrics, perturb=PerturbConfig(0, 0, 0, 0, 0, 0))
         trainer = trainer_of(banks, config)
         episodes = trainer.sampler.draw(0, 0, 4, banks.features[0], torch.device("cpu"))
-        return trainer._condition(episodes, torch.Generator().manual_seed(1))[0]
+        return trainer._condition(episodes, (), torch.Generator().manual_seed(1))[0]
 
     usual = condition(())
     for same in ((METRICS[0],), (METRICS[3],)):  # cosine = 1 - d^2 / 2 on unit vectors

@@ -157,6 +157,11 @@ class DecoderConfig:
         """Most sampling steps: the timesteps of a diffusion, a single one of every other system."""
         return self.timesteps if self.system == "diffusion" else 1
 
+    @property
+    def feature_grids(self) -> tuple[int, ...]:
+        """Most positions a side of each feature level that are looked at; DiffUp+LFE looks at the first one closer."""
+        return (self.priors.grid, *self.priors.grids[1:]) if self.low_level_channels else self.priors.grids
+
     @classmethod
     def paper(cls) -> DecoderConfig:
         """The paper's choices where it states them, and the likely ones elsewhere (SPEC section 6)."""

@@ -141,7 +141,7 @@ class Evaluator:
         self.data = data
         self.scored = scored
         self.cache = FeatureCache() if cache is None else cache
-        self._encoder = (model.backbone.fingerprint, model.backbone.input_size, model.config.priors.grid)
+        self._encoder = (model.backbone.fingerprint, model.backbone.input_size, model.config.feature_grids)
 
     def run(
         self,
@@ -306,8 +306,8 @@ class Evaluator:
 
         def encode() -> list[Tensor]:
             image = warp(resize_image(read(name), self.model.backbone.input_size)[None], view)[0]
-            grid = self.model.config.priors.grid
-            return [pool_to_grid(level, grid)[0] for level in self.model.encode([image])]
+            levels = zip(self.model.encode([image]), self.model.config.feature_grids, strict=True)
+            return [pool_to_grid(level, grid)[0] for level, grid in levels]
 
         return self.cache.get((*self._encoder, self.data.name, name, view), encode)
 

@@ -1,6 +1,7 @@
 """The bank of encoded views: features of the frozen encoders, computed once, kept on disk, read by memory map.
 
-A bank is filled in chunks; a run that is killed while filling goes on where it stopped. Its folder is named after
+A bank is filled in chunks; a run that is killed while filling goes on where it stopped, and of several runs that want
+the same bank one fills it while the others wait. Its folder is named after
 everything that its content depends on, so a changed setting or file makes a new bank and never reads a stale one, and
 a copy of the data elsewhere finds the bank of the original.
 """
@@ -17,11 +18,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from filelock import FileLock
 from torch import Tensor
 from tqdm import tqdm
 
 from diffup.backbones import Backbone, check_pyramid
 from diffup.data.folder import square_mask
+from diffup.errors import BackboneError
 from diffup.files import write_text
 from diffup.images import resize_image
 from diffup.priors.condition import EDGE_SIDE, edge_maps
@@ -29,6 +32,7 @@ from diffup.priors.view_priors import pool_to_grid
 from diffup.priors.views import View, warp
 from diffup.training.render import Rendered
 
+_FILLED = "filled.json"
 _CHUNK = 100
 _BATCH = 10  # images encoded at once; larger batches are slower on a CPU
 
@@ -61,9 +65,14 @@ class Bank:
             description: shown at the progress bar.
             progress: show one.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        state = self.folder / "filled.json"
-        facts: dict[str, Any] = json.loads(state.read_text()) if state.exists() else {"filled": 0, "arrays": {}}
+        if self._facts()["filled"] < self.length:  # else nothing is written: a filled bank may be read-only
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.folder / ".lock"):  # let go by the system if the process dies
+                self._fill(compute, description, progress)
+        self.arrays = {name: self._open(name, "r") for name in self._facts()["arrays"]}
+
+    def _fill(self, compute: Callable[[range], dict[str, npt.NDArray[Any]]], description: str, progress: bool) -> None:
+        facts = self._facts()  # another run may have filled it while this one waited
         arrays: dict[str, Any] = {name: self._open(name, "r+") for name in facts["arrays"]}
         with tqdm(total=self.length, initial=facts["filled"], desc=description, disable=not progress) as bar:
             while facts["filled"] < self.length:
@@ -78,9 +87,14 @@ class Bank:
                 for array in arrays.values():
                     array.flush()
                 facts = {"filled": chunk.stop, "arrays": sorted(arrays)}
-                write_text(state, json.dumps(facts))
+                write_text(self.folder / _FILLED, json.dumps(facts))
                 bar.update(len(chunk))
-        self.arrays = {name: self._open(name, "r") for name in facts["arrays"]}
+
+    def _facts(self) -> dict[str, Any]:
+        """How many entries are filled, and the names of the arrays."""
+        state = self.folder / _FILLED
+        facts: dict[str, Any] = json.loads(state.read_text()) if state.exists() else {"filled": 0, "arrays": []}
+        return facts
 
     def _open(self, name: str, mode: Any) -> Any:
         return np.load(self.folder / f"{name}.npy", mmap_mode=mode)
@@ -146,14 +160,17 @@ def feature_bank(
     render: Render,
     views: Sequence[View],
     backbone: Backbone,
-    grid: int,
+    grids: Sequence[int],
     bf16: bool,
     progress: bool,
 ) -> Bank:
     """Features of the same entries under one encoder.
 
     Returns:
-        A bank with `level0` .. `level3`, each (N, C_l, h_l, w_l) float16 with at most `grid` positions a side.
+        A bank with `level0` .. `level3`, each (N, C_l, h_l, w_l) float16 with at most `grids[l]` positions a side.
+
+    Raises:
+        BackboneError: the encoder breaks the protocol, or its features are too large for float16.
     """
 
     def compute(entries: range) -> dict[str, npt.NDArray[Any]]:
@@ -166,8 +183,15 @@ def feature_bank(
                 images.append(warp(image[None], views[entry % len(views)]))
             batch = torch.cat(images).to(backbone.device, memory_format=torch.channels_last)
             with torch.autocast(backbone.device.type, torch.bfloat16, enabled=bf16):
-                levels = check_pyramid(backbone.pyramid(batch), backbone.name, len(batch))
-            encoded.append([pool_to_grid(level, grid).half().cpu().numpy() for level in levels])
+                levels = [level.float() for level in backbone.pyramid(batch)]  # an encoder knows of no autocast
+            levels = check_pyramid(levels, backbone.name, len(batch))
+            pooled = [pool_to_grid(level, grid).half() for level, grid in zip(levels, grids, strict=True)]
+            if not all(bool(level.isfinite().all()) for level in pooled):
+                raise BackboneError(
+                    f"backbone '{backbone.name}' gives features beyond {torch.finfo(torch.half).max:.0f}, which do not fit "
+                    "the cache of a training run (float16); divide them by a constant in `pyramid`, no prior changes"
+                )
+            encoded.append([level.cpu().numpy() for level in pooled])
         return {f"level{i}": np.concatenate(parts) for i, parts in enumerate(zip(*encoded, strict=True))}
 
     bank = Bank(folder, length * len(views))

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from diffup.backbones import Backbone
+from diffup.backbones import Backbone, members_of
 from diffup.data.base import TrainingData
 from diffup.errors import DataError, TrainingError
+from diffup.priors.condition import Members
 from diffup.priors.views import IDENTITY, ONE_SHOT_VIEWS, View
 from diffup.training.bank import Bank, Render, bank_name, feature_bank, file_facts, image_bank
 from diffup.training.config import TrainConfig, ViewsConfig
@@ -36,10 +37,12 @@ class Banks:
     Args:
         images: image banks by group.
         features: feature banks by group, for each encoder.
+        members: how the channels of each encoder are shared out, see `diffup.priors.condition.Members`.
     """
 
     images: dict[str, Bank]
     features: list[dict[str, Bank]]
+    members: list[Members]
 
     def load(self) -> None:
         """Read everything into memory."""
@@ -98,17 +101,17 @@ def build_banks(
     """Render and encode all views, or open them where that is done."""
     images: dict[str, Bank] = {}
     features: list[dict[str, Bank]] = [{} for _ in backbones]
+    grids = config.decoder.feature_grids
     for group, (render, length, geometry, facts) in _plans(sources, config.views).items():
         if length == 0:
             continue
         images[group] = image_bank(cache / bank_name(group, facts), length, render, geometry, progress)
         for banks, backbone in zip(features, backbones, strict=True):
-            grid = config.decoder.priors.grid
             path = cache / bank_name(
-                group, {**facts, "backbone": backbone.fingerprint, "grid": grid, "bf16": config.bf16}
+                group, {**facts, "backbone": backbone.fingerprint, "grids": grids, "bf16": config.bf16}
             )
-            banks[group] = feature_bank(path, length, render, geometry, backbone, grid, config.bf16, progress)
-    return Banks(images, features)
+            banks[group] = feature_bank(path, length, render, geometry, backbone, grids, config.bf16, progress)
+    return Banks(images, features, [members_of(backbone) for backbone in backbones])
 
 
 def _plans(sources: Sources, views: ViewsConfig) -> dict[str, Plan]:

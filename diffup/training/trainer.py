@@ -24,7 +24,7 @@ from diffup.decoder.losses import Losses, answer_loss, decoder_loss
 from diffup.decoder.weights import load_decoder, save_decoder
 from diffup.errors import ConfigError, TrainingError
 from diffup.files import write_text
-from diffup.priors.condition import SIZES, Condition, assemble, fused_priors, possible_share
+from diffup.priors.condition import SIZES, Condition, Members, assemble, fused_priors, possible_share
 from diffup.priors.config import PriorConfig
 from diffup.priors.view_priors import pool_to_grid
 from diffup.training.adversary import Adversary
@@ -202,9 +202,10 @@ class Trainer:
         """One training step. Everything random in it follows from the seed and the step's number."""
         config = self.config
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + self.step)
-        features = self.banks.features[self.step % len(self.banks.features)]
+        encoder = self.step % len(self.banks.features)
+        features, members = self.banks.features[encoder], self.banks.members[encoder]
         episodes = self.sampler.draw(config.seed, self.step, config.batch_size, features, self.device, self.share)
-        condition, episodes = self._condition(episodes, generator)
+        condition, episodes = self._condition(episodes, members, generator)
         for group in self.optimiser.param_groups:
             group["lr"] = self._rate()
         losses = self._losses(episodes, condition, generator)
@@ -238,10 +239,12 @@ class Trainer:
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16)
 
-    def _condition(self, episodes: Episodes, generator: torch.Generator) -> tuple[Condition, Episodes]:
+    def _condition(
+        self, episodes: Episodes, members: Members, generator: torch.Generator
+    ) -> tuple[Condition, Episodes]:
         priors, changes = self._priors(generator), self.config.perturb
         with torch.no_grad():
-            maps = fused_priors(episodes.query, episodes.support, priors)
+            maps = fused_priors(episodes.query, episodes.support, priors, members=members)
             if self.config.decoder.low_level_channels:
                 maps.append(pool_to_grid(episodes.query[0], priors.grid))
             if changes.moves:
