@@ -20,11 +20,12 @@ import open_clip
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from diffup import load_backbone
 from diffup.backbones import open_clip_text, transformers_text
-from diffup.errors import BackboneError
+from diffup.errors import BackboneError, WeightsError
 from diffup.text import load_text_space
 from diffup.text.conse import BANK, CLASSES, ConseSpace, read_bank
 from diffup.text.positions import block_values, run_and_catch
@@ -32,10 +33,10 @@ from diffup.text.positions import block_values, run_and_catch
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}
 
 
-def seeded(build: Any) -> Any:
+def seeded(build: Any, seed: int = 0) -> Any:
     """A module with random weights, the zeros of its initialisation included, in evaluation mode."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         module = build()
         with torch.no_grad():
             for parameter in module.parameters():
@@ -285,24 +286,47 @@ def test_open_clip_by_name(tiny_clip: str, tmp_path: Path) -> None:
     assert space.fingerprint.startswith("open_clip:") and space.fingerprint != backbone.fingerprint
 
 
-def test_transformers_by_name(tmp_path: Path) -> None:
+def save_clip(folder: Path, seed: int = 0) -> Any:
+    """A tiny CLIP of transformers, saved with a tokenizer that knows two words."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import CLIPModel, PreTrainedTokenizerFast
 
-    whole = seeded(lambda: CLIPModel(clip_config()))
-    whole.save_pretrained(tmp_path)
+    whole = seeded(lambda: CLIPModel(clip_config()), seed)
+    whole.save_pretrained(folder)
     words = {"[pad]": 0, "[unk]": 1, "[bos]": 2, "[eos]": 3, "cat": 4, "dog": 5}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="[unk]"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[pad]", unk_token="[unk]", eos_token="[eos]")
-    fast.save_pretrained(tmp_path)
+    fast.save_pretrained(folder)
+    return whole
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_transformers_by_name(tmp_path: Path, checkpoint: bool) -> None:
+    """Weights from the repository or from a file reach both towers, and embeddings are the model's own."""
+    whole = save_clip(tmp_path)
+    options = {}
+    if checkpoint:
+        whole = save_clip(tmp_path / "other", seed=1)
+        options = {"checkpoint_path": tmp_path / "other" / "model.safetensors"}
     with pytest.warns(UserWarning, match="image processor"):
-        backbone = load_backbone(f"transformers:{tmp_path}", input_size=48)
+        backbone = load_backbone(f"transformers:{tmp_path}", input_size=48, **options)
     space = load_text_space(backbone)
     assert space.dense(images(48, 48)).shape == (2, 12, 6, 6)
     ids = torch.tensor([[4, 3], [5, 3]])
     expected = nn.functional.normalize(pooled(whole.get_text_features(input_ids=ids)), dim=1)
     torch.testing.assert_close(space.embed(["cat [eos]", "dog [eos]"]), expected, **CLOSE)
+
+
+def test_a_checkpoint_of_the_vision_part_alone_has_no_text_tower(tmp_path: Path) -> None:
+    whole = save_clip(tmp_path)
+    save_file(whole.vision_model.state_dict(), tmp_path / "vision.safetensors")
+    with pytest.warns(UserWarning, match="image processor"):
+        backbone = load_backbone(
+            f"transformers:{tmp_path}", input_size=48, checkpoint_path=tmp_path / "vision.safetensors"
+        )
+    with pytest.raises(WeightsError, match=r"vision\.safetensors do not fit"):
+        load_text_space(backbone)
 
 
 def test_a_model_without_text_is_refused(tmp_path: Path) -> None:

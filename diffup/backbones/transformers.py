@@ -42,10 +42,18 @@ class TransformersBackbone(FrozenBackbone):
     """
 
     def __init__(
-        self, name: str, encoder: nn.Module, *, flip_channels: bool, pretrained: bool = True, **options: Any
+        self,
+        name: str,
+        encoder: nn.Module,
+        *,
+        flip_channels: bool,
+        pretrained: bool = True,
+        checkpoint: str | Path | None = None,
+        **options: Any,
     ) -> None:
         super().__init__(name, encoder, **options)
         self.pretrained = pretrained
+        self.checkpoint = checkpoint
         self.flip_channels = flip_channels
 
     def features(self, images: Tensor) -> Sequence[Tensor]:
@@ -58,11 +66,11 @@ class TransformersBackbone(FrozenBackbone):
 
         Raises:
             BackboneError: The model reads no texts, or no dense text-space features are known for it.
-            WeightsError: Text tower or tokenizer cannot be had.
+            WeightsError: Text tower or tokenizer cannot be had, or the checkpoint that the encoder is from lacks them.
         """
         from diffup.backbones import transformers_text
 
-        return transformers_text.build(self, self.name.partition(":")[2], self.pretrained)
+        return transformers_text.build(self, self.name.partition(":")[2], self.pretrained, self.checkpoint)
 
 
 def build(
@@ -105,6 +113,7 @@ def build(
         model,
         flip_channels=flip_channels,
         pretrained=pretrained,
+        checkpoint=checkpoint_path,
         input_size=size,
         levels=resolve_levels(levels, strides, name),
         mean=mean,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffup.backbones.base import FrozenBackbone
+from diffup.backbones.checkpoint import load_weights, read_weights
 from diffup.backbones.two_towers import TwoTowers
 from diffup.errors import BackboneError, WeightsError
 from diffup.text.positions import block_values, run_and_catch, to_map
@@ -42,17 +44,20 @@ class TransformersText(TwoTowers):
         return F.normalize(getattr(output, "pooler_output", output).float(), dim=1)
 
 
-def build(backbone: FrozenBackbone, variant: str, download: bool) -> TransformersText:
+def build(
+    backbone: FrozenBackbone, variant: str, download: bool, checkpoint: str | Path | None = None
+) -> TransformersText:
     """The text space of a backbone of family `transformers`.
 
     Args:
         backbone: The vision part.
         variant: Repository or folder.
         download: Load weights; else they are random.
+        checkpoint: Local file of the weights of the whole model, instead of the repository's.
 
     Raises:
         BackboneError: The model has no text tower, or no dense features are known for it.
-        WeightsError: Weights or tokenizer cannot be had.
+        WeightsError: Weights or tokenizer cannot be had, or the checkpoint lacks the text tower.
     """
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 
@@ -60,7 +65,8 @@ def build(backbone: FrozenBackbone, variant: str, download: bool) -> Transformer
         config = AutoConfig.from_pretrained(variant)
         if not hasattr(config, "text_config"):
             raise BackboneError(f"backbone '{backbone.name}' is a {config.model_type} model, which reads no texts")
-        model = AutoModel.from_pretrained(variant) if download else AutoModel.from_config(config)
+        named = download and checkpoint is None
+        model = AutoModel.from_pretrained(variant) if named else AutoModel.from_config(config)
         tokenizer = AutoTokenizer.from_pretrained(variant)
     except BackboneError:
         raise
@@ -69,6 +75,8 @@ def build(backbone: FrozenBackbone, variant: str, download: bool) -> Transformer
             f"backbone '{backbone.name}' needs the text tower and tokenizer of '{variant}', and getting them failed: "
             f"{error}. Download the repository elsewhere and name its folder: 'transformers:/path/to/folder'"
         ) from error
+    if checkpoint is not None:
+        load_weights(model, read_weights(checkpoint, backbone.name), str(checkpoint), backbone.name)
     return TransformersText(backbone, model.float(), tokenizer)
 
 
