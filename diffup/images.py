@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from diffup.errors import ImageError
@@ -132,6 +132,22 @@ def open_image(
             f"{argument}: {describe(source)} cannot be read as an image ({_reason(error)}). "
             "Give an intact PNG, JPEG, TIFF, WebP or other file that Pillow reads."
         ) from error
+
+
+def upright_size(path: Path, argument: str) -> tuple[int, int]:
+    """(height, width) of an image file as `read_image` would turn it, read from its header.
+
+    Raises:
+        ImageError: there is no such file, or its header cannot be read.
+    """
+    try:
+        with Image.open(_existing(path, argument)) as image:
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+            return image.size if turned else (image.height, image.width)
+    except ImageError:
+        raise
+    except Exception as error:  # Pillow's decoders raise nearly anything for a damaged file
+        raise ImageError(f"{argument}: {describe(path)} cannot be read as an image ({_reason(error)})") from error
 
 
 def _existing(source: str | os.PathLike[str], argument: str) -> Path:

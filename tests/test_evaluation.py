@@ -10,6 +10,7 @@ import torch
 from fakes import FakeBackbone, make_folder, random_decoder, tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from diffup import Box, DiffUp
 from diffup.data.base import Target
@@ -286,6 +287,24 @@ def test_pairs_are_where_a_class_covers_enough(folder: LabelledFolder, tmp_path:
 def test_image_and_mask_have_one_size(folder: LabelledFolder) -> None:
     for name in (*folder.split("train"), *folder.split("test")):
         assert tuple(folder.image(name).shape[1:]) == folder.mask(name).shape
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_mask_of_another_size_than_its_photo_is_refused(tmp_path: Path, turned: bool) -> None:
+    data = make_folder(tmp_path / "data")
+    photo, mask = data / "images" / "train0.png", data / "masks" / "train0.png"
+    if turned:  # the mask fits the stored pixels, but viewers turn the photo by its EXIF orientation
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        Image.open(photo).save(photo, exif=exif)
+    else:
+        Image.open(mask).resize((31, 17)).save(mask)
+    with pytest.raises(DataError, match=r"train0\.png has \d+ x \d+ pixels .*EXIF"):
+        LabelledFolder.open(data).mask("train0")
+    if turned:
+        Image.open(mask).rotate(-90, expand=True).save(mask)
+        folder = LabelledFolder.open(data)
+        assert folder.mask("train0").shape == tuple(folder.image("train0").shape[1:])
 
 
 @pytest.mark.parametrize("part", ["images", "masks", "splits.json"])

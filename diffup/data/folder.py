@@ -17,6 +17,7 @@ from torch import Tensor
 
 from diffup.data.base import IndexMasks, check_layout, fold_classes
 from diffup.errors import DataError
+from diffup.images import upright_size
 
 LAYOUT = """a data folder looks like this:
   images/NAME.jpg|jpeg|png   the photos
@@ -120,6 +121,22 @@ class LabelledFolder(IndexMasks):
         if not path.exists():
             raise DataError(f"{path} is missing; {LAYOUT}")
         return path
+
+    def mask(self, name: str) -> npt.NDArray[np.uint8]:
+        """A class-index mask, (H, W) uint8.
+
+        Raises:
+            DataError: it is missing, not an index image, or of another size than its image.
+        """
+        mask, image = super().mask(name), self.image_path(name)
+        size = upright_size(image, name)
+        if mask.shape != size:
+            raise DataError(
+                f"{self.mask_path(name)} has {mask.shape[0]} x {mask.shape[1]} pixels (height x width), {image} has "
+                f"{size[0]} x {size[1]}; a mask has the size of its photo as viewers show it, turned as its EXIF "
+                "orientation says"
+            )
+        return mask
 
     def files(self, names: Iterable[str]) -> list[Path]:
         """The files of images, their masks, and `splits.json`.
