@@ -8,6 +8,9 @@ from diffup.decoder.config import MAX_ENSEMBLE, DecoderConfig
 from diffup.decoder.diffusion import check_steps
 from diffup.errors import ConfigError
 
+MAX_SEED = 2**32 - 1
+"""Of training and of streams of episodes; numpy's legacy generator takes no larger one."""
+
 
 def sampling_options(
     config: DecoderConfig, steps: int | None, ensemble: int | None, threshold: float | None

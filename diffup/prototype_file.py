@@ -34,6 +34,8 @@ def read_facts(metadata: dict[str, str] | None, path: Path) -> dict[str, Any]:
     if FORMAT not in (metadata or {}):
         raise PrototypesError(f"{path} holds no prototypes; `diffup teach` and Prototypes.save write them")
     facts = json.loads((metadata or {})[FORMAT])
+    if not isinstance(facts, dict):
+        raise ValueError(f"its facts are {type(facts).__name__}, not an object")
     version = facts.pop("version")
     if version > VERSION:
         raise PrototypesError(

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,8 +69,10 @@ class Prototypes:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.strip() or not self.name.isprintable():
             raise PrototypesError(f"name={self.name!r}: give the class a name of printable characters, such as 'dog'")
-        if self.threshold is not None and not 0 < self.threshold < 1:
-            raise PrototypesError(f"threshold={self.threshold}: it must lie between 0 and 1, or be None")
+        if self.threshold is not None:
+            if isinstance(self.threshold, bool) or not isinstance(self.threshold, Real) or not 0 < self.threshold < 1:
+                raise PrototypesError(f"threshold={self.threshold!r}: it must lie between 0 and 1, or be None")
+            object.__setattr__(self, "threshold", float(self.threshold))  # numpy's numbers are no JSON
         if self.features is None and self.words is None:
             raise PrototypesError(f"prototypes {self.name!r} have neither support images nor names")
 
@@ -227,7 +230,7 @@ class Prototypes:
             return cls(features=features, words=words, kept=kept, **facts)
         except PrototypesError:
             raise
-        except (SafetensorError, KeyError, ValueError, TypeError, IndexError) as error:
+        except (SafetensorError, LookupError, ValueError, TypeError, OverflowError, RecursionError) as error:
             raise PrototypesError(
                 f"{path} is damaged or no file of prototypes ({type(error).__name__}: {error}); make it again"
             ) from error
@@ -275,6 +278,8 @@ def teach(
     Raises:
         PrototypesError: see `Prototypes`.
     """
+    if keep_images and not supports:
+        raise PrototypesError("keep_images=True: there are names alone and no support image to keep")
     prototypes = Prototypes(
         name=name,
         features=pool_support(model.encode_supports(supports), model.config.priors.grids) if supports else None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -223,6 +224,7 @@ def test_levels_of_the_user() -> None:
     for levels, message in [
         ((1, 2, 3), "must be 4 integers"),
         ((1, 2, 3, 4.0), "must be 4 integers"),
+        (3, "must be 4 integers"),
         ((0, 1, 2, 12), r"has 12 stages \(0 to 11\)"),
         ((5, 4, 3, 2), "fine to coarse"),
     ]:
@@ -235,7 +237,9 @@ def test_levels_of_the_user() -> None:
 def test_input_sizes() -> None:
     assert resolve_input_size(320, "x") == (320, 320)
     assert resolve_input_size([240, 320], "x") == (240, 320)
-    for bad in (0, -1, (1, 2, 3), (320.0, 320), True):
+    whole = resolve_input_size(np.int64(320), "x")
+    assert whole == (320, 320) and type(whole[0]) is int
+    for bad in (0, 320.5, "320", None, -1, (1, 2, 3), (320.0, 320), True):
         with pytest.raises(BackboneError, match="positive integer or"):
             resolve_input_size(bad, "x")  # type: ignore[arg-type]
     assert nearest_size((400, 400), (14, 16)) == (406, 400)

@@ -358,6 +358,8 @@ def test_train_refuses_another_config_in_the_same_folder(
         (["--steps", "0"], "steps=0"),
         (["--fold", "7"], "fold=7"),
         (["--backbone", "fake="], "NAME[=CHECKPOINT][@PIXELS]"),
+        (["--backbone", "fake:a@64", "--backbone", "fake:a@96"], "fake:a is given twice"),
+        (["--seed", str(2**32)], f"seed={2**32}"),
         (["--backbone", "unheard-of"], "unknown backbone family"),
         (["--backgrounds", "."], "backgrounds="),
         (["--config", "missing.json"], "missing.json"),

@@ -337,6 +337,7 @@ def test_data_sets_by_name(shapes: Path, tmp_path: Path) -> None:
         (["--protocol", "coco"], "protocol='coco': expected one of folder, hsnet, bam"),
         (["--steps", "51"], "steps=51"),
         (["--threshold", "1"], "threshold=1.0"),
+        (["--seeds", "0", str(2**32)], f"seeds={2**32}"),
         (["--backbone", "fake="], "NAME[=CHECKPOINT][@PIXELS]"),
         (["--backbone", "fakes"], "did you mean 'fake'"),
         (["--decoder", "nowhere"], "'nowhere' is no folder"),

@@ -85,6 +85,7 @@ def test_migrations_are_walked_in_order(monkeypatch: pytest.MonkeyPatch) -> None
         (json.dumps({KEY: 0}), f"{KEY} must be a whole number"),
         ("[1]", "must be a JSON object"),
         ("{", "not valid JSON"),
+        ("[" * 100_000, "not valid JSON"),
         ('{"priors": 3}', "priors"),
     ],
 )

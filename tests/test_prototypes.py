@@ -82,10 +82,20 @@ def test_a_class_may_have_a_threshold(model: DiffUp, dog: Prototypes) -> None:
     assert model.segment(QUERY, dog).threshold == model.config.threshold
 
 
+def test_a_threshold_may_be_any_number(model: DiffUp, tmp_path: Path) -> None:
+    own = model.prototypes(IMAGES[0], MASKS[0], threshold=np.float32(0.25))
+    assert Prototypes.load(own.save(tmp_path / "own.safetensors")).threshold == 0.25
+    for wrong in ("0.5", 1.0, float("nan"), True):
+        with pytest.raises(PrototypesError, match="threshold="):
+            model.prototypes(IMAGES[0], MASKS[0], threshold=wrong)
+
+
 def test_annotations_are_not_for_prototypes(model: DiffUp, dog: Prototypes) -> None:
     for support in (dog, [dog]):
         with pytest.raises(AnnotationError, match="prototypes have theirs inside"):
             model.segment(QUERY, support, MASKS[0])
+        with pytest.raises(AnnotationError, match="text: prototypes have theirs inside"):
+            model.segment(QUERY, support, text="dog")  # though this encoder reads no text
 
 
 # --- adding ----------------------------------------------------------------------------------------------------------
@@ -213,6 +223,7 @@ def rewrite(path: Path, tensors: dict[str, object], **facts: object) -> None:
         ({}, {"colour": "red"}, "colour"),
         ({}, {"name": ""}, "name"),
         ({}, {"input_size": 5}, "damaged"),
+        ({}, {"input_size": [float("inf"), 1]}, "damaged"),
     ],
 )
 def test_files_that_do_not_agree_with_themselves(
@@ -221,6 +232,14 @@ def test_files_that_do_not_agree_with_themselves(
     path = dog.save(tmp_path / "dog.safetensors")
     rewrite(path, tensors, **facts)
     with pytest.raises(PrototypesError, match=message):
+        Prototypes.load(path)
+
+
+@pytest.mark.parametrize("facts", ["3", '"x"', "[]", "[" * 100_000, "{"])
+def test_facts_that_are_none(dog: Prototypes, tmp_path: Path, facts: str) -> None:
+    path = dog.save(tmp_path / "dog.safetensors")
+    save_file(load_file(path), path, {"diffup-prototypes": facts})
+    with pytest.raises(PrototypesError, match="damaged"):
         Prototypes.load(path)
 
 

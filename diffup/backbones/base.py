@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import torch
@@ -293,7 +294,7 @@ def resolve_levels(levels: Sequence[int] | None, strides: Sequence[int], name: s
     if levels is None:
         return select_levels(strides)
     count = len(strides)
-    if len(levels) != LEVELS or any(isinstance(i, bool) or not isinstance(i, int) for i in levels):
+    if not isinstance(levels, Sequence) or len(levels) != LEVELS or not all(map(_is_whole, levels)):
         raise BackboneError(f"backbone '{name}': levels must be {LEVELS} integers, got {levels!r}")
     if any(not -count <= i < count for i in levels):
         raise BackboneError(
@@ -311,13 +312,17 @@ def resolve_input_size(input_size: int | Sequence[int], name: str) -> tuple[int,
     Raises:
         BackboneError: If it is neither a positive integer nor two of them.
     """
-    size = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
-    if len(size) != 2 or any(isinstance(v, bool) or not isinstance(v, int) or not 1 <= v <= MAX_SIDE for v in size):
+    size: tuple[Any, ...] = tuple(input_size) if isinstance(input_size, Sequence) else (input_size, input_size)
+    if len(size) != 2 or not all(_is_whole(side) and 1 <= side <= MAX_SIDE for side in size):
         raise BackboneError(
             f"backbone '{name}': input_size must be a positive integer or (height, width), at most {MAX_SIDE} px, "
             f"got {input_size!r}"
         )
-    return size[0], size[1]
+    return int(size[0]), int(size[1])
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def normalise_map(norm: nn.Module, level: Tensor) -> Tensor:

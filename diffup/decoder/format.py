@@ -53,7 +53,7 @@ def read_config(text: str, source: str) -> DecoderConfig:
     """
     try:
         fields = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{source} is not valid JSON: {error}") from error
     if not isinstance(fields, dict):
         raise ConfigError(f"{source} must be a JSON object, not {type(fields).__name__}")

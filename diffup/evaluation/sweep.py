@@ -23,6 +23,7 @@ from diffup.evaluation.protocols import PROTOCOLS, ProtocolName, draw_stream
 from diffup.evaluation.record import EpisodeRecord, Setting
 from diffup.evaluation.words import split_annotation
 from diffup.model import DiffUp
+from diffup.options import MAX_SEED
 from diffup.text.templates import Templates, resolve_templates
 
 FOLDER_EPISODES = 500
@@ -84,6 +85,9 @@ class Plan:
         if not folder and (self.split != "test" or self.others):
             raise ConfigError(f"split={self.split!r}, others={self.others}: protocol {protocol!r} fixes what is scored")
         seeds = self.seeds or ((0,) if folder else PROTOCOLS[protocol].seeds)
+        for seed in seeds:
+            if not 0 <= seed <= MAX_SEED:
+                raise ConfigError(f"seeds={seed}: it must be 0 to {MAX_SEED}")
         folds = fold_numbers(data) if self.folds is None else self.folds
         for name, values in (("shots", self.shots), ("episodes", (self.episodes,)), ("batch_size", (self.batch_size,))):
             for value in values:

@@ -12,6 +12,7 @@ from typing import Any
 
 from diffup.decoder.config import DecoderConfig, from_dict, parse_config
 from diffup.errors import ConfigError
+from diffup.options import MAX_SEED
 from diffup.priors.similarity import check_metric
 
 
@@ -195,8 +196,8 @@ class TrainConfig:
         if not self.backbones:
             raise ConfigError("backbones is empty: name one or more encoders to train with")
         object.__setattr__(self, "decoder", replace(self.decoder, backbone=self.backbones[0]))
-        if self.seed < 0:
-            raise ConfigError(f"seed={self.seed}: it must be 0 or more")
+        if not 0 <= self.seed <= MAX_SEED:
+            raise ConfigError(f"seed={self.seed}: it must be 0 to {MAX_SEED}")
         for name in ("steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}: it must be 1 or more")
