@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -72,7 +73,7 @@ def stream(
         try:
             return read(source, f"queries[{number}]")
         except ImageError as error:
-            return Failure(describe(source) if not isinstance(source, str) else source, error)
+            return Failure(os.fspath(source) if isinstance(source, str | os.PathLike) else describe(source), error)
 
     numbered = enumerate(queries)
     pool = ThreadPoolExecutor(workers, thread_name_prefix="diffup-read")

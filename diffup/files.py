@@ -12,6 +12,8 @@ from safetensors import SafetensorError
 
 from diffup.errors import DiffUpError, StorageError
 
+_PREFIX = ".diffup-"  # of temporary files, so that nobody else's are taken for them
+
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
@@ -26,7 +28,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     path = Path(path)
     with telling(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{_PREFIX}{path.stem}-", suffix=path.suffix)
         os.close(handle)
         with _moving(Path(name), path) as temporary:
             yield temporary
@@ -71,5 +73,6 @@ def sweep(folder: str | os.PathLike[str]) -> None:
 
     Nothing else may be writing there.
     """
-    for path in Path(folder).rglob(".*-????????.*"):
-        path.unlink(missing_ok=True)
+    for path in Path(folder).rglob(f"{_PREFIX}*"):
+        if path.is_file():
+            path.unlink(missing_ok=True)

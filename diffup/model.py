@@ -220,7 +220,8 @@ class DiffUp(Conditioner):
 
         Raises:
             ImageError, AnnotationError, BackboneError, MissingPackageError, ConfigError: see `segment`.
-            PrototypesError: the name is empty or not printable, or the threshold is out of range.
+            PrototypesError: the name is empty or not printable, the threshold is out of range, or `keep_images` is set
+                and there is no image.
         """
         supports, words = read_shots(self, support, annotation, text, templates)
         if name is None:
@@ -319,11 +320,12 @@ class DiffUp(Conditioner):
         """
         steps, ensemble, _ = self.sampling_options(steps, ensemble, threshold)
         several = isinstance(support, list | tuple) and any(isinstance(item, Prototypes) for item in support)
+        learnt = several or isinstance(support, Prototypes)
+        for argument, value in (("annotation", annotation), ("text", text), ("templates", templates)):
+            if learnt and value is not None:
+                raise AnnotationError(f"{argument}: prototypes have theirs inside; make them with it")
         image = query_reader(self, text is not None or has_words(support))(query, "query")
-        if several or isinstance(support, Prototypes):
-            for argument, value in (("annotation", annotation), ("text", text), ("templates", templates)):
-                if value is not None:
-                    raise AnnotationError(f"{argument}: prototypes have theirs inside; make them with it")
+        if learnt:
             classes = check_classes(support, self)
         else:
             images = cast("ImageLike | Sequence[ImageLike] | None", support)

@@ -30,9 +30,10 @@ class Segmentation:
         mask: (H, W) bool, where the class is.
         probability: (H, W) float32 in [0, 1], the mean over the ensemble of samples.
         variance: (H, W) float32 in [0, 0.25], over the ensemble: where the samples disagree.
-        quality: the IoU that the decoder expects its mask to have, in [0, 1] (DQM, section 4 and eqs. 18 to 20).
-        error_map: (H, W) float32 in [-2, 2], the decoder's own estimate of what its last sample lacks (positive) or
-            has too much (negative), `x_0 - x_t` (DQM).
+        quality: the IoU that the decoder expects its samples to have, in [0, 1], each cut at a probability of 1/2,
+            whatever `threshold` is (DQM, section 4 and eqs. 18 to 20).
+        error_map: (H, W) float32 in [-2, 2], the decoder's own estimate of what its samples lack (positive) or have too
+            much (negative), `x_0 - x_t`, averaged over them (DQM).
         prior: (H, W) float32 in [0, 1], the mean of the fused priors: what is known without the decoder (eq. 12).
         threshold: on the probability, that gave the mask.
         backbone: name of the encoder.

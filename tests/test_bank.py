@@ -165,7 +165,7 @@ def test_an_encoder_need_not_know_of_autocast(shapes: Path, tmp_path: Path) -> N
 
 def test_features_that_float16_cannot_hold_are_refused(shapes: Path, tmp_path: Path) -> None:
     huge = Changed(encoder(), lambda index, level: level * 1e6)
-    with pytest.raises(BackboneError, match="beyond 65504.* divide them by a constant"):
+    with pytest.raises(BackboneError, match=r"beyond 65504.* divide them by a constant"):
         build_banks(Sources.find(LabelledFolder.open(shapes), CONFIG), CONFIG, [huge], tmp_path, progress=False)
 
 

@@ -93,6 +93,7 @@ def test_what_cannot_be_read_is_recorded_in_its_place(model: DiffUp, classes: li
     results = list(model.segment_many(queries, classes[0], batch_size=2))
     assert [isinstance(result, Failure) for result in results] == [True, False, True, True, False]
     assert isinstance(results[0], Failure) and results[0].source == broken
+    assert results[2].source == str(tmp_path / "missing.png")
     assert isinstance(results[0].error, ImageError) and "queries[0]" in str(results[0].error)
     assert "there is no file" in str(results[2].error) and "queries[2]" in str(results[2].error)
     assert_close(results[1], model.segment(good, classes[0]))

@@ -55,6 +55,17 @@ def test_weights(tmp_path: Path) -> None:
     assert DiffUp.from_pretrained(tmp_path, backbone=FakeBackbone(), device="cpu").config == tiny_config()
 
 
+def test_only_our_own_leftovers_are_swept(tmp_path: Path) -> None:
+    (tmp_path / ".vscode-settings.json").write_text("{}")
+    (tmp_path / ".diffup-folder").mkdir()
+    with pytest.raises(KeyboardInterrupt), files.replacing(tmp_path / "a.png") as unfinished:
+        shutil.copy(tmp_path / ".vscode-settings.json", kept := unfinished.with_name(f"{unfinished.stem}x.png"))
+        raise KeyboardInterrupt
+    assert kept.exists() and kept.name.startswith(".diffup-")
+    files.sweep(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".diffup-folder", ".vscode-settings.json"]
+
+
 def test_pictures(tmp_path: Path) -> None:
     query, _ = shape_image((1,), size=(300, 300))
     result = model().segment(query, query)

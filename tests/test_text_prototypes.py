@@ -88,6 +88,17 @@ def test_names_alone(model: DiffUp, square: Prototypes) -> None:
     assert_equal(model.segment(QUERY, square, seed=3), model.segment(QUERY, text=["red box", "square"], seed=3))
 
 
+def test_a_sentence_counts_once(model: DiffUp) -> None:
+    once = model.prototypes(text=["square", "square"], templates=["{}", "{}"])
+    assert sentences(once) == ("square",)
+    assert sentences(once.add(model, text="square", templates=["{}"])) == ("square",)
+
+
+def test_names_alone_have_no_images_to_keep(model: DiffUp) -> None:
+    with pytest.raises(PrototypesError, match="no support image to keep"):
+        model.prototypes(text="square", keep_images=True)
+
+
 def test_names_beside_supports(model: DiffUp, both: Prototypes) -> None:
     assert both.shots == 1 and len(sentences(both)) == 7
     expected = model.segment(QUERY, SUPPORT, MASK, text="square", templates="clip7")

@@ -148,7 +148,7 @@ def split_backbone(text: str, option: str = "--backbone") -> tuple[str, dict[str
     name, equals, checkpoint = named.partition("=")
     if not name or (equals and not checkpoint):
         raise ConfigError(f"{option}: expected NAME[=CHECKPOINT][@PIXELS], got {text!r}")
-    return name, backbone_options(checkpoint or None, pixels and int(pixels))
+    return name, backbone_options(checkpoint or None, int(pixels) if pixels else None)
 
 
 def backbone_options(checkpoint: str | None, input_size: int | None) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def read_words(space: TextSpace, text: str | Sequence[str], templates: Templates
         AnnotationError: there is no name, or one is blank.
         ConfigError: the templates cannot be used.
     """
-    return embed(space, prompts(resolve_names(text), resolve_templates(templates)))
+    return embed(space, list(dict.fromkeys(prompts(resolve_names(text), resolve_templates(templates)))))
 
 
 def text_reader(backbone: Backbone) -> TextCapable | None:

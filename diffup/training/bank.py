@@ -188,8 +188,8 @@ def feature_bank(
             pooled = [pool_to_grid(level, grid).half() for level, grid in zip(levels, grids, strict=True)]
             if not all(bool(level.isfinite().all()) for level in pooled):
                 raise BackboneError(
-                    f"backbone '{backbone.name}' gives features beyond {torch.finfo(torch.half).max:.0f}, which do not fit "
-                    "the cache of a training run (float16); divide them by a constant in `pyramid`, no prior changes"
+                    f"backbone '{backbone.name}' gives features beyond {torch.finfo(torch.half).max:.0f}, which do not "
+                    "fit the cache of a training run (float16); divide them by a constant in `pyramid`; priors stay"
                 )
             encoded.append([level.cpu().numpy() for level in pooled])
         return {f"level{i}": np.concatenate(parts) for i, parts in enumerate(zip(*encoded, strict=True))}
