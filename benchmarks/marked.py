@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from diffup.files import write_text
-
 
 def read_between(page: Path, start: str, end: str) -> str:
     """What stands between the two marks of a page, without the blank lines around it."""
@@ -16,7 +14,7 @@ def put_between(page: Path, start: str, end: str, text: str) -> None:
     """Replace what stands between the two marks of a page."""
     before, _, after = _split(page, start, end)
     text = text.strip("\n")
-    write_text(page, f"{before}{start}\n\n{text}\n\n{end}{after}")
+    page.write_text(f"{before}{start}\n\n{text}\n\n{end}{after}", encoding="utf-8")
 
 
 def _split(page: Path, start: str, end: str) -> tuple[str, str, str]:
