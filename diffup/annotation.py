@@ -191,8 +191,8 @@ def rasterise(annotation: Annotation, size: tuple[int, int], argument: str = "an
 
     A mask's background is the rest of the image. A box marks every pixel that it touches, the more the nearer to its
     middle, since objects rarely reach into the corners; all outside of the boxes is background, and boxes that leave
-    nothing outside say as little as `None`. Scribbles and points say nothing about the other pixels. `None` marks
-    the whole image, as in the paper, and no background.
+    nothing outside say as little as `None`. Scribbles and points say nothing about the other pixels. `None` marks the
+    whole image and no background; `diffup.priors.view_priors.place` then takes what stands out of it for the class.
 
     Args:
         annotation: the annotation.

@@ -30,8 +30,9 @@ def add(commands: Any) -> None:
         "--offer",
         nargs="+",
         action="extend",
-        metavar="NAME[=FILE]",
-        help="further encoders to choose from, with a local checkpoint; default: the bundled ones that are installed",
+        metavar="NAME[=CHECKPOINT][@PIXELS]",
+        help="further encoders to choose from, a local file of their weights, their images' side; default: the bundled "
+        "ones that are installed",
     )
     add_model(parser)
 

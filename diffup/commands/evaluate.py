@@ -27,10 +27,11 @@ if TYPE_CHECKING:
 
 EXAMPLES = """examples:
   diffup evaluate data/coco_mini --decoder runs/fold0/decoder --fold 0 -o scores
-  diffup evaluate data/coco_mini --fold 0 --shots 1 5 --annotation mask box scribble none -o scores
-  diffup evaluate data/coco_mini --fold 0 --steps 1 2 4 8 --shots 1 2 5 10 -o fig8
-  diffup evaluate VOC2012 --dataset pascal5i --lists lists/pascal --backbone timm:resnet50 timm:resnet101 -o pascal
+  diffup evaluate data/coco_mini --decoder runs/fold0/decoder --fold 0 --shots 1 5 --annotation mask box none -o scores
+  diffup evaluate data/coco_mini --decoder runs/fold0/decoder --fold 0 --steps 1 2 4 8 --shots 1 2 5 10 -o fig8
+  diffup evaluate VOC2012 --dataset pascal5i --lists lists/pascal --decoder runs/pascal0/decoder --fold 0 -o pascal
 
+Score a fold with a decoder that was trained without its classes: the package's has seen all classes of COCO.
 An evaluation that was interrupted goes on when the same command is given again, and one that shares settings with an
 earlier one in the same OUT takes its episodes over. docs/evaluation.md describes data sets, protocols and files."""
 
@@ -61,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KIND",
         **several(str),
         help="mask (default), box, scribble, points, none, ...; text for class names alone, or both as in mask+text; "
-        "docs/annotations.md names all",
+        "docs/evaluation.md names all",
     )
     swept.add_argument("--steps", metavar="N", **several(at_least(1)), help="DDIM steps; default: the decoder's")
     swept.add_argument("--ensemble", metavar="N", **several(at_least(1)), help="samples averaged; likewise")

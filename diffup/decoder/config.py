@@ -164,7 +164,7 @@ class DecoderConfig:
 
     @classmethod
     def paper(cls) -> DecoderConfig:
-        """The paper's choices where it states them, and the likely ones elsewhere (SPEC section 6)."""
+        """The paper's choices where it states them, and the likely ones elsewhere (docs/how_it_works.md)."""
         priors = PriorConfig(
             kinds=("prototype",),
             centre=False,

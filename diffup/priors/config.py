@@ -17,7 +17,7 @@ Layout = Literal["own", "all"]
 MAX_EXTRA_PRIORS = 100
 
 LEVELS = 4
-"""Feature levels of a backbone and of the decoder (SPEC section 2)."""
+"""Feature levels of a backbone and of the decoder (docs/how_it_works.md)."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Edges of the query image: what every encoder's decoder may know of the image itself (SPEC section 4).
+"""Edges of the query image: what every encoder's decoder may know of the image itself (paper, section 3.3.3).
 
 Small enough to be our own: kornia and OpenCV are heavy dependencies for two filters. The tests hold Canny against
 scikit-image's.

@@ -1,4 +1,4 @@
-"""Bringing similarity maps of any encoder to the same range, [0, 1] (paper Fig. 6; SPEC section 6, prior range)."""
+"""Bringing similarity maps of any encoder to the same range, [0, 1] (paper, Fig. 6; docs/how_it_works.md)."""
 
 from __future__ import annotations
 

@@ -53,8 +53,8 @@ def text_maps(similar: Tensor, query: Tensor, widths: Sequence[int] = ()) -> Ten
 def text_views(maps: Tensor, features: Tensor, spread: Tensor | None, kinds: int, method: Normalisation) -> Tensor:
     """Text maps as views of the query at one level: the same map under every prior kind.
 
-    Only one dense map shares the text's space, so every level takes that map, spread by its own affinity (SPEC
-    section 6).
+    Only one dense map shares the text's space, so every level takes that map, spread by its own affinity
+    (docs/text.md).
 
     Args:
         maps: (B, V, h', w') of `text_maps`.

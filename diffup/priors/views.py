@@ -1,7 +1,7 @@
 """Views of a single support: small changes of image and annotation, so that one shot has a variance too (UAPF).
 
-The paper names augmentation without its settings (SPEC section 6). A mirror image and a closer look scored best of
-those tried, also against five views with a wider look and a rotation (docs/experiments.md), and every view costs an
+The paper names augmentation without its settings (docs/how_it_works.md). A mirror image and a closer look scored best
+of those tried, also against five views with a wider look and a rotation (docs/experiments.md), and every view costs an
 encoding.
 """
 
