@@ -10,6 +10,7 @@ import open_clip
 import pytest
 import torch
 from safetensors.torch import save_file
+from timm_models import need
 from torch import Tensor
 
 from diffup.backbones import FrozenBackbone, load_backbone
@@ -96,6 +97,7 @@ def test_position_embeddings_are_resized_once_and_counted_by_the_fingerprint() -
 
 
 def test_a_tower_of_fixed_size_keeps_it() -> None:
+    need("test_vit_relpos")
     backbone = load("tiny-relpos")
     size = backbone.input_size
     assert backbone.pyramid(images(size))[0].shape[2:] == (size[0] // 16, size[1] // 16)

@@ -79,6 +79,7 @@ def test_offline_what_was_fetched_before_is_used_and_nothing_is_asked(
     push(model)
     load("ann/shapes")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    reset_session()
     hub.asked.clear()
     try:
         assert same(load("ann/shapes"), model)

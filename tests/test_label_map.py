@@ -73,9 +73,9 @@ def test_many_classes_are_decoded_in_bounded_batches(
     size, many = CPU_DECODER_BATCH, [dataclasses.replace(classes[0], name=str(index)) for index in range(19)]
     result = model.segment(QUERY, many, steps=1, ensemble=1)
     assert model.backbone.calls == before + 1 and sizes == [size, size, 19 - 2 * size]
-    # Of equal scores the first class wins; another batch may round differently.
-    assert set(np.unique(result.labels)) <= {0, 1, size + 1, 2 * size + 1}
     assert len(result.probabilities) == 19
+    found = result.probabilities
+    assert np.ptp(found, axis=0).max() < 1e-5  # one class by 19 names: its place in a batch changes rounding alone
 
 
 @settings(max_examples=50, deadline=None)

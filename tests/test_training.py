@@ -239,7 +239,7 @@ def test_killed_at_any_moment_and_gone_on_with_the_weights_are_the_same(
         ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
         assert ended.returncode == -signal.SIGKILL, ended.stderr
         assert (out / CHECKPOINT).exists() == (moment == "checkpoint")
-    assert list(out.glob(".checkpoint-*"))  # half a checkpoint lies beside the whole one of step 2
+    assert list(out.glob(".diffup-checkpoint-*"))  # half a checkpoint lies beside the whole one of step 2
     run(out, cache=cache)
     run(tmp_path / "straight")
     assert_identical(state(tmp_path / "straight"), state(out))

@@ -61,7 +61,7 @@ def test_shapes_and_ranges_of_episodes(banks: Banks) -> None:
         assert episodes.mask.min() >= -1 and episodes.mask.max() <= 1
         assert (episodes.mask > 0).flatten(1).any(dim=1).all()  # the class is there
         assert 0 <= episodes.valid.min() <= episodes.valid.max() <= 1
-        assert [tuple(level.shape) for level in episodes.query] == [(4, 8, 6, 6)] * 2 + [(4, 8, 3, 3)] * 2
+        assert [tuple(level.shape) for level in episodes.query] == [(4, 8, 3, 3)] * 4
         assert [tuple(level.shape) for level in episodes.support.levels] == [
             (4, views, *level.shape[1:]) for level in episodes.query
         ]
