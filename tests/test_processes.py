@@ -93,8 +93,8 @@ SYSTEMS = {"diffusion": 1e-6, "gan": 1e-5, "one_step": 1e-6}
 """How far weights may be apart; the discriminator hands a generator its rounding back, larger: a tenth of one step."""
 
 SEEDS = {"diffusion": 0, "gan": 2, "one_step": 0}
-"""Seeds with which rounding stays within the limits. It does not with every one: the GAN ends 1.5e-5 apart with seed 0 and a
-moment 3e-6 with seed 1, the one-step system 1.4e-6 to 7.8e-6 with seeds 2 to 5 (a step is 1e-4). Why is not proved;
+"""Seeds with which rounding stays within the limits. It does not with every one: the GAN ends 1.5e-5 apart with seed 0
+and a moment 3e-6 with seed 1, the one-step system 1.4e-6 to 7.8e-6 with seeds 2 to 5 (a step is 1e-4). Why is open;
 presumably a value at a kink, such as a leaky ReLU's, falls on either side of it."""
 
 
