@@ -151,6 +151,17 @@ def split_backbone(text: str, option: str = "--backbone") -> tuple[str, dict[str
     return name, backbone_options(checkpoint or None, int(pixels) if pixels else None)
 
 
+def distinct_backbones(texts: Sequence[str], option: str = "--backbone") -> dict[str, str]:
+    """What was given of each encoder, `NAME[=CHECKPOINT][@PIXELS]`, by its name, which may come once."""
+    found: dict[str, str] = {}
+    for text in texts:
+        name, _ = split_backbone(text, option)
+        if name in found:
+            raise ConfigError(f"{option}: {name} is given twice, {found[name]} and {text}")
+        found[name] = text
+    return found
+
+
 def backbone_options(checkpoint: str | None, input_size: int | None) -> dict[str, Any]:
     """The options of an encoder that were given."""
     given = {"checkpoint_path": checkpoint, "input_size": input_size}

@@ -7,8 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from diffup.commands.options import add_command, at_least, backbone_options, split_backbone
-from diffup.errors import ConfigError
+from diffup.commands.options import add_command, at_least, backbone_options, distinct_backbones, split_backbone
 
 if TYPE_CHECKING:
     from diffup.data.base import TrainingData
@@ -91,12 +90,7 @@ def run(args: argparse.Namespace) -> None:
     from diffup.training.trainer import train
 
     device = resolve_device(args.device)
-    options: dict[str, dict[str, Any]] = {}
-    for text in args.backbone:
-        name, own = split_backbone(text)
-        if name in options:
-            raise ConfigError(f"--backbone: {name} is given twice; an encoder is in training once, at one input size")
-        options[name] = own
+    options = {name: split_backbone(text)[1] for name, text in distinct_backbones(args.backbone).items()}
     config = _train_config(args, tuple(options))
     shared = backbone_options(None, args.input_size)
     backbones = [load_backbone(name, **shared | options.get(name, {})) for name in config.backbones]

@@ -12,11 +12,11 @@ from diffup.commands.options import (
     add_data,
     add_sampling,
     at_least,
+    distinct_backbones,
     load_named,
     open_data,
     several,
     shared_plan,
-    split_backbone,
 )
 from diffup.errors import ConfigError
 
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> None:
     from diffup.files import write_text
     from diffup.model import DiffUp
 
-    folders, checkpoints = _trained(args.train), _tested(args.test)
+    folders, checkpoints = _trained(args.train), distinct_backbones(args.test, "--test")
     data, plan = open_data(args), _plan(args)
     decoders = {name: load_decoder(fetch_decoder(folder)) for name, folder in folders.items()}
     encoders = {name: load_named(text, args.input_size, "--test") for name, text in checkpoints.items()}
@@ -145,14 +145,3 @@ def _trained(texts: list[str]) -> dict[str, str]:
             raise ConfigError(f"--train: {name} is given twice, {folders[name]} and {folder}")
         folders[name] = folder
     return folders
-
-
-def _tested(texts: list[str]) -> dict[str, str]:
-    """What was given of each test encoder, by its name."""
-    found: dict[str, str] = {}
-    for text in texts:
-        name, _ = split_backbone(text, "--test")
-        if name in found:
-            raise ConfigError(f"--test: {name} is given twice, {found[name]} and {text}")
-        found[name] = text
-    return found
