@@ -1,9 +1,10 @@
 """Ablations as in the paper's Tables 6 to 9, and the decoder without diffusion, each trained for equal processor time.
 
-Each row is a file of `configs/` on top of the library's own recipe. How many steps fit into the time is measured
-for each row before it is trained. Rows that are done are not trained again.
+Each row is a file of `configs/` on top of the library's own recipe and of the files of `--config`. How many steps fit
+into the time is measured for each row before it is trained. Rows that are done are not trained again.
 
     python benchmarks/ablations.py DATA --fold 0 --fold 1 --minutes 5 --episodes 300 -o runs/ablations
+    python benchmarks/ablations.py DATA --fold 0 --fold 1 --minutes 15 --rows full "one step, no diffusion" -o runs/long
 """
 
 from __future__ import annotations
@@ -70,14 +71,15 @@ def main() -> None:
         shots: draw_episodes(data, "test", data.fold(args.folds[0]), shots, args.episodes, 0) for shots in (1, 5)
     }
     features, table = FeatureCache(), {}
-    runs = [(name, seed) for name in ROWS for seed in (args.seeds if name in SEVERAL else args.seeds[:1])]
+    runs = [(name, seed) for name in args.rows for seed in (args.seeds if name in SEVERAL else args.seeds[:1])]
     for name, seed in tqdm(runs):
         file, run = ROWS[name], f"{name}, seed {seed}"
         folder = args.output / "".join(c if c.isalnum() else "_" for c in run)
         if not (folder / "row.json").exists():
             options = {"backgrounds": args.backgrounds, "cache": args.cache or args.output / "cache"}
             write_text(folder / "base.json", json.dumps({**base, "seed": seed}))
-            config = TrainConfig.from_files([folder / "base.json", *([] if file is None else [CONFIGS / file])])
+            files = [folder / "base.json", *args.config, *([] if file is None else [CONFIGS / file])]
+            config = TrainConfig.from_files(files)
             steps = args.steps or fitting_steps(data, folder / "timing", config, backbone, 60 * args.minutes, options)
             quiet = {"in_memory": True, "tensorboard": False, "progress": False}
             decoder = train(data, folder, replace(config, steps=steps), [backbone], **options, **quiet)
@@ -122,6 +124,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--fold", type=int, action="append", dest="folds", required=True, help="held out")
     parser.add_argument("--backbone", default="bundled:efficientnet_lite0")
     parser.add_argument("--input-size", type=int, default=512)
+    parser.add_argument("--config", type=Path, nargs="+", default=[], help="settings of every row, as of diffup train")
+    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS, metavar="ROW", help="default: all")
     parser.add_argument("--minutes", type=float, default=5.0, help="processor time of each row's training")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of training; the first for all rows")
     parser.add_argument("--steps", type=int, help="so many steps for every row instead of equal time")

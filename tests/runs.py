@@ -13,7 +13,7 @@ from torch import Tensor
 from diffup.data.folder import LabelledFolder
 from diffup.decoder.config import DecoderConfig
 from diffup.priors.config import PriorConfig
-from diffup.training.config import EpisodesConfig, TrainConfig, ViewsConfig
+from diffup.training.config import EpisodesConfig, PerturbConfig, TrainConfig, ViewsConfig
 from diffup.training.episodes import EpisodeSampler
 from diffup.training.prepare import Banks, Sources, build_banks
 from diffup.training.processes import Processes
@@ -32,6 +32,8 @@ CONFIG = TrainConfig(
     learning_rate=3e-3,
     bf16=False,
 )
+STILL = PerturbConfig(gamma=0, noise=0, swap_levels=0, misplace=0, flatten=0)
+"""Episodes are moved, their priors are left as they are."""
 
 
 def encoder(width: int = 8) -> FakeBackbone:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from fakes import FakeBackbone, random_condition, random_decoder, shape_image, tiny_config
-from runs import CONFIG, DECODER_CONFIG, trainer_of
+from runs import CONFIG, DECODER_CONFIG, STILL, trainer_of
 from torch import Tensor
 
 from diffup import DiffUp
@@ -26,7 +26,7 @@ from diffup.evaluation.episodes import draw_episodes
 from diffup.evaluation.evaluate import Evaluator
 from diffup.priors.condition import Condition
 from diffup.priors.config import PriorConfig
-from diffup.training.config import PerturbConfig, TrainConfig
+from diffup.training.config import TrainConfig
 from diffup.training.episodes import Episodes
 from diffup.training.prepare import Banks
 
@@ -201,7 +201,7 @@ def test_one_episode_is_learned_by_heart(banks: Banks, system: str) -> None:
     config = dataclasses.replace(
         CONFIG,
         decoder=dataclasses.replace(DECODER_CONFIG, system=system),
-        perturb=PerturbConfig(0, 0, 0),
+        perturb=STILL,
         steps=steps,
         batch_size=4,
         learning_rate=1e-2,

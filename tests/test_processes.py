@@ -16,6 +16,7 @@ from runs import CONFIG, encoder, sampler_of, state
 
 from diffup.decoder.weights import load_decoder
 from diffup.errors import ConfigError, MissingPackageError
+from diffup.priors import PriorConfig
 from diffup.training.augment import move
 from diffup.training.config import PerturbConfig
 from diffup.training.episodes import Episodes
@@ -47,10 +48,10 @@ def test_processes_draw_the_rows_of_one_process(banks: Banks) -> None:
 
 
 def test_random_changes_are_those_of_one_process() -> None:
-    fused = [torch.rand(6, 3, side, side) for side in (9, 6, 6, 2)]
+    fused = [torch.rand(6, 4, side, side) for side in (9, 6, 6, 2)]
     maps = torch.rand(6, 3, 64, 64)
     everything = Episodes([], None, maps, maps[:, :2], maps[:, :1], maps[:, 1:2])  # type: ignore[arg-type]
-    config = PerturbConfig(swap_levels=0.5)
+    config, priors = PerturbConfig(), PriorConfig(kinds=("match",), extra_priors=0)
 
     def changed(share: Share) -> list[torch.Tensor]:
         generator = torch.Generator().manual_seed(3)
@@ -58,7 +59,7 @@ def test_random_changes_are_those_of_one_process() -> None:
         rows = {name: getattr(everything, name)[share.index :: share.count] for name in ("images", "edges", "mask")}
         episodes = Episodes([], None, valid=everything.valid[share.index :: share.count], **rows)  # type: ignore[arg-type]
         own, episodes = move(own, episodes, config, generator, share)
-        return [*perturb(own, config, generator, share), episodes.images, episodes.mask]
+        return [*perturb(own, config, priors, generator, share), episodes.images, episodes.mask]
 
     for whole, *parts in zip(*(changed(share) for share in (ALL, *PARTS)), strict=True):
         assert torch.equal(whole, interleaved(parts))

@@ -17,7 +17,7 @@ import pytest
 import torch
 from fakes import make_folder, random_decoder
 from PIL import Image
-from runs import CONFIG, DECODER_CONFIG, Interrupt, assert_identical, encoder, state, trainer_of
+from runs import CONFIG, DECODER_CONFIG, STILL, Interrupt, assert_identical, encoder, state, trainer_of
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -28,7 +28,7 @@ from diffup.decoder.weights import load_decoder, save_decoder
 from diffup.errors import ConfigError, DataError, MissingPackageError, TrainingError
 from diffup.training import log as log_module
 from diffup.training import trainer as trainer_module
-from diffup.training.config import PerturbConfig, TrainConfig, ViewsConfig
+from diffup.training.config import TrainConfig, ViewsConfig
 from diffup.training.episodes import WHOLE, Episodes, EpisodeSampler
 from diffup.training.log import CURVES, LOG
 from diffup.training.prepare import Banks, Sources, build_banks
@@ -59,7 +59,7 @@ class OneEpisode:
 def test_one_episode_is_learned_by_heart(banks: Banks, decoder: DecoderConfig) -> None:
     steps = 25
     config = dataclasses.replace(
-        CONFIG, decoder=decoder, perturb=PerturbConfig(0, 0, 0), steps=steps, batch_size=4, learning_rate=1e-2, warmup=5
+        CONFIG, decoder=decoder, perturb=STILL, steps=steps, batch_size=4, learning_rate=1e-2, warmup=5
     )
     trainer = trainer_of(banks, config)
     trainer.sampler = OneEpisode(trainer.sampler)

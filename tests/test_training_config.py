@@ -77,6 +77,8 @@ def test_broken_configs_are_refused_by_the_name_of_the_field(text: str, named: s
         (EpisodesConfig, {"pasted": 0.7, "cropped": 0.7}, "more than all queries"),
         (PerturbConfig, {"gamma": -1.0}, "gamma"),
         (PerturbConfig, {"swap_levels": 2.0}, "swap_levels"),
+        (PerturbConfig, {"misplace": -0.1}, "misplace"),
+        (PerturbConfig, {"flatten": 1.1}, "flatten"),
     ],
 )
 def test_values_out_of_range_are_refused(make: type, fields: dict[str, object], named: str) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from fakes import FakeBackbone, random_condition, random_decoder, shape_image, tiny_config
-from runs import CONFIG, DECODER_CONFIG, encoder, trainer_of
+from runs import CONFIG, DECODER_CONFIG, STILL, encoder, trainer_of
 
 from diffup import DiffUp
 from diffup.data.folder import LabelledFolder
@@ -24,7 +24,7 @@ from diffup.evaluation.episodes import draw_episodes
 from diffup.evaluation.evaluate import Evaluator
 from diffup.priors.condition import Condition
 from diffup.priors.view_priors import pool_to_grid
-from diffup.training.config import PerturbConfig, TrainConfig
+from diffup.training.config import TrainConfig
 from diffup.training.prepare import Banks
 from diffup.training.trainer import _identity
 
@@ -115,8 +115,10 @@ def test_low_level_features_train_in_bfloat16(run: Callable[..., Path], tmp_path
 
 def test_low_level_features_move_with_their_episode(banks: Banks) -> None:
     decoder = dataclasses.replace(DECODER_CONFIG, low_level_channels=4)
-    still = dataclasses.replace(CONFIG, decoder=decoder, perturb=PerturbConfig(0, 0, 0, 0, 0, 0)).tied_to("x", 8)
-    moving = dataclasses.replace(still, perturb=PerturbConfig(0, 0, 0, zoom=0, turn=1e-6, shift=0))
+    still = dataclasses.replace(
+        CONFIG, decoder=decoder, perturb=dataclasses.replace(STILL, zoom=0, turn=0, shift=0)
+    ).tied_to("x", 8)
+    moving = dataclasses.replace(still, perturb=dataclasses.replace(STILL, zoom=0, turn=1e-6, shift=0))
     conditions = []
     for config in (still, moving):
         trainer = trainer_of(banks, config)
@@ -169,7 +171,9 @@ def test_each_batch_draws_its_metric_and_inference_keeps_the_decoders(
 
 def test_the_metric_that_is_drawn_makes_the_priors(banks: Banks) -> None:
     def condition(metrics: tuple[tuple[str, str], ...]) -> Condition:
-        config = dataclasses.replace(CONFIG, metrics=metrics, perturb=PerturbConfig(0, 0, 0, 0, 0, 0))
+        config = dataclasses.replace(
+            CONFIG, metrics=metrics, perturb=dataclasses.replace(STILL, zoom=0, turn=0, shift=0)
+        )
         trainer = trainer_of(banks, config)
         episodes = trainer.sampler.draw(0, 0, 4, banks.features[0], torch.device("cpu"))
         return trainer._condition(episodes, (), torch.Generator().manual_seed(1))[0]

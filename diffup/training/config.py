@@ -109,23 +109,33 @@ class PerturbConfig:
     Args:
         gamma: standard deviation of the log of the exponent that bends each map.
         noise: greatest amplitude of smooth additive noise.
-        swap_levels: probability that a backbone level shows another level's priors.
+        swap_levels: probability that the last two backbone levels trade places: which of them says more differs from
+            encoder to encoder.
         zoom: greatest log of the magnification of a query, in or out.
         turn: greatest rotation, in degrees.
         shift: greatest shift beyond the border, as a share of half the image.
+        misplace: probability that the priors of each of the first two levels, and the saliency, say the wrong place:
+            they are worth something with a few encoders only.
+        flatten: greatest loss of contrast of each map, after its histogram was bent towards a uniform one: some
+            encoders' maps are nearly black and white, others' all grey. 0 leaves histograms to `gamma`.
     """
 
     gamma: float = 0.35
     noise: float = 0.15
-    swap_levels: float = 0.1
+    swap_levels: float = 0.5
     zoom: float = 0.4
     turn: float = 15.0
     shift: float = 0.1
+    misplace: float = 0.6
+    flatten: float = 0.4
 
     def __post_init__(self) -> None:
         amounts = (self.gamma, self.noise, self.zoom, self.turn, self.shift)
-        if not all(0 <= amount < math.inf for amount in amounts) or not 0 <= self.swap_levels <= 1:
-            raise ConfigError(f"{self}: swap_levels must be a probability, the others 0 or more and finite")
+        shares = (self.swap_levels, self.misplace, self.flatten)
+        if not all(0 <= amount < math.inf for amount in amounts) or not all(0 <= share <= 1 for share in shares):
+            raise ConfigError(
+                f"{self}: swap_levels, misplace and flatten must be 0 to 1, the others 0 or more and finite"
+            )
 
     @property
     def moves(self) -> bool:

@@ -1,4 +1,8 @@
-"""Random changes of the fused priors in training, so that one encoder's histograms are not learned by heart."""
+"""Random changes of the fused priors in training, so that the ways of one encoder are not learned by heart.
+
+Encoders differ in which level says most, in what their early levels and their saliency are worth, and in the histograms
+of their maps. A decoder that counts on any of it fails behind another encoder.
+"""
 
 from __future__ import annotations
 
@@ -8,31 +12,43 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffup.priors.normalisation import gamma
+from diffup.priors.config import PriorConfig
+from diffup.priors.normalisation import gamma, normalise
 from diffup.training.config import PerturbConfig
 from diffup.training.processes import ALL, Share
 
 _NOISE_SIDE = 6
+_EARLY = 2
+"""The first levels, which say little of what things are."""
 
 
 def perturb(
-    fused: Sequence[Tensor], config: PerturbConfig, generator: torch.Generator, share: Share = ALL
+    fused: Sequence[Tensor],
+    config: PerturbConfig,
+    priors: PriorConfig,
+    generator: torch.Generator,
+    share: Share = ALL,
 ) -> list[Tensor]:
-    """Bend every map by a random exponent, add smooth noise, and let some levels show another level's priors.
+    """Let levels trade places, misplace early priors and saliency, bend every map's histogram, add smooth noise.
 
     Args:
         fused: four tensors (B, M, h_l, w_l) in [0, 1] of `priors.condition.fused_priors`.
         config: how much.
+        priors: what the M maps are.
         generator: source of randomness, on the CPU.
         share: which rows of the batch these are.
 
     Returns:
         Four such tensors.
     """
-    levels = _swap_levels(list(fused), config.swap_levels, generator, share)
+    levels = _swap_last(fused, config.swap_levels, generator, share)
+    if config.misplace:
+        levels = _misplace(levels, config.misplace, priors.saliency, generator, share)
     result = []
     for level in levels:
         batch, channels, height, width = level.shape
+        if config.flatten:
+            level = _flatten(level, config.flatten, priors, generator, share)
         exponents = torch.exp(share.randn(batch, channels, 1, 1, generator=generator) * config.gamma)
         amplitude = share.rand(batch, 1, 1, 1, generator=generator) * config.noise
         noise = share.randn(batch, channels, _NOISE_SIDE, _NOISE_SIDE, generator=generator) * amplitude
@@ -41,14 +57,74 @@ def perturb(
     return result
 
 
-def _swap_levels(levels: list[Tensor], probability: float, generator: torch.Generator, share: Share) -> list[Tensor]:
-    """With some probability an episode's level is replaced by a random other one, resized."""
-    swapped = []
-    for level in levels:
-        replaced = share.rand(len(level), generator=generator) < probability
-        other = levels[int(torch.randint(len(levels), (), generator=generator))]
-        if bool(replaced.any()):
-            resized = F.interpolate(other, level.shape[-2:], mode="bilinear", align_corners=False, antialias=True)
-            level = torch.where(replaced.to(level.device)[:, None, None, None], resized, level)
-        swapped.append(level)
-    return swapped
+def _swap_last(fused: Sequence[Tensor], probability: float, generator: torch.Generator, share: Share) -> list[Tensor]:
+    *early, third, fourth = fused
+    swapped = _draw(third, probability, generator, share)[:, None, None, None]
+    return [
+        *early,
+        torch.where(swapped, _resized(fourth, third), third),
+        torch.where(swapped, _resized(third, fourth), fourth),
+    ]
+
+
+def _resized(maps: Tensor, like: Tensor) -> Tensor:
+    return F.interpolate(maps, like.shape[-2:], mode="bilinear", align_corners=False, antialias=True)
+
+
+def _misplace(
+    levels: Sequence[Tensor], probability: float, saliency: bool, generator: torch.Generator, share: Share
+) -> list[Tensor]:
+    """Some episodes' early levels, each by itself, and some episodes' saliency, the last map of every level."""
+    result = []
+    for index, level in enumerate(levels):
+        if index < _EARLY:
+            wrong = _elsewhere(level, _offsets(level, generator, share))
+            level = torch.where(_draw(level, probability, generator, share)[:, None, None, None], wrong, level)
+        result.append(level)
+    if saliency:
+        chosen = _draw(levels[0], probability, generator, share)[:, None, None, None]
+        offsets = _offsets(levels[0], generator, share)
+        for index, level in enumerate(result):
+            salient = torch.where(chosen, _elsewhere(level[:, -1:], offsets), level[:, -1:])
+            result[index] = torch.cat([level[:, :-1], salient], dim=1)
+    return result
+
+
+def _draw(like: Tensor, probability: float, generator: torch.Generator, share: Share) -> Tensor:
+    """Which of the episodes are chosen: (B,) bool."""
+    return (share.rand(len(like), generator=generator) < probability).to(like.device)
+
+
+def _offsets(like: Tensor, generator: torch.Generator, share: Share) -> Tensor:
+    """How far maps are moved, as shares of their sides: (B, 2) in [1/4, 3/4]."""
+    return (0.25 + 0.5 * share.rand(len(like), 2, generator=generator)).to(like)
+
+
+def _elsewhere(maps: Tensor, offsets: Tensor) -> Tensor:
+    """Maps (B, M, h, w) mirrored and moved in a circle by offsets (B, 2): as they look, in the wrong place."""
+    height, width = maps.shape[-2:]
+    rows, columns = (
+        (torch.arange(side, device=maps.device) + (offsets[:, axis, None] * side).round().long()) % side
+        for axis, side in enumerate((height, width))
+    )
+    batch = torch.arange(len(maps), device=maps.device)[:, None, None, None]
+    channel = torch.arange(maps.shape[1], device=maps.device)[:, None, None]
+    return maps.flip(-1)[batch, channel, rows[:, None, :, None], columns[:, None, None, :]]
+
+
+def _flatten(level: Tensor, most: float, priors: PriorConfig, generator: torch.Generator, share: Share) -> Tensor:
+    """Bend the histograms of the maps that are stretched to [0, 1]; the order of a map's values stays."""
+    batch, channels = level.shape[:2]
+    ranked, loss, middle = (
+        share.rand(batch, count, 1, 1, generator=generator).to(level) for count in (1, channels, channels)
+    )
+    level_ranks = normalise(level.flatten(2), "rank").view_as(level)
+    bent = level + ranked * (level_ranks - level)
+    middle = 0.3 + 0.4 * middle
+    bent = middle + (1 - most * loss) * (bent - middle)
+    kinds = len(priors.kinds)
+    untouched = torch.zeros(channels, dtype=torch.bool, device=level.device)
+    untouched[kinds : 2 * kinds] = True  # variances
+    if priors.calibration:
+        untouched[-1 - priors.saliency] = True  # has a scale of its own
+    return torch.where(untouched[:, None, None], level, bent)

@@ -249,7 +249,8 @@ class Trainer:
                 maps.append(pool_to_grid(episodes.query[0], priors.grid))
             if changes.moves:
                 maps, episodes = move(maps, episodes, changes, generator, self.share)
-            fused, low_level = perturb(maps[: len(SIZES)], changes, generator, self.share), maps[len(SIZES) :]
+            fused = perturb(maps[: len(SIZES)], changes, priors, generator, self.share)
+            low_level = maps[len(SIZES) :]
             share = possible_share(episodes.support)
             condition = assemble(fused, episodes.images, episodes.edges, share, priors)
             return replace(condition, low_level=low_level[0] if low_level else None), episodes
