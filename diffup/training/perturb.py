@@ -115,16 +115,16 @@ def _elsewhere(maps: Tensor, offsets: Tensor) -> Tensor:
 def _flatten(level: Tensor, most: float, priors: PriorConfig, generator: torch.Generator, share: Share) -> Tensor:
     """Bend the histograms of the maps that are stretched to [0, 1]; the order of a map's values stays."""
     batch, channels = level.shape[:2]
-    ranked, loss, middle = (
-        share.rand(batch, count, 1, 1, generator=generator).to(level) for count in (1, channels, channels)
-    )
-    level_ranks = normalise(level.flatten(2), "rank").view_as(level)
-    bent = level + ranked * (level_ranks - level)
-    middle = 0.3 + 0.4 * middle
-    bent = middle + (1 - most * loss) * (bent - middle)
     kinds = len(priors.kinds)
-    untouched = torch.zeros(channels, dtype=torch.bool, device=level.device)
-    untouched[kinds : 2 * kinds] = True  # variances
+    stretched = torch.ones(channels, dtype=torch.bool)
+    stretched[kinds : 2 * kinds] = False  # variances
     if priors.calibration:
-        untouched[-1 - priors.saliency] = True  # has a scale of its own
-    return torch.where(untouched[:, None, None], level, bent)
+        stretched[-1 - priors.saliency] = False  # has a scale of its own
+    ranked = share.rand(batch, 1, 1, 1, generator=generator).to(level)
+    contrast = 1 - most * share.rand(batch, channels, 1, 1, generator=generator)[:, stretched].to(level)
+    middle = 0.3 + 0.4 * share.rand(batch, channels, 1, 1, generator=generator)[:, stretched].to(level)
+    maps = level[:, stretched.to(level.device)]
+    ranks = normalise(maps.flatten(2), "rank").view_as(maps)
+    result = level.clone()
+    result[:, stretched.to(level.device)] = middle + contrast * (maps + ranked * (ranks - maps) - middle)
+    return result
