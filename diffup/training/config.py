@@ -115,7 +115,8 @@ class PerturbConfig:
         turn: greatest rotation, in degrees.
         shift: greatest shift beyond the border, as a share of half the image.
         misplace: probability that the priors of each of the first two levels, and the saliency, say the wrong place:
-            they are worth something with a few encoders only.
+            they are worth something with a few encoders only. Under `layout="own"`, which gives the first levels of the
+            U-Net nothing else, set it to 0.
         flatten: greatest loss of contrast of each map, after its histogram was bent towards a uniform one: some
             encoders' maps are nearly black and white, others' all grey. 0 leaves histograms to `gamma`.
     """
