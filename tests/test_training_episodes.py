@@ -128,11 +128,10 @@ def test_a_class_needs_two_images(banks: Banks) -> None:
         EpisodeSampler(banks.images, [1, 2], CONFIG.episodes, min_area_fraction=0.99, ignore=255)
 
 
-shares = st.floats(0, 1)
-
 # --- perturbation ----------------------------------------------------------------------------------------------------
 
 
+shares = st.floats(0, 1)
 PRIORS = PriorConfig()
 MEANS = slice(0, len(PRIORS.kinds))
 VARIANCES = slice(len(PRIORS.kinds), 2 * len(PRIORS.kinds))
