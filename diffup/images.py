@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import os
+import warnings
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin
 from torch import Tensor
 
 from diffup.errors import ImageError
@@ -26,16 +27,25 @@ ROUNDING = 1e-4
 """How far floats may leave [0, 1] and are still clipped, not refused: resizing makes such errors."""
 
 _SIXTEEN_BIT = 65535
+_SHALLOW = (8, 10, 12, 14)  # bits of cameras and scanners whose values are stored in 16
+_LOST_BITS = "diffup: Pillow has read the upper 8 of 16 bits"  # a note among `Image.info`
+_LATE = ("ICO", "ICNS")  # formats whose size is known only when they are decoded
 _BAND = 256  # rows of an image that are converted at a time
 _PROGRAMS = ("EPS", "WMF")
 
 
-def read_image(source: ImageLike, argument: str = "image", max_pixels: int = MAX_PIXELS) -> Tensor:
+def read_image(
+    source: ImageLike, argument: str = "image", max_pixels: int = MAX_PIXELS, white: float | None = None
+) -> Tensor:
     """Read an image as RGB.
 
     Files and PIL images are turned as their EXIF orientation says; of an animation the first frame is taken. Grey is
-    repeated over the three channels; integers are divided by the largest value of their type. Transparent pixels are
-    blended with white, as a viewer shows them (dropping alpha would uncover colours that nobody has seen).
+    repeated over the three channels; integers are divided by the largest value of their type, or by `white`.
+    Transparent pixels are blended with white, as a viewer shows them (dropping alpha would uncover colours that nobody
+    has seen).
+
+    Warns (`UserWarning`) of an image of type uint16 whose values end far below 65535: cameras and scanners store 10, 12
+    or 14 bits in 16, and such a picture comes out nearly black unless `white` is given.
 
     Args:
         source: path, bytes of an image file, PIL image, numpy array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), or
@@ -43,26 +53,35 @@ def read_image(source: ImageLike, argument: str = "image", max_pixels: int = MAX
             [0, 1].
         argument: what to call the image in error messages.
         max_pixels: larger images are refused before they are decoded.
+        white: value of white, such as 4095 for 12 bits; integers of any type are then allowed, and floats up to it. By
+            default the largest value of the type, or 1 for floats.
 
     Returns:
         (3, H, W) float32 in [0, 1] on the CPU, in memory of its own.
 
     Raises:
         ImageError: the file is missing, damaged or not an image; the image is empty or larger than `max_pixels`; its
-            shape or type is none of the above; it contains NaN, infinity or floats outside [0, 1].
+            shape or type is none of the above; it contains NaN, infinity, floats outside [0, 1] or values above
+            `white`.
+
+    Examples:
+        >>> deep = read_image("twelve_bits.png", white=4095)
+        >>> result = model.segment(deep, support="dog.jpg", annotation="dog_mask.png")
     """
+    _check_white(white, argument)
     if isinstance(source, Tensor):
         check_dense(source, argument)
         channels_first = source.detach()
     elif isinstance(source, np.ndarray):
-        channels_first = _array_to_tensor(source, argument)
+        channels_first = _array_to_tensor(source, argument, white)
     else:
         image, file_format = open_image(source, argument, max_pixels)
-        channels_first = _array_to_tensor(_pil_to_array(image, file_format, source, argument), argument)
+        _check_lost_bits(image, source, argument, white)
+        channels_first = _array_to_tensor(_pil_to_array(image, file_format, source, argument, white), argument, white)
     _check_layout(channels_first, source, argument, max_pixels)
     if channels_first.ndim == 2:
         channels_first = channels_first[None]
-    return _blend_rgb(_to_unit_floats(channels_first.cpu(), source, argument))
+    return _blend_rgb(_to_unit_floats(channels_first.cpu(), source, argument, white))
 
 
 def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
@@ -134,20 +153,43 @@ def open_image(
         ) from error
 
 
-def upright_size(path: Path, argument: str) -> tuple[int, int]:
-    """(height, width) of an image file as `read_image` would turn it, read from its header.
+def upright_size(
+    source: str | os.PathLike[str] | bytes | Image.Image, argument: str, max_pixels: int = MAX_PIXELS
+) -> tuple[int, int]:
+    """(height, width) of an image as `read_image` would turn it, from its header wherever that says enough.
+
+    Args:
+        source: path, bytes of a file, or PIL image.
+        argument: what to call the image in error messages.
+        max_pixels: larger images are refused.
 
     Raises:
-        ImageError: there is no such file, or its header cannot be read.
+        ImageError: there is no such file, its header cannot be read, or it is larger than `max_pixels`.
     """
     try:
-        with Image.open(_existing(path, argument)) as image:
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-            return image.size if turned else (image.height, image.width)
+        if isinstance(source, Image.Image):
+            height, width = _upright_size(source)
+        else:
+            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else _existing(source, argument)) as image:
+                height, width = _upright_size(image)
     except ImageError:
         raise
     except Exception as error:  # Pillow's decoders raise nearly anything for a damaged file
-        raise ImageError(f"{argument}: {describe(path)} cannot be read as an image ({_reason(error)})") from error
+        raise ImageError(f"{argument}: {describe(source)} cannot be read as an image ({_reason(error)})") from error
+    _check_size(height, width, source, argument, max_pixels)
+    return height, width
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    """(height, width) once decoded and turned by `ImageOps.exif_transpose`, which goes by `getexif` too."""
+    if image.format in _LATE:
+        image.load()
+    if image.getexif().get(ExifTags.Base.Orientation, 1) not in (5, 6, 7, 8):
+        return image.height, image.width
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        # Some versions of Pillow have turned the size of a TIFF file before its pixels, so that of the file counts.
+        return int(image.tag_v2[TiffImagePlugin.IMAGEWIDTH]), int(image.tag_v2[TiffImagePlugin.IMAGELENGTH])
+    return image.width, image.height
 
 
 def _existing(source: str | os.PathLike[str], argument: str) -> Path:
@@ -198,14 +240,56 @@ def _decode(
             "run. Save it as PNG."
         )
     try:
-        file_format = image.format
+        file_format, sixteen = image.format, _is_sixteen_bit(image)
         image.load()
-        return ImageOps.exif_transpose(image), file_format
+        upright = ImageOps.exif_transpose(image)
+        if sixteen and upright.mode in ("RGB", "RGBA", "LA", "CMYK"):
+            upright.info[_LOST_BITS] = True
+        return upright, file_format
     except Exception as error:  # as above
         raise ImageError(
             f"{argument}: {describe(source)} cannot be decoded ({_reason(error)}): the file is truncated, damaged or "
             "already closed. Give an intact image."
         ) from error
+
+
+def _is_sixteen_bit(image: Image.Image) -> bool:
+    """Whether a file that is not decoded yet has 16 bits a channel."""
+    return any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
+
+
+def _check_lost_bits(image: Image.Image, source: object, argument: str, white: float | None) -> None:
+    """Of colours of 16 bits Pillow hands over the upper 8: a picture of 12 bits would have 16 steps, nearly black."""
+    if _LOST_BITS not in image.info:
+        return
+    if white is not None:
+        raise ImageError(
+            f"{argument}: {describe(source)} has colours of 16 bits, of which Pillow reads the upper 8, so white="
+            f"{white:g} cannot be applied. Read it by another library, such as tifffile or imageio, and give the array."
+        )
+    top = int(np.asarray(image)[..., :3].max())
+    if 0 < top < 2 ** (_SHALLOW[-1] - 8):
+        remedy = "read it by another library, such as tifffile or imageio, and give the array divided by {white}"
+        _warn_of_shallow(top * 256 + 255, remedy)
+
+
+def _check_white(white: object, argument: str) -> None:
+    if white is None:
+        return
+    if isinstance(white, bool) or not isinstance(white, int | float | np.number) or not 0 < white < np.inf:
+        raise ImageError(f"{argument}: white={white!r}: expected a positive number, such as 4095 for 12 bits, or None.")
+
+
+def _warn_of_shallow(top: int, remedy: str) -> None:
+    """Warn of 16-bit values that end at `top`, far below white. The text is one per depth: Python shows it once."""
+    bits = next(bits for bits in _SHALLOW if top < 2**bits)
+    white = 2**bits - 1
+    warnings.warn(
+        f"a 16-bit image has no value above {white} and is nearly black where white is 65535. If it has {bits} bits, "
+        + remedy.format(white=white),
+        UserWarning,
+        stacklevel=2,
+    )
 
 
 def _check_size(height: int, width: int, source: object, argument: str, max_pixels: int) -> None:
@@ -218,16 +302,20 @@ def _check_size(height: int, width: int, source: object, argument: str, max_pixe
         )
 
 
-def _pil_to_array(image: Image.Image, file_format: str | None, source: ImageLike, argument: str) -> npt.NDArray[Any]:
-    """Pixels of a decoded image: (H, W) uint16 or float32, (H, W, 3) or (H, W, 4) uint8."""
+def _pil_to_array(
+    image: Image.Image, file_format: str | None, source: ImageLike, argument: str, white: float | None
+) -> npt.NDArray[Any]:
+    """Pixels of a decoded image: (H, W) uint16 or float32 (with `white` int32), (H, W, 3) or (H, W, 4) uint8."""
     if image.mode.startswith("I;16"):
         return np.asarray(image).astype(np.uint16)
     if image.mode == "I" and file_format in ("PNG", "PPM"):  # how Pillow opens, or once opened, their 16-bit grey
         return np.asarray(image).clip(0, _SIXTEEN_BIT).astype(np.uint16)
+    if image.mode == "I" and white is not None:
+        return np.asarray(image)
     if image.mode == "I":
         raise ImageError(
-            f"{argument}: {describe(source)} holds 32-bit integers, whose white is not defined. Give a numpy array of "
-            "uint8, uint16 or floats in [0, 1]."
+            f"{argument}: {describe(source)} holds 32-bit integers, whose white is not defined. Say what it is, "
+            "read_image(..., white=4095), or give a numpy array of uint8, uint16 or floats in [0, 1]."
         )
     if image.mode == "F":
         return np.asarray(image)
@@ -241,9 +329,9 @@ def _pil_to_array(image: Image.Image, file_format: str | None, source: ImageLike
         ) from error
 
 
-def _array_to_tensor(array: npt.NDArray[Any], argument: str) -> Tensor:
+def _array_to_tensor(array: npt.NDArray[Any], argument: str, white: float | None) -> Tensor:
     """(H, W) or (H, W, C) array to an (H, W) or (C, H, W) tensor, whatever its byte order and strides."""
-    if array.dtype.kind == "f":
+    if array.dtype.kind == "f" or (array.dtype.kind in "ui" and white is not None):
         with np.errstate(over="ignore"):  # becomes infinity, which is refused below
             array = array.astype(np.float32)
     elif array.dtype.kind == "u" and array.dtype.itemsize <= 2:
@@ -276,18 +364,34 @@ def _check_layout(tensor: Tensor, source: ImageLike, argument: str, max_pixels: 
     _check_size(tensor.shape[-2], tensor.shape[-1], source, argument, max_pixels)
 
 
-def _to_unit_floats(tensor: Tensor, source: ImageLike, argument: str) -> Tensor:
+def _to_unit_floats(tensor: Tensor, source: ImageLike, argument: str, white: float | None) -> Tensor:
     """Floats in [0, 1] of any admitted pixel type."""
+    if white is not None and tensor.dtype != torch.bool:
+        return _checked_floats(tensor.to(torch.float32) / white, source, argument, white)
     if tensor.dtype in (torch.uint8, torch.uint16):
-        white = 255 if tensor.dtype == torch.uint8 else _SIXTEEN_BIT
         # In place and laid out for good: a large photo is held as floats once, not three times.
-        return tensor.to(torch.float32, memory_format=torch.contiguous_format).div_(white)
+        floats = tensor.to(torch.float32, memory_format=torch.contiguous_format)
+        if tensor.dtype == torch.uint8:
+            return floats.div_(255)
+        top = int(floats.max())
+        if 0 < top < 2 ** _SHALLOW[-1]:
+            _warn_of_shallow(top, "give read_image(..., white={white}), or the array divided by {white}")
+        return floats.div_(_SIXTEEN_BIT)
     if not tensor.is_floating_point():
         raise ImageError(_type_message(source, argument, str(tensor.dtype)))
-    tensor = tensor.to(torch.float32)
+    return _checked_floats(tensor.to(torch.float32), source, argument, white)
+
+
+def _checked_floats(tensor: Tensor, source: ImageLike, argument: str, white: float | None) -> Tensor:
+    """Floats within [0, 1] but for rounding errors, which are clipped; others are refused."""
     if not torch.isfinite(tensor).all():
         raise ImageError(f"{argument}: {describe(source)} contains NaN or infinity. Remove them.")
     low, high = tensor.min().item(), tensor.max().item()
+    if (low < -ROUNDING or high > 1 + ROUNDING) and white is not None:
+        raise ImageError(
+            f"{argument}: white={white:g}, but {describe(source)} has values in [{low * white:g}, {high * white:g}]. "
+            "Give the value of white, which no other exceeds, or clip the others."
+        )
     if low < -ROUNDING or high > 1 + ROUNDING:
         raise ImageError(
             f"{argument}: expected floats in [0, 1], got {describe(source)} with values in [{low:g}, {high:g}]. "
