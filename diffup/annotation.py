@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -19,9 +20,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from diffup.coordinates import check_beyond_first_pixel, check_not_fractions, kind_of_numbers
 from diffup.errors import AnnotationError
 from diffup.images import ImageLike, describe, read_image
-from diffup.masks import MaskLike, read_mask
+from diffup.masks import MaskLike, check_mask_size, name_mask, read_mask, seems_inverted
 from diffup.strokes import mark_discs, mark_polyline
 
 Polyline: TypeAlias = Sequence[tuple[float, float]] | npt.NDArray[Any]
@@ -36,21 +38,24 @@ DEFAULT_STROKE = 0.02
 class Mask:
     """The pixels of the class.
 
-    Given is a path, a PIL image, a numpy array or a torch tensor of the image's own size: either two values, the larger
-    one being the class (bool, 0 and 1, 0 and 255, ...), or soft weights as floats in [0, 1]. `diffup.masks.read_mask`
-    tells how colours, palettes and transparency count.
+    Given is a path, the bytes of a file, a PIL image, a numpy array or a torch tensor of the image's own size: either
+    two values, the larger one being the class (bool, 0 and 1, 0 and 255, ...), or soft weights as floats in [0, 1].
+    `diffup.masks.read_mask` tells how colours, palettes and transparency count.
 
     Attributes:
         mask: (H, W) float32 in [0, 1] on the CPU.
+        name: what error messages call it, such as "the mask 'dog.png'".
 
     Raises:
         AnnotationError: the mask cannot be read, has more than two values without being soft, or contains NaN.
     """
 
     mask: Tensor
+    name: str
 
     def __init__(self, mask: MaskLike) -> None:
         object.__setattr__(self, "mask", read_mask(mask, "Mask"))
+        object.__setattr__(self, "name", name_mask(mask))
 
     def __repr__(self) -> str:
         return f"Mask({describe(self.mask)})"
@@ -64,13 +69,15 @@ class Box:
     (width, height). `Box(0, 0, width, height)` is all of it, and x1 - x0 the box's width.
 
     Raises:
-        AnnotationError: not four finite numbers per box, an inverted or empty box, or no box at all.
+        AnnotationError: not four finite numbers per box, an inverted or empty box, no box at all, or fractions of the
+            image (all numbers within [0, 1] and not all whole) instead of pixels.
     """
 
     boxes: tuple[tuple[float, float, float, float], ...]
 
     def __init__(self, *box: float | Sequence[Any] | npt.NDArray[Any] | Tensor) -> None:
         table = _number_table(box[0] if len(box) == 1 else box, 4, "Box", "(x0, y0, x1, y1)")
+        check_not_fractions(np.array(table), "Box")
         for index, (x0, y0, x1, y1) in enumerate(table):
             if x0 >= x1 or y0 >= y1:
                 raise AnnotationError(
@@ -90,16 +97,20 @@ class Scribble:
             image in any form that `Mask` takes (an array of shape (N, 2) is a polyline unless it is bool). A polyline
             of one vertex is a dot.
         width: of the polylines, in pixels; `None` is 2 % of the image's shorter side. Not used for a stroke image.
+        name: what error messages call a stroke image.
 
     Raises:
-        AnnotationError: neither polylines nor a readable stroke image, no vertex, NaN, or a width that is not positive.
+        AnnotationError: neither polylines nor a readable stroke image, no vertex, NaN, a width that is not positive, or
+            fractions of the image instead of pixels.
     """
 
     strokes: tuple[npt.NDArray[np.float64], ...] | Tensor
     width: float | None
+    name: str
 
     def __init__(self, strokes: Polyline | Sequence[Polyline] | MaskLike, width: float | None = None) -> None:
         object.__setattr__(self, "strokes", _read_strokes(strokes))
+        object.__setattr__(self, "name", name_mask(strokes).replace("mask", "stroke image"))
         object.__setattr__(self, "width", _positive(width, "Scribble", "width"))
 
     def __repr__(self) -> str:
@@ -116,7 +127,8 @@ class Points:
         radius: of the discs, in pixels; `None` is 2 % of the image's shorter side.
 
     Raises:
-        AnnotationError: not two finite numbers per point, no point at all, or a radius that is not positive.
+        AnnotationError: not two finite numbers per point, no point at all, a radius that is not positive, or fractions
+            of the image instead of pixels.
     """
 
     points: tuple[tuple[float, float], ...]
@@ -124,6 +136,7 @@ class Points:
 
     def __init__(self, points: Polyline | Tensor, radius: float | None = None) -> None:
         table = _number_table(points, 2, "Points", "(x, y)")
+        check_not_fractions(np.array(table), "Points")
         object.__setattr__(self, "points", tuple((x, y) for x, y in table))
         object.__setattr__(self, "radius", _positive(radius, "Points", "radius"))
 
@@ -142,10 +155,12 @@ class Regions:
     Attributes:
         foreground: (H, W) float32 in [0, 1]: how far the pixel is known to be of the class.
         background: (H, W) float32 in [0, 1]: how far it is known not to be. The rest is unknown.
+        annotated: whether the annotation tells any pixel from another. If not, saliency marks the class.
     """
 
     foreground: Tensor
     background: Tensor
+    annotated: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,12 +178,15 @@ class Support:
     regions: Regions
 
 
-def parse_annotation(value: AnnotationLike, argument: str = "annotation") -> Annotation:
-    """Understand loose input: a path, PIL image, numpy array or torch tensor is a mask; annotations stay as they are.
+def parse_annotation(
+    value: AnnotationLike, argument: str = "annotation", size: tuple[int, int] | None = None
+) -> Annotation:
+    """Understand loose input: a path, bytes, PIL image, numpy array or torch tensor is a mask; annotations stay.
 
     Args:
         value: the annotation.
         argument: what to call it in error messages.
+        size: (height, width) of its image in pixels, which a mask must have; None checks later, in `rasterise`.
 
     Returns:
         The annotation as an object of this module, or `None`.
@@ -178,11 +196,14 @@ def parse_annotation(value: AnnotationLike, argument: str = "annotation") -> Ann
     """
     if value is None or isinstance(value, Mask | Box | Scribble | Points):
         return value
-    if isinstance(value, str | os.PathLike | Image.Image | np.ndarray | Tensor):
-        return Mask(read_mask(value, argument))
+    if isinstance(value, str | os.PathLike | bytes | Image.Image | np.ndarray | Tensor):
+        mask = Mask(read_mask(value, argument, size))
+        object.__setattr__(mask, "name", name_mask(value))
+        return mask
     raise AnnotationError(
-        f"{argument}: expected Mask, Box, Scribble, Points, None or a mask (path, PIL image, numpy array or torch "
-        f"tensor), got {describe(value)}. Numbers need their kind: Box(x0, y0, x1, y1), Points([(x, y)])."
+        f"{argument}: expected Mask, Box, Scribble, Points, None or a mask (path, bytes, PIL image, numpy array or "
+        f"torch tensor), got {describe(value)}. "
+        + (kind_of_numbers(value) or "Numbers need their kind: Box(x0, y0, x1, y1), Points([(x, y)]).")
     )
 
 
@@ -206,9 +227,10 @@ def rasterise(annotation: Annotation, size: tuple[int, int], argument: str = "an
         AnnotationError: a mask of another size, a box, point or vertex outside of the image, or no pixel marked.
     """
     if annotation is None:
-        return Regions(torch.ones(size), torch.zeros(size))
+        return Regions(torch.ones(size), torch.zeros(size), annotated=False)
     if isinstance(annotation, Mask):
-        foreground = _sized(annotation.mask, size, argument)
+        check_mask_size(annotation.mask.shape, size, annotation.name, argument)
+        foreground = annotation.mask
     elif isinstance(annotation, Box):
         return _fill_boxes(annotation, size, argument)
     elif isinstance(annotation, Points):
@@ -216,13 +238,14 @@ def rasterise(annotation: Annotation, size: tuple[int, int], argument: str = "an
     else:
         foreground = _draw_scribble(annotation, size, argument)
     if not foreground.any():
+        black = isinstance(annotation, Mask) or isinstance(annotation.strokes, Tensor)  # type: ignore[union-attr]
+        shown = f"{annotation.name} is 0 everywhere (black), so it" if black else f"{annotation!r}"
         raise AnnotationError(
-            f"{argument}: {annotation!r} marks no pixel of the class. Mark at least one, or give None if the class is "
+            f"{argument}: {shown} marks no pixel of the class. Mark at least one, or give None if the class is "
             "somewhere in the image."
         )
-    if isinstance(annotation, Mask):
-        return Regions(foreground, 1 - foreground)
-    return Regions(foreground, torch.zeros(size))
+    background = 1 - foreground if isinstance(annotation, Mask) else torch.zeros(size)
+    return Regions(foreground, background, annotated=bool((foreground < 1).any()))
 
 
 def pair_supports(
@@ -244,6 +267,8 @@ def pair_supports(
         ImageError: an image cannot be used; the message says which one, such as `support[1]`.
         AnnotationError: no support image, another number of annotations than of images, or an annotation that cannot
             be used; the message says which one, such as `annotation[2]`.
+
+    Warns (`UserWarning`) of masks that seem to be inverted: most of the image, all around a hole.
     """
     images, image_names = _itemise(support, "support")
     if not images:
@@ -253,15 +278,40 @@ def pair_supports(
         annotations, annotation_names = [None] * len(images), ["annotation"] * len(images)
     if len(annotations) != len(images):
         raise AnnotationError(
-            f"annotation: got {len(annotations)} for {len(images)} support images. Give one for each image, None where "
-            "there is none; several boxes on one image are Box([(x0, y0, x1, y1), ...])."
+            "annotation: "
+            + (
+                kind_of_numbers(annotation)
+                or f"got {len(annotations)} for {len(images)} support images. Give one for each image, None where there "
+                "is none; several boxes on one image are Box([(x0, y0, x1, y1), ...])."
+            )
         )
-    supports = []
+    supports, inverted = [], []
     for source, value, image_name, name in zip(images, annotations, image_names, annotation_names, strict=True):
         image = read_image(source, image_name)
-        parsed = parse_annotation(value, name)
-        supports.append(Support(image, parsed, rasterise(parsed, (image.shape[1], image.shape[2]), name)))
+        size = (image.shape[1], image.shape[2])
+        parsed = parse_annotation(value, name, size)
+        _check_pixels(parsed, size, name)
+        supports.append(Support(image, parsed, rasterise(parsed, size, name)))
+        if isinstance(parsed, Mask) and seems_inverted(parsed.mask):
+            inverted.append(f"{name} ({parsed.name})")
+    if inverted:
+        warnings.warn(
+            f"{', '.join(inverted)}: marks most of the image and all of its border, and leaves a hole. If the object "
+            "is the hole, the mask is inverted: give 1 - mask.",
+            UserWarning,
+            stacklevel=2,
+        )
     return supports
+
+
+def _check_pixels(annotation: Annotation, size: tuple[int, int], argument: str) -> None:
+    """Refuse boxes, clicks and strokes that all lie within the first pixel of a larger image."""
+    if isinstance(annotation, Box):
+        check_beyond_first_pixel(np.array(annotation.boxes), "Box", size, argument)
+    elif isinstance(annotation, Points):
+        check_beyond_first_pixel(np.array(annotation.points), "Points", size, argument)
+    elif isinstance(annotation, Scribble) and not isinstance(annotation.strokes, Tensor):
+        check_beyond_first_pixel(np.concatenate(annotation.strokes), "Scribble", size, argument)
 
 
 def _itemise(value: Any, argument: str) -> tuple[list[Any], list[str]]:
@@ -300,7 +350,7 @@ def _positive(value: float | None, kind: str, name: str) -> float | None:
 
 def _read_strokes(strokes: Any) -> tuple[npt.NDArray[np.float64], ...] | Tensor:
     """Tell one polyline, several and a stroke image apart."""
-    if isinstance(strokes, str | os.PathLike | Image.Image):
+    if isinstance(strokes, str | os.PathLike | bytes | Image.Image):
         return read_mask(strokes, "Scribble")
     if isinstance(strokes, np.ndarray | Tensor):
         is_bool = strokes.dtype == (
@@ -316,7 +366,9 @@ def _read_strokes(strokes: Any) -> tuple[npt.NDArray[np.float64], ...] | Tensor:
             "Scribble: expected a polyline [(x, y), ...], a list of polylines or a stroke image, "
             f"got {describe(strokes)}."
         )
-    return tuple(np.array(_number_table(line, 2, "Scribble", "(x, y)")) for line in polylines)
+    vertices = tuple(np.array(_number_table(line, 2, "Scribble", "(x, y)")) for line in polylines)
+    check_not_fractions(np.concatenate(vertices), "Scribble")
+    return vertices
 
 
 def _is_vertex(value: Any) -> bool:
@@ -327,22 +379,6 @@ def _is_vertex(value: Any) -> bool:
 def _nested(value: Any) -> bool:
     return isinstance(value, list | tuple) and any(
         isinstance(item, list | tuple | np.ndarray | Tensor) for item in value
-    )
-
-
-def _sized(mask: Tensor, size: tuple[int, int], argument: str) -> Tensor:
-    """The mask if it has its image's size."""
-    if tuple(mask.shape) == size:
-        return mask
-    turned = tuple(mask.shape) == size[::-1]
-    remedy = (
-        "It lies on its side: files are turned as their EXIF orientation says, so turn the mask too."
-        if turned
-        else "Give the annotation at the size of its image."
-    )
-    raise AnnotationError(
-        f"{argument}: the mask is {mask.shape[1]} x {mask.shape[0]} pixels, its image {size[1]} x {size[0]} "
-        f"(width x height). {remedy}"
     )
 
 
@@ -359,7 +395,9 @@ def _fill_boxes(annotation: Box, size: tuple[int, int], argument: str) -> Region
         bump = torch.outer(*(_bump(side.stop - side.start) for side in inside))
         foreground[inside] = torch.maximum(foreground[inside], bump)
         background[inside] = 0.0
-    return Regions(foreground, background) if background.any() else Regions(torch.ones(size), background)
+    if not background.any():
+        return Regions(torch.ones(size), background, annotated=False)
+    return Regions(foreground, background, annotated=True)
 
 
 def _bump(pixels: int) -> Tensor:
@@ -379,7 +417,8 @@ def _draw_points(annotation: Points, size: tuple[int, int], argument: str) -> Te
 
 def _draw_scribble(annotation: Scribble, size: tuple[int, int], argument: str) -> Tensor:
     if isinstance(annotation.strokes, Tensor):
-        return _sized(annotation.strokes, size, argument)
+        check_mask_size(annotation.strokes.shape, size, annotation.name, argument)
+        return annotation.strokes
     width = annotation.width or DEFAULT_STROKE * min(size)
     canvas = np.zeros(size, dtype=bool)
     for index, polyline in enumerate(annotation.strokes):
