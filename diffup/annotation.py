@@ -238,8 +238,8 @@ def rasterise(annotation: Annotation, size: tuple[int, int], argument: str = "an
     else:
         foreground = _draw_scribble(annotation, size, argument)
     if not foreground.any():
-        black = isinstance(annotation, Mask) or isinstance(annotation.strokes, Tensor)  # type: ignore[union-attr]
-        shown = f"{annotation.name} is 0 everywhere (black), so it" if black else f"{annotation!r}"
+        black = not isinstance(annotation, Points) and f"{annotation.name} is 0 everywhere (black), so it"
+        shown = black or repr(annotation)
         raise AnnotationError(
             f"{argument}: {shown} marks no pixel of the class. Mark at least one, or give None if the class is "
             "somewhere in the image."
@@ -277,14 +277,11 @@ def pair_supports(
     if annotation is None:
         annotations, annotation_names = [None] * len(images), ["annotation"] * len(images)
     if len(annotations) != len(images):
-        raise AnnotationError(
-            "annotation: "
-            + (
-                kind_of_numbers(annotation)
-                or f"got {len(annotations)} for {len(images)} support images. Give one for each image, None where there "
-                "is none; several boxes on one image are Box([(x0, y0, x1, y1), ...])."
-            )
+        count = (
+            f"got {len(annotations)} for {len(images)} support images. Give one for each image, None where there is "
+            "none; several boxes on one image are Box([(x0, y0, x1, y1), ...])."
         )
+        raise AnnotationError(f"annotation: {kind_of_numbers(annotation) or count}")
     supports, inverted = [], []
     for source, value, image_name, name in zip(images, annotations, image_names, annotation_names, strict=True):
         image = read_image(source, image_name)

@@ -16,7 +16,7 @@ from diffup.priors.condition import EDGE_SIDE, Condition, SupportFeatures, build
 from diffup.priors.text import text_maps, text_similarity
 from diffup.priors.view_priors import pool_to_grid
 from diffup.priors.views import View, warp
-from diffup.support import plan_views, support_features, view_regions
+from diffup.support import plan_views, support_features
 from diffup.text.space import TextSpace
 from diffup.text.templates import Templates
 from diffup.text.words import Words, read_words, text_space_of
@@ -82,7 +82,7 @@ class Conditioner:
         plan = plan_views(len(supports)) if plan is None else plan
         resized = [resize_image(support.image, self.backbone.input_size) for support in supports]
         levels = self.encode([warp(resized[index][None], view)[0] for index, view in plan])
-        return support_features(levels, view_regions(supports, plan).to(self.device))
+        return support_features(levels, supports, plan)
 
     @functools.cached_property
     def text_space(self) -> TextSpace:

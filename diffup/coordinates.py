@@ -58,8 +58,8 @@ def kind_of_numbers(value: object) -> str:
         return f"{describe(value)} are numbers without their kind. For a box of one image give {boxes}."
     if lengths == {2}:
         return (
-            f"{describe(value)} are numbers without their kind. For clicks on one image give Points({_short(rows)}), for "
-            f"a stroke Scribble({_short(rows)})."
+            f"{describe(value)} are numbers without their kind. For clicks on one image give Points({_short(rows)}), "
+            f"for a stroke Scribble({_short(rows)})."
         )
     return ""
 
@@ -75,7 +75,8 @@ def _within_first_pixel(table: npt.NDArray[np.float64]) -> bool:
 def _fractions(table: npt.NDArray[np.float64], kind: str) -> str:
     shown = ", ".join(f"{number:g}" for number in table[0])
     edges = " Give (left, top, right, bottom)" if kind == "Box" else " Give (x, y)"
+    lie = "and the rest lie" if len(table) > 1 else "lies"
     return (
-        f"({shown}){' and the rest lie' if len(table) > 1 else ' lies'} within the first pixel. Fractions of the image? "
-        f"Multiply x by its width and y by its height: coordinates are pixels.{edges}"
+        f"({shown}) {lie} within the first pixel of the image. Are they fractions of it? Coordinates are pixels: multiply "
+        f"x by the image's width and y by its height.{edges}"
     )

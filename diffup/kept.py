@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,6 +14,8 @@ from torch import Tensor
 from diffup.annotation import Regions, Support
 from diffup.errors import PrototypesError
 from diffup.images import open_image, to_pil
+
+_PICTURES = ("photo", "foreground", "background")
 
 
 @dataclass(frozen=True)
@@ -27,18 +29,21 @@ class KeptSupport:
         photo: RGB.
         foreground: grey, 255 being surely of the class.
         background: grey, 255 being surely not of the class.
+        annotated: see `diffup.annotation.Regions`; None in files that do not say.
     """
 
     photo: bytes
     foreground: bytes
     background: bytes
+    annotated: bool | None
 
     @classmethod
     def of(cls, support: Support) -> KeptSupport:
         """Keep a support."""
         regions = (support.regions.foreground, support.regions.background)
         grey = [Image.fromarray((region * 255).round().to(torch.uint8).numpy()) for region in regions]
-        return cls(*(_png(picture) for picture in (to_pil(support.image), *grey)))
+        photo, foreground, background = (_png(picture) for picture in (to_pil(support.image), *grey))
+        return cls(photo, foreground, background, support.regions.annotated)
 
     def support(self, argument: str) -> Support:
         """The support again. Its annotation is None, since nothing looks at more than the regions.
@@ -50,23 +55,27 @@ class KeptSupport:
             PrototypesError: the kept files are damaged.
         """
         try:
-            pictures = [np.array(_open(getattr(self, field.name), argument)) for field in fields(self)]
+            pictures = [np.array(_open(getattr(self, name), argument)) for name in _PICTURES]
         except ValueError as error:
             raise PrototypesError(f"{argument} is damaged ({error}); build the prototypes from the images") from error
         photo, foreground, background = (torch.from_numpy(picture).float() / 255 for picture in pictures)
         sizes = (photo.shape[:2], foreground.shape, background.shape)
         if photo.ndim != 3 or len(set(sizes)) > 1:
             raise PrototypesError(f"{argument} is damaged: photo and regions have sizes {sizes}")
-        return Support(photo.permute(2, 0, 1).contiguous(), None, Regions(foreground, background))
+        annotated = bool((foreground < 1).any()) if self.annotated is None else self.annotated
+        return Support(photo.permute(2, 0, 1).contiguous(), None, Regions(foreground, background, annotated))
 
 
 def pack(kept: Sequence[KeptSupport]) -> dict[str, Tensor]:
     """Kept supports as named uint8 tensors."""
-    return {
-        f"kept.{index}.{field.name}": torch.frombuffer(bytearray(getattr(item, field.name)), dtype=torch.uint8)
-        for index, item in enumerate(kept)
-        for field in fields(item)
-    }
+    tensors = {}
+    for index, item in enumerate(kept):
+        for name in _PICTURES:
+            content = bytearray(getattr(item, name))
+            tensors[f"kept.{index}.{name}"] = torch.frombuffer(content, dtype=torch.uint8)
+        if item.annotated is not None:
+            tensors[f"kept.{index}.annotated"] = torch.tensor([item.annotated], dtype=torch.uint8)
+    return tensors
 
 
 def unpack(tensors: dict[str, Tensor], count: int) -> tuple[KeptSupport, ...]:
@@ -75,10 +84,13 @@ def unpack(tensors: dict[str, Tensor], count: int) -> tuple[KeptSupport, ...]:
     Raises:
         KeyError: one is missing.
     """
-    return tuple(
-        KeptSupport(*(tensors[f"kept.{index}.{field.name}"].numpy().tobytes() for field in fields(KeptSupport)))
-        for index in range(count)
-    )
+    return tuple(_unpack_one(tensors, f"kept.{index}") for index in range(count))
+
+
+def _unpack_one(tensors: dict[str, Tensor], prefix: str) -> KeptSupport:
+    photo, foreground, background = (tensors[f"{prefix}.{name}"].numpy().tobytes() for name in _PICTURES)
+    flag = tensors.get(f"{prefix}.annotated")
+    return KeptSupport(photo, foreground, background, None if flag is None else bool(flag.any()))
 
 
 def _png(picture: Image.Image) -> bytes:

@@ -388,8 +388,9 @@ def _several_values(values: npt.NDArray[Any], source: MaskLike) -> str:
     held = f"holds {len(classes)} different values: {_listed(classes)}."
     name = "mask" if isinstance(source, np.ndarray | Tensor) else "labels"
     given = "" if name == "mask" else f" with {_array_of(source, 'labels')}"
-    cut = f"`Mask({name} > {int(low + (high - low) // 2)})`"
-    if len(classes) > 8 and 2 * (counts[0] + counts[-1]) > values.size:
+    cut = f"`Mask({name} > {(int(low) + int(high)) // 2})`"
+    # Class numbers are small, grey edges take all values.
+    if len(classes) > 5 and 2 * classes[-2][0] > classes[-1][0] > _FEW and 2 * (counts[0] + counts[-1]) > values.size:
         return (
             f"{held} Nearly all of it is {classes[0][0]} or {classes[-1][0]}, so it has most likely been resized with "
             "interpolation, smoothed or compressed with loss (its size is "

@@ -50,7 +50,8 @@ def feature_tensors(features: SupportFeatures) -> dict[str, Tensor]:
     features = change_support(features, lambda tensor: tensor[0].cpu())
     regions = torch.stack([features.foreground, features.background], dim=1)
     tensors = {f"level.{index}": _compact(level) for index, level in enumerate(features.levels)}
-    return tensors | {"regions": _compact(regions), "valid": features.valid.to(torch.uint8)}
+    flags = {name: getattr(features, name).to(torch.uint8) for name in ("valid", "annotated")}
+    return tensors | {"regions": _compact(regions)} | flags
 
 
 def read_words(tensors: dict[str, Tensor], facts: dict[str, Any] | None) -> Words | None:
@@ -84,6 +85,18 @@ def read_features(tensors: dict[str, Tensor], shots: int) -> SupportFeatures:
     for name, tensor in (*((f"level.{index}", level) for index, level in enumerate(levels)), ("regions", regions)):
         if tensor.ndim != 4 or len(tensor) != views or not bool(tensor.isfinite().all()):
             raise ValueError(f"{name} of shape {tuple(tensor.shape)} for {views} views, or not finite")
+    annotated = tensors["annotated"].bool() if "annotated" in tensors else _infer_annotated(regions, shots)
+    if annotated.shape != valid.shape:
+        raise ValueError(f"annotated of shape {tuple(annotated.shape)} for {views} views")
     return SupportFeatures(
-        tuple(level[None] for level in levels), regions[None, :, 0], regions[None, :, 1], valid[None]
+        tuple(level[None] for level in levels), regions[None, :, 0], regions[None, :, 1], valid[None], annotated[None]
     )
+
+
+def _infer_annotated(regions: Tensor, shots: int) -> Tensor:
+    """Which views are annotated, (V,), of a file that does not say: those of supports that are not all foreground.
+
+    The unchanged view of each support comes first; a single support's other views follow it.
+    """
+    unchanged = regions[:shots, 0].amin(dim=(1, 2)) < 1
+    return unchanged.expand(len(regions)) if shots == 1 else unchanged

@@ -43,23 +43,29 @@ def view_regions(supports: Sequence[Support], plan: Sequence[tuple[int, View]]) 
     return torch.cat([warp(regions[index][None], view) for index, view in plan])
 
 
-def support_features(levels: Sequence[Tensor], regions: Tensor) -> SupportFeatures:
-    """Put features and regions of the views of one episode together.
+def support_features(
+    levels: Sequence[Tensor], supports: Sequence[Support], plan: Sequence[tuple[int, View]]
+) -> SupportFeatures:
+    """Put features and annotations of the views of one episode together.
 
     Args:
-        levels: four tensors (V, C_l, h_l, w_l).
-        regions: (V, 2, 128, 128) of `view_regions`, on the same device.
+        levels: four tensors (V, C_l, h_l, w_l), features of the views.
+        supports: annotated images, of any sizes.
+        plan: of `plan_views`.
 
     Returns:
         A batch of one episode.
     """
-    foreground = regions[None, :, 0]
+    device = levels[0].device
+    regions = view_regions(supports, plan).to(device)[None]
+    foreground = regions[:, :, 0]
     return SupportFeatures(
         levels=tuple(level[None] for level in levels),
         foreground=foreground,
-        background=regions[None, :, 1],
+        background=regions[:, :, 1],
         # A view may move a small object out of sight.
         valid=foreground.amax(dim=(2, 3)) > 0,
+        annotated=torch.tensor([[supports[index].regions.annotated for index, _ in plan]], device=device),
     )
 
 
@@ -84,6 +90,7 @@ def join_views(parts: Sequence[SupportFeatures]) -> SupportFeatures:
         torch.cat([part.foreground for part in parts], dim=1),
         torch.cat([part.background for part in parts], dim=1),
         torch.cat([part.valid for part in parts], dim=1),
+        torch.cat([part.annotated for part in parts], dim=1),
     )
 
 
@@ -95,6 +102,7 @@ def change_support(features: SupportFeatures, change: Callable[[Tensor], Tensor]
         foreground=change(features.foreground),
         background=change(features.background),
         valid=change(features.valid),
+        annotated=change(features.annotated),
     )
 
 

@@ -157,7 +157,8 @@ def random_episode(
     foreground = torch.zeros(batch, shots, 128, 128)
     for shot in range(shots):
         foreground[:, shot, 20 + 8 * shot : 90, 30 : 100 - 6 * shot] = 1
-    support = SupportFeatures(levels, foreground, 1 - foreground, torch.ones(batch, shots, dtype=torch.bool))
+    yes = torch.ones(batch, shots, dtype=torch.bool)
+    support = SupportFeatures(levels, foreground, 1 - foreground, yes, annotated=yes)
     return query, support, torch.rand(batch, 3, 128, 128, generator=generator)
 
 

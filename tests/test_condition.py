@@ -136,6 +136,7 @@ def test_the_order_of_the_supports_does_not_matter(order: list[int], name: str) 
         support.foreground[:, order],
         support.background[:, order],
         support.valid[:, order],
+        support.annotated[:, order],
     )
     assert_same(
         build_condition(query, support, images, CONFIGS[name]), build_condition(query, shuffled, images, CONFIGS[name])
@@ -148,7 +149,10 @@ def test_equal_supports_give_one_supports_priors_and_no_variance(name: str) -> N
     query, support, _ = random_episode(shots=1)
     tripled = SupportFeatures(
         tuple(level.expand(-1, 3, -1, -1, -1) for level in support.levels),
-        *(part.expand(-1, 3, *part.shape[2:]) for part in (support.foreground, support.background, support.valid)),
+        *(
+            part.expand(-1, 3, *part.shape[2:])
+            for part in (support.foreground, support.background, support.valid, support.annotated)
+        ),
     )
     kinds = len(config.kinds)
     for one, three in zip(fused_priors(query, support, config), fused_priors(query, tripled, config), strict=True):
@@ -167,6 +171,7 @@ def test_episodes_padded_to_more_shots_are_the_same(name: str) -> None:
         torch.cat([support.foreground, padding[4]], dim=1),
         torch.cat([support.background, padding[4]], dim=1),
         torch.tensor([[True, True, True, False]] * 2),
+        torch.ones(2, 4, dtype=torch.bool),
     )
     assert_same(
         build_condition(query, support, images, CONFIGS[name]), build_condition(query, padded, images, CONFIGS[name])
@@ -184,6 +189,7 @@ def test_episodes_of_a_batch_do_not_see_each_other() -> None:
             support.foreground[one],
             support.background[one],
             support.valid[one],
+            support.annotated[one],
         )
         condition = build_condition([level[one] for level in query], alone, images[one], config)
         for tensor, whole in zip(tensors(condition), tensors(together), strict=True):
@@ -238,9 +244,8 @@ def planted_episode() -> tuple[list[Tensor], SupportFeatures]:
     features = features + 0.1 * torch.randn(features.shape, generator=generator)
     levels = [features, *(torch.nn.functional.avg_pool2d(features, k) for k in (2, 2, 4))]
     foreground = torch.nn.functional.interpolate((labels[1:] == 1).float()[None], (128, 128))
-    support = SupportFeatures(
-        tuple(level[1:, None] for level in levels), foreground, 1 - foreground, torch.ones(1, 1, dtype=torch.bool)
-    )
+    yes = torch.ones(1, 1, dtype=torch.bool)
+    support = SupportFeatures(tuple(level[1:, None] for level in levels), foreground, 1 - foreground, yes, yes)
     return [level[:1] for level in levels], support
 
 
@@ -258,7 +263,10 @@ def test_every_kind_of_prior_finds_the_class(kind: str, affinity: bool) -> None:
 def test_without_a_mask_the_prior_is_finite_and_says_something(kind: str) -> None:
     query, support = planted_episode()
     everything = replace(
-        support, foreground=torch.ones_like(support.foreground), background=torch.zeros_like(support.background)
+        support,
+        foreground=torch.ones_like(support.foreground),
+        background=torch.zeros_like(support.background),
+        annotated=torch.zeros_like(support.annotated),
     )
     for config in (PriorConfig(kinds=(kind,), grid=16), PriorConfig(kinds=(kind,), affinity=False, grid=16)):
         for level in fused_priors(query, everything, config):
@@ -283,6 +291,7 @@ def test_without_a_mask_what_stands_out_of_the_support_is_found() -> None:
         levels=views,
         foreground=torch.ones_like(support.foreground),
         background=torch.zeros_like(support.background),
+        annotated=torch.zeros_like(support.annotated),
     )
     prior = fused_priors(features, bare, PriorConfig(grid=32))[0][0, 0]
     assert prior[2:8, 9:15].mean() > prior[10:14, 2:6].mean() + 0.2
@@ -301,7 +310,7 @@ def test_the_calibrated_contrast_is_on_the_supports_own_scale() -> None:
     config = PriorConfig(affinity=False, grid=32)
     own = [level[:, 0] for level in support.levels]
     foreground = resize_weights(support.foreground[:, 0], (16, 16)).flatten(1)
-    placed = place(support.levels[0], support.foreground, support.background, config)
+    placed = place(support.levels[0], support.foreground, support.background, support.annotated, config)
     map_of_itself = calibrated_contrast(own[0], None, support.levels[0], placed, support.valid, config)[:, 0]
     # Means over foreground and background are what the scale is made of; only what lies beyond it is cut off.
     assert float((map_of_itself * foreground).sum() / foreground.sum()) == pytest.approx(2 / 3, abs=0.01)
@@ -366,7 +375,7 @@ def support_side(annotations: Sequence[object]) -> SupportFeatures:
     plan = plan_views(len(supports))
     generator = torch.Generator().manual_seed(1)
     levels = [torch.randn(len(plan), 6, side, side, generator=generator) for side in (12, 6, 3, 2)]
-    return support_features(levels, view_regions(supports, plan))
+    return support_features(levels, supports, plan)
 
 
 def test_a_single_support_comes_as_three_views_and_more_as_they_are() -> None:
@@ -406,6 +415,7 @@ def test_a_view_that_loses_sight_of_the_object_does_not_count(corner: tuple[int,
         support.foreground[:, seen],
         support.background[:, seen],
         support.valid[:, seen],
+        support.annotated[:, seen],
     )
     assert_same(condition, build_condition(query, only, images, config))
 

@@ -32,7 +32,7 @@ from diffup.model import DiffUp
 from diffup.priors.condition import EDGE_SIDE, Condition, SupportFeatures
 from diffup.priors.view_priors import pool_to_grid
 from diffup.priors.views import IDENTITY, View, warp
-from diffup.support import plan_views, support_features, view_regions
+from diffup.support import plan_views, support_features
 from diffup.text.templates import Templates
 
 THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(1, 20))
@@ -284,7 +284,7 @@ class Evaluator:
         plan = plan_views(len(supports))
         views = [self._encoded(episode.supports[index], view, read) for index, view in plan]
         levels = [torch.stack(level) for level in zip(*views, strict=True)]
-        return support_features(levels, view_regions(supports, plan).to(self.model.device))
+        return support_features(levels, supports, plan)
 
     def _text_maps(self, episode: Episode, levels: list[Tensor]) -> Tensor:
         """Maps of the class's name in the query, (1, V, h, w)."""

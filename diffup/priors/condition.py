@@ -95,12 +95,15 @@ class SupportFeatures:
         foreground: (B, K, H, W) in [0, 1], weights of the class.
         background: (B, K, H, W) in [0, 1], weights of what is known not to be the class; all zero where unknown.
         valid: (B, K) bool, False for the padding of episodes with fewer views.
+        annotated: (B, K) bool, False where nothing is known about where the class is, so that saliency marks it. All
+            views of a support share it: in a closer look a mask may be everything, and is a mask all the same.
     """
 
     levels: tuple[Tensor, ...]
     foreground: Tensor
     background: Tensor
     valid: Tensor
+    annotated: Tensor
 
 
 def possible_share(support: SupportFeatures) -> Tensor:
@@ -173,8 +176,9 @@ def _member_priors(
     if support is not None:
         pooled = pool_to_grid(views.flatten(0, 1), grid)
         views = pooled.view(*views.shape[:2], *pooled.shape[1:])
-        placed = place(views, support.foreground, support.background, config)
-        priors.append(view_priors(features, spread, views, support.foreground, support.background, placed, config))
+        regions = (support.foreground, support.background, support.annotated)
+        placed = place(views, *regions, config)
+        priors.append(view_priors(features, spread, views, *regions, placed, config))
         if config.calibration:
             once.append(calibrated_contrast(features, spread, views, placed, support.valid, config))
     if text is not None:

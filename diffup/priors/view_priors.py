@@ -52,6 +52,7 @@ def view_priors(
     views: Tensor,
     foreground: Tensor,
     background: Tensor,
+    annotated: Tensor,
     placed: tuple[Tensor, Tensor],
     config: PriorConfig,
 ) -> Tensor:
@@ -63,6 +64,7 @@ def view_priors(
         views: (B, K, C, h', w'), support features of the level.
         foreground: (B, K, H, W) in [0, 1].
         background: (B, K, H, W) in [0, 1], all zero where unknown.
+        annotated: (B, K) bool, see `place`.
         placed: foreground and background at this level, of `place`.
         config: which priors and how.
 
@@ -89,7 +91,7 @@ def view_priors(
             if max(views.shape[3:]) > MATCH_GRID:
                 coarse = pool_to_grid(views.flatten(0, 1), MATCH_GRID)
                 coarse = coarse.view(batch, shots, *coarse.shape[1:])
-                inside, outside = place(coarse, foreground, background, config)
+                inside, outside = place(coarse, foreground, background, annotated, config)
             positions = centre(coarse.flatten(0, 1), config).flatten(2).view(batch, shots, views.shape[2], -1)
             similar = pairwise_similarity(positions.mT.flatten(1, 2), centred_query, config.metric, config.conversion)
             maps.append(best_match(similar.view(batch, shots, -1, similar.shape[2]), inside, outside, known))
@@ -165,13 +167,16 @@ def centre(features: Tensor, config: PriorConfig) -> Tensor:
     return features - features.mean(dim=(2, 3), keepdim=True) if config.centre else features
 
 
-def place(views: Tensor, foreground: Tensor, background: Tensor, config: PriorConfig) -> tuple[Tensor, Tensor]:
-    """Bring annotations to a feature level; a view without a mask (all foreground) is marked by its own saliency.
+def place(
+    views: Tensor, foreground: Tensor, background: Tensor, annotated: Tensor, config: PriorConfig
+) -> tuple[Tensor, Tensor]:
+    """Bring annotations to a feature level; a view of a support without any is marked by its own saliency.
 
     Args:
         views: (B, K, C, h, w).
         foreground: (B, K, H, W) in [0, 1].
         background: (B, K, H, W) in [0, 1].
+        annotated: (B, K) bool, False where the annotation says nothing about where the class is.
         config: how priors are made.
 
     Returns:
@@ -180,7 +185,7 @@ def place(views: Tensor, foreground: Tensor, background: Tensor, config: PriorCo
     size = (views.shape[3], views.shape[4])
     weights = resize_weights(foreground.flatten(0, 1), size).flatten(1)
     complement = resize_weights(background.flatten(0, 1), size).flatten(1)
-    bare = weights.amin(dim=1) > 0.999
+    bare = ~annotated.flatten()
     if bool(bare.any()):
         salient = salient_map(views.flatten(0, 1)[bare], config)
         weights[bare], complement[bare] = salient, 1 - salient

@@ -119,21 +119,23 @@ class EpisodeSampler:
             share: which of the episodes to return.
         """
         shots = int(np.random.default_rng([seed, step]).integers(1, self.config.max_shots + 1))
-        queries, supports, classes, foreground, background = [], [], [], [], []
+        queries, supports, classes, foreground, background, annotated = [], [], [], [], [], []
         for row in share.rows(batch_size):
             rng = np.random.default_rng([seed, step, row])
             c = int(rng.choice(self.classes))
             query, chosen = self._choose(c, shots, rng)
-            regions = self._annotate(c, chosen, rng)
+            regions, flags = self._annotate(c, chosen, rng)
             queries.append(query)
             classes.append(c)
             if shots == 1:
                 supports.append([Entry(WHOLE, chosen[0].index + view) for view in range(self.views)])
                 regions = torch.cat([warp(regions, view) for view in ONE_SHOT_VIEWS])
+                flags = flags.expand(self.views)
             else:
                 supports.append(chosen)
             foreground.append(regions[:, 0])
             background.append(regions[:, 1])
+            annotated.append(flags)
         marked = torch.stack(foreground)
         support = SupportFeatures(
             levels=tuple(_gather(features, supports, level).to(device) for level in range(len(SIZES))),
@@ -141,6 +143,7 @@ class EpisodeSampler:
             background=torch.stack(background).to(device),
             # A view may have moved a small object out of sight.
             valid=(marked.amax(dim=(2, 3)) > 0).to(device),
+            annotated=torch.stack(annotated).to(device),
         )
         mask, valid = self._targets(queries, classes)
         return Episodes(
@@ -168,13 +171,13 @@ class EpisodeSampler:
         picked = rng.choice(allowed, size=shots, replace=len(allowed) < shots)
         return query, [Entry(WHOLE, int(index)) for index in picked]
 
-    def _annotate(self, c: int, supports: Sequence[Entry], rng: np.random.Generator) -> Tensor:
-        """Foreground and background of each support's whole image: (K, 2, 128, 128)."""
+    def _annotate(self, c: int, supports: Sequence[Entry], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Foreground and background of each support's whole image, (K, 2, 128, 128), and which are annotated, (K,)."""
         kinds: list[AnnotationKind] = ["mask", "box", "scribble", "points", "none"]
         probabilities = [self.config.kinds[kind] for kind in kinds]
         mixed = rng.random() < self.config.mixed
         kind = kinds[int(rng.choice(len(kinds), p=probabilities))]
-        regions = []
+        regions, annotated = [], []
         for entry in supports:
             if mixed:
                 kind = kinds[int(rng.choice(len(kinds), p=probabilities))]
@@ -182,7 +185,8 @@ class EpisodeSampler:
             rastered = rasterise(weaken(labels == c, kind, rng), labels.shape)
             known = torch.from_numpy(labels != self.ignore).float()
             regions.append(torch.stack([rastered.foreground, rastered.background * known]))
-        return torch.stack(regions)
+            annotated.append(rastered.annotated)
+        return torch.stack(regions), torch.tensor(annotated)
 
     def _targets(self, queries: Sequence[Entry], classes: Sequence[int]) -> tuple[Tensor, Tensor]:
         labels = torch.stack([self._array(entry, "mask") for entry in queries])
