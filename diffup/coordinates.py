@@ -77,6 +77,6 @@ def _fractions(table: npt.NDArray[np.float64], kind: str) -> str:
     edges = " Give (left, top, right, bottom)" if kind == "Box" else " Give (x, y)"
     lie = "and the rest lie" if len(table) > 1 else "lies"
     return (
-        f"({shown}) {lie} within the first pixel of the image. Are they fractions of it? Coordinates are pixels: multiply "
-        f"x by the image's width and y by its height.{edges}"
+        f"({shown}) {lie} within the first pixel of the image. Are they fractions of it? Coordinates are pixels: "
+        f"multiply x by the image's width and y by its height.{edges}"
     )

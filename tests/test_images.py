@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import warnings
 import zlib
@@ -13,11 +14,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from skimage import data
 
 from diffup.errors import ImageError
-from diffup.images import read_image, resize_image, to_pil
+from diffup.images import read_image, resize_image, to_pil, upright_size
 
 
 @pytest.fixture(scope="module")
@@ -298,3 +299,147 @@ def test_to_pil_inverts_read_image(pixels: np.ndarray) -> None:
     picture = to_pil(read_image(pixels))
     assert picture.mode == "RGB"
     np.testing.assert_array_equal(np.asarray(picture), pixels)
+
+
+# --- the upright size -------------------------------------------------------------------------------------------------
+
+Image.init()
+WRITTEN = sorted(
+    set(Image.SAVE) - {"EPS", "PDF", "PALM", "WMF", "HDF5", "GRIB", "BUFR"}
+)  # Pillow cannot read these back
+STORED = np.random.default_rng(0).integers(0, 256, (16, 24, 3)).astype(np.uint8)
+
+
+def _encoded(file_format: str, **options: object) -> bytes | None:
+    """A file of 24 x 16 stored pixels; None where Pillow has no such encoder here."""
+    for mode in ("RGB", "P", "1"):
+        buffer = io.BytesIO()
+        try:
+            Image.fromarray(STORED).convert(mode).save(buffer, format=file_format, **options)
+        except (OSError, ValueError, KeyError):
+            continue
+        return buffer.getvalue()
+    return None
+
+
+def _turned(orientation: int) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif.tobytes()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("file_format", WRITTEN)
+def test_the_upright_size_is_that_of_the_image_that_is_read(file_format: str, orientation: int, tmp_path: Path) -> None:
+    content = _encoded(file_format, exif=_turned(orientation)) or _encoded(file_format)
+    if content is None:
+        pytest.skip(f"Pillow writes no {file_format} here")
+    path = tmp_path / "photo"
+    path.write_bytes(content)
+    size = tuple(read_image(path).shape[1:])
+    assert upright_size(path, "photo") == upright_size(str(path), "photo") == upright_size(content, "photo") == size
+    with Image.open(path) as image:
+        assert upright_size(image, "photo") == size, "not decoded yet"
+        image.load()
+        assert upright_size(image, "photo") == size == tuple(read_image(image).shape[1:]), "decoded"
+    if file_format in ("JPEG", "MPO", "PNG", "TIFF", "WEBP", "AVIF"):  # which keep the orientation
+        assert size == ((24, 16) if orientation > 4 else (16, 24))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "TIFF", "WEBP", "AVIF"])
+def test_an_orientation_in_xmp_counts_the_same(file_format: str, orientation: int) -> None:
+    xmp = f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf tiff:Orientation="{orientation}"/></x:xmpmeta>'
+    options: dict[str, object] = {"xmp": xmp.encode()}
+    if file_format == "PNG":
+        options = {"pnginfo": PngImagePlugin.PngInfo()}
+        options["pnginfo"].add_itxt("XML:com.adobe.xmp", xmp)  # type: ignore[attr-defined]
+    elif file_format == "TIFF":
+        options = {"tiffinfo": {700: xmp.encode()}}
+    content = _encoded(file_format, **options)
+    assert content is not None
+    assert upright_size(content, "photo") == tuple(read_image(content).shape[1:])
+
+
+def test_tiff_orientation_in_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    Image.fromarray(STORED).save(path, exif=_turned(6))
+    assert upright_size(path, "a") == (24, 16)
+    torch.testing.assert_close(read_image(path), _channels_first(np.rot90(STORED, -1).copy()))
+
+
+def test_the_upright_size_of_what_cannot_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "text.png"
+    path.write_text("not an image")
+    with pytest.raises(ImageError, match=r"^a: '.*text\.png' cannot be read as an image"):
+        upright_size(path, "a")
+    with pytest.raises(ImageError, match=r"^a: there is no file"):
+        upright_size(tmp_path / "gone.png", "a")
+    with pytest.raises(ImageError, match=r"384 pixels, more than the limit of 383"):
+        upright_size(_encoded("PNG") or b"", "a", max_pixels=383)
+
+
+# --- white ------------------------------------------------------------------------------------------------------------
+
+
+def _sixteen_bit_colours(pixels: np.ndarray) -> bytes:
+    """A PNG file of 16-bit colours, which Pillow reads and does not write."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    header = struct.pack(">IIBBBBB", pixels.shape[1], pixels.shape[0], 16, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("bits", [10, 12, 14])
+def test_few_bits_in_sixteen_warn_once_and_white_brings_them_to_one(bits: int, tmp_path: Path) -> None:
+    white = 2**bits - 1
+    pixels = np.linspace(0, white, 300).round().astype(np.uint16).reshape(15, 20)
+    path = tmp_path / "deep.png"
+    Image.fromarray(pixels).save(path)
+    expected = torch.from_numpy(pixels.astype(np.float32) / white).expand(3, -1, -1)
+    for source in (path, pixels, torch.from_numpy(pixels.astype(np.int32)).to(torch.uint16), Image.open(path)):
+        with pytest.warns(UserWarning, match=f"no value above {white} .*white={white}") as caught:
+            read_image(source)
+        assert len(caught) == 1
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            torch.testing.assert_close(read_image(source, white=white), expected)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        torch.testing.assert_close(read_image(read_image(path, white=white)), expected)  # as `segment` does
+        read_image(pixels * np.uint16(65535 // white))
+        read_image(np.zeros((3, 4), np.uint16))
+
+
+def test_white_makes_other_integers_and_floats_images() -> None:
+    grey = np.array([[0, 500, 1000]])
+    expected = torch.tensor([[0, 0.5, 1.0]]).expand(3, -1, -1)
+    forms = (grey, grey.astype(np.uint16), grey.astype(np.float64), torch.from_numpy(grey))
+    for form in (*forms, Image.fromarray(grey.astype(np.int32))):
+        torch.testing.assert_close(read_image(form, white=1000), expected)
+
+
+@pytest.mark.parametrize(
+    ("white", "message"),
+    [
+        (999, r"white=999, but a numpy array .* has values in \[0, 1000\]"),
+        *((white, "expected a positive number") for white in (0, -1, True, "4095", float("nan"), float("inf"))),
+    ],
+)
+def test_faulty_white_is_named(white: object, message: str) -> None:
+    with pytest.raises(ImageError, match=f"^query: .*{message}"):
+        read_image(np.array([[0, 1000]], np.uint16), "query", white=white)  # type: ignore[arg-type]
+
+
+def test_colours_of_sixteen_bits_lose_half_of_them_in_pillow() -> None:
+    pixels = np.linspace(0, 4095, 180).astype(np.uint16).reshape(6, 10, 3)
+    with pytest.warns(UserWarning, match="no value above 4095 .*read it by another library"):
+        read_image(_sixteen_bit_colours(pixels))
+    with pytest.raises(ImageError, match="Pillow reads the upper 8"):
+        read_image(_sixteen_bit_colours(pixels), white=4095)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read_image(_sixteen_bit_colours(pixels * 16))

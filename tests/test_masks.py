@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from PIL import Image
+from PIL import Image, ImageFilter
+from skimage import data
 
 from diffup.errors import AnnotationError
-from diffup.masks import bounding_box, read_mask
+from diffup.masks import bounding_box, read_mask, seems_inverted
 
 TRUTH = np.zeros((12, 16), dtype=bool)
 TRUTH[2:7, 3:12] = True
@@ -130,9 +132,18 @@ def test_a_black_and_white_jpeg_is_cut_and_a_photo_is_refused(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
-        (np.arange(12).reshape(3, 4), r"12 different values \(0, 1, 2, 3, 4, 5, \.\.\.\).*Mask\(labels == 1\)"),
-        (np.array([[0, 15, 255]], dtype=np.uint8), r"3 different values \(0, 15, 255\).*labels == 15"),
-        (np.array([[0.0, 128.0, 255.0]]), r"values in \[0, 255\]. Divide"),
+        (np.arange(12).reshape(3, 4), r"12 different values: 0 \(1 pixel\), .*and 6 more\..*Mask\(mask == 1\)"),
+        (
+            np.array([[0, 0, 15, 255, 255]], dtype=np.uint8),
+            r"3 different values: 0 \(2 pixels\), 15 \(1 pixel\), 255 \(2 pixels\)\. Which .*mask == 15",
+        ),
+        (np.array([[0.0, 128.0, 255.0]]), r"3 different values: 0 .*, 128 .*, 255 "),
+        (np.array([[0.0, 0.5, 255.0]]), r"values in \[0, 255\], expected .* Divide"),
+        (np.array([[-1, 0, 1]]), r"3 different values: -1 "),
+        (np.array([[0.0, 1.0, 2.0]]), r"3 different values: 0 .*mask == 1\)`\.$"),
+        (torch.tensor([[0.0, 1 / 255, 2 / 255]]), r"no weight above 0.00784.*labels, it seems"),
+        (np.array([10, 20, 30, 40]), r"If it is a box, give Box\(10, 20, 30, 40\)"),
+        (np.array([10, 20]), r"If it is a click, give Points\(\[\(10, 20\)\]\)"),
         (np.array([[0.0, np.nan]]), "NaN or infinity"),
         (torch.tensor([[0.0, float("inf")]]), "NaN or infinity"),
         (np.zeros((3, 0)), "is empty"),
@@ -142,6 +153,11 @@ def test_a_black_and_white_jpeg_is_cut_and_a_photo_is_refused(tmp_path: Path) ->
         (np.zeros((2, 2), dtype=complex), "type complex128"),
         (np.array([["a"]]), "expected bool"),
         (np.random.default_rng(0).integers(0, 255, (4, 4, 3)), "has several colours"),
+        (
+            np.array([[[255, 0, 0], [255, 0, 0], [0, 0, 255], [0, 0, 0]]], np.uint8),
+            r"has several colours.*: \(0, 0, 0\) \(1 pixel\), \(0, 0, 255\) \(1 pixel\), \(255, 0, 0\) \(2 pixels\)"
+            r"\. Which one is the class\? .*colours == \(255, 0, 0\)",
+        ),
         (Image.new("La", (3, 3)), "no conversion to grey"),
         ("no/such/mask.png", "there is no file"),
     ],
@@ -185,3 +201,182 @@ def test_bounding_box_equals_brute_force(mask: np.ndarray) -> None:
     else:
         xs, ys = zip(*marked, strict=True)
         assert bounding_box(mask) == (min(xs), min(ys), max(xs) + 1, max(ys) + 1)
+
+
+# --- several classes are refused before anything else decides ---------------------------------------------------------
+
+LABELS = np.zeros((40, 60), np.uint8)
+LABELS[5:15, 5:15], LABELS[20:35, 30:50] = 1, 2  # 100 and 300 pixels
+ONE = (LABELS == 2) * np.uint8(255)
+PALETTE = [0, 0, 0, 255, 0, 0, 0, 255, 0]
+
+
+def _indexed(labels: np.ndarray, palette: list[int], **options: object) -> bytes:
+    image = Image.frombytes("P", (labels.shape[1], labels.shape[0]), labels.tobytes())
+    image.putpalette(palette)
+    return _saved(image, "PNG", **options)
+
+
+def _saved(image: Image.Image | np.ndarray, file_format: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(buffer, format=file_format, **options)
+    return buffer.getvalue()
+
+
+def _coloured(labels: np.ndarray, alpha: tuple[int, int, int] = (0, 255, 255)) -> np.ndarray:
+    """Red and green over black, RGBA."""
+    rgb = np.array(PALETTE, np.uint8).reshape(3, 3)[labels]
+    return np.dstack([rgb, np.array(alpha, np.uint8)[labels]])
+
+
+SEVERAL = {
+    "palette": (_indexed(LABELS, PALETTE), r"0 \(2000 pixels\), 1 \(100 pixels\), 2 \(300 pixels\)"),
+    "palette, background transparent": (
+        _indexed(LABELS, PALETTE, transparency=0),
+        r"2 indices: 1 \(100 pixels\), 2 \(300 pixels\)",
+    ),
+    "palette, classes of one colour, background transparent": (
+        _indexed(LABELS, [0, 0, 0, 255, 255, 255, 255, 255, 255], transparency=0),
+        r"1 \(100 pixels\), 2 \(300 pixels\)",
+    ),
+    "palette, a class transparent": (
+        _indexed(LABELS, PALETTE, transparency=2),
+        r"0 \(2000 pixels\), 1 \(100 pixels\)",
+    ),
+    "palette, classes of one colour": (
+        _indexed(LABELS, [0, 0, 0, 255, 0, 0, 255, 0, 0]),
+        r"1 \(100 pixels\), 2 \(300 pixels\)",
+    ),
+    "palette, a class without colour": (_indexed(LABELS, [0, 0, 0, 0, 0, 0, 255, 0, 0]), r"1 \(100 pixels\)"),
+    "RGBA": (
+        _saved(_coloured(LABELS), "PNG"),
+        r"2 colours: \(0, 255, 0\) \(300 pixels\), \(255, 0, 0\) \(100 pixels\)",
+    ),
+    "RGBA array": (_coloured(LABELS), r"\(255, 0, 0\) \(100 pixels\)"),
+    "RGBA floats": (_coloured(LABELS) / 255, r"\(1.0, 0.0, 0.0\) \(100 pixels\)"),
+    "RGBA, uint16": (_coloured(LABELS).astype(np.uint16) * 257, r"\(65535, 0, 0\) \(100 pixels\)"),
+    "RGBA, classes of their own alpha": (_coloured(LABELS, (0, 120, 255)), r"\(255, 0, 0\) \(100 pixels\)"),
+    "RGBA, opaque": (_coloured(LABELS, (255, 255, 255)), r"\(255, 0, 0\) \(100 pixels\)"),
+    "RGB": (_saved(_coloured(LABELS)[..., :3].copy(), "PNG"), r"\(255, 0, 0\) \(100 pixels\)"),
+    "LA": (
+        _saved(Image.merge("LA", [Image.fromarray(LABELS), Image.fromarray((LABELS > 0) * np.uint8(255))]), "PNG"),
+        r"\(1, 1, 1\) \(100 pixels\), \(2, 2, 2\) \(300 pixels\)",
+    ),
+    "grey, 255 transparent": (
+        _saved(np.where(LABELS == 2, 255, LABELS).astype(np.uint8), "PNG", transparency=255),
+        r"\(0, 0, 0\) \(2000 pixels\), \(1, 1, 1\) \(100 pixels\)",
+    ),
+    "16 bits": (_saved(LABELS.astype(np.uint16) * 1000, "PNG"), r"1000 \(100 pixels\), 2000 \(300 pixels\)"),
+    "WebP": (_saved(LABELS * 100, "WEBP", lossless=True), "several colours|100 "),
+    "JPEG": (
+        _saved(LABELS * 100, "JPEG", quality=95),
+        r"about 0 \(\d+ pixels\), 100 \(\d+ pixels\), 200 \(\d+ pixels\)",
+    ),
+    "JPEG of two bright greys": (
+        _saved(np.array([0, 200, 255], np.uint8)[LABELS], "JPEG", quality=90),
+        r"about 0 \(\d+ pixels\), 200 \(\d+ pixels\), 255 ",
+    ),
+    "JPEG of labels": (_saved(LABELS, "JPEG", quality=95), "only if it is black and white"),
+    "JPEG of dark grey": (_saved((LABELS == 2) * np.uint8(110), "JPEG", quality=95), "about 0 .*, 110 "),
+    "JPEG in colours": (_saved(_coloured(LABELS)[..., :3].copy(), "JPEG", quality=95), "is coloured"),
+}
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_masks_of_several_classes_are_refused_and_the_classes_named(name: str) -> None:
+    source, message = SEVERAL[name]
+    with pytest.raises(AnnotationError, match=message) as caught:
+        read_mask(source)
+    assert str(caught.value).startswith("mask: ")
+
+
+def _alpha_of(mask: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
+    return np.dstack([np.full((*mask.shape, 3), colour, np.uint8), mask])
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        _saved(_alpha_of(ONE, (255, 0, 0)), "PNG"),
+        _saved(_alpha_of(ONE, (0, 0, 0)), "PNG"),
+        _alpha_of(ONE // 2, (9, 9, 9)),  # half transparent all over
+        _saved(_coloured(ONE // 255), "PNG"),
+        _saved(_coloured(ONE // 255, (255, 255, 255)), "PNG"),
+        _indexed(ONE // 255, PALETTE),
+        _indexed(ONE // 255, PALETTE, transparency=0),
+        _indexed(ONE // 255 * 2, PALETTE, transparency=0),
+        _indexed(ONE // 255, [255, 255, 255, 0, 0, 0], transparency=0),  # black on transparent white
+        _indexed(1 - ONE // 255, [255, 255, 255, 0, 0, 0]),
+        _saved(Image.fromarray(ONE > 0), "PNG"),
+        _saved(Image.fromarray(ONE > 0), "PNG", transparency=0),
+        _saved(ONE, "PNG", transparency=0),
+        _saved(ONE // 255, "PNG"),
+        _saved(Image.fromarray(ONE).convert("LA"), "PNG"),
+        _saved(Image.merge("LA", [Image.fromarray(ONE * 0 + 7), Image.fromarray(ONE)]), "PNG"),
+        _saved(ONE.astype(np.uint16) * 257, "PNG"),
+        _saved(ONE, "GIF"),
+        _saved(ONE, "BMP"),
+        _saved(ONE, "TIFF"),
+        _saved(ONE, "WEBP", lossless=True),
+        _saved(ONE, "JPEG", quality=95),
+        _saved(ONE, "JPEG", quality=75),
+        _saved(Image.fromarray(ONE).convert("RGB"), "JPEG", quality=90),
+    ],
+)
+def test_bytes_of_two_valued_masks_are_read_in_whatever_form(source: bytes | np.ndarray) -> None:
+    assert torch.equal(read_mask(source), torch.from_numpy(ONE > 0).float())
+
+
+def test_smooth_edges_of_one_colour_are_weights_and_a_photo_cut_out_is_one_class() -> None:
+    soft = np.asarray(Image.fromarray(ONE).filter(ImageFilter.GaussianBlur(2)))
+    expected = torch.from_numpy(soft / np.float32(255))
+    torch.testing.assert_close(read_mask(_saved(_alpha_of(soft, (0, 200, 0)), "PNG")), expected)
+    cut = np.dstack([data.astronaut(), np.zeros((512, 512), np.uint8)])
+    cut[100:300, 150:350, 3] = 255
+    assert torch.equal(read_mask(_saved(cut, "PNG")), torch.from_numpy(cut[..., 3] / np.float32(255)))
+
+
+@pytest.mark.parametrize("quality", [10, 30, 50, 75, 95])
+def test_jpegs_of_any_black_and_white_shapes_are_cut_and_of_more_greys_refused(quality: int) -> None:
+    rng = np.random.default_rng(quality)
+    for _ in range(6):
+        truth = np.zeros((120, 160), np.uint8)
+        for _ in range(3):
+            y, x, height, width = *rng.integers(0, 90, 2), *rng.integers(10, 40, 2)
+            truth[y : y + height, x : x + width] = 255
+        read = read_mask(_saved(truth, "JPEG", quality=quality))
+        assert (read.numpy() != (truth > 0)).mean() < 0.01
+        truth[40:60, 60:80] = 0  # apart from white, whose rings would hide it
+        truth[44:56, 64:76] = rng.integers(90, 140)
+        with pytest.raises(AnnotationError, match="only if it is black and white"):
+            read_mask(_saved(truth, "JPEG", quality=max(quality, 50)))
+
+
+def test_a_resized_mask_is_said_to_be_one(tmp_path: Path) -> None:
+    path = tmp_path / "resized.png"
+    Image.fromarray(ONE).resize((97, 61), Image.Resampling.BICUBIC).save(path)
+    with pytest.raises(
+        AnnotationError, match=r"'.*resized\.png' holds \d+ .*most likely been resized .*97 x 61.*NEAREST"
+    ):
+        read_mask(path)
+    with pytest.raises(
+        AnnotationError, match=r"the mask '.*resized\.png' is 97 x 61 pixels, its image 60 x 40 .*NEAREST"
+    ):
+        read_mask(path, size=(40, 60))
+    with pytest.raises(AnnotationError, match=r"is 97 x 61 pixels, its image 61 x 97 .* lies on its side"):
+        read_mask(path, size=(97, 61))
+    with pytest.raises(AnnotationError, match=r"is 97 x 61 pixels, its image 300 x 20 .* of another image"):
+        read_mask(path, size=(20, 300))
+
+
+def test_inverted_masks() -> None:
+    mask = torch.from_numpy(LABELS != 2).float()
+    assert seems_inverted(mask) and not seems_inverted(1 - mask)
+    sky = torch.ones(40, 60)
+    sky[20:, :] = 0  # reaches the border: the ground, not an object
+    speck = torch.ones(40, 60)
+    speck[3:5, 3:5] = 0
+    frame = torch.zeros(40, 60)
+    frame[:2], frame[-2:], frame[:, :2], frame[:, -2:] = 1, 1, 1, 1
+    for other in (sky, speck, frame, torch.ones(40, 60), torch.zeros(40, 60)):
+        assert not seems_inverted(other)

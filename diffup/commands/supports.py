@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from diffup.errors import AnnotationError
 
 if TYPE_CHECKING:
-    from diffup.annotation import Annotation
+    from diffup.annotation import AnnotationLike
 
 
 def add_supports(parser: argparse.ArgumentParser) -> None:
@@ -63,16 +63,16 @@ class _Annotate(argparse.Action):
         support.values.append(values)
 
 
-def read_annotation(support: SupportOptions) -> Annotation:
+def read_annotation(support: SupportOptions) -> AnnotationLike:
     """The annotation that a support image's options give."""
-    from diffup.annotation import Box, Mask, Points, Scribble
+    from diffup.annotation import Box, Points, Scribble
 
     if support.kind is None:
         return None
     if support.kind == "mask":
         if len(support.values) > 1:
             raise AnnotationError(f"--mask: {support.image} has {len(support.values)} masks; join them into one")
-        return Mask(support.values[0])
+        return support.values[0]  # read beside its image, whose size it must have
     if support.kind == "box":
         return Box([_numbers(text, 4, "--box", "x0,y0,x1,y1") for text in support.values])
     if support.kind == "points":
