@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from skimage import data
@@ -45,7 +46,7 @@ _box = st.tuples(
 _integer_point = st.tuples(st.integers(0, SIZE[1] - 1), st.integers(0, SIZE[0] - 1))
 
 
-@given(st.lists(_box, min_size=1, max_size=3))
+@given(st.lists(_box, min_size=1, max_size=3).filter(lambda boxes: np.max(boxes) > 1.01))
 @settings(max_examples=60, deadline=None)
 def test_boxes_equal_brute_force(boxes: list[tuple[float, float, float, float]]) -> None:
     regions = rasterise(Box(boxes), SIZE)
@@ -95,6 +96,7 @@ def test_points_equal_brute_force(points: list[tuple[int, int]], radius: float) 
 @given(st.floats(0, SIZE[1], exclude_max=True), st.floats(0, SIZE[0], exclude_max=True))
 @settings(max_examples=60, deadline=None)
 def test_every_point_within_the_image_marks_a_pixel_near_it(x: float, y: float) -> None:
+    assume(max(x, y) > 1.01)
     for annotation in (Points([(x, y)], radius=0.01), Scribble([(x, y)], width=0.01)):
         marked = rasterise(annotation, SIZE).foreground.nonzero()
         assert len(marked)
@@ -253,7 +255,16 @@ def test_single_images_and_lists_of_one_are_the_same() -> None:
         ([np.zeros(SIZE)] * 3, [None] * 2, AnnotationError, "^annotation: got 2 for 3 support images"),
         ([np.zeros(SIZE)] * 3, Box(1, 2, 3, 4), AnnotationError, "^annotation: got 1 for 3 support images"),
         (np.zeros(SIZE), [Box(1, 2, 3, 4), Box(2, 3, 4, 5)], AnnotationError, r"several boxes on one image are Box\("),
-        (np.zeros(SIZE), (1, 2, 3, 4), AnnotationError, "^annotation: got 4 for 1"),
+        (np.zeros(SIZE), (1, 2, 3, 4), AnnotationError, r"^annotation: .*For a box .* give Box\(1, 2, 3, 4\)"),
+        (np.zeros(SIZE), [1, 2, 3, 4], AnnotationError, r"^annotation: .*For a box .* give Box\(1, 2, 3, 4\)"),
+        (np.zeros(SIZE), [(1, 2, 3, 4)], AnnotationError, r"^annotation\[0\]: .*For a box .* give Box\(1, 2, 3, 4\)"),
+        (np.zeros(SIZE), [(1, 2), (3, 4)], AnnotationError, r"^annotation: .*give Points\(\[\(1, 2\), \(3, 4\)\]\)"),
+        (np.zeros(SIZE), np.array([1, 2, 3, 4]), AnnotationError, r"^annotation: .*If it is a box, give Box\(1, 2, 3"),
+        (np.zeros(SIZE), np.array([[1, 2, 3, 4]]), AnnotationError, r"^annotation: .* 30 x 20 pixels\..* Box\(array\)"),
+        (np.zeros(SIZE), torch.ones(3, 2), AnnotationError, r"^annotation: .* 30 x 20 pixels\..* Points\(array\)"),
+        (np.zeros(SIZE), Box(0, 0, 1, 1), AnnotationError, r"^annotation: .*fractions.*\(the image has 30 x 20 pixels"),
+        (np.zeros(SIZE), Points([(0, 0), (1, 1)]), AnnotationError, r"^annotation: .*fractions of it"),
+        ([np.zeros(SIZE)], [Scribble([(0, 0), (1, 1)])], AnnotationError, r"^annotation\[0\]: .*fractions of it"),
         ([np.zeros(SIZE)] * 4, (1, 2, 3, 4), AnnotationError, r"^annotation\[0\]: .*got 1 \(int\).*Box\(x0, y0"),
         ([np.zeros(SIZE), "gone.png"], None, ImageError, r"^support\[1\]: there is no file"),
         (np.full((*SIZE, 3), np.nan), None, ImageError, "^support: .*NaN"),
@@ -289,3 +300,106 @@ def test_any_input_gives_regions_or_an_annotation_error(kind: type, value: objec
         assert weights.min() >= 0 and weights.max() <= 1
     assert regions.foreground.any()
     assert (regions.foreground + regions.background).max() <= 1
+
+
+# --- another unit than pixels -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: Box(0.1, 0.1, 0.9, 0.9),
+        lambda: Box([(0.1, 0.2, 0.3, 0.4), (0.5, 0.5, 1, 1)]),
+        lambda: Box(0.5, 0.5, 0.2, 0.3),  # centre and size, which read as corners is inverted
+        lambda: Box(-0.0004, 0, 1.0002, 0.5),
+        lambda: Box(np.float32([0, 0.25, 1, 1])),
+        lambda: Points([(0.5, 0.5)]),
+        lambda: Points([(0.4, 0.5), (1, 0)]),
+        lambda: Points(torch.tensor([[0.4, 0.5]])),
+        lambda: Scribble([(0.1, 0.1), (0.9, 0.9)]),
+        lambda: Scribble([[(0, 0), (1, 1)], [(0.5, 0), (1, 1)]]),
+    ],
+)
+def test_fractions_are_refused_and_the_message_says_how_to_make_pixels(build: object) -> None:
+    with pytest.raises(AnnotationError, match="first pixel .* fractions .* pixels: multiply x by the image's width"):
+        build()  # type: ignore[operator]
+
+
+def test_positions_near_the_corner_are_pixels_where_something_else_says_so() -> None:
+    photo = np.zeros(SIZE)
+    for annotation in (
+        Points([(0, 0)]),
+        Points([(1, 1)]),
+        Scribble([(0, 0)]),
+        Points([(0.5, 0.5), (12, 3)]),
+        Scribble([[(0.2, 0.4), (0.9, 0.9)], [(5, 5)]]),
+        Box([(0.5, 0.5, 1, 1), (3, 3, 9, 9)]),
+        Box(0.5, 0.5, 1.5, 1.5),
+    ):
+        (support,) = pair_supports(photo, annotation)
+        assert support.regions.foreground.any()
+    (support,) = pair_supports(np.zeros((1, 1)), Box(0, 0, 1, 1))
+    assert not support.regions.annotated, "all of an image of one pixel"
+
+
+def test_bytes_are_masks_and_stroke_images(tmp_path: Path) -> None:
+    truth = np.zeros(SIZE, dtype=bool)
+    truth[3:9, 4:20] = True
+    path = tmp_path / "mask.png"
+    Image.fromarray(truth).save(path)
+    content = path.read_bytes()
+    for annotation in (content, Mask(content), Scribble(content)):
+        (support,) = pair_supports(np.zeros(SIZE), annotation)
+        assert torch.equal(support.regions.foreground, torch.from_numpy(truth).float())
+
+
+@pytest.mark.parametrize("give", [str, Mask, Scribble])
+def test_black_masks_and_masks_of_another_size_are_named_by_their_file(give: type, tmp_path: Path) -> None:
+    path = tmp_path / "black.png"
+    Image.fromarray(np.zeros(SIZE, np.uint8)).save(path)
+    with pytest.raises(
+        AnnotationError, match=r"^annotation: the .*'.*black\.png' is 0 everywhere \(black\), so it marks no"
+    ):
+        pair_supports(np.zeros(SIZE), give(str(path)))
+    Image.fromarray(np.eye(40, 60, dtype=bool)).save(path)
+    with pytest.raises(
+        AnnotationError, match=r"^annotation: the .*'.*black\.png' is 60 x 40 pixels, its image 30 x 20"
+    ):
+        pair_supports(np.zeros(SIZE), give(str(path)))
+
+
+def test_the_size_of_a_resized_mask_is_named_before_its_values(tmp_path: Path) -> None:
+    path = tmp_path / "resized.png"
+    truth = Image.fromarray(np.kron(np.eye(2, dtype=np.uint8), np.full((10, 15), 255, np.uint8)))
+    truth.resize((77, 51), Image.Resampling.BICUBIC).save(path)
+    with pytest.raises(AnnotationError, match=r"'.*resized\.png' is 77 x 51 pixels, its image 30 x 20 .*NEAREST"):
+        pair_supports(np.zeros(SIZE), path)
+
+
+def test_inverted_masks_warn_once_a_call() -> None:
+    mask = np.ones(SIZE, dtype=bool)
+    mask[5:12, 8:20] = False
+    with pytest.warns(UserWarning, match=r"annotation\[0\] .*annotation\[2\] .*: marks most .*inverted") as caught:
+        pair_supports([np.zeros(SIZE)] * 3, [mask, ~mask, Mask(mask)])
+    assert len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pair_supports([np.zeros(SIZE)] * 2, [~mask, Box(0, 0, 29, 20)])
+
+
+@pytest.mark.parametrize(
+    ("annotation", "annotated"),
+    [
+        (None, False),
+        (Mask(np.ones(SIZE)), False),  # tells no pixel from another
+        (Box(0, 0, SIZE[1], SIZE[0]), False),
+        (Mask(np.eye(*SIZE)), True),
+        (Mask(np.full(SIZE, 0.9999)), True),
+        (Box(0, 0, SIZE[1] - 1, SIZE[0]), True),
+        (Points([(3, 3)]), True),
+        (Points([(15, 10)], radius=50), False),
+        (Scribble([(3, 3), (9, 9)]), True),
+    ],
+)
+def test_what_counts_as_annotated(annotation: Mask | Box | Scribble | Points | None, annotated: bool) -> None:
+    assert rasterise(annotation, SIZE).annotated is annotated

@@ -8,13 +8,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from fakes import pad_channels, random_episode, rotate
+from fakes import FakeBackbone, pad_channels, random_episode, rotate
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from skimage import data
 from torch import Tensor
 
 from diffup.annotation import Box, Mask, Points, Scribble, pair_supports
 from diffup.errors import ConfigError
+from diffup.images import resize_image
 from diffup.priors.condition import (
     SIZES,
     Condition,
@@ -27,6 +29,7 @@ from diffup.priors.condition import (
 from diffup.priors.config import PRIOR_KINDS, PriorConfig
 from diffup.priors.similarity import resize_weights
 from diffup.priors.view_priors import calibrated_contrast, place, pool_to_grid
+from diffup.priors.views import warp
 from diffup.support import plan_views, support_features, view_regions
 
 CONFIGS = {
@@ -418,6 +421,28 @@ def test_a_view_that_loses_sight_of_the_object_does_not_count(corner: tuple[int,
         support.annotated[:, seen],
     )
     assert_same(condition, build_condition(query, only, images, config))
+
+
+def test_a_mask_that_fills_a_closer_look_is_a_mask_in_every_view() -> None:
+    photo = torch.from_numpy(data.chelsea()).permute(2, 0, 1).float() / 255
+    height, width = photo.shape[1:]
+    mask = torch.zeros(height, width, dtype=torch.bool)
+    mask[height // 14 : height - height // 14, width // 14 : width - width // 14] = True  # 85 % of either side
+    encoder, plan = FakeBackbone(), plan_views(1)
+    small = resize_image(photo, encoder.input_size)[None]
+    levels = encoder.pyramid(torch.cat([warp(small, view) for _, view in plan]))
+    masked, bare = (support_features(levels, pair_supports(photo, given), plan) for given in (Mask(mask), None))
+    assert masked.annotated.all() and not bare.annotated.any()
+    assert masked.foreground[0, 2].min() > 0.999, "the closer look shows the mask alone"
+    config = CONFIGS["default"]
+    foreground, background = place(levels[2][None], masked.foreground, masked.background, masked.annotated, config)
+    assert foreground[0, 2].min() > 0.999 and background[0, 2].max() < 1e-3
+    salient, _ = place(levels[2][None], bare.foreground, bare.background, bare.annotated, config)
+    assert salient[0, 2].min() < 0.1
+    query = [level[:1].flip(-1) for level in levels]
+    closer = [replace(side, valid=torch.tensor([[False, False, True]])) for side in (masked, bare)]
+    priors = [fused_priors(query, side, config)[2][:, 0] for side in closer]
+    assert (priors[0] - priors[1]).abs().mean() > 0.05, "the mask, not what stands out"
 
 
 # --- the config ------------------------------------------------------------------------------------------------------
