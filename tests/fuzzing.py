@@ -38,7 +38,11 @@ MODES = (
     "I;16",
     "I;16B",
 )
-FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "GIF", "BMP", "PPM", "ICO", "JPEG2000", "TGA", "PCX", "EPS", "PDF", "MPO")
+FORMATS = (
+    *("PNG", "JPEG", "TIFF", "WEBP", "GIF", "BMP", "PPM", "ICO", "JPEG2000", "TGA", "PCX", "EPS", "PDF", "MPO"),
+    *("AVIF", "ICNS", "DDS", "QOI", "SGI", "IM", "DIB"),
+)
+XMP = '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf tiff:Orientation="{}"/></x:xmpmeta>'
 
 
 def outcome(call: Callable[[], T]) -> T | None:
@@ -72,7 +76,8 @@ def files(draw: st.DrawFn) -> bytes:
     image = draw(pil_images())
     for mode in (image.mode, "RGB"):
         try:
-            image.convert(mode).save(buffer, format=draw(st.sampled_from(FORMATS)), exif=image.getexif())
+            options = {"xmp": XMP.format(draw(st.integers(0, 9))).encode()} if draw(st.booleans()) else {}
+            image.convert(mode).save(buffer, format=draw(st.sampled_from(FORMATS)), exif=image.getexif(), **options)
             break
         except Exception:
             buffer = io.BytesIO()

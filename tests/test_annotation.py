@@ -321,7 +321,7 @@ def test_any_input_gives_regions_or_an_annotation_error(kind: type, value: objec
     ],
 )
 def test_fractions_are_refused_and_the_message_says_how_to_make_pixels(build: object) -> None:
-    with pytest.raises(AnnotationError, match="first pixel .* fractions .* pixels: multiply x by the image's width"):
+    with pytest.raises(AnnotationError, match=r"first pixel .* fractions .* pixels: multiply x by the image's width"):
         build()  # type: ignore[operator]
 
 

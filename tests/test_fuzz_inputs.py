@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from fakes import FakeBackbone, random_decoder, tiny_config
 from fuzzing import ANYTHING, SIZES, arrays, files, outcome, pil_images, tensors
 from hypothesis import given
@@ -19,8 +20,8 @@ from PIL import Image
 
 from diffup import Box, DiffUp, Mask, Points, Scribble
 from diffup.annotation import parse_annotation, rasterise
-from diffup.errors import DiffUpError, ImageError
-from diffup.images import read_image
+from diffup.errors import AnnotationError, DiffUpError, ImageError
+from diffup.images import read_image, upright_size
 from diffup.masks import read_mask
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Pillow's and numpy's, about what is damaged
@@ -52,6 +53,13 @@ def check_mask(source: object) -> None:
         assert mask.isfinite().all() and mask.min() >= 0 and mask.max() <= 1
 
 
+def check_size(source: Path | bytes) -> None:
+    """What is read has the size that `upright_size` tells; what has none cannot be read."""
+    size = outcome(lambda: upright_size(source, "image"))
+    image = outcome(lambda: read_image(source))
+    assert image is None or size == tuple(image.shape[1:])
+
+
 @given(IMAGES)
 def test_images_in_memory(source: object) -> None:
     check_image(source)
@@ -68,6 +76,95 @@ def test_files(folder: Path, content: bytes) -> None:
     path.write_bytes(content)
     check_image(path)
     check_mask(path)
+    check_size(path)
+    check_size(content)
+
+
+@st.composite
+def label_maps(draw: st.DrawFn) -> np.ndarray:
+    """Labels of one to four classes, each a rectangle of its own, far from the others."""
+    labels = np.zeros((64, 64), np.uint8)
+    for number in range(draw(st.integers(1, 4))):
+        y, x = draw(st.integers(2, 12)) + 32 * (number // 2), draw(st.integers(2, 12)) + 32 * (number % 2)
+        labels[y : y + draw(st.integers(8, 16)), x : x + draw(st.integers(8, 16))] = number + 1
+    return labels
+
+
+@st.composite
+def masks_of_labels(draw: st.DrawFn, labels: np.ndarray) -> object:
+    """A label map in one of the forms that programs write, all of which keep its classes apart."""
+    rng = np.random.default_rng(draw(st.integers(0, 99)))
+    classes = int(labels.max())
+    colours = rng.permutation([(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)])[:classes].astype(np.uint8)
+    rgb = np.vstack([np.zeros((1, 3), np.uint8), colours])[labels]
+    alpha = np.minimum(labels, 1) * np.uint8(draw(st.sampled_from([255, 255, 128])))
+    form = draw(st.sampled_from(["indices", "grey", "colours", "cut out", "palette", "clear", "JPEG"]))
+    if form in ("indices", "grey"):
+        return labels if form == "indices" else labels * np.uint8(255 // classes)
+    buffer = io.BytesIO()
+    if form == "JPEG":
+        grey = labels * np.uint8(255 // classes)
+        Image.fromarray(grey).save(buffer, format="JPEG", quality=draw(st.integers(75, 100)))
+    elif form in ("palette", "clear"):
+        image = Image.frombytes("P", labels.shape[::-1], labels.tobytes())
+        image.putpalette([0, 0, 0, *colours.flatten().tolist()])
+        image.save(buffer, format="PNG", **({"transparency": 0} if form == "clear" else {}))
+    else:
+        pixels = rgb if form == "colours" else np.dstack([rgb, alpha])
+        if draw(st.booleans()):
+            return pixels
+        Image.fromarray(pixels).save(buffer, format=draw(st.sampled_from(["PNG", "TIFF"])))
+    return buffer.getvalue()
+
+
+@given(st.data())
+def test_masks_of_one_class_are_read_and_of_several_refused(data: st.DataObject) -> None:
+    labels = data.draw(label_maps())
+    source = data.draw(masks_of_labels(labels))
+    if labels.max() == 1:
+        assert np.array_equal(read_mask(source).numpy(), labels > 0)
+        return
+    with pytest.raises(AnnotationError, match=r"pixels\)|black and white"):
+        read_mask(source)
+
+
+FRACTIONS = st.floats(0, 1).filter(lambda number: 0.001 < number < 0.999)
+
+
+@given(st.lists(st.tuples(FRACTIONS, FRACTIONS), min_size=2, max_size=5, unique=True), SIZES)
+def test_fractions_are_refused_and_their_pixels_read(
+    positions: list[tuple[float, float]], size: tuple[int, int]
+) -> None:
+    width, height = size
+    pixels = np.array(positions) * (width, height)
+    corners = np.array([np.min(positions, axis=0), np.max(positions, axis=0)])
+    for make in (partial(Points, positions), partial(Scribble, positions), partial(Box, corners.flatten())):
+        with pytest.raises(AnnotationError, match="multiply x by the image's width"):
+            make()
+    if pixels.max() > 1.01:
+        for annotation in (Points(pixels), Scribble(pixels)):
+            assert rasterise(annotation, (height, width)).foreground.any()
+    box = (corners * (width, height)).flatten()
+    if box.max() > 1.01 and (box[2:] > box[:2]).all():
+        assert rasterise(Box(box), (height, width)).foreground.any()
+
+
+@given(st.integers(8, 16), st.integers(0, 99), st.sampled_from(["array", "tensor", "PNG", "TIFF"]))
+def test_white_of_any_depth(bits: int, seed: int, form: str) -> None:
+    white = 2**bits - 1
+    pixels = np.random.default_rng(seed).integers(0, white + 1, (7, 9)).astype(np.uint16)
+    pixels[3, 4] = white
+    source: object = torch.from_numpy(pixels.astype(np.int32)).to(torch.uint16) if form == "tensor" else pixels
+    if form in ("PNG", "TIFF"):
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, format=form)
+        source = buffer.getvalue()
+    expected = torch.from_numpy(pixels.astype(np.float32) / white).expand(3, -1, -1)
+    torch.testing.assert_close(read_image(source, white=white), expected)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.testing.assert_close(read_image(source).max(), torch.tensor(white / 65535))
+    assert len(caught) == (bits <= 14)
 
 
 BOXES = st.lists(st.floats(-10, 80) | st.integers(-5, 70), min_size=3, max_size=5)
@@ -118,7 +215,7 @@ def episodes(draw: st.DrawFn) -> tuple[object, list[object], list[object]]:
             None,
             Mask(rng.random((height, width)) > 0.5),
             Box(0, 0, width, height),
-            Points([(width / 2, height / 2)]),
+            Points([(width // 2, height // 2)]),
             Scribble([(0, 0), (width - 1, height - 1)]),
         ]
         annotated.append(draw(st.sampled_from(right) | ANYTHING))
