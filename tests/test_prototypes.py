@@ -213,17 +213,16 @@ def rewrite(path: Path, tensors: dict[str, object], **facts: object) -> None:
 def test_files_of_before_the_flag_tell_annotated_supports_by_their_whole_image(
     model: DiffUp, shots: int, tmp_path: Path
 ) -> None:
-    close = np.zeros(MASKS[0].shape, dtype=bool)
-    close[5:-5, 5:-5] = True  # all of the closer view
-    for given in ([close, None, Box(5, 5, 40, 40)][:shots], [None, close, None][:shots]):
-        made = model.prototypes(list(IMAGES[:shots]), given, name="dog", keep_images=True)
+    close = [np.pad(np.ones((len(mask) - 10, mask.shape[1] - 10), dtype=bool), 5) for mask in MASKS]
+    for marks in ([close[0], None, Box(5, 5, 40, 40)][:shots], [None, close[1], None][:shots]):
+        made = model.prototypes(list(IMAGES[:shots]), marks, name="dog", keep_images=True)
         path = made.save(tmp_path / "dog.safetensors")
         assert torch.equal(Prototypes.load(path).features.annotated, made.features.annotated)
         rewrite(path, {"annotated": None} | {f"kept.{index}.annotated": None for index in range(shots)})
         old = Prototypes.load(path)
         assert torch.equal(old.features.annotated, made.features.annotated)
         assert torch.equal(old.rebuild(model).features.annotated, made.features.annotated)
-        assert made.features.annotated[0].tolist() == [a is not None for a in given] * (3 if shots == 1 else 1)
+        assert made.features.annotated[0].tolist() == [a is not None for a in marks] * (3 if shots == 1 else 1)
 
 
 @pytest.mark.parametrize(
