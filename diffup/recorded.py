@@ -13,7 +13,7 @@ import json
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 from urllib.parse import unquote
@@ -162,48 +162,109 @@ class Files:
         Raises:
             error: there is no such file, or several fit.
         """
+        path = self.search(recorded, argument, error)
+        if path is None:
+            raise error(
+                f"{argument}: {os.fspath(recorded)!r} is no file in {os.fspath(self.folder)!r}, and neither is an end "
+                "of that path. Give the folder that recorded paths start from, and check the name"
+            )
+        return path
+
+    def search(
+        self, recorded: str | os.PathLike[str], argument: str, error: type[DiffUpError] = FormatError
+    ) -> Path | None:
+        """As `find`, but `None` where there is no such file.
+
+        Raises:
+            error: several fit.
+        """
         text = os.fspath(recorded)
-        if _is_file(self.folder / text):
+        if self._exact(text):
             return self.folder / text
-        found: dict[str, Path] = {}
         for form, parts in _readings(text):
-            if _is_file(self.folder / form):
+            if self._exact(form):
                 return self.folder / form
-            for start in range(len(parts)):
-                for path in [] if start and ".." in parts[start:] else self._below(parts[start:]):
-                    found.setdefault(os.path.realpath(path), path)
-                if found and start == 0:
-                    break  # the whole path is there
+            found = self._below(parts)  # the whole path, or else its ends
+            for start in range(1, 0 if found else len(parts)):
+                found += [] if ".." in parts[start:] else self._below(parts[start:])
+            if len(found) > 1:
+                found = list({os.path.realpath(path): path for path in found}.values())
+            if len(found) > 1:
+                raise error(
+                    f"{argument}: {text!r} may be {' or '.join(sorted(str(path) for path in found))}. Rename or move "
+                    "all but one, or record the path as it is"
+                )
             if found:
-                break
-        if len(found) > 1:
-            raise error(
-                f"{argument}: {text!r} may be {' or '.join(sorted(str(path) for path in found.values()))}. Rename or "
-                "move all but one, or record the path as it is"
-            )
-        if not found:
-            raise error(
-                f"{argument}: {text!r} is no file in {os.fspath(self.folder)!r}, and neither is an end of that path. "
-                "Give the folder that recorded paths start from, and check the name"
-            )
-        return next(iter(found.values()))
+                return found[0]
+        return None
+
+    def _exact(self, text: str) -> bool:
+        return _is_file(self.folder / text)
 
     def _below(self, parts: tuple[str, ...]) -> list[Path]:
         """The files of these names below the folder, one folder within the other."""
         places = [self.folder]
-        for part in parts:
-            places = [place / name for place in places for name in self._like(place, part)]
+        for index, part in enumerate(parts):
+            like = self._files_like if index == len(parts) - 1 else self._like
+            places = [place / name for place in places for name in like(place, part)]
         return [place for place in places if _is_file(place)]
+
+    def _files_like(self, folder: Path, part: str) -> list[str]:
+        return self._like(folder, part)
 
     def _like(self, folder: Path, part: str) -> list[str]:
         if part == "..":
             return [part]
         if folder not in self._listed:
-            try:
-                self._listed[folder] = Names(os.listdir(folder))  # noqa: PTH208
-            except OSError:  # no folder, or one that may not be read
-                self._listed[folder] = Names(())
+            self._listed[folder] = Names(_names_in(folder))
         return self._listed[folder].like(part)
+
+
+class Pictures(Files):
+    """The image files below a folder, found by their names with or without the ending.
+
+    Args:
+        folder: what names start from.
+        endings: endings of the files, in small letters; capitals are found too.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], endings: Collection[str]) -> None:
+        super().__init__(folder)
+        self._endings = endings
+        self._stems: dict[Path, tuple[dict[str, list[str]], Names]] = {}
+
+    def names(self) -> list[str]:
+        """Names, without endings, of the files that lie in the folder itself, sorted."""
+        return sorted(self._by_stem(self.folder)[0])
+
+    def _exact(self, text: str) -> bool:
+        return self._fits(text) and super()._exact(text)
+
+    def _fits(self, name: str) -> bool:
+        return PurePosixPath(name).suffix.lower() in self._endings and not name.startswith(".")
+
+    def _files_like(self, folder: Path, part: str) -> list[str]:
+        named = [name for name in self._like(folder, part) if self._fits(name)]
+        if named:
+            return named
+        by_stem, stems = self._by_stem(folder)
+        return [name for stem in stems.like(part) or stems.like(without_ending(part)) for name in by_stem[stem]]
+
+    def _by_stem(self, folder: Path) -> tuple[dict[str, list[str]], Names]:
+        if folder not in self._stems:
+            found: dict[str, list[str]] = {}
+            for name in filter(self._fits, _names_in(folder)):
+                found.setdefault(PurePosixPath(name).stem, []).append(name)
+            self._stems[folder] = found, Names(found)
+        return self._stems[folder]
+
+
+def _names_in(folder: Path) -> list[str]:
+    """Names in a folder; none where there is no folder or it may not be read."""
+    try:
+        return os.listdir(folder)  # noqa: PTH208
+    except (OSError, ValueError):
+        return []
 
 
 def _readings(text: str) -> Iterator[tuple[str, tuple[str, ...]]]:
