@@ -151,8 +151,8 @@ class IndexMasks(ABC):
         """
         path = self.mask_path(name)
         mask = read_index_mask(path)
-        check_values(mask, path, self.classes, self.ignore)
         check_mask_size(mask.shape, path, self.image_path(name), name)
+        check_values(mask, path, self.classes, self.ignore)
         return mask
 
     def files(self, names: Iterable[str]) -> list[Path]:
@@ -282,12 +282,14 @@ def check_listed_once(names: Iterable[str], where: str, key: Callable[[str], obj
     """
     seen: dict[object, str] = {}
     for name in names:
-        first = seen.setdefault(name_key(name) if key is None else key(name), name)
-        if first is not name:
+        known = name_key(name) if key is None else key(name)
+        if known in seen:
+            first = seen[known]
             twice = f"{name!r} twice" if first == name else f"{first!r} and {name!r}, which are one image"
             raise DataError(
                 f"{where} lists {twice}; it would be support and query of one episode. List every image once"
             )
+        seen[known] = name
 
 
 def name_key(name: str) -> str:
