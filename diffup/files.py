@@ -28,8 +28,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     path = Path(path)
     with telling(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Of the name only the start, or a name as long as the system allows could not be written.
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{_PREFIX}{path.stem[:20]}-", suffix=path.suffix[-10:])
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{_PREFIX}{path.stem}-", suffix=path.suffix)
         os.close(handle)
         with _moving(Path(name), path) as temporary:
             yield temporary
