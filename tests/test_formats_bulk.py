@@ -213,6 +213,8 @@ def test_records_without_the_class_are_passed_over(photo: Path) -> None:
     np.testing.assert_array_equal(pixels(read_huggingface(rows).annotation[0]), SQUARE)
     rows = [{"image": image, "objects": None}, {"image": image, "objects": {"bbox": [[1, 1, 5, 0], [10, 10, 10, 10]]}}]
     assert read_huggingface(rows).annotation == [Box(10, 10, 20, 20)]
+    with pytest.raises(FormatError, match=r"rows\[0\]\.objects: expected rows of pixels"):
+        read_huggingface({"image": image, "objects": [None, []]})
     with pytest.raises(FormatError, match=r"rows\[0\]\.msk: there is no such column; the row has image, objects"):
         read_huggingface(rows, column="msk")
     with pytest.raises(FormatError, match=r"rows\[0\]\.objects: every object has one value of each field"):

@@ -345,7 +345,7 @@ def listed(value: object) -> object:
     """Objects of "0", "1", ... as lists, so that `changed` reaches into them."""
     if not isinstance(value, dict):
         return value
-    if value and all(key in ("0", "1", "unknown", "") for key in value):
+    if "0" in value or "1" in value:
         return [listed(one) for one in value.values()]
     return {key: listed(one) for key, one in value.items()}
 

@@ -229,7 +229,7 @@ def _stored_mask(record: Mapping[str, Any], files: Files, where: str) -> Any:
     if isinstance(value, str):
         value = decode_base64(value, f"{where}.mask")
     if not isinstance(value, bytes):
-        return np.asarray(value)
+        return _array(value, f"{where}.mask")
     try:
         inflater = zlib.decompressobj()
         content = inflater.decompress(value, 8 * MAX_PIXELS)
@@ -263,7 +263,14 @@ def _picture(value: Any, files: Files, where: str) -> Any:
         value = field(value, "path", (str, os.PathLike), where)
     if isinstance(value, str | os.PathLike):
         return files.find(value, where)
-    return np.asarray(value) if isinstance(value, list) else value
+    return _array(value, where) if isinstance(value, list) else value
+
+
+def _array(value: Any, where: str) -> npt.NDArray[Any]:
+    try:
+        return np.asarray(value)
+    except ValueError as error:  # lists of different lengths
+        raise FormatError(f"{where}: expected rows of pixels, got {describe(value)}") from error
 
 
 def _size_of(image: ImageLike, where: str) -> tuple[int, int]:
