@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import builtins
 import json
 import pickle
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -257,15 +257,8 @@ def test_faulty_lists_are_refused(tmp_path: Path, content: Any, named: str) -> N
 
 
 def test_without_pycocotools_the_remedy_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = builtins.__import__
-
-    def without(name: str, *args: Any, **kwargs: Any) -> Any:
-        if name.startswith("pycocotools"):
-            raise ImportError(name)
-        return plain(name, *args, **kwargs)
-
     data = Coco20i.open(make_coco(tmp_path / "coco"))
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "pycocotools.mask", None)
     with pytest.raises(MissingPackageError, match=r'pip install "diffup\[eval\]"'):
         data.mask(NAME(1))
 

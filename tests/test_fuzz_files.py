@@ -1,24 +1,45 @@
-"""Configs, weights, checkpoints and records of every wrongness: read as they should be, or an error of our own."""
+"""Configs, weights, records and other tools' files of every wrongness: read right, or an error of our own."""
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import struct
+import unicodedata
+import warnings
 from pathlib import Path
+from urllib.parse import quote
 
+import numpy as np
 import pytest
 import torch
 from fakes import random_decoder, tiny_config
 from fuzzing import ANYTHING, outcome
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from diffup.backbones.checkpoint import read_weights
+from diffup.data.folder import LabelledFolder
 from diffup.decoder.config import DecoderConfig
 from diffup.decoder.weights import CONFIG, WEIGHTS, load_decoder, save_decoder
 from diffup.errors import ConfigError, DiffUpError
 from diffup.evaluation.record import EpisodeRecord
+from diffup.formats import (
+    coco_annotations,
+    coco_document,
+    decode_segmentation,
+    encode_rle,
+    read_coco,
+    read_fiftyone,
+    read_huggingface,
+    read_labelme,
+)
+from diffup.formats.rle import decode_rle
+from diffup.recorded import Files, read_json
 from diffup.training.checkpoint import load_checkpoint, save_checkpoint
 from diffup.training.config import TrainConfig
 
@@ -203,3 +224,184 @@ def test_sizes_that_no_memory_holds_are_refused_at_once() -> None:
         with pytest.raises(ConfigError, match=r"or less|must be 0 to"):
             DecoderConfig.from_json(json.dumps(fields))
     assert issubclass(ConfigError, DiffUpError)
+
+
+# --- other tools' files ----------------------------------------------------------------------------------------------
+
+SMALL_MASKS = hnp.arrays(np.bool_, st.tuples(st.integers(1, 20), st.integers(1, 20)))
+
+
+@given(st.data())
+def test_run_lengths(data: st.DataObject) -> None:
+    """What is decoded are exactly the runs; whatever is cut off, longer or changed is refused or is another mask."""
+    pytest.importorskip("pycocotools")
+    mask = data.draw(SMALL_MASKS)
+    counts = encode_rle(mask)["counts"]
+    np.testing.assert_array_equal(decode_rle({"size": list(mask.shape), "counts": counts}, mask.shape, "it"), mask)
+    damage = data.draw(st.sampled_from(["cut", "longer", "changed", "any", "size", "plain"]))
+    if damage == "cut":
+        counts = counts[: data.draw(st.integers(0, len(counts) - 1))]
+    elif damage == "longer":
+        counts += data.draw(st.text(min_size=1, max_size=3))
+    elif damage == "changed":
+        place = data.draw(st.integers(0, len(counts) - 1))
+        counts = counts[:place] + data.draw(st.characters()) + counts[place + 1 :]
+    elif damage == "any":
+        counts = data.draw(st.text(max_size=12) | st.binary(max_size=12) | ANYTHING)
+    elif damage == "plain":
+        counts = data.draw(st.lists(st.integers(-5, 400) | st.floats() | ANYTHING, max_size=5))
+    size = data.draw(ANYTHING) if damage == "size" else list(mask.shape)
+    if data.draw(st.booleans()) and isinstance(counts, str):
+        counts = counts.encode("utf-8", "surrogatepass")
+    found = outcome(lambda: decode_segmentation({"size": size, "counts": counts}, mask.shape))
+    if damage == "cut":  # a run of length 0 may be missing at the end
+        assert found is None or np.array_equal(found, mask)
+    if found is not None:
+        assert found.shape == mask.shape and found.dtype == np.bool_
+
+
+FILE_NAMES = st.text(
+    st.characters(codec="utf-8", exclude_characters="/\\\0", exclude_categories=("Cs",)), min_size=1, max_size=12
+).filter(lambda name: name not in (".", "..") and len(name.encode()) < 100)
+"""Names in every script; a back-slash within a name is a separator to whoever records it on Windows."""
+
+
+def recorded_forms(folder: str, name: str) -> dict[str, str]:
+    """The path of `folder`/`name` as programs on three systems record it."""
+    return {
+        "as it is": f"{folder}/{name}",
+        "Windows": f"{folder}\\{name}",
+        "drive": f"C:\\data\\{folder}\\{name}",
+        "share": f"\\\\server\\share\\{folder}\\{name}",
+        "Linux": f"/home/me/data/{folder}/{name}",
+        "NFD": unicodedata.normalize("NFD", f"/Users/me/{folder}/{name}"),
+        "NFC": unicodedata.normalize("NFC", f"{folder}/{name}"),
+        "URL": f"file:///Users/me/{quote(folder)}/{quote(name)}",
+        "Windows URL": f"file:///C:/data/{quote(folder)}/{quote(name)}",
+        "percent": quote(f"{folder}/{name}"),
+        "Label Studio": f"/data/local-files/?d={quote(f'{folder}/{name}')}",
+    }
+
+
+@given(FILE_NAMES, FILE_NAMES)
+def test_recorded_paths_of_three_systems(good: Path, folder: str, name: str) -> None:
+    root, name = good / "recorded", f"{name}.png"
+    shutil.rmtree(root, ignore_errors=True)
+    (root / folder).mkdir(parents=True)
+    (root / folder / name).touch()
+    for form, recorded in recorded_forms(folder, name).items():
+        plain = not set("%:?") & set(folder + name)  # else a form may be read in another way, and be refused
+        found = outcome(lambda recorded=recorded: Files(root).find(recorded, "it"))
+        assert found is not None or not plain, form
+        assert found is None or found.samefile(root / folder / name), form
+
+
+@given(st.text(max_size=30) | st.sampled_from(["/" * 5000, "..\\" * 99, "file://", "C:", "\\\\", "?d=", "%00", "a\0b"]))
+def test_any_recorded_path(good: Path, recorded: str) -> None:
+    found = outcome(lambda: Files(good).find(recorded, "it"))
+    assert found is None or found.is_file()
+
+
+@given(st.binary(max_size=40) | JSON.map(json.dumps).flatmap(lambda text: st.sampled_from(ENCODINGS).map(text.encode)))
+def test_any_json_file(good: Path, content: bytes) -> None:
+    (good / "any.json").write_bytes(content)
+    outcome(lambda: read_json(good / "any.json"))
+
+
+ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "utf-32", "utf-16-le", "cp1252")
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("pycocotools")
+    path = tmp_path_factory.mktemp("photos") / "a.png"
+    Image.new("RGB", (30, 20)).save(path)
+    return path
+
+
+BOX, RUNS = [3, 4, 10, 8], {"size": [20, 30], "counts": [90, 10, 500]}
+COCO = {
+    "images": {"0": {"id": 1, "file_name": "a.png", "width": 30, "height": 20}},
+    "categories": {"0": {"id": 1, "name": "x"}},
+    "annotations": {
+        "0": {"image_id": 1, "category_id": 1, "bbox": BOX, "segmentation": [[3, 4, 13, 4, 13, 12]], "iscrowd": 0},
+        "1": {
+            "image_id": 1,
+            "category_id": 1,
+            "bbox": BOX,
+            "segmentation": {"size": [20, 30], "counts": [90, 10, 500]},
+        },
+    },
+}
+SHAPES = {
+    "0": {"label": "x", "shape_type": "polygon", "points": [[3, 4], [13, 4], [13, 12]]},
+    "1": {"label": "x", "shape_type": "polygon", "points": [[1, 1], [9, 9]]},
+}
+LABELME = {"imagePath": "a.png", "imageData": None, "imageHeight": 20, "imageWidth": 30, "shapes": SHAPES}
+OBJECT = {"label": "x", "bounding_box": [0.1, 0.2, 0.4, 0.4], "bbox": BOX, "category": 1}
+
+
+def listed(value: object) -> object:
+    """Objects of "0", "1", ... as lists, so that `changed` reaches into them."""
+    if not isinstance(value, dict):
+        return value
+    if "0" in value or "1" in value:
+        return [listed(one) for one in value.values()]
+    return {key: listed(one) for key, one in value.items()}
+
+
+@given(changed(COCO), st.booleans(), st.sampled_from(["raise", "skip"]))
+def test_coco_files(photo: Path, content: dict[str, object], boxes: bool, on_error: str) -> None:
+    (photo.parent / "c.json").write_text(json.dumps(listed(content)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = outcome(lambda: read_coco(photo.parent / "c.json", photo.parent, "x", boxes=boxes, on_error=on_error))
+    if found is not None:
+        assert [os.fspath(path) for path in found.support] == [str(photo)] and len(found.annotation) == 1
+
+
+@given(changed(LABELME))
+def test_labelme_files(photo: Path, content: dict[str, object]) -> None:
+    (photo.parent / "l.json").write_text(json.dumps(listed(content)))
+    found = outcome(lambda: read_labelme(photo.parent / "l.json", "x"))
+    assert found is None or len(found.support) == len(found.annotation) == 1
+
+
+@given(
+    changed({"filepath": "a.png", "gt": {"detections": {"0": OBJECT, "1": OBJECT}}}),
+    changed({"objects": {"0": OBJECT}}),
+)
+def test_records_in_memory(photo: Path, sample: dict[str, object], row: dict[str, object]) -> None:
+    outcome(lambda: read_fiftyone(listed(sample), "x", "gt", images=photo.parent))
+    outcome(lambda: read_huggingface({"image": Image.open(photo), **listed(row)}, 1))
+
+
+@given(FILE_NAMES, st.text(max_size=12))
+def test_names_in_every_script(photo: Path, file: str, category: str) -> None:
+    folder = photo.parent / "names"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    shutil.copy(photo, folder / f"{file}.png")
+    image = {"id": 1, "file_name": f"{file}.png", "width": 30, "height": 20}
+    document = coco_document([image], coco_annotations([np.eye(20, 30) > 0], 1, [1]), [category])
+    (folder / "c.json").write_text(json.dumps(document))
+    assert read_coco(folder / "c.json", folder, category).support == [folder / f"{file}.png"]
+
+
+@given(st.lists(FILE_NAMES, min_size=1, max_size=3, unique=True), st.sampled_from(["NFC", "NFD"]), st.booleans())
+def test_lists_of_names_in_every_script(photo: Path, names: list[str], form: str, endings: bool) -> None:
+    root = photo.parent / "lists"
+    shutil.rmtree(root, ignore_errors=True)
+    for part in ("images", "masks"):
+        (root / part).mkdir(parents=True)
+    for name in names:
+        shutil.copy(photo, root / "images" / f"{name}.PNG")
+        Image.fromarray(np.ones((20, 30), np.uint8)).save(root / "masks" / f"{name}.png")
+    shown = [unicodedata.normalize(form, name) + (".jpg" if endings else "") for name in names]
+    content = {"classes": {"1": "x"}, "folds": {}, "images": {"test": shown}}
+    (root / "splits.json").write_text(json.dumps(content))
+    data = outcome(lambda: LabelledFolder.open(root))
+    if data is not None:
+        found = [outcome(lambda name=name: data.image_path(name)) for name in shown]
+        for name, path in zip(names, found, strict=True):
+            assert path is None or path.samefile(root / "images" / f"{name}.PNG")

@@ -6,14 +6,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
 from diffup.errors import DataError
-from diffup.images import open_image, read_image
+from diffup.images import open_image, read_image, upright_size
+from diffup.recorded import read_text, same_name, without_ending
 
 Pair: TypeAlias = tuple[str, int]
 """An image's name and the id of a class in it."""
@@ -119,6 +120,12 @@ class IndexMasks(ABC):
 
     ignore: int
 
+    if TYPE_CHECKING:  # a field of some, a property of others
+
+        @property
+        def classes(self) -> dict[int, str]:
+            """Class names by id."""
+
     @abstractmethod
     def image_path(self, name: str) -> Path:
         """Path of an image."""
@@ -139,9 +146,14 @@ class IndexMasks(ABC):
         """A class-index mask, (H, W) uint8.
 
         Raises:
-            DataError: it is missing or not an index image.
+            DataError: it is missing, not an index image, of another size than its image, or holds values that are no
+                class.
         """
-        return read_index_mask(self.mask_path(name))
+        path = self.mask_path(name)
+        mask = read_index_mask(path)
+        check_mask_size(mask.shape, path, self.image_path(name), name)
+        check_values(mask, path, self.classes, self.ignore)
+        return mask
 
     def files(self, names: Iterable[str]) -> list[Path]:
         """The files of images and their masks.
@@ -213,17 +225,118 @@ def read_index_mask(path: Path) -> npt.NDArray[np.uint8]:
     return np.array(image)
 
 
+def check_mask_size(size: tuple[int, ...], path: Path, image: Path, name: str) -> None:
+    """Check that a mask has its image's size.
+
+    Args:
+        size: (height, width) of the mask.
+        path: file of the mask.
+        image: file of the image.
+        name: what to call the image in error messages.
+
+    Raises:
+        DataError: it has another.
+        ImageError: the image is missing or cannot be read.
+    """
+    upright = upright_size(image, name)
+    if size != upright:
+        raise DataError(
+            f"{path} has {size[0]} x {size[1]} pixels (height x width), {image} has {upright[0]} x {upright[1]}; a "
+            "mask has the size of its photo as viewers show it, turned as its EXIF orientation says"
+        )
+
+
+def check_values(mask: npt.NDArray[np.uint8], path: Path, classes: Collection[int], ignore: int) -> None:
+    """Check that a class-index mask holds nothing but classes, background and ignored pixels.
+
+    Raises:
+        DataError: it holds other values.
+    """
+    values = np.flatnonzero(np.bincount(mask.ravel(), minlength=256)).tolist()
+    strangers = [value for value in values if value not in classes and value not in (0, ignore)]
+    if not strangers:
+        return
+    shown = ", ".join(map(str, strangers[:6])) + (", ..." if len(strangers) > 6 else "")
+    if strangers == [255]:
+        remedy = "Is it a two-valued mask, white being the object? Write the number of the class instead of 255"
+    elif len(strangers) > 20:
+        remedy = "Was it smoothed when it was resized, or saved as JPEG? Resize by nearest neighbour and save as PNG"
+    else:
+        remedy = "Add these classes to the data set's, or write 0 (background) or the value to be ignored there"
+    raise DataError(
+        f"{path} holds the values {shown}, which are none of the classes ({_span(classes)}), nor 0, nor {ignore} "
+        f"(ignored). {remedy}"
+    )
+
+
+def check_listed_once(names: Iterable[str], where: str, key: Callable[[str], object] | None = None) -> None:
+    """Check that a list names no image twice, not with another ending or in other letters either.
+
+    Args:
+        names: of images.
+        where: what to call the list in error messages.
+        key: what a name stands for; by default the name without its ending, in small letters.
+
+    Raises:
+        DataError: two names mean one image.
+    """
+    seen: dict[object, str] = {}
+    for name in names:
+        known = name_key(name) if key is None else key(name)
+        if known in seen:
+            first = seen[known]
+            twice = f"{name!r} twice" if first == name else f"{first!r} and {name!r}, which are one image"
+            raise DataError(
+                f"{where} lists {twice}; it would be support and query of one episode. List every image once"
+            )
+        seen[known] = name
+
+
+def name_key(name: str) -> str:
+    """What names of one image have in common: not the ending, nor capitals, nor how accents and folders are written."""
+    return same_name(without_ending(name.replace("\\", "/")))
+
+
+def read_lines(path: Path, layout: str) -> list[str]:
+    """The lines of a list.
+
+    Raises:
+        DataError: it is missing or cannot be read.
+    """
+    if not path.is_file():
+        raise DataError(f"{path} is missing; {layout}")
+    return read_text(path, DataError).splitlines()
+
+
+def _span(numbers: Collection[int]) -> str:
+    """Numbers in short: 1, 2, 5 or 1 to 80."""
+    ordered = sorted(numbers)
+    whole = len(ordered) > 4 and ordered[-1] - ordered[0] == len(ordered) - 1
+    return f"{ordered[0]} to {ordered[-1]}" if whole else ", ".join(map(str, ordered)) or "there are none"
+
+
 def target_of(labels: npt.NDArray[np.uint8], class_id: int, ignore: int = IGNORE) -> Target:
     """The target of one class in a class-index mask (H, W)."""
     return Target(labels == class_id, labels == ignore)
 
 
 def class_areas(names: Iterable[str], mask: Callable[[str], npt.NDArray[np.uint8]], ignore: int = IGNORE) -> Areas:
-    """Count the pixels of each class in each image, background and ignored pixels left out."""
-    areas = {}
+    """Count the pixels of each class in each image, background and ignored pixels left out.
+
+    Raises:
+        DataError: pixels are ignored and none is of a class.
+    """
+    areas, ignored = {}, False
     for name in names:
         counts = np.bincount(mask(name).ravel(), minlength=256)
         areas[name] = {int(c): int(counts[c]) for c in np.flatnonzero(counts) if c not in (0, ignore)}
+        ignored = ignored or bool(counts[ignore])
+    if ignored and not any(areas.values()):
+        raise DataError(
+            f"the masks of all {len(areas)} images hold nothing but 0 and {ignore}, and {ignore} is ignored, so no "
+            f"class has a pixel. Are they two-valued masks, {ignore} being the object? Write the number of the class, "
+            f"such as 1, instead of {ignore}"
+        )
     return areas
 
 

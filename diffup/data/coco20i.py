@@ -26,13 +26,19 @@ from diffup.data.base import (
     FoldLists,
     by_class,
     check_layout,
+    check_listed_once,
+    check_mask_size,
+    check_values,
     class_areas,
     fold_classes,
     pairs_of,
     read_index_mask,
 )
-from diffup.errors import DataError, MissingPackageError
+from diffup.errors import DataError, FormatError, MissingPackageError
 from diffup.files import replacing, write_text
+from diffup.formats.checks import MarksNothing
+from diffup.formats.coco import decode_segmentation
+from diffup.recorded import Pictures, read_json
 
 LAYOUT = """COCO-20i looks like this:
   ROOT/train2014/COCO_train2014_*.jpg, ROOT/val2014/COCO_val2014_*.jpg     the photos, with year=2014
@@ -80,6 +86,7 @@ class Coco20i(FoldedMasks):
     list_folder: Path | None
     mask_folder: Path
     _areas: dict[str, Areas] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _files: dict[str, Pictures] = field(default_factory=dict, init=False, repr=False, compare=False)
     _annotations: dict[str, _Annotations] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
@@ -150,13 +157,18 @@ class Coco20i(FoldedMasks):
             DataError: with `year=2017`, neither folder holds it, or the name ends in no image id.
         """
         if self.year == 2014:
-            return self.root / name
+            return self._photo(name) or self.root / name
         number = Path(name).stem.rpartition("_")[2]
         for folder in ("train2017", "val2017"):
-            path = self.root / folder / f"{number}.jpg"
-            if path.exists():
+            path = self._photo(f"{folder}/{number}.jpg")
+            if path is not None:
                 return path
         raise DataError(f"{name}: neither train2017 nor val2017 of {self.root} holds {number}.jpg; {LAYOUT}")
+
+    def _photo(self, name: str) -> Path | None:
+        folder, _, file = name.rpartition("/")
+        files = self._files.setdefault(folder, Pictures(self.root / folder, (".jpg", ".jpeg", ".png")))
+        return files.search(file, name, DataError)
 
     def mask_path(self, name: str) -> Path:
         """Path of a mask, which may not have been rendered yet."""
@@ -168,16 +180,24 @@ class Coco20i(FoldedMasks):
         Polygons are filled by pycocotools, in file order, later ones over earlier ones; crowd regions are background.
 
         Raises:
-            DataError: its annotations are missing or damaged.
+            DataError: its annotations are missing or damaged, or it has another size than its image.
             MissingPackageError: it must be rendered and pycocotools is not installed.
         """
+        mask = self._rendered(name)
+        check_mask_size(mask.shape, self.mask_path(name), self.image_path(name), name)
+        return mask
+
+    def _rendered(self, name: str) -> npt.NDArray[np.uint8]:
+        """The mask, whatever the size of the image, whose file is not looked at."""
         path = self.mask_path(name)
         if not path.exists():
             regions, size = self._objects(name)
             labels = _paint(((CATEGORIES[category], region) for category, region in regions), size, name)
             with replacing(path) as temporary:
                 Image.fromarray(labels.astype(np.uint8)).save(temporary)
-        return read_index_mask(path)
+        mask = read_index_mask(path)
+        check_values(mask, path, CLASSES, self.ignore)
+        return mask
 
     def instances(self, name: str, class_id: int) -> npt.NDArray[np.int32]:
         """Instances of a class, (H, W) int32: 0 where there is none, else the number of the object in file order.
@@ -200,7 +220,7 @@ class Coco20i(FoldedMasks):
             DataError, MissingPackageError: see `mask`.
         """
         names = self.split(split)
-        areas = class_areas(tqdm(names, desc=f"masks of {_folder_of(split)}", disable=not progress), self.mask)
+        areas = class_areas(tqdm(names, desc=f"masks of {_folder_of(split)}", disable=not progress), self._rendered)
         self._areas[split] = {name: pixels for name, pixels in areas.items() if pixels}
         write_text(self._areas_path(split), json.dumps(self._areas[split]))
 
@@ -215,7 +235,7 @@ class Coco20i(FoldedMasks):
             self.prepare(split)
         if split not in self._areas:
             try:
-                kept = json.loads(path.read_text(encoding="utf-8"))
+                kept = read_json(path, DataError)
                 self._areas[split] = {n: {int(c): int(k) for c, k in pixels.items()} for n, pixels in kept.items()}
             except (ValueError, TypeError, AttributeError) as error:
                 raise DataError(f"{path} is damaged ({error!r}); delete it to have it made again") from error
@@ -267,16 +287,21 @@ class _Annotations:
         folder = path.stem.rpartition("_")[2]
         objects: dict[int, list[tuple[int, Any]]] = {}
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path, DataError)
             images = {
-                f"{folder}/{image['file_name']}": (int(image["id"]), (int(image["height"]), int(image["width"])))
+                _slashes(f"{folder}/{image['file_name']}"): (
+                    int(image["id"]),
+                    (int(image["height"]), int(image["width"])),
+                )
                 for image in content["images"]
             }
+            check_listed_once((str(image["file_name"]) for image in content["images"]), f"{path}: images")
             for one in content["annotations"]:
                 if not one.get("iscrowd", 0):
                     objects.setdefault(int(one["image_id"]), []).append((int(one["category_id"]), one["segmentation"]))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{path} is not an instances json of COCO ({error!r})") from error
+            reason = error if isinstance(error, DataError) else repr(error)
+            raise DataError(f"{path} is not an instances json of COCO ({reason})") from error
         strangers = {category for regions in objects.values() for category, _ in regions} - set(CATEGORIES)
         if strangers:
             raise DataError(f"{path} has objects of categories {sorted(strangers)}, which COCO does not have")
@@ -291,21 +316,28 @@ def _folder_of(split: str) -> str:
 
 def _paint(regions: Iterable[tuple[int, Any]], size: tuple[int, int], name: str) -> npt.NDArray[np.int32]:
     """(H, W) image of (value, segmentation), later ones over earlier ones."""
-    try:
-        from pycocotools import mask as coco_mask
-    except ImportError as error:
-        raise MissingPackageError('rendering COCO masks needs pycocotools: pip install "diffup[eval]"') from error
     labels = np.zeros(size, dtype=np.int32)
     for value, region in regions:
         try:
-            if isinstance(region, list):  # polygons of one object
-                region = coco_mask.merge(coco_mask.frPyObjects(region, *size))
-            elif isinstance(region["counts"], list):  # run lengths, not compressed
-                region = coco_mask.frPyObjects(region, *size)
-            labels[coco_mask.decode(region).astype(bool)] = value
-        except Exception as error:  # pycocotools raises nearly anything
-            raise DataError(f"{name}: an object's segmentation cannot be rendered ({error!r})") from error
+            labels[_region(region, size)] = value
+        except FormatError as error:
+            raise DataError(f"{name}: an object's segmentation cannot be rendered ({error})") from error
+        except MissingPackageError as error:
+            raise MissingPackageError('rendering COCO masks needs pycocotools: pip install "diffup[eval]"') from error
     return labels
+
+
+def _region(region: Any, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
+    """The pixels of an object; none for polygons without area."""
+    try:
+        return decode_segmentation(region, size)
+    except MarksNothing:
+        return np.zeros(size, dtype=bool)
+
+
+def _slashes(name: str) -> str:
+    """A name of an image as Windows' tools write it too."""
+    return name.replace("\\", "/")
 
 
 # --- HSNet's lists ---------------------------------------------------------------------------------------------------
@@ -343,7 +375,7 @@ def read_coco_list(path: str | os.PathLike[str], fold: int) -> FoldLists:
         raise DataError(f"{path} is missing; {LAYOUT}")
     try:
         if path.suffix == ".json":
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path, DataError)
         else:
             with path.open("rb") as file:
                 content = _PlainUnpickler(file).load()
@@ -358,4 +390,4 @@ def read_coco_list(path: str | os.PathLike[str], fold: int) -> FoldLists:
     for c, images in found.items():
         if not isinstance(images, list) or not images or not all(isinstance(image, str) for image in images):
             raise DataError(f"{path}: class {c - 1} is no list of image names; {LAYOUT}")
-    return FoldLists({c: tuple(found[c]) for c in classes})
+    return FoldLists({c: tuple(_slashes(image) for image in found[c]) for c in classes})

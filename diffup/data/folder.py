@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +14,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffup.data.base import IndexMasks, check_layout, fold_classes
+from diffup.data.base import IndexMasks, check_layout, check_listed_once, class_areas, fold_classes, name_key
 from diffup.errors import DataError
-from diffup.images import upright_size
+from diffup.recorded import Pictures, image_endings, read_json
 
 LAYOUT = """a data folder looks like this:
-  images/NAME.jpg|jpeg|png   the photos
+  images/NAME.jpg|png|...    the photos, in any format that Pillow reads
   masks/NAME.png             same size, pixel = class id, 0 = background
   splits.json                {"ignore": 255, "min_area_fraction": 0.01, "classes": {"1": "person", ...},
                               "folds": {"0": [1, 5, ...], ...}, "images": {"train": [NAME, ...], "test": [...]}}"""
-
-_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 @dataclass(frozen=True)
@@ -47,6 +44,7 @@ class LabelledFolder(IndexMasks):
     images: dict[str, tuple[str, ...]]
     ignore: int
     min_area_fraction: float
+    _pictures: dict[str, Pictures] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def open(cls, root: str | os.PathLike[str]) -> LabelledFolder:
@@ -58,13 +56,16 @@ class LabelledFolder(IndexMasks):
         root = Path(root)
         check_layout(root, ("images", "masks", "splits.json"), LAYOUT)
         try:
-            splits: dict[str, Any] = json.loads((root / "splits.json").read_text(encoding="utf-8"))
+            splits: dict[str, Any] = read_json(root / "splits.json", DataError)
             classes = {int(key): str(name) for key, name in splits["classes"].items()}
             folds = {int(key): tuple(int(c) for c in ids) for key, ids in splits["folds"].items()}
-            images = {str(split): tuple(str(n) for n in names) for split, names in splits["images"].items()}
+            images = {str(split): _names(names) for split, names in splits["images"].items()}
             ignore, area = int(splits.get("ignore", 255)), float(splits.get("min_area_fraction", 0.01))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{root / 'splits.json'} cannot be read ({error!r}); {LAYOUT}") from error
+            reason = error if isinstance(error, DataError) else repr(error)
+            raise DataError(f"{root / 'splits.json'} cannot be read ({reason}); {LAYOUT}") from error
+        if not classes:
+            raise DataError(f"{root / 'splits.json'}: 'classes' names no class; {LAYOUT}")
         impossible = sorted(c for c in classes if not 0 < c <= 255 or c == ignore)
         if impossible:
             raise DataError(
@@ -74,7 +75,34 @@ class LabelledFolder(IndexMasks):
         strangers = {c for ids in folds.values() for c in ids} - set(classes)
         if strangers:
             raise DataError(f"{root / 'splits.json'}: folds name classes {sorted(strangers)} that 'classes' lacks")
-        return cls(root, classes, folds, images, ignore, area)
+        data = cls(root, classes, folds, images, ignore, area)
+        data._check_lists()
+        return data
+
+    def _check_lists(self) -> None:
+        """Check that no image is listed twice, and none for training that is listed for testing."""
+        where = f"{self.root / 'splits.json'}: split"
+        for split, names in self.images.items():
+            check_listed_once(names, f"{where} {split!r}", self._file_of)
+        trained = {self._file_of(name): name for name in self.images.get("train", ())}
+        for split, names in self.images.items():
+            both = [] if "train" in split else [name for name in names if self._file_of(name) in trained]
+            if both:
+                raise DataError(
+                    f"{where} {split!r} lists {both[0]!r}, and so does 'train'"
+                    f"{f', {len(both)} images in all' if len(both) > 1 else ''}; what was trained on cannot be tested "
+                    "on. List every image in one of them"
+                )
+
+    def _file_of(self, name: str) -> object:
+        """The mask of an image, by which two names of one image are known; the name where there is none."""
+        return self._found("masks", name) or name_key(name)
+
+    def _found(self, part: str, name: str) -> Path | None:
+        """The file of an image or mask, or `None`."""
+        endings = {".png"} if part == "masks" else image_endings()
+        files = self._pictures.setdefault(part, Pictures(self.root / part, endings))
+        return files.search(name, f"{self.root / part}", DataError)
 
     @property
     def name(self) -> str:
@@ -88,7 +116,9 @@ class LabelledFolder(IndexMasks):
             DataError: there is no such split.
         """
         if name not in self.images:
-            raise DataError(f"split={name!r}: {self.root} has {', '.join(self.images)}")
+            raise DataError(f"split={name!r}: {self.root} has {', '.join(self.images) or 'none'}")
+        if not self.images[name]:
+            raise DataError(f"{self.root / 'splits.json'}: split {name!r} lists no image")
         return self.images[name]
 
     def fold(self, fold: int) -> tuple[int, ...]:
@@ -105,11 +135,12 @@ class LabelledFolder(IndexMasks):
         Raises:
             DataError: it is missing.
         """
-        for suffix in _SUFFIXES:
-            path = self.root / "images" / f"{name}{suffix}"
-            if path.exists():
-                return path
-        raise DataError(f"{self.root / 'images' / name} has none of the suffixes {', '.join(_SUFFIXES)}")
+        path = self._found("images", name)
+        if path is None:
+            raise DataError(
+                f"{self.root / 'images'} holds no image {name!r}, with no ending that Pillow reads; {LAYOUT}"
+            )
+        return path
 
     def mask_path(self, name: str) -> Path:
         """Path of a mask.
@@ -117,26 +148,10 @@ class LabelledFolder(IndexMasks):
         Raises:
             DataError: it is missing.
         """
-        path = self.root / "masks" / f"{name}.png"
-        if not path.exists():
-            raise DataError(f"{path} is missing; {LAYOUT}")
+        path = self._found("masks", name)
+        if path is None:
+            raise DataError(f"{self.root / 'masks' / f'{name}.png'} is missing; {LAYOUT}")
         return path
-
-    def mask(self, name: str) -> npt.NDArray[np.uint8]:
-        """A class-index mask, (H, W) uint8.
-
-        Raises:
-            DataError: it is missing, not an index image, or of another size than its image.
-        """
-        mask, image = super().mask(name), self.image_path(name)
-        size = upright_size(image, name)
-        if mask.shape != size:
-            raise DataError(
-                f"{self.mask_path(name)} has {mask.shape[0]} x {mask.shape[1]} pixels (height x width), {image} has "
-                f"{size[0]} x {size[1]}; a mask has the size of its photo as viewers show it, turned as its EXIF "
-                "orientation says"
-            )
-        return mask
 
     def files(self, names: Iterable[str]) -> list[Path]:
         """The files of images, their masks, and `splits.json`.
@@ -151,15 +166,31 @@ class LabelledFolder(IndexMasks):
 
         Returns:
             Image names of each class that has any, classes in ascending order.
+
+        Raises:
+            DataError: see `mask`; or the masks hold ignored pixels and no class at all.
         """
-        found: dict[int, list[str]] = {c: [] for c in sorted(classes)}
-        for name in self.split(split):
-            mask = self.mask(name)
-            counts = np.bincount(mask.ravel(), minlength=256)
-            for c in found:
-                if counts[c] > 0 and counts[c] >= self.min_area_fraction * mask.size:
-                    found[c].append(name)
-        return {c: tuple(names) for c, names in found.items() if names}
+        sizes = dict[str, int]()
+
+        def mask(name: str) -> npt.NDArray[np.uint8]:
+            labels = self.mask(name)
+            sizes[name] = labels.size
+            return labels
+
+        areas = class_areas(self.split(split), mask, self.ignore)
+        found: dict[int, tuple[str, ...]] = {}
+        for c in sorted(classes):
+            enough = [n for n, pixels in areas.items() if pixels.get(c, 0) >= max(1, self.min_area_fraction * sizes[n])]
+            if enough:
+                found[c] = tuple(enough)
+        return found
+
+
+def _names(listed: Any) -> tuple[str, ...]:
+    """The image names of a split."""
+    if not isinstance(listed, list) or not all(isinstance(name, str | int) for name in listed):
+        raise TypeError("a split is a list of image names")
+    return tuple(str(name) for name in listed)
 
 
 def square_mask(mask: npt.NDArray[np.uint8], side: int) -> Tensor:

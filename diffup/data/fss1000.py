@@ -7,16 +7,25 @@ part sorted by name; class ids here are one more.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from torch import Tensor
 
-from diffup.data.base import Areas, FoldLists, Target, fold_classes
+from diffup.data.base import (
+    Areas,
+    FoldLists,
+    Target,
+    check_listed_once,
+    check_mask_size,
+    fold_classes,
+    read_lines,
+)
 from diffup.errors import DataError
 from diffup.images import open_image, read_image
+from diffup.recorded import Pictures
 
 LAYOUT = """FSS-1000 looks like this:
   ROOT/CATEGORY/1.jpg .. 10.jpg    the photos
@@ -25,6 +34,7 @@ and, optional, a list of the categories of a split (HSNet's data/splits/fss/test
   one CATEGORY per line"""
 
 _FIRST = {"train": 1, "val": 521, "test": 761}
+_PHOTOS, _MASKS = (".jpg", ".jpeg"), (".png",)
 _NUMBERS = tuple(str(number) for number in range(1, 11))
 
 
@@ -39,6 +49,7 @@ class FSS1000:
 
     root: Path
     classes: dict[int, str]
+    _files: dict[str, Pictures] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def open(
@@ -71,12 +82,26 @@ class FSS1000:
             names, first = _read_categories(Path(categories)), _FIRST[split]
         if not names:
             raise DataError(f"{root if categories is None else categories} holds no category; {LAYOUT}")
+        data = cls(root, dict(enumerate(names, start=first)))
         for name in names:
-            present = {path.name for path in (root / name).iterdir()} if (root / name).is_dir() else set()
-            missing = [f"{n}{suffix}" for n in _NUMBERS for suffix in (".jpg", ".png") if f"{n}{suffix}" not in present]
-            if missing:
-                raise DataError(f"{root / name / missing[0]} is missing; {LAYOUT}")
-        return cls(root, dict(enumerate(names, start=first)))
+            for path in (path(f"{name}/{n}") for n in _NUMBERS for path in (data.image_path, data.mask_path)):
+                if not path.is_file():
+                    raise DataError(f"{path} is missing; {LAYOUT}")
+        return data
+
+    def image_path(self, name: str) -> Path:
+        """Path of an image CATEGORY/NUMBER."""
+        return self._path(name, _PHOTOS)
+
+    def mask_path(self, name: str) -> Path:
+        """Path of a mask."""
+        return self._path(name, _MASKS)
+
+    def _path(self, name: str, endings: tuple[str, ...]) -> Path:
+        category, _, number = name.rpartition("/")
+        key = f"{category}{endings[0]}"
+        files = self._files.setdefault(key, Pictures(self.root / category, endings))
+        return files.search(number, name, DataError) or self.root / f"{name}{endings[0]}"
 
     @property
     def name(self) -> str:
@@ -97,19 +122,24 @@ class FSS1000:
         Raises:
             ImageError: it is missing or cannot be decoded.
         """
-        return read_image(self.root / f"{name}.jpg", argument=name)
+        return read_image(self.image_path(name), argument=name)
 
     def target(self, name: str, class_id: int) -> Target:
         """Where the class is in an image of its category; nothing is ignored.
 
         Raises:
-            DataError: the image is of another category.
-            ImageError: the mask is missing or cannot be decoded.
+            DataError: the image is of another category, or the mask of another size or without values from 128 on.
+            ImageError: the image or the mask is missing or cannot be decoded.
         """
         if self.classes.get(class_id) != name.rpartition("/")[0]:
             raise DataError(f"class_id={class_id}: {name} is not an image of class {self.classes.get(class_id)}")
-        image, _ = open_image(self.root / f"{name}.png", name)
-        mask = np.array(image.convert("L")) >= 128
+        path = self.mask_path(name)
+        image, _ = open_image(path, name)
+        grey = np.array(image.convert("L"))
+        check_mask_size(grey.shape, path, self.image_path(name), name)
+        mask = grey >= 128
+        if grey.any() and not mask.any():
+            raise DataError(f"{path} holds values up to {grey.max()}, and the object begins at 128: is it 0 and 1?")
         return Target(mask, np.zeros_like(mask))
 
     def areas(self, split: str) -> Areas:
@@ -132,6 +162,6 @@ class FSS1000:
 
 
 def _read_categories(path: Path) -> list[str]:
-    if not path.is_file():
-        raise DataError(f"{path} is missing; {LAYOUT}")
-    return sorted(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    names = sorted(line.strip() for line in read_lines(path, LAYOUT) if line.strip())
+    check_listed_once(names, str(path), str)
+    return names

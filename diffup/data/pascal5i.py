@@ -21,12 +21,15 @@ from diffup.data.base import (
     Pair,
     by_class,
     check_layout,
+    check_listed_once,
     class_areas,
     fold_classes,
     pairs_of,
     read_index_mask,
+    read_lines,
 )
 from diffup.errors import DataError
+from diffup.recorded import Pictures, image_endings, without_ending
 
 LAYOUT = """PASCAL-5i looks like this (ROOT is often VOCdevkit/VOC2012):
   ROOT/JPEGImages/IMAGEID.jpg                  the photos of VOC 2012
@@ -74,6 +77,7 @@ class Pascal5i(FoldedMasks):
     list_folder: Path | None
     name: str
     _areas: dict[str, Areas] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _files: dict[str, Pictures] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def open(
@@ -120,23 +124,31 @@ class Pascal5i(FoldedMasks):
         """Image names of "test" (`val.txt`) or "train" (every other mask, 10582 in the full data set).
 
         Raises:
-            DataError: there is no such split, or `val.txt` is missing.
+            DataError: there is no such split, or `val.txt` is missing, empty or lists an image twice.
         """
         if name not in ("train", "test"):
             raise DataError(f"split={name!r}: {self.name} has train, test")
         check_layout(self.root, (_VAL,), LAYOUT)
-        test = tuple((self.root / _VAL).read_text(encoding="utf-8").split())
+        test = tuple(without_ending(line.strip()) for line in read_lines(self.root / _VAL, LAYOUT) if line.strip())
+        check_listed_once(test, str(self.root / _VAL))
         if name == "test":
+            if not test:
+                raise DataError(f"{self.root / _VAL} lists no image")
             return test
-        return tuple(sorted({path.stem for path in (self.root / "SegmentationClassAug").glob("*.png")} - set(test)))
+        return tuple(sorted(set(self._pictures("SegmentationClassAug").names()) - set(test)))
 
     def image_path(self, name: str) -> Path:
         """Path of an image."""
-        return self.root / "JPEGImages" / f"{name}.jpg"
+        return self._pictures("JPEGImages").search(name, name, DataError) or self.root / "JPEGImages" / f"{name}.jpg"
 
     def mask_path(self, name: str) -> Path:
         """Path of a mask."""
-        return self.root / "SegmentationClassAug" / f"{name}.png"
+        folder = "SegmentationClassAug"
+        return self._pictures(folder).search(name, name, DataError) or self.root / folder / f"{name}.png"
+
+    def _pictures(self, folder: str) -> Pictures:
+        endings = image_endings() if folder == "JPEGImages" else {".png"}
+        return self._files.setdefault(folder, Pictures(self.root / folder, endings))
 
     def instances(self, name: str, class_id: int) -> npt.NDArray[np.uint8]:
         """Instances of a class, (H, W) uint8: 0 where there is none, else the number of the object.
@@ -187,10 +199,8 @@ def read_pascal_list(path: str | os.PathLike[str], fold: int) -> tuple[Pair, ...
         DataError: it is missing or empty, a line is not of this form, or names a class of another fold.
     """
     path, classes = Path(path), fold_classes(FOLDS, fold, "pascal5i")
-    if not path.is_file():
-        raise DataError(f"{path} is missing; {LAYOUT}")
     pairs = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_lines(path, LAYOUT), start=1):
         if not line.strip():
             continue
         match = _LINE.fullmatch(line.strip())
@@ -198,7 +208,7 @@ def read_pascal_list(path: str | os.PathLike[str], fold: int) -> tuple[Pair, ...
             raise DataError(f"{path}, line {number}: {line!r} is not of the form IMAGEID__CC; {LAYOUT}")
         if int(match[2]) not in classes:
             raise DataError(f"{path}, line {number}: class {int(match[2])} is not of fold {fold}, {classes}")
-        pairs.append((match[1], int(match[2])))
+        pairs.append((without_ending(match[1]), int(match[2])))
     if not pairs:
         raise DataError(f"{path} holds no pair; {LAYOUT}")
     return tuple(pairs)

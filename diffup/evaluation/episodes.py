@@ -44,9 +44,15 @@ def draw_episodes(
     Raises:
         DataError: no class has two images.
     """
-    pairs = {c: names for c, names in folder.pairs(split, classes).items() if len(names) > 1}
+    shown = folder.pairs(split, classes)
+    pairs = {c: names for c, names in shown.items() if len(names) > 1}
     if not pairs:
-        raise DataError(f"{folder.root}: no class of {list(classes)} has two images in split {split!r}")
+        have = ", ".join(f"{c} ({folder.classes.get(c, 'unknown')}) has {len(shown.get(c, ()))}" for c in classes)
+        raise DataError(
+            f"{folder.root}: no class of {list(classes)} has two images in split {split!r} in which it covers "
+            f"{folder.min_area_fraction:g} of the pixels ('min_area_fraction'), one for the support and one for the "
+            f"query: {have or 'no class is asked for'}"
+        )
     rng = np.random.default_rng(seed)
     episodes = []
     for _ in range(count):

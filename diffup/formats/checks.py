@@ -12,6 +12,10 @@ from diffup.errors import FormatError
 from diffup.images import describe
 
 
+class MarksNothing(FormatError):
+    """An object without area: nothing beside others of its image, an error where there is nothing else."""
+
+
 def as_mask(mask: Any, argument: str) -> npt.NDArray[np.bool_]:
     """The (H, W) bool array that was given.
 

@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from diffup.errors import FormatError
-from diffup.formats.checks import as_mask, as_masks
+from diffup.formats.checks import MarksNothing, as_mask, as_masks
 from diffup.formats.contours import connected_components, polygons
 from diffup.formats.optional import need
+from diffup.formats.rle import decode_rle
 from diffup.masks import bounding_box
 
 _PURPOSE = "COCO's masks"
@@ -33,7 +34,7 @@ def decode_segmentation(
     """The mask that a `segmentation` field stands for: polygons, compressed or plain run lengths.
 
     Args:
-        segmentation: of an annotation.
+        segmentation: of an annotation. Polygons of less than three vertices mark nothing beside others.
         size: (height, width) of its image.
         argument: what to call it in error messages.
 
@@ -41,27 +42,13 @@ def decode_segmentation(
         (H, W) bool.
 
     Raises:
-        FormatError: neither polygons nor run lengths, or run lengths of another size.
+        FormatError: neither polygons nor run lengths, or run lengths that are damaged or of another size.
     """
-    coco = need("pycocotools.mask", _PURPOSE)
     if isinstance(segmentation, list):
         return _fill(segmentation, size, argument)
-    if not isinstance(segmentation, dict) or not {"size", "counts"} <= segmentation.keys():
+    if not isinstance(segmentation, Mapping):
         raise FormatError(f"{argument}: expected polygons [[x, y, ...], ...] or run lengths {{'size', 'counts'}}")
-    if list(segmentation["size"]) != list(size):
-        raise FormatError(f"{argument}.size: the image is {list(size)} (height, width), got {segmentation['size']}")
-    try:
-        if isinstance(segmentation["counts"], list):
-            runs = np.asarray(segmentation["counts"])
-            if runs.dtype.kind not in "iu" or (runs < 0).any() or runs.sum() != size[0] * size[1]:
-                raise FormatError(f"{argument}.counts: the runs do not add up to {size[0]} x {size[1]} pixels")
-            segmentation = coco.frPyObjects(segmentation, *size)
-        mask = coco.decode(segmentation)
-    except (ValueError, TypeError) as error:
-        if isinstance(error, FormatError):
-            raise
-        raise FormatError(f"{argument}.counts: no run lengths of a {size[0]} x {size[1]} mask ({error})") from error
-    return np.asarray(mask, dtype=bool)
+    return decode_rle(segmentation, size, argument)
 
 
 def coco_annotations(
@@ -177,18 +164,25 @@ def _flat_polygons(mask: npt.NDArray[np.bool_], tolerance: float) -> list[list[f
 
 def _fill(polygon_list: list[Any], size: tuple[int, int], argument: str) -> npt.NDArray[np.bool_]:
     """The union of polygons [x, y, x, y, ...]."""
-    coco = need("pycocotools.mask", _PURPOSE)
+    if polygon_list and all(isinstance(value, int | float) for value in polygon_list):
+        polygon_list = [polygon_list]  # one polygon without the list around it
     flat = []
     for index, polygon in enumerate(polygon_list):
         try:
             values = np.asarray(polygon, dtype=np.float64)
         except (TypeError, ValueError) as error:
             raise FormatError(f"{argument}[{index}]: expected numbers x, y, x, y, ...") from error
-        if values.ndim != 1 or len(values) < 6 or len(values) % 2 or not np.isfinite(values).all():
+        if values.ndim == 2 and values.shape[1] == 2:  # [[x, y], ...]
+            values = values.ravel()
+        if values.ndim != 1 or len(values) % 2 or not np.isfinite(values).all():
             raise FormatError(f"{argument}[{index}]: expected at least three finite vertices x, y, x, y, ...")
         if (np.abs(values.reshape(-1, 2) - (size[1] / 2, size[0] / 2)) > 1.5 * max(size)).any():
             raise FormatError(f"{argument}[{index}]: a vertex lies far outside of the {size[1]} x {size[0]} image")
-        flat.append(values.tolist())
+        if len(values) >= 6:
+            flat.append(values.tolist())
+    if not polygon_list:
+        raise MarksNothing(f"{argument}: an empty list of polygons")
     if not flat:
-        raise FormatError(f"{argument}: an empty list of polygons")
+        raise MarksNothing(f"{argument}[0]: expected at least three finite vertices x, y, x, y, ...")
+    coco = need("pycocotools.mask", _PURPOSE)
     return np.asarray(coco.decode(coco.merge(coco.frPyObjects(flat, *size))), dtype=bool)

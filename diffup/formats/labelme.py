@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -14,27 +15,35 @@ from PIL import Image
 
 from diffup.annotation import Annotation
 from diffup.errors import FormatError
+from diffup.formats.checks import MarksNothing
 from diffup.formats.coco import decode_segmentation
 from diffup.formats.shots import (
-    Corners,
+    Gathering,
+    OnError,
     Shots,
+    check_outline,
+    check_pixels,
     check_size,
     cut_box,
     decode_base64,
     embedded_image,
     field,
-    gather,
     read_index,
-    read_json,
+    stated_size,
     unite,
     upright_size,
+    with_area,
 )
 from diffup.images import ImageLike
+from diffup.recorded import Files, read_json
 from diffup.strokes import mark_discs
 
 _VERTICES = {
     "polygon": (3, None),
-    "rectangle": (2, 2),
+    "rectangle": (2, 4),
+    "rotation": (4, 4),
+    "oriented_rectangle": (4, 4),
+    "quadrilateral": (4, 4),
     "circle": (2, 2),
     "point": (1, 1),
     "points": (1, None),
@@ -42,7 +51,10 @@ _VERTICES = {
     "linestrip": (2, None),
     "mask": (2, 2),
 }
-"""How many points each shape type has, at least and at most."""
+"""How many points each shape type has, at least and at most; X-AnyLabeling's types are among them."""
+
+_POLYGONS = ("polygon", "rotation", "oriented_rectangle", "quadrilateral")
+_Reading: TypeAlias = tuple[str, Any]  # "masks", "boxes", "strokes" or "points", and what the shape adds to them
 
 
 def read_labelme(
@@ -50,10 +62,12 @@ def read_labelme(
     label: str,
     *,
     shape_types: Sequence[str] | None = None,
+    on_error: OnError = "raise",
 ) -> Shots:
-    """Supports from LabelMe files: the shapes with a label.
+    """Supports from files of LabelMe or X-AnyLabeling: the shapes with a label.
 
-    Polygons, circles and masks become a `Mask`, rectangles a `Box`, lines and linestrips a `Scribble`, points `Points`.
+    Polygons, rotated rectangles, circles and masks become a `Mask`, rectangles a `Box`, lines and linestrips a
+    `Scribble`, points `Points`.
     LabelMe counts positions from the corner of the first pixel, `Scribble` and `Points` from its centre; they are moved
     by half a pixel.
 
@@ -62,9 +76,12 @@ def read_labelme(
         label: of the shapes.
         shape_types: take these types alone, such as `("polygon",)`; needed where an image's shapes of the label
             would become several kinds of annotation.
+        on_error: "raise" the error of a faulty file, or "skip": pass it over.
 
     Returns:
-        Images, the embedded one (`imageData`) where there is one and else the path, and annotations.
+        Images, the embedded one (`imageData`) where there is one and else the path, and annotations; `skipped` has what
+        was passed over. `imagePath` counts from the file's own folder; `diffup.recorded.Files` says how it is found.
+        Shapes without area are nothing beside others.
 
     Raises:
         FormatError: a file or a field of it is not as LabelMe's format says, the image is missing or of another size
@@ -76,22 +93,35 @@ def read_labelme(
     unknown = sorted(set(shape_types or ()) - set(_VERTICES))
     if unknown:
         raise FormatError(f"shape_types: {', '.join(unknown)} unknown; there are {', '.join(_VERTICES)}")
-    found = []
+    found, folders = Gathering(on_error), dict[Path, Files]()
     for path in files:
-        name, content = os.fspath(path), read_json(path)
-        shapes = []
-        for index, shape in enumerate(field(content, "shapes", list, name)):
-            where = f"{name}: shapes[{index}]"
-            kind = str(shape.get("shape_type") or "polygon") if isinstance(shape, dict) else "polygon"
-            if field(shape, "label", str, where) == label and (shape_types is None or kind in shape_types):
-                shapes.append((where, kind, shape))
-        if shapes:
-            image, size = _image(Path(path), content, name)
-            found.append((image, _annotation(shapes, size, name)))
-    return gather(found, f"label={label!r}: none of {len(files)} files has such a shape")
+        name = os.fspath(path)
+        with found.record(name):
+            content = read_json(path)
+            shapes = _shapes(content, label, shape_types, name)
+            if shapes:
+                folder = Path(path).parent
+                image, size = _image(folders.setdefault(folder, Files(folder)), content, name)
+                found.add(image, _annotation(shapes, size, name))
+    return found.shots(f"label={label!r}: none of {len(files)} files has such a shape")
 
 
-def _image(path: Path, content: dict[str, Any], name: str) -> tuple[ImageLike, tuple[int, int]]:
+def _shapes(
+    content: dict[str, Any], label: str, shape_types: Sequence[str] | None, name: str
+) -> list[tuple[str, str, dict[str, Any]]]:
+    """The shapes of a file that have the label: what to call each, its type, and itself."""
+    shapes = []
+    for index, shape in enumerate(field(content, "shapes", list, name)):
+        where = f"{name}: shapes[{index}]"
+        if not isinstance(shape, dict):
+            raise FormatError(f"{where}: expected an object, got {type(shape).__name__}")
+        kind = str(shape.get("shape_type") or "polygon")
+        if shape.get("label") == label and (shape_types is None or kind in shape_types):
+            shapes.append((where, kind, shape))
+    return shapes
+
+
+def _image(folder: Files, content: dict[str, Any], name: str) -> tuple[ImageLike, tuple[int, int]]:
     """The image of a file and its (height, width)."""
     image: Path | Image.Image
     if content.get("imageData"):
@@ -99,42 +129,46 @@ def _image(path: Path, content: dict[str, Any], name: str) -> tuple[ImageLike, t
         image = embedded_image(data, f"{name}: imageData")
         size = upright_size(image, f"{name}: imageData")
     else:
-        image = path.parent / field(content, "imagePath", str, name).replace("\\", "/")  # Windows writes backslashes
+        image = folder.find(field(content, "imagePath", str, name), f"{name}: imagePath")
         size = upright_size(image, f"{name}: imagePath")
-    stated = tuple(content.get(side) for side in ("imageHeight", "imageWidth"))
-    if stated != (None, None):
-        check_size((field(content, "imageHeight", int, name), field(content, "imageWidth", int, name)), size, name)
+    check_size(stated_size(content, "imageHeight", "imageWidth", name), size, name)
     return image, size
 
 
 def _annotation(shapes: list[tuple[str, str, dict[str, Any]]], size: tuple[int, int], name: str) -> Annotation:
     """What the shapes of one image say together."""
-    masks: list[npt.NDArray[np.bool_]] = []
-    boxes: list[Corners] = []
-    strokes: list[npt.NDArray[np.float64]] = []
-    points: list[tuple[float, float]] = []
-    for where, kind, shape in shapes:
-        vertices = _vertices(where, kind, shape)
-        if kind == "rectangle":
-            (x0, y0), (x1, y1) = vertices.min(axis=0), vertices.max(axis=0)
-            boxes.append(cut_box((float(x0), float(y0), float(x1), float(y1)), size, f"{where}.points"))
-        elif kind == "polygon":
-            masks.append(decode_segmentation([vertices.ravel().tolist()], size, f"{where}.points"))
-        elif kind == "circle":
-            masks.append(_disc(vertices, size, where))
-        elif kind == "mask":
-            masks.append(_pasted(vertices, shape, size, where))
-        else:
-            _check_inside(vertices, size, where)
-            centred = np.maximum(vertices - 0.5, 0.0)
-            if kind in ("point", "points"):
-                points += [(float(x), float(y)) for x, y in centred]
-            else:
-                strokes.append(np.minimum(centred, (size[1] - 1, size[0] - 1)))
+    read = with_area(partial(_read, where, kind, shape, size) for where, kind, shape in shapes)
+    masks, boxes, strokes, points = (
+        [item for what, item in read if what == kind] for kind in ("masks", "boxes", "strokes", "points")
+    )
+    for drawn in (strokes, points):
+        check_pixels(np.concatenate(drawn) if drawn else (), size, f"{name}: points")
+    centred = [np.clip(stroke - 0.5, 0.0, (size[1] - 1, size[0] - 1)) for stroke in strokes]
+    clicks = [(float(x), float(y)) for one in points for x, y in np.maximum(one - 0.5, 0.0)]
     try:
-        return unite(masks, boxes, name, strokes, points)
+        return unite(masks, boxes, name, centred, clicks)
     except FormatError as error:
         raise FormatError(f"{error}. Choose with shape_types=") from error
+
+
+def _read(where: str, kind: str, shape: dict[str, Any], size: tuple[int, int]) -> _Reading:
+    """What one shape marks; strokes and points still count from the corner of the first pixel."""
+    vertices = _vertices(where, kind, shape)
+    if kind in _POLYGONS:
+        check_outline(vertices, size, f"{where}.points")
+        return "masks", decode_segmentation([vertices.ravel().tolist()], size, f"{where}.points")
+    if kind == "rectangle":
+        (x0, y0), (x1, y1) = vertices.min(axis=0), vertices.max(axis=0)
+        box = cut_box((float(x0), float(y0), float(x1), float(y1)), size, f"{where}.points")
+        check_pixels(vertices, size, f"{where}.points")
+        return "boxes", box
+    if kind == "circle":
+        check_pixels(vertices, size, f"{where}.points")
+        return "masks", _disc(vertices, size, where)
+    if kind == "mask":
+        return "masks", _pasted(vertices, shape, size, where)
+    _check_inside(vertices, size, where)
+    return "points" if kind in ("point", "points") else "strokes", vertices
 
 
 def _vertices(where: str, kind: str, shape: dict[str, Any]) -> npt.NDArray[np.float64]:
@@ -143,6 +177,8 @@ def _vertices(where: str, kind: str, shape: dict[str, Any]) -> npt.NDArray[np.fl
         raise FormatError(f"{where}.shape_type: {kind!r} unknown; expected one of {', '.join(_VERTICES)}")
     at_least, at_most = _VERTICES[kind]
     given = field(shape, "points", list, where)
+    if not given:
+        raise MarksNothing(f"{where}.points: a {kind} has {at_least} or more, got 0")
     try:
         vertices = np.asarray(given, dtype=np.float64)
     except (TypeError, ValueError) as error:
@@ -150,9 +186,21 @@ def _vertices(where: str, kind: str, shape: dict[str, Any]) -> npt.NDArray[np.fl
     count = len(vertices)
     if vertices.ndim != 2 or vertices.shape[1] != 2 or not np.isfinite(vertices).all():
         raise FormatError(f"{where}.points: expected [[x, y], ...] of finite numbers")
+    if kind == "polygon" and count < at_least:
+        raise MarksNothing(f"{where}.points: a polygon has 3 or more, got {count}")
     if count < at_least or (at_most is not None and count > at_most):
-        raise FormatError(f"{where}.points: a {kind} has {at_least}{'' if at_most else ' or more'}, got {count}")
+        expected = at_least if at_most == at_least else f"{at_least} or {at_most or 'more'}"
+        raise FormatError(f"{where}.points: a {kind} has {expected}, got {count}")
+    if kind == "rectangle" and count > 2 and not _is_upright(vertices):
+        raise FormatError(f"{where}.points: they are no corners of an upright rectangle; is it a polygon?")
     return vertices
+
+
+def _is_upright(corners: npt.NDArray[np.float64]) -> bool:
+    """Whether four vertices are the corners of the box around them, as far as rounding goes."""
+    low, high = corners.min(axis=0), corners.max(axis=0)
+    at_edge = np.minimum(np.abs(corners - low), np.abs(corners - high)) <= 1
+    return len(corners) == 4 and bool(at_edge.all())
 
 
 def _check_inside(vertices: npt.NDArray[np.float64], size: tuple[int, int], where: str) -> None:

@@ -5,12 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from diffup.annotation import Annotation
 from diffup.errors import FormatError
-from diffup.formats.shots import Shots, check_shots, check_size, class_mask, gather, upright_size
-from diffup.images import ImageLike
-
-_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+from diffup.formats.shots import Gathering, OnError, Shots, check_shots, check_size, class_mask, upright_size
+from diffup.recorded import Names, is_image_name, without_ending
 
 
 def read_mask_folder(
@@ -19,6 +16,7 @@ def read_mask_folder(
     *,
     label: int | None = None,
     shots: int | None = None,
+    on_error: OnError = "raise",
 ) -> Shots:
     """Supports of one class: every mask with the image of the same name, but for the ending.
 
@@ -28,34 +26,36 @@ def read_mask_folder(
             index masks, such as those of PASCAL VOC.
         label: the class in index masks.
         shots: how many supports, the first by name; all by default.
+        on_error: "raise" the error of a faulty mask, or "skip": pass it over.
 
     Returns:
-        Paths and masks. Masks that mark nothing, or not the label, are passed over.
+        Paths and masks; `skipped` has what was passed over. Masks that mark nothing, or not the label, are passed over
+        without being faulty. Names fit that Windows and macOS take for the same: NFC and NFD, capitals.
 
     Raises:
         FormatError: a folder is missing, a mask has no image, several, or one of another size, cannot be read, or has
             several labels and `label` is not given; or there are fewer supports than `shots`.
     """
     check_shots(shots)
-    pictures = _by_stem(Path(images), "images")
-    found: list[tuple[ImageLike, Annotation]] = []
-    for stem, paths in sorted(_by_stem(Path(masks), "masks").items()):
-        if shots is not None and len(found) == shots:
+    pictures, found = _by_stem(Path(images), "images"), Gathering(on_error)
+    stems, own = Names(pictures), _by_stem(Path(masks), "masks")
+    for stem, paths in sorted(own.items()):
+        if len(found) == shots:
             break
-        for mask_path, where in ((path, str(path)) for path in paths):
-            candidates = pictures.get(stem, [])
+        with found.record(str(paths[0])):
+            candidates = [path for name in stems.like(stem) for path in pictures[name]]
             if len(candidates) != 1 or len(paths) != 1:
                 raise FormatError(
-                    f"{where}: expected one mask and one image of the name {stem!r}, got {len(paths)} and "
+                    f"{paths[0]}: expected one mask and one image of the name {stem!r}, got {len(paths)} and "
                     f"{len(candidates)} in {os.fspath(images)}"
                 )
-            mask = class_mask(mask_path, label, where)
+            mask = class_mask(paths[0], label, str(paths[0]))
             if mask is not None:
-                check_size((mask.mask.shape[0], mask.mask.shape[1]), upright_size(candidates[0], where), where)
-                found.append((candidates[0], mask))
-    if shots is not None and 0 < len(found) < shots:
-        raise FormatError(f"{os.fspath(masks)}: {len(found)} masks mark the class, shots={shots} were asked for")
-    return gather(found, f"{os.fspath(masks)}: no mask marks {'anything' if label is None else f'the label {label}'}")
+                size = upright_size(candidates[0], str(paths[0]))
+                check_size((mask.mask.shape[0], mask.mask.shape[1]), size, str(paths[0]))
+                found.add(candidates[0], mask)
+    marked = "anything" if label is None else f"the label {label}"
+    return found.shots(f"{os.fspath(masks)}: no mask marks {marked}", shots)
 
 
 def _by_stem(folder: Path, argument: str) -> dict[str, list[Path]]:
@@ -64,6 +64,6 @@ def _by_stem(folder: Path, argument: str) -> dict[str, list[Path]]:
         raise FormatError(f"{argument}: there is no folder {str(folder)!r}")
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in _SUFFIXES and not path.name.startswith("."):
-            found.setdefault(path.stem, []).append(path)
+        if is_image_name(path.name):
+            found.setdefault(without_ending(path.name), []).append(path)
     return found

@@ -3,16 +3,40 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from diffup.annotation import Annotation
 from diffup.errors import FormatError
 from diffup.formats.coco import decode_segmentation
-from diffup.formats.shots import Shots, check_shots, check_size, cut_box, field, gather, read_json, unite, upright_size
-from diffup.images import ImageLike
+from diffup.formats.shots import (
+    Corners,
+    Gathering,
+    OnError,
+    Shots,
+    check_outline,
+    check_pixels,
+    check_shots,
+    check_size,
+    cut_box,
+    field,
+    four_numbers,
+    id_field,
+    stated_size,
+    unite,
+    upright_size,
+    with_area,
+)
+from diffup.recorded import Files, read_json
+
+Id: TypeAlias = int | str
+Objects: TypeAlias = list[tuple[str, dict[str, Any]]]
+"""Annotations of an image, with what to call each in error messages."""
 
 
 def read_coco(
@@ -23,86 +47,133 @@ def read_coco(
     shots: int | None = None,
     seed: int | None = None,
     boxes: bool = False,
+    on_error: OnError = "raise",
 ) -> Shots:
     """Supports of one category: a `Mask` of all its objects in an image, or a `Box` around each.
 
     Args:
         path: the JSON file.
-        images: folder that the `file_name` fields are relative to.
+        images: folder that the `file_name` fields are relative to; `diffup.recorded.Files` says how they are found.
         category: its name, or its supercategory's if no category has that name.
         shots: how many images; all that show the category by default.
         seed: draw them at random; by default they are the first of the file.
         boxes: take the `bbox` fields instead of the masks. Files without masks have boxes in any case.
+        on_error: "raise" the error of a faulty record, or "skip": pass its image over, since an image that lacks an
+            object would show it as background.
 
     Returns:
-        Paths and annotations. Regions marked as crowds are of the category and count.
+        Paths and annotations; `skipped` has what was passed over. Regions marked as crowds are of the category and
+        count. Objects without area, such as boxes of height 0, are nothing beside others.
 
     Raises:
         FormatError: the file or a field of it is not as COCO's format says, the category does not exist or has fewer
             images than `shots`, an image is missing or of another size than the file says. The message names the file
             and the field.
-        MissingPackageError: masks need pycocotools (`pip install "diffup[formats]"`).
+        MissingPackageError: polygons need pycocotools (`pip install "diffup[formats]"`).
     """
     check_shots(shots)
-    name = os.fspath(path)
+    name, found = os.fspath(path), Gathering(on_error)
     content = read_json(path)
-    wanted = _category_ids(content, category, name)
-    objects: dict[Any, list[tuple[int, dict[str, Any]]]] = {}
-    for index, annotation in enumerate(field(content, "annotations", list, name)):
-        where = f"{name}: annotations[{index}]"
-        if field(annotation, "category_id", int, where) in wanted:
-            objects.setdefault(field(annotation, "image_id", (int, str), where), []).append((index, annotation))
-    records = {}
-    for index, record in enumerate(field(content, "images", list, name)):
-        records[field(record, "id", (int, str), f"{name}: images[{index}]")] = (f"{name}: images[{index}]", record)
-    lost = [entries[0][0] for image_id, entries in objects.items() if image_id not in records]
-    if lost:
-        raise FormatError(f"{name}: annotations[{lost[0]}].image_id: no image has this id")
+    objects = _objects(content, _category_ids(content, category, name), name, found)
+    records = _records(content, name, found)
+    for image_id in [image_id for image_id in objects if image_id not in records]:
+        first = objects.pop(image_id)[0][0]
+        with found.record(first):
+            raise FormatError(f"{first}.image_id: no image has this id")
     shown = [image_id for image_id in records if image_id in objects]
     if shots is not None and len(shown) < shots:
         raise FormatError(f"{name}: {len(shown)} images show the category {category!r}, shots={shots} were asked for")
     if seed is not None:
         shown = [shown[index] for index in np.random.default_rng(seed).permutation(len(shown))]
-    found = [_support(*records[i], objects[i], Path(images), name, boxes) for i in shown[:shots]]
-    return gather(found, f"{name}: no image shows the category {category!r}")
+    files, taken = Files(images), dict[Path, str]()
+    for image_id in shown:
+        if len(found) == shots:
+            break
+        where, record = records[image_id]
+        with found.record(where):
+            place = _place(where, record, files, taken)
+            found.add(place, _annotation(where, record, objects[image_id], place, boxes))
+    return found.shots(f"{name}: no image shows the category {category!r}", shots)
 
 
-def _category_ids(content: dict[str, Any], category: str, name: str) -> set[int]:
+def _category_ids(content: dict[str, Any], category: str, name: str) -> set[Id]:
     """Ids of the category, or of all in the supercategory."""
-    entries = field(content, "categories", list, name)
-    by_field: dict[str, set[int]] = {"name": set(), "supercategory": set()}
-    names = []
-    for index, entry in enumerate(entries):
+    by_field: dict[str, set[Id]] = {"name": set(), "supercategory": set()}
+    names: dict[Id, str] = {}
+    for index, entry in enumerate(field(content, "categories", list, name)):
         where = f"{name}: categories[{index}]"
-        number = field(entry, "id", int, where)
-        names.append(field(entry, "name", str, where))
+        number = id_field(entry, "id", where)
+        label = field(entry, "name", str, where)
+        if names.setdefault(number, label) != label:
+            raise FormatError(f"{where}.id: {number!r} is the id of {names[number]!r} too; give each category its own")
         for key, ids in by_field.items():
             if entry.get(key) == category:
                 ids.add(number)
     ids = by_field["name"] or by_field["supercategory"]
     if not ids:
-        raise FormatError(f"{name}: category={category!r}: the file has {', '.join(sorted(names)) or 'none'}")
+        raise FormatError(f"{name}: category={category!r}: the file has {', '.join(sorted(names.values())) or 'none'}")
     return ids
 
 
-def _support(
-    where: str, record: dict[str, Any], objects: list[tuple[int, dict[str, Any]]], folder: Path, name: str, boxes: bool
-) -> tuple[ImageLike, Annotation]:
-    """One image and the annotation of its objects."""
-    path = folder / field(record, "file_name", str, where)
+def _objects(content: dict[str, Any], wanted: set[Id], name: str, found: Gathering) -> dict[Id, Objects]:
+    """The annotations of the wanted categories, by image."""
+    objects: dict[Id, Objects] = {}
+    for index, entry in enumerate(field(content, "annotations", list, name)):
+        where = f"{name}: annotations[{index}]"
+        with found.record(where):
+            if id_field(entry, "category_id", where) in wanted:
+                objects.setdefault(id_field(entry, "image_id", where), []).append((where, entry))
+    return objects
+
+
+def _records(content: dict[str, Any], name: str, found: Gathering) -> dict[Id, tuple[str, dict[str, Any]]]:
+    """The images of the file by their ids, with what to call each in error messages."""
+    records: dict[Id, tuple[str, dict[str, Any]]] = {}
+    for index, record in enumerate(field(content, "images", list, name)):
+        where = f"{name}: images[{index}]"
+        with found.record(where):
+            number = id_field(record, "id", where)
+            if records.setdefault(number, (where, record))[1] != record:
+                raise FormatError(f"{where}.id: {number!r} is the id of another image too; give each its own")
+    return records
+
+
+def _place(where: str, record: dict[str, Any], files: Files, taken: dict[Path, str]) -> Path:
+    """The file of an image, which no other record may have: each would show the other's objects as background."""
+    path = files.find(field(record, "file_name", str, where), f"{where}.file_name")
+    if taken.setdefault(path, where) != where:
+        raise FormatError(f"{where}.file_name: {str(path)!r} is the file of {taken[path]} too; list an image once")
+    return path
+
+
+def _annotation(where: str, record: dict[str, Any], objects: Objects, path: Path, boxes: bool) -> Annotation:
+    """What the objects of one image say together."""
     size = upright_size(path, f"{where}.file_name")
-    check_size((field(record, "height", int, where), field(record, "width", int, where)), size, where)
-    masks, frames = [], []
-    for index, entry in objects:
-        at = f"{name}: annotations[{index}]"
-        if entry.get("segmentation") and not boxes:
-            masks.append(decode_segmentation(entry["segmentation"], size, f"{at}.segmentation"))
-            continue
-        numbers = field(entry, "bbox", list, at)
-        if len(numbers) != 4 or not all(isinstance(number, int | float) for number in numbers):
-            raise FormatError(f"{at}.bbox: expected [x, y, width, height], got {numbers}")
-        x, y, width, height = numbers
-        frames.append(cut_box((x, y, x + width, y + height), size, f"{at}.bbox"))
+    check_size(stated_size(record, "height", "width", where), size, where)
+    readings: list[Callable[[], npt.NDArray[np.bool_] | Corners]] = []
+    for at, entry in objects:
+        masked = entry.get("segmentation") and not boxes
+        readings.append(partial(_mask if masked else _box, entry, size, at))
+    read = with_area(readings)
+    masks = [one for one in read if isinstance(one, np.ndarray)]
+    frames = [one for one in read if isinstance(one, tuple)]
     if masks and frames:
         raise FormatError(f"{where}: some of its objects have masks, some none; give boxes=True")
-    return path, unite(masks, frames, where)
+    return unite(masks, frames, where)
+
+
+def _mask(entry: dict[str, Any], size: tuple[int, int], at: str) -> npt.NDArray[np.bool_]:
+    segmentation = entry["segmentation"]
+    mask = decode_segmentation(segmentation, size, f"{at}.segmentation")
+    if isinstance(segmentation, list):
+        vertices = np.concatenate([np.ravel(polygon) for polygon in segmentation]).astype(np.float64).reshape(-1, 2)
+        check_outline(vertices, size, f"{at}.segmentation")
+    return mask
+
+
+def _box(entry: dict[str, Any], size: tuple[int, int], at: str) -> Corners:
+    numbers = field(entry, "bbox", list, at)
+    x, y, width, height = four_numbers(numbers, f"{at}.bbox", "[x, y, width, height]").tolist()
+    box = cut_box((x, y, x + width, y + height), size, f"{at}.bbox")
+    check_pixels((box[:2], box[2:]), size, f"{at}.bbox")
+    return box

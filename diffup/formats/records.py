@@ -6,72 +6,102 @@ import io
 import os
 import zlib
 from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from diffup.annotation import Annotation
+from diffup.annotation import Annotation, Mask
 from diffup.errors import FormatError
+from diffup.formats.checks import MarksNothing
 from diffup.formats.shots import (
     Corners,
+    Gathering,
+    OnError,
     Shots,
+    check_pixels,
+    check_size,
     class_mask,
     cut_box,
     decode_base64,
     embedded_image,
     field,
-    gather,
+    four_numbers,
     read_index,
     unite,
     upright_size,
+    with_area,
 )
 from diffup.images import MAX_PIXELS, ImageLike, describe
+from diffup.recorded import Files
 
 _MASK_COLUMNS = ("mask", "segmentation", "segmentation_mask", "annotation", "label")
 _CLASS_FIELDS = ("category", "categories", "category_id", "label", "labels")
 
 
 def read_fiftyone(
-    samples: Mapping[str, Any] | Sequence[Mapping[str, Any]], label: str | int, field_name: str = "ground_truth"
+    samples: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+    label: str | int,
+    field_name: str = "ground_truth",
+    *,
+    images: str | os.PathLike[str] = ".",
+    on_error: OnError = "raise",
 ) -> Shots:
     """Supports from FiftyOne's samples, as dictionaries (`sample.to_dict()`) or made by hand.
 
     Args:
-        samples: one or several; those without the label are passed over. Of each are read `filepath` and the field,
-            which holds `detections` (each with `label`, `bounding_box` as parts of the image [left, top, width,
-            height], and `mask` or `mask_path`, relative to that box, or neither) or a segmentation: `mask` or
-            `mask_path`, an index mask of the image's own size. Masks are arrays, or bytes as FiftyOne stores them.
+        samples: one or several; those without the label, or with nothing in the field, are passed over. Of each are
+            read `filepath` and the field, which holds `detections` (each with `label`, `bounding_box` as parts of the
+            image [left, top, width, height], and `mask` or `mask_path`, relative to that box, or neither) or a
+            segmentation: `mask` or `mask_path`, an index mask of the image's own size. Masks are arrays, or bytes as
+            FiftyOne stores them.
         label: name of the class, or of a segmentation the number.
         field_name: of the field of the sample that holds the labels.
+        images: folder in which paths of another machine are looked up; `diffup.recorded.Files` says how.
+        on_error: "raise" the error of a faulty sample, or "skip": pass it over.
 
     Returns:
-        Paths, and a `Mask` of all objects, or a `Box` around each if they have no masks. As in FiftyOne, an object's
-        mask is brought to the pixels of its box by nearest neighbour.
+        Paths, and a `Mask` of all objects, or a `Box` around each if they have no masks; `skipped` has what was passed
+        over. As in FiftyOne, an object's mask is brought to the pixels of its box by nearest neighbour. Boxes without
+        area are nothing beside others.
 
     Raises:
         FormatError: a sample is not like that, or none has the label. The message names the sample and the field.
     """
-    found = []
+    found, files = Gathering(on_error), Files(images)
     for index, sample in enumerate([samples] if isinstance(samples, Mapping) else samples):
         where = f"samples[{index}]"
-        path = field(sample, "filepath", (str, os.PathLike), where)
-        labels = field(sample, field_name, Mapping, where)
-        size = upright_size(path, f"{where}.filepath")
-        at = f"{where}.{field_name}"
-        annotation: Annotation
-        if "detections" in labels:
-            annotation = _detections(field(labels, "detections", list, at), label, size, at)
-        elif "mask" in labels or "mask_path" in labels:
-            if not isinstance(label, int):
-                raise FormatError(f"label={label!r}: {at} is a segmentation, whose classes are numbers")
-            annotation = class_mask(_stored_mask(labels, at), label, at)
-        else:
-            raise FormatError(f"{at}: expected detections or the mask of a segmentation, got {sorted(labels)}")
-        if annotation is not None:
-            found.append((path, annotation))
-    return gather(found, f"label={label!r}: no sample has it in the field {field_name!r}")
+        with found.record(where):
+            recorded = field(sample, "filepath", (str, os.PathLike), where)
+            at = f"{where}.{field_name}"
+            labels = sample.get(field_name)
+            if labels is None:
+                found.without(f"{at} is {'empty' if field_name in sample else 'not there'}")
+                continue
+            path = files.find(recorded, f"{where}.filepath")
+            annotation = _labels(field(sample, field_name, Mapping, where), label, path, files, at)
+            if annotation is not None:
+                found.add(path, annotation)
+    return found.shots(f"label={label!r}: no sample has it in the field {field_name!r}")
+
+
+def _labels(labels: Mapping[str, Any], label: str | int, path: Path, files: Files, at: str) -> Annotation:
+    """What the label field of one sample says about the class; `None` without it."""
+    size = upright_size(path, f"{at.partition('.')[0]}.filepath")
+    if "detections" in labels:
+        entries = labels["detections"]
+        return _detections(field(labels, "detections", list, at), label, size, files, at) if entries else None
+    if "mask" not in labels and "mask_path" not in labels:
+        raise FormatError(f"{at}: expected detections or the mask of a segmentation, got {sorted(labels)}")
+    if labels.get("mask") is None and labels.get("mask_path") is None:
+        return None
+    if not isinstance(label, int):
+        raise FormatError(f"label={label!r}: {at} is a segmentation, whose classes are numbers")
+    mask = class_mask(_stored_mask(labels, files, at), label, at)
+    return _fitting(mask, size, at)
 
 
 def read_huggingface(
@@ -81,63 +111,102 @@ def read_huggingface(
     column: str | None = None,
     image_column: str = "image",
     box_format: Literal["xywh", "xyxy"] = "xywh",
+    images: str | os.PathLike[str] = ".",
+    on_error: OnError = "raise",
 ) -> Shots:
     """Supports from rows of a Hugging Face data set.
 
     Args:
-        rows: one or several (`dataset[0]`, `list(dataset.select(range(5)))`); those without the class are passed over.
+        rows: one or several (`dataset[0]`, `list(dataset.select(range(5)))`); those without the class, or with nothing
+            in the column, are passed over.
         label: the class in an index mask or among the boxes; by default masks are two-valued, and all boxes count.
         column: that holds the masks (an image, an array or a path), or objects with `bbox` and their class in
             `category`, `categories`, `category_id`, `label` or `labels`. By default the only one of `mask`,
             `segmentation`, `segmentation_mask`, `annotation`, `label` and `objects` that the rows have.
         image_column: that holds the images.
         box_format: "xywh" (left, top, width, height: COCO's, and usual) or "xyxy" (left, top, right, bottom), pixels.
+        images: folder in which paths of another machine are looked up; `diffup.recorded.Files` says how.
+        on_error: "raise" the error of a faulty row, or "skip": pass it over.
 
     Returns:
-        Images as they are in the rows, and a `Mask` or a `Box`.
+        Images as they are in the rows, and a `Mask` or a `Box`; `skipped` has what was passed over. Boxes without area
+        are nothing beside others.
 
     Raises:
         FormatError: a row is not like that, or none has the class. The message names the row and the column.
     """
     if box_format not in ("xywh", "xyxy"):
         raise FormatError(f"box_format={box_format!r}: expected xywh or xyxy")
-    found = []
+    found, files = Gathering(on_error), Files(images)
     for index, row in enumerate([rows] if isinstance(rows, Mapping) else rows):
         where = f"rows[{index}]"
-        if not isinstance(row, Mapping) or row.get(image_column) is None:
-            raise FormatError(f"{where}.{image_column}: expected an image, got nothing")
-        name = column or _only_column(row, where)
-        if row.get(name) is None:
-            raise FormatError(f"{where}.{name}: expected a mask or objects, got nothing")
-        image, at = _picture(row[image_column], f"{where}.{image_column}"), f"{where}.{name}"
-        annotation: Annotation
-        if _has_boxes(row[name]):
-            annotation = _objects(row[name], label, _size_of(image, f"{where}.{image_column}"), box_format, at)
-        else:
-            if label is not None and not isinstance(label, int):
-                raise FormatError(f"label={label!r}: the classes of the masks in {at} are numbers")
-            annotation = class_mask(_picture(row[name], at), label, at)
-        if annotation is not None:
-            found.append((image, annotation))
-    return gather(found, f"label={label!r}: no row has it")
+        with found.record(where):
+            if not isinstance(row, Mapping) or row.get(image_column) is None:
+                raise FormatError(f"{where}.{image_column}: expected an image, got nothing")
+            name = column or _only_column(row, where)
+            at = f"{where}.{name}"
+            if name not in row:
+                raise FormatError(f"{at}: there is no such column; the row has {', '.join(map(str, row))}")
+            if row[name] is None:
+                found.without(f"{at}: expected a mask or objects, got nothing")
+                continue
+            image = _picture(row[image_column], files, f"{where}.{image_column}")
+            size = _size_of(image, f"{where}.{image_column}")
+            annotation: Annotation
+            if _has_boxes(row[name]):
+                annotation = _objects(row[name], label, size, box_format, at)
+            else:
+                if label is not None and not isinstance(label, int):
+                    raise FormatError(f"label={label!r}: the classes of the masks in {at} are numbers")
+                annotation = _fitting(class_mask(_picture(row[name], files, at), label, at), size, at)
+            if annotation is not None:
+                found.add(image, annotation)
+    return found.shots(f"label={label!r}: no row has it")
 
 
-def _detections(entries: list[Any], label: str | int, size: tuple[int, int], where: str) -> Annotation:
+def _fitting(mask: Mask | None, size: tuple[int, int], where: str) -> Mask | None:
+    """A mask that has its image's (height, width).
+
+    Raises:
+        FormatError: it has another.
+    """
+    if mask is not None:
+        check_size((mask.mask.shape[0], mask.mask.shape[1]), size, where)
+    return mask
+
+
+def _detections(entries: list[Any], label: str | int, size: tuple[int, int], files: Files, where: str) -> Annotation:
     """The detections of one sample that have the label; `None` without any."""
-    masks: list[npt.NDArray[np.bool_]] = []
-    boxes: list[Corners] = []
+    chosen = []
     for index, entry in enumerate(entries):
         at = f"{where}.detections[{index}]"
-        if field(entry, "label", str, at) != label:
-            continue
-        box = _numbers(field(entry, "bounding_box", (list, tuple, np.ndarray), at), f"{at}.bounding_box")
-        x, y, width, height = (box * (size[1], size[0], size[1], size[0])).tolist()
+        if not isinstance(entry, Mapping):
+            raise FormatError(f"{at}: expected an object with the field 'label', got {describe(entry)}")
+        if entry.get("label") == label:
+            chosen.append(partial(_detection, entry, size, files, at))
+    read = with_area(chosen)
+    masks = [one for one in read if isinstance(one, np.ndarray)]
+    boxes = [one for one in read if isinstance(one, tuple)]
+    return unite(masks, boxes, where) if read else None
+
+
+def _detection(
+    entry: Mapping[str, Any], size: tuple[int, int], files: Files, at: str
+) -> npt.NDArray[np.bool_] | Corners:
+    """The mask of one detection on the image's pixels, or its box."""
+    box = four_numbers(field(entry, "bounding_box", (list, tuple, np.ndarray), at), f"{at}.bounding_box")
+    x, y, width, height = (box * (size[1], size[0], size[1], size[0])).tolist()
+    try:
         corners = cut_box((x, y, x + width, y + height), size, f"{at}.bounding_box")
-        if entry.get("mask") is None and entry.get("mask_path") is None:
-            boxes.append(corners)
-        else:
-            masks.append(_place(read_index(_stored_mask(entry, at), f"{at}.mask") > 0, corners, size))
-    return unite(masks, boxes, where) if masks or boxes else None
+    except MarksNothing:
+        raise
+    except FormatError as error:
+        pixels = np.abs(box).max() > 2
+        hint = "; they are fractions of the image, and these look like pixels: divide by its width and height"
+        raise FormatError(f"{error}{hint if pixels else ''}") from error
+    if entry.get("mask") is None and entry.get("mask_path") is None:
+        return corners
+    return _place(read_index(_stored_mask(entry, files, at), f"{at}.mask") > 0, corners, size)
 
 
 def _place(mask: npt.NDArray[np.bool_], box: Corners, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
@@ -150,17 +219,17 @@ def _place(mask: npt.NDArray[np.bool_], box: Corners, size: tuple[int, int]) -> 
     return canvas
 
 
-def _stored_mask(record: Mapping[str, Any], where: str) -> Any:
+def _stored_mask(record: Mapping[str, Any], files: Files, where: str) -> Any:
     """The array of a `mask` field, or the path in `mask_path`."""
     value = record.get("mask")
     if value is None:
-        return field(record, "mask_path", (str, os.PathLike), where)
+        return files.find(field(record, "mask_path", (str, os.PathLike), where), f"{where}.mask_path")
     if isinstance(value, Mapping):  # MongoDB's JSON
         value = field(field(value, "$binary", Mapping, f"{where}.mask"), "base64", str, f"{where}.mask.$binary")
     if isinstance(value, str):
         value = decode_base64(value, f"{where}.mask")
     if not isinstance(value, bytes):
-        return np.asarray(value)
+        return _array(value, f"{where}.mask")
     try:
         inflater = zlib.decompressobj()
         content = inflater.decompress(value, 8 * MAX_PIXELS)
@@ -174,8 +243,10 @@ def _stored_mask(record: Mapping[str, Any], where: str) -> Any:
 
 
 def _only_column(row: Mapping[str, Any], where: str) -> str:
-    """The one column that can hold annotations."""
-    present = [name for name in (*_MASK_COLUMNS, "objects") if not isinstance(row.get(name), int | float | None)]
+    """The one column that can hold annotations; if none does, the one that could."""
+    columns = [name for name in (*_MASK_COLUMNS, "objects") if name in row]
+    present = [name for name in columns if not isinstance(row[name], int | float | None)]
+    present = present or [name for name in columns if row[name] is None][:1]
     if len(present) != 1:
         raise FormatError(
             f"{where}: expected one of the columns {', '.join(_MASK_COLUMNS)} and objects, got "
@@ -184,13 +255,22 @@ def _only_column(row: Mapping[str, Any], where: str) -> str:
     return present[0]
 
 
-def _picture(value: Any, where: str) -> Any:
-    """An image or mask as it is in a row; the undecoded form, {"bytes", "path"}, is opened."""
-    if not isinstance(value, Mapping):
-        return np.asarray(value) if isinstance(value, list) else value
-    if value.get("bytes") is not None:
-        return embedded_image(field(value, "bytes", bytes, where), where)
-    return field(value, "path", (str, os.PathLike), where)
+def _picture(value: Any, files: Files, where: str) -> Any:
+    """An image or mask as it is in a row; a path is looked up, the undecoded form, {"bytes", "path"}, opened."""
+    if isinstance(value, Mapping):
+        if value.get("bytes") is not None:
+            return embedded_image(field(value, "bytes", bytes, where), where)
+        value = field(value, "path", (str, os.PathLike), where)
+    if isinstance(value, str | os.PathLike):
+        return files.find(value, where)
+    return _array(value, where) if isinstance(value, list) else value
+
+
+def _array(value: Any, where: str) -> npt.NDArray[Any]:
+    try:
+        return np.asarray(value)
+    except ValueError as error:  # lists of different lengths
+        raise FormatError(f"{where}: expected rows of pixels, got {describe(value)}") from error
 
 
 def _size_of(image: ImageLike, where: str) -> tuple[int, int]:
@@ -211,34 +291,45 @@ def _has_boxes(value: Any) -> bool:
 
 def _objects(value: Any, label: int | str | None, size: tuple[int, int], box_format: str, where: str) -> Annotation:
     """The boxes of one row that have the label; `None` without any."""
-    entries = value
-    if isinstance(value, Mapping):  # a dictionary of lists, as data sets store a list of dictionaries
-        entries = [dict(zip(value, items, strict=False)) for items in zip(*value.values(), strict=False)]
-    boxes = []
+    entries = _listed(value, where) if isinstance(value, Mapping) else value
+    chosen = []
     for index, entry in enumerate(entries):
         at = f"{where}[{index}]"
-        numbers = _numbers(field(entry, "bbox", (list, tuple, np.ndarray), at), f"{at}.bbox")
+        numbers = field(entry, "bbox", (list, tuple, np.ndarray), at)
         if label is not None:
             classes = [name for name in _CLASS_FIELDS if name in entry]
             if not classes:
                 raise FormatError(f"{at}: expected the class in one of {', '.join(_CLASS_FIELDS)}")
             if entry[classes[0]] != label:
                 continue
-        x, y, right, bottom = numbers.tolist()
-        if box_format == "xywh":
-            right, bottom = x + right, y + bottom
-        try:
-            boxes.append(cut_box((x, y, right, bottom), size, f"{at}.bbox"))
-        except FormatError as error:
-            raise FormatError(f"{error}; box_format={box_format!r}, is it the other one?") from error
+        chosen.append(partial(_object, numbers, size, box_format, f"{at}.bbox"))
+    boxes = with_area(chosen)
     return unite([], boxes, where) if boxes else None
 
 
-def _numbers(value: Any, where: str) -> npt.NDArray[np.float64]:
+def _object(numbers: Any, size: tuple[int, int], box_format: str, at: str) -> Corners:
+    """One box of a row."""
+    x, y, right, bottom = four_numbers(numbers, at).tolist()
+    if box_format == "xywh":
+        right, bottom = x + right, y + bottom
     try:
-        numbers = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise FormatError(f"{where}: expected four numbers, got {describe(value)}") from error
-    if numbers.shape != (4,):
-        raise FormatError(f"{where}: expected four numbers, got {describe(value)}")
-    return numbers
+        box = cut_box((x, y, right, bottom), size, at)
+    except MarksNothing:
+        raise
+    except FormatError as error:
+        raise FormatError(f"{error}; box_format={box_format!r}, is it the other one?") from error
+    check_pixels((box[:2], box[2:]), size, at)
+    return box
+
+
+def _listed(objects: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
+    """Objects one by one of a dictionary of lists, as data sets store a list of dictionaries.
+
+    Raises:
+        FormatError: the lists differ in length.
+    """
+    columns = {name: items for name, items in objects.items() if isinstance(items, list | tuple | np.ndarray)}
+    lengths = {name: len(items) for name, items in columns.items()}
+    if len(set(lengths.values())) > 1:
+        raise FormatError(f"{where}: every object has one value of each field, got {lengths}")
+    return [dict(zip(columns, items, strict=True)) for items in zip(*columns.values(), strict=True)]
