@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,14 @@ from diffup.errors import WeightsError
 _HEADS = ("classifier", "head", "head_dist", "fc", "last_linear", "pooler")
 _ADDED = ("hidden_states_norms",)  # norms without training that backbone classes of transformers put on their outputs
 _WRAPPERS = ("state_dict", "model", "module")
-_DERIVED = ("num_batches_tracked", "position_ids", "relative_position_index", "relative_coords_table", "attn_mask")
+_IDLE = (  # what follows from the architecture, or does nothing in a frozen encoder
+    "num_batches_tracked",
+    "position_ids",
+    "relative_position_index",
+    "relative_coords_table",
+    "attn_mask",
+    "mask_token",
+)
 _POSITIONS = ("pos_embed", "positional_embedding", "position_embeddings", "position_embedding.weight")
 BIASES = "relative_position_bias_table"
 """How the names of tables of relative positions end."""
@@ -72,8 +80,8 @@ def load_weights(
 ) -> None:
     """Put weights into an encoder, all of them.
 
-    BatchNorm's `num_batches_tracked`, tables that follow from the architecture, and heads may be absent or superfluous;
-    nothing else may.
+    Heads and tensors without effect (BatchNorm's `num_batches_tracked`, mask tokens, tables that follow from the
+    architecture) may be absent or superfluous; nothing else may.
 
     Args:
         module: The encoder; its precision is kept.
@@ -132,7 +140,17 @@ def grid_of_positions(tokens: int, own_tokens: int, own: Size, others: Sequence[
     """
     count = tokens - (own_tokens - own[0] * own[1])
     side = math.isqrt(max(count, 0))
-    return next((grid for grid in (own, (side, side), *others) if grid[0] * grid[1] == count > 0), None)
+    for grid in (own, (side, side)):
+        if grid[0] * grid[1] == count > 0:
+            return grid
+    found = next((grid for grid in others if grid[0] * grid[1] == count), None)
+    if found is not None:
+        warnings.warn(
+            f"the checkpoint has positions of {count} patches, which form no square; they are taken to be those of "
+            f"input_size, {found[0]} x {found[1]}",
+            stacklevel=5,
+        )
+    return found
 
 
 def window_of_biases(length: int, own_length: int, own: Size) -> Size | None:
@@ -152,6 +170,22 @@ def part_of_larger(weights: Mapping[str, Tensor], module: nn.Module) -> dict[str
     prefixes = {key.removesuffix(first) for key in weights if key.endswith(first)}
     found = [{key: weights[prefix + key] for key in own if prefix + key in weights} for prefix in sorted(prefixes)]
     return max(found, key=len, default=dict(weights))
+
+
+def describe_differences(
+    missing: Sequence[str], shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]], entries: int
+) -> str:
+    """What `load_weights` says of an encoder that its own library has loaded; empty where nothing is amiss.
+
+    Args:
+        missing: Names of tensors that the weights lack.
+        shapes: Of tensors whose shapes differ, those in the weights and in the encoder.
+        entries: Number of the encoder's tensors.
+    """
+    lacking = sorted(key for key in missing if not _optional(key, heads=False))
+    found = {key: pair for key, pair in sorted(shapes.items()) if not _optional(key, heads=False)}
+    problems = _Differences(lacking, [], found, entries - len(lacking))
+    return str(problems) if problems else ""
 
 
 @dataclass(frozen=True)
@@ -220,4 +254,4 @@ def _compare(module: nn.Module, weights: Mapping[str, Tensor], heads: bool) -> _
 
 def _optional(key: str, heads: bool) -> bool:
     first = key.split(".")[0]
-    return first in _ADDED or (first in _HEADS and not heads) or key.endswith(_DERIVED)
+    return first in _ADDED or (first in _HEADS and not heads) or key.endswith(_IDLE)

@@ -165,9 +165,7 @@ def _check_known(variant: str) -> None:
         )
 
 
-def _trained_options(
-    weights: Mapping[str, Tensor], variant: str, name: str, requested: Size | None
-) -> dict[str, Any]:
+def _trained_options(weights: Mapping[str, Tensor], variant: str, name: str, requested: Size | None) -> dict[str, Any]:
     """Options under which an architecture has the positions of a checkpoint, none where it has them as it is.
 
     Its tables say at what size the checkpoint was trained: absolute positions are one for each patch; the windows of
@@ -238,9 +236,7 @@ def _build_at(
     return _create(variant, name, download=download, **trained | options), None
 
 
-def _plan(
-    variant: str, name: str, requested: Size | None, trained: dict[str, Any]
-) -> tuple[dict[str, Any], Size]:
+def _plan(variant: str, name: str, requested: Size | None, trained: dict[str, Any]) -> tuple[dict[str, Any], Size]:
     """How to create a model so that it takes images of the requested or a sensible default size.
 
     Most encoders take any size. Those with a fixed input are asked for dynamic sizes first (ViTs, Swin), then tried as
