@@ -127,7 +127,7 @@ def _step(config: TrainConfig, device: torch.device) -> float:
             denoised = decoder(prior, torch.zeros(batch, device=device), condition)
         loss: Any = sum(part.float().sum() for part in (denoised.output, denoised.error, denoised.iou))
         loss.backward()
-        float(loss)  # waits for a GPU
+        float(loss.detach())  # waits for a GPU
 
     return _AROUND * _seconds(step)
 

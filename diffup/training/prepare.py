@@ -114,7 +114,7 @@ def build_banks(
     return Banks(images, features, [members_of(backbone) for backbone in backbones])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PlannedBank:
     """A bank of a run.
 
