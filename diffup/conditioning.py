@@ -12,6 +12,7 @@ from torch import Tensor
 from diffup.annotation import Support
 from diffup.backbones import Backbone, check_pyramid, members_of
 from diffup.images import resize_image
+from diffup.options import placed
 from diffup.priors.condition import EDGE_SIDE, Condition, SupportFeatures, build_condition
 from diffup.priors.text import text_maps, text_similarity
 from diffup.priors.view_priors import pool_to_grid
@@ -91,7 +92,9 @@ class Conditioner:
         Raises:
             BackboneError, MissingPackageError, WeightsError: see `diffup.text.words.text_space_of`.
         """
-        return text_space_of(self.backbone, self.text_backbone).to(self.device)
+        space = text_space_of(self.backbone, self.text_backbone)
+        named = self.text_backbone is None or isinstance(self.text_backbone, str)
+        return space.to(self.device) if named else placed(space, self.device)
 
     def encode_text(self, text: str | Sequence[str], templates: Templates | None = None) -> Words:
         """Embeddings of a class's names in every template.

@@ -8,6 +8,7 @@ them in numpy.
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib
 import io
 import logging
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 
 from diffup.decoder.base import Decoder
 from diffup.decoder.diffusion import Diffusion
+from diffup.decoder.format import write_config
 from diffup.decoder.weights import CONFIG
 from diffup.errors import ConfigError, ExportError, MissingPackageError
 from diffup.files import replacing, write_text
@@ -124,7 +126,7 @@ def export_decoder(
         )
     if "onnx" in formats:
         _check_packages()
-    decoder = decoder.eval()
+    decoder = copy.deepcopy(decoder).eval()  # the caller's goes on as it is
     folder = Path(folder)
     written: dict[Path, float] = {}
     for stem, module in ((NETWORK, Network(decoder)), (QUALITY, Quality(decoder))):
@@ -134,7 +136,7 @@ def export_decoder(
             with replacing(path) as temporary:
                 _write(program, stem, temporary, name)
                 written[path] = _check(module, temporary, name, decoder)
-    write_text(folder / CONFIG, decoder.config.to_json())
+    write_text(folder / CONFIG, write_config(decoder.config))
     return written
 
 

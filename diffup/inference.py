@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffup.decoder.sampling import Samples, sample
+from diffup.decoder.sampling import Ensemble, sample_batches, sample_ensemble
 from diffup.images import ImageLike, read_image, resize_image, to_bytes
 from diffup.priors.condition import EDGE_SIDE, SIZES, Condition
 from diffup.result import Segmentation
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from diffup.prototypes import Prototypes
 
 DECODER_BATCH = 32
-"""Pairs of query and class that are decoded together, at most, unless a single class has more queries."""
+"""Pairs of query and class whose conditions are made together, at most, unless a single class has more queries.
+
+What the decoder computes together is bounded once more, by samples (`diffup.decoder.sampling.BATCH`)."""
 
 CPU_DECODER_BATCH = 8
 """The same for each thread of a CPU, where more push each other out of the caches."""
@@ -169,7 +171,7 @@ def decode(
             with.
         steps: DDIM steps.
         trace: keep the noisy masks.
-        on_step: called after every step of every batch (`decoder_batches` tells how many there are).
+        on_step: called after every step of every batch (`decoder_rounds` tells how many there are).
 
     Returns:
         B lists of C.
@@ -182,7 +184,7 @@ def decode(
     for group in decoder_batches(len(queries), len(classes), model.device):
         condition = Condition.cat([_condition(model, levels, small, dense, classes[index]) for index in group])
         together = noise.to(model.device).expand(len(condition.prior), *noise.shape)
-        samples = sample(model.decoder, model.diffusion, condition, together, steps, trace, on_step)
+        samples = sample_ensemble(model.decoder, model.diffusion, condition, together, steps, trace, on_step)
         maps = _maps(samples, condition)
         for at, index in enumerate(group):
             chosen = next(t for t in (threshold, classes[index].threshold, model.config.threshold) if t is not None)
@@ -240,6 +242,12 @@ def decoder_batches(queries: int, classes: int, device: torch.device) -> list[ra
     return [range(start, min(start + step, classes)) for start in range(0, classes, step)]
 
 
+def decoder_rounds(queries: int, classes: int, ensemble: int, device: torch.device) -> int:
+    """How many batches of samples the decoder goes through for so many queries, in each step."""
+    groups = decoder_batches(queries, classes, device)
+    return sum(len(sample_batches(queries * len(group), ensemble, device)) for group in groups)
+
+
 def enlarge(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """Bring decoder maps to an image's size: (N, 64, 64) -> (N, H, W) on the CPU, bilinear."""
     return F.interpolate(maps[None], size, mode="bilinear", align_corners=False, antialias=True)[0].cpu()
@@ -258,19 +266,18 @@ def _condition(
     return model.conditions(levels, supports, small, text)
 
 
-def _maps(samples: Samples, condition: Condition) -> Tensor:
+def _maps(samples: Ensemble, condition: Condition) -> Tensor:
     """(N, 4, 64, 64) on the CPU, see `Decoded.maps`."""
-    probability = samples.probability
     maps = [
-        probability.mean(dim=1),
-        probability.var(dim=1, correction=0),
+        samples.mean,
+        samples.variance,
         samples.error.clamp(-2, 2),
         condition.prior[:, 0] * 0.5 + 0.5,
     ]
     return torch.stack(maps, dim=1).float().cpu()
 
 
-def _decoded(samples: Samples, maps: Tensor, row: int, threshold: float, backbone: str) -> Decoded:
+def _decoded(samples: Ensemble, maps: Tensor, row: int, threshold: float, backbone: str) -> Decoded:
     traced = samples.trace is not None
     return Decoded(
         maps=maps[row].clone(),  # a view would hold the whole batch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence, Sized
@@ -21,9 +22,9 @@ from diffup.decoder.diffusion import Diffusion
 from diffup.decoder.weights import fetch_decoder, load_decoder, save_decoder
 from diffup.errors import AnnotationError, BackboneError
 from diffup.images import ImageLike
-from diffup.inference import decode, decoder_batches, look_again, query_reader, starting_noise
+from diffup.inference import decode, decoder_rounds, look_again, query_reader, starting_noise
 from diffup.label_map import LabelMap, to_result
-from diffup.options import resolve_device, sampling_options, seeded
+from diffup.options import placed, resolve_device, sampling_options, seeded
 from diffup.prototypes import Prototypes, check_classes, has_words, read_shots, teach
 from diffup.result import Segmentation
 from diffup.text.space import TextSpace
@@ -40,9 +41,9 @@ class DiffUp(Conditioner):
     another one.
 
     Args:
-        decoder: a trained decoder.
+        decoder: a trained decoder. A frozen copy of it is used, so what becomes of it later has no effect.
         backbone: name (`family[:variant]`) or object of the encoder, or several of them to be fused; by default the one
-            that the decoder names.
+            that the decoder names. An object on another device is copied there, and stays where it is.
         device: `"cpu"`, `"cuda"`, ...; by default CUDA where there is one.
         text_backbone: name or object of the encoder that reads texts (`diffup.text.load_text_space`), loaded with the
             first text; by default the encoder's own text tower, if it has one.
@@ -66,8 +67,9 @@ class DiffUp(Conditioner):
         text_backbone: str | TextSpace | None = None,
     ) -> None:
         self.device = resolve_device(device)
-        self.decoder = decoder.eval().requires_grad_(False).to(self.device).to(memory_format=torch.channels_last)
-        self.backbone = load_backbone(decoder.config.backbone if backbone is None else backbone).to(self.device)
+        own = copy.deepcopy(decoder).eval().requires_grad_(False)  # the caller's goes on as it is
+        self.decoder = own.to(self.device).to(memory_format=torch.channels_last)
+        self.backbone = _load(decoder.config.backbone if backbone is None else backbone, self.device)
         self.diffusion = Diffusion(decoder.config)
         self.text_backbone = text_backbone
         if self.config.low_level_channels and self.backbone.fingerprint != self.config.low_level_encoder:
@@ -101,6 +103,7 @@ class DiffUp(Conditioner):
         device: str | torch.device | None = None,
         revision: str | None = None,
         text_backbone: str | TextSpace | None = None,
+        **options: Any,
     ) -> DiffUp:
         """Load a trained decoder.
 
@@ -111,14 +114,19 @@ class DiffUp(Conditioner):
             device: see `DiffUp`.
             revision: branch, tag or commit of a hub repository.
             text_backbone: see `DiffUp`.
+            **options: of the encoder's family, such as `checkpoint_path` or `input_size`, as `upgrade` takes them; of
+                the encoder that the config names where `backbone` names none.
 
         Raises:
             WeightsError: there is no such folder or repository, or its files are damaged.
             ConfigError: the config has unknown or contradictory fields, or is of a newer format.
-            BackboneError: the encoder cannot be found.
+            BackboneError: the encoder cannot be found or does not take the options.
         """
         folder = RELEASED if source is None else fetch_decoder(source, revision)
-        return cls(load_decoder(folder), backbone, device, text_backbone)
+        decoder = load_decoder(folder)
+        device = resolve_device(device)
+        encoder = _load(decoder.config.backbone if backbone is None else backbone, device, **options)
+        return cls(decoder, encoder, device, text_backbone)
 
     def save_pretrained(self, folder: str | os.PathLike[str], dtype: torch.dtype = torch.float32) -> None:
         """Write the decoder, and only the decoder, to a folder: `config.json` and `model.safetensors`.
@@ -155,7 +163,7 @@ class DiffUp(Conditioner):
             notes: Markdown of your own, such as where the data come from.
             private: of a repository that is made: only its owner sees it.
             revision: branch, made if needed; the main one by default.
-            message: of the commit.
+            message: commit message.
             token: the hub client's; what it is logged in with by default.
             dtype: precision of the weights file; `torch.float16` halves it.
 
@@ -192,7 +200,10 @@ class DiffUp(Conditioner):
         """
         if self.config.low_level_channels:
             raise BackboneError(f"upgrade to {getattr(backbone, 'name', backbone)!r}: {self._tie}")
-        return DiffUp(self.decoder, load_backbone(backbone, **options), self.device, self.text_backbone)
+        upgraded = copy.copy(self)
+        upgraded.backbone = _load(backbone, self.device, **options)
+        vars(upgraded).pop("text_space", None)  # the last encoder's, if it was needed
+        return upgraded
 
     def prototypes(
         self,
@@ -331,7 +342,7 @@ class DiffUp(Conditioner):
             images = cast("ImageLike | Sequence[ImageLike] | None", support)
             classes = [self.prototypes(images, annotation, text=text, templates=templates, name="object")]
         noise = starting_noise(ensemble, seeded(seed) if generator is None else generator)
-        rounds = steps * len(decoder_batches(1, len(classes), self.device))
+        rounds = steps * decoder_rounds(1, len(classes), 1 if self.config.deterministic else ensemble, self.device)
         with tqdm(total=rounds, desc="sampling", disable=not progress) as bar:
             (found,) = decode(self, [image], classes, threshold, noise, steps, trace, on_step=lambda: bar.update(1))
         found = look_again(self, image, classes, found, noise, steps) if zoom else found
@@ -403,3 +414,9 @@ class DiffUp(Conditioner):
             ConfigError: one is out of range.
         """
         return sampling_options(self.config, steps, ensemble, threshold)
+
+
+def _load(backbone: str | Backbone | Sequence[str | Backbone], device: torch.device, **options: Any) -> Backbone:
+    """An encoder on a device; one that the caller holds stays where it is."""
+    loaded = load_backbone(backbone, **options)
+    return loaded.to(device) if isinstance(backbone, str) else placed(loaded, device)

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any, Protocol, TypeVar
+
 import torch
 
 from diffup.decoder.config import MAX_ENSEMBLE, DecoderConfig
 from diffup.decoder.diffusion import check_steps
 from diffup.errors import ConfigError
+
+
+class _Movable(Protocol):
+    @property
+    def device(self) -> torch.device: ...
+
+    def to(self, device: torch.device | str) -> Any: ...
+
+
+Movable = TypeVar("Movable", bound=_Movable)
 
 MAX_SEED = 2**32 - 1
 """Of training and of streams of episodes; numpy's legacy generator takes no larger one."""
@@ -63,3 +76,11 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
     except (RuntimeError, AssertionError, ImportError, TypeError, ValueError) as error:
         raise ConfigError(f"device={str(device)!r} cannot be used: {error}") from error
     return chosen
+
+
+def placed(part: Movable, device: torch.device) -> Movable:
+    """An encoder or text space on a device: itself if it is there, else a copy, so that others keep theirs."""
+    if part.device.type == device.type and device.index in (None, part.device.index):
+        return part
+    moved: Movable = copy.deepcopy(part).to(device)
+    return moved

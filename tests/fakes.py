@@ -113,7 +113,8 @@ def pad_channels(features: Tensor, count: int = 5) -> Tensor:
 
 def tiny_config(**changes: object) -> DecoderConfig:
     """A decoder config that is small and fast, with any fields changed."""
-    small = {"timesteps": 50, "steps": 3, "ensemble": 2, "threshold": 0.5, "priors": PriorConfig(grid=8)}
+    steps = 3 if changes.get("system", "diffusion") == "diffusion" else 1
+    small = {"timesteps": 50, "steps": steps, "ensemble": 2, "threshold": 0.5, "priors": PriorConfig(grid=8)}
     return DecoderConfig(**(TINY | small | changes))
 
 

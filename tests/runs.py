@@ -19,7 +19,7 @@ from diffup.training.prepare import Banks, Sources, build_banks
 from diffup.training.processes import Processes
 from diffup.training.trainer import CHECKPOINT, Trainer
 
-DECODER_CONFIG = DecoderConfig(**TINY, timesteps=50, steps=3, ensemble=2, priors=PriorConfig(grid=6))
+DECODER_CONFIG = DecoderConfig(**TINY, timesteps=50, steps=1, ensemble=2, priors=PriorConfig(grid=6))
 CONFIG = TrainConfig(
     decoder=DECODER_CONFIG,
     views=ViewsConfig(crops=1, pasted=6),

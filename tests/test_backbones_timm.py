@@ -188,7 +188,7 @@ def test_weights_that_do_not_fit_are_listed(tmp_path: Path) -> None:
     message = str(caught.value)
     assert "1 missing (layer1.0.conv1.weight)" in message
     assert "1 unexpected (extra.weight)" in message
-    assert "1 of another shape (bn1.bias)" in message
+    assert "1 of another shape (bn1.bias: [3], not [32])" in message
     assert "num_batches_tracked" not in message
 
 

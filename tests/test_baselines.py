@@ -116,8 +116,16 @@ def test_the_prior_is_its_own_answer_and_judges_itself() -> None:
 
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_more_than_one_step_is_refused(system: str) -> None:
-    config = tiny_config(system=system, steps=9)
+    refused = f"steps=50 with system='{system}': such a decoder answers in a single step"
+    with pytest.raises(ConfigError, match=refused):
+        DecoderConfig(system=system, steps=50)
+    with pytest.raises(ConfigError, match=refused):
+        dataclasses.replace(DecoderConfig(steps=50), system=system)
+    with pytest.raises(ConfigError, match=refused):
+        DecoderConfig.from_json(json.dumps({"system": system, "steps": 50}))
+    config = DecoderConfig(system=system)
     assert config.steps == 1 and config.ensemble == (2 if system == "gan" else 1)
+    config = tiny_config(system=system)
     assert DecoderConfig.from_json(config.to_json()) == config
     model = DiffUp(build_decoder(config), FakeBackbone(), "cpu")
     with pytest.raises(ConfigError, match=f"steps=2: a decoder of system='{system}' answers in a single step"):

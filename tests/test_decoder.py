@@ -19,7 +19,7 @@ from diffup.decoder.config import DecoderConfig
 from diffup.decoder.diffusion import Diffusion
 from diffup.decoder.losses import decoder_loss
 from diffup.decoder.modulation import AdaIN, Modulation, sinusoidal_embedding
-from diffup.decoder.sampling import draw_noise, sample
+from diffup.decoder.sampling import CPU_BATCH, draw_noise, sample, sample_batches, sample_ensemble
 from diffup.decoder.unet import DiffusionUNet
 from diffup.decoder.weights import CONFIG, WEIGHTS, fetch_decoder, load_decoder, save_decoder
 from diffup.errors import ConfigError, WeightsError
@@ -503,3 +503,36 @@ def test_a_hub_that_cannot_be_reached_is_said_so(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
     with pytest.raises(WeightsError, match=r"'user/repo'.*no route to host.*local copy"):
         fetch_decoder("user/repo")
+
+
+# --- ensembles -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("queries", "ensemble"), [(1, 1), (1, 50), (3, 7), (40, 2), (2, 33)])
+def test_an_ensemble_is_computed_in_bounded_batches_and_is_that_of_all_samples(
+    queries: int, ensemble: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(steps=1)
+    decoder, condition = random_decoder(config).eval(), random_condition(config.priors, queries)
+    noise = draw_noise(condition, ensemble, torch.Generator().manual_seed(0))
+    whole = sample(decoder, Diffusion(config), condition, noise, 1, trace=True)
+    sizes: list[int] = []
+    plain = type(decoder).forward
+    monkeypatch.setattr(type(decoder), "forward", lambda self, x, *rest: sizes.append(len(x)) or plain(self, x, *rest))
+    found = sample_ensemble(decoder, Diffusion(config), condition, noise, 1, trace=True)
+    assert max(sizes) <= CPU_BATCH * torch.get_num_threads() and sum(sizes) == queries * ensemble
+    assert len(sizes) == len(sample_batches(queries, ensemble, torch.device("cpu")))
+    for got, expected in (
+        (found.mean, whole.probability.mean(dim=1)),
+        (found.variance, whole.probability.var(dim=1, correction=0)),
+        (found.error, whole.error),
+        (found.iou, whole.iou),
+        (found.trace, whole.trace),
+    ):
+        assert torch.allclose(got, expected, atol=1e-4)
+
+
+def test_an_ensemble_of_one_batch_is_that_batch_bit_for_bit() -> None:
+    config, condition, noise, samples = sampled(ensemble=3)
+    found = sample_ensemble(random_decoder(config).eval(), Diffusion(config), condition, noise, 3)
+    assert torch.equal(found.mean, samples.probability.mean(dim=1)) and torch.equal(found.iou, samples.iou)

@@ -19,6 +19,7 @@ from diffup.backbones import registry
 from diffup.decoder.base import Decoder
 from diffup.decoder.config import DecoderConfig
 from diffup.decoder.diffusion import Diffusion
+from diffup.decoder.format import FORMAT
 from diffup.decoder.sampling import Samples, draw_noise, sample
 from diffup.decoder.weights import load_decoder, save_decoder
 from diffup.errors import ConfigError, ExportError, MissingPackageError
@@ -68,6 +69,7 @@ def test_numpy_samples_the_same_masks(exported: tuple[Decoder, Path], tmp_path: 
     condition = dict(np.load(tmp_path / "condition.npz"))
     graphs = [program["load_graph"](folder / f"{name}.onnx", threads=1) for name in ("network", "quality")]
     config = json.loads((folder / "config.json").read_text())
+    assert config["format_version"] == FORMAT
     probability, error, iou = program["sample"](*graphs, condition, config, steps)
     assert probability.shape == expected.probability[0].shape
     assert np.abs(probability - expected.probability[0].numpy()).max() < TOLERANCE

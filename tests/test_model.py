@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from fakes import (
     Changed,
@@ -373,3 +374,54 @@ def test_enlarging_keeps_range_and_place() -> None:
     large = enlarge(maps, (128, 192))
     assert large.shape == (1, 128, 192) and large.min() >= 0 and large.max() <= 1
     assert large[0, 34:62, 100:140].min() == 1 and not large[0, :30].any() and not large[0, :, :93].any()
+
+
+# --- what the caller gives stays the caller's ------------------------------------------------------------------------
+
+
+def test_the_callers_decoder_stays_as_it_is() -> None:
+    decoder = random_decoder(tiny_config()).train()
+    weights = {name: value.clone() for name, value in decoder.state_dict().items()}
+    model = DiffUp(decoder, FakeBackbone(), "cpu")
+    before = model.segment(QUERY, SUPPORT, MASK)
+    assert decoder.training and all(parameter.requires_grad for parameter in decoder.parameters())
+    assert all(torch.equal(value, weights[name]) for name, value in decoder.state_dict().items())
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            parameter.zero_()
+    assert_equal(model.segment(QUERY, SUPPORT, MASK), before)
+    assert model.upgrade(FakeBackbone(seed=1)).decoder is model.decoder
+
+
+class Elsewhere(FakeBackbone):
+    """Begins on another device than the model's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.device = torch.device("meta")
+
+
+def test_an_encoder_on_another_device_is_copied_and_stays_there() -> None:
+    given = Elsewhere()
+    for model in (
+        DiffUp(random_decoder(tiny_config()), given, "cpu"),
+        DiffUp(random_decoder(tiny_config()), FakeBackbone(), "cpu").upgrade(given),
+    ):
+        assert model.backbone.device.type == "cpu" and given.device.type == "meta"
+    here = FakeBackbone()
+    assert DiffUp(random_decoder(tiny_config()), here, "cpu").backbone is here
+
+
+def test_from_pretrained_takes_the_encoders_options_as_upgrade_does(tmp_path: Path) -> None:
+    DiffUp(random_decoder(tiny_config(backbone="timm:test_resnet")), FakeBackbone(), "cpu").save_pretrained(tmp_path)
+    torch.manual_seed(0)
+    file = tmp_path / "weights.pth"
+    torch.save(timm.create_model("test_resnet").state_dict(), file)
+    options = {"checkpoint_path": file, "input_size": 64}
+    model = DiffUp.from_pretrained(tmp_path, device="cpu", **options)
+    named = DiffUp.from_pretrained(tmp_path, backbone="timm:test_resnet", device="cpu", **options)
+    upgraded = named.upgrade("timm:test_resnet", **options)
+    assert model.backbone.input_size == (64, 64)
+    assert model.backbone.fingerprint == named.backbone.fingerprint == upgraded.backbone.fingerprint
+    with pytest.raises(BackboneError, match="options apply to backbone names only"):
+        DiffUp.from_pretrained(tmp_path, backbone=FakeBackbone(), device="cpu", input_size=64)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import math
 import os
 import signal
 import subprocess
@@ -397,3 +398,73 @@ def test_a_folder_without_anything_to_train_on_is_said_so(tmp_path: Path) -> Non
     (data / "splits.json").write_text(json.dumps(splits | {"min_area_fraction": 0.99}))
     with pytest.raises(TrainingError, match="two images"):
         train(data, tmp_path / "out", CONFIG, [encoder()], progress=False)
+
+
+# --- views, estimate, more steps -------------------------------------------------------------------------------------
+
+
+def test_pasted_views_follow_the_number_of_photos() -> None:
+    assert [ViewsConfig().pasted_of(images) for images in (2, 30, 199, 200, 2000)] == [20, 300, 1990, 2000, 2000]
+    assert [ViewsConfig(pasted=number).pasted_of(30) for number in (0, 7, 2000)] == [0, 7, 2000]  # what is said, holds
+
+
+def test_a_run_records_its_pasted_views_and_keeps_them(run: Callable[..., Path], tmp_path: Path) -> None:
+    loose = dataclasses.replace(CONFIG, views=dataclasses.replace(CONFIG.views, pasted=None))
+    run(tmp_path, CONFIG, stop_after=2)  # begun with 6 of them
+    run(tmp_path, loose, stop_after=3)
+    assert TrainConfig.from_json((tmp_path / CONFIG_FILE).read_text()).views.pasted == 6
+    few = dataclasses.replace(loose, views=dataclasses.replace(loose.views, images=2, crops=0))
+    run(tmp_path / "few", few, stop_after=1)
+    assert TrainConfig.from_json((tmp_path / "few" / CONFIG_FILE).read_text()).views.pasted == 20
+
+
+def test_the_estimate_counts_what_the_cache_then_holds(
+    run: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(tmp_path, cache=tmp_path / "own", progress=True)
+    told = capsys.readouterr().err
+    counts = {group: int(told.split(f" {group}")[0].split()[-1]) for group in ("whole", "crop", "pasted")}
+    held = {path.name.split("-")[0]: len(np.load(path / "mask.npy")) for path in (tmp_path / "own").iterdir()
+            if (path / "mask.npy").exists()}  # fmt: skip
+    assert counts == held
+    size = sum(file.stat().st_size for file in (tmp_path / "own").rglob("*.npy")) / 1e9
+    assert float(told.split("about ")[1].split(" GB")[0]) == pytest.approx(size, rel=0.1)
+    assert "steps: 6; about" in told
+    run(tmp_path, dataclasses.replace(CONFIG, steps=7), cache=tmp_path / "own", progress=True)
+    again = capsys.readouterr().err
+    assert "; all cached" in again and "steps: 1; about" in again
+
+
+def test_steps_can_be_raised_and_what_that_means_is_said(
+    run: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(tmp_path)
+    longer = dataclasses.replace(CONFIG, steps=9)
+    run(tmp_path, longer, progress=True)
+    rate = CONFIG.learning_rate * 0.5 * (1 + math.cos(math.pi * 4 / 7))  # of step 6 of 9, after 2 of warm-up
+    told = capsys.readouterr().err
+    assert (
+        f"steps raised from 6 to 9: from step 6 on the learning rate follows the schedule of 9 steps ({rate:.2g}"
+        in told
+    )
+    lines = [json.loads(line) for line in (tmp_path / LOG).read_text().splitlines()]
+    assert {"step": 6, "steps_before": 6, "steps": 9, "learning_rate": pytest.approx(rate)} in lines
+    assert lines[-1]["step"] == 9
+    assert TrainConfig.from_json((tmp_path / CONFIG_FILE).read_text()) == longer
+    with pytest.raises(TrainingError, match="a run of 9 steps; steps=6 would shorten it"):
+        run(tmp_path, CONFIG)
+    with pytest.raises(TrainingError, match=r"other settings or data.*seed"):
+        run(tmp_path, dataclasses.replace(longer, steps=12, seed=5))
+
+
+def test_a_quick_run_is_small_whatever_the_settings() -> None:
+    quick = TrainConfig().quick()
+    assert (quick.steps, quick.warmup, quick.views.images, quick.views.crops, quick.views.pasted) == (
+        300,
+        50,
+        50,
+        1,
+        100,
+    )
+    assert quick.decoder == TrainConfig().decoder
+    assert TrainConfig(views=ViewsConfig(images=8)).quick().views.images == 8

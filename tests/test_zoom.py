@@ -127,7 +127,11 @@ def colour_model() -> DiffUp:
     return DiffUp(random_decoder(config), Colours(strides=(4, 4, 4, 4), input_size=(256, 256)), "cpu")
 
 
-def test_thin_things_gain_by_a_second_look() -> None:
+def test_a_second_look_resolves_what_the_first_pass_cannot() -> None:
+    """The mechanism alone: an encoder that knows colours, and a bar thinner than a cell of the decoder's map.
+
+    It does not say that photos gain: with real encoders they may lose, see the changelog.
+    """
     query, bar = thin_scene((900, 1200), 8, seed=1)
     support, mask = thin_scene((200, 200), 60, seed=2)
     model = colour_model()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,19 @@ from diffup.errors import WeightsError
 _HEADS = ("classifier", "head", "head_dist", "fc", "last_linear", "pooler")
 _ADDED = ("hidden_states_norms",)  # norms without training that backbone classes of transformers put on their outputs
 _WRAPPERS = ("state_dict", "model", "module")
+_IDLE = (  # what follows from the architecture, or does nothing in a frozen encoder
+    "num_batches_tracked",
+    "position_ids",
+    "relative_position_index",
+    "relative_coords_table",
+    "attn_mask",
+    "mask_token",
+)
+_POSITIONS = ("pos_embed", "positional_embedding", "position_embeddings", "position_embedding.weight")
+BIASES = "relative_position_bias_table"
+"""How the names of tables of relative positions end."""
+
+Size = tuple[int, int]
 
 Converter = Callable[[dict[str, Tensor]], Mapping[str, Tensor]]
 
@@ -55,34 +71,93 @@ def read_weights(path: str | Path, name: str) -> dict[str, Tensor]:
 
 
 def load_weights(
-    module: nn.Module, weights: dict[str, Tensor], source: str, name: str, convert: Converter | None = None
+    module: nn.Module,
+    weights: dict[str, Tensor],
+    source: str,
+    name: str,
+    convert: Converter | None = None,
+    heads: bool = False,
 ) -> None:
     """Put weights into an encoder, all of them.
 
-    Classifier and head keys and BatchNorm's `num_batches_tracked` may be absent or superfluous; nothing else may.
+    Heads and tensors without effect (BatchNorm's `num_batches_tracked`, mask tokens, tables that follow from the
+    architecture) may be absent or superfluous; nothing else may.
 
     Args:
         module: The encoder; its precision is kept.
         weights: State dict.
         source: Where the weights come from, for the message.
         name: The backbone, for the message.
-        convert: Applied to the weights when they do not fit as they are, e.g. to resize position embeddings.
+        convert: Applied to the weights when they do not fit as they are, e.g. to rename them.
+        heads: The classifier must be there too.
 
     Raises:
-        WeightsError: Listing the keys that are missing, unexpected or of another shape.
+        WeightsError: Listing the tensors that are missing, unexpected or of another shape, the likeliest cause first.
     """
-    problems = _mismatches(module, weights)
+    best, problems = weights, _compare(module, weights, heads)
     if problems and convert is not None:
         try:
             converted = dict(convert(dict(weights)))
         except Exception:  # a converter meets arbitrary keys; the plain comparison says more than its traceback
             converted = weights
-        if not _mismatches(module, converted):
-            weights, problems = converted, []
+        # Of a file that a converter brings nearer, what still differs is the fault, not the names it has as it is.
+        best, problems = min(
+            (best, problems), (converted, _compare(module, converted, heads)), key=lambda pair: pair[1].count
+        )
     if problems:
-        raise WeightsError(f"backbone '{name}': the weights of {source} do not fit: {'; '.join(problems)}")
+        raise WeightsError(f"backbone '{name}': the weights of {source} do not fit: {problems}")
     own = module.state_dict()
-    module.load_state_dict({k: v for k, v in weights.items() if k in own and v.shape == own[k].shape}, strict=False)
+    module.load_state_dict({k: v for k, v in best.items() if k in own and v.shape == own[k].shape}, strict=False)
+
+
+def find_positions(weights: Mapping[str, Tensor], width: int) -> Tensor | None:
+    """The table of absolute positions of an image encoder, under whatever name it has in a file.
+
+    Args:
+        weights: State dict, of the encoder or of a larger model.
+        width: Channels of the encoder's tokens.
+
+    Returns:
+        (..., N, C), or (1, h, w, C); None where there is none.
+    """
+    found = [key for key, value in weights.items() if key.endswith(_POSITIONS) and 2 <= value.ndim <= 4]
+    found = [key for key in found if weights[key].shape[-1] == width]
+    key = min(found, key=lambda key: not ("visual" in key or "vision" in key), default=None)  # else the text tower's
+    return None if key is None else weights[key]
+
+
+def grid_of_positions(tokens: int, own_tokens: int, own: Size, others: Sequence[Size] = ()) -> Size | None:
+    """The grid of a checkpoint's positions; its class and register tokens are as many as the architecture's.
+
+    Args:
+        tokens: Positions in the checkpoint.
+        own_tokens: Positions in the architecture.
+        own: (height, width) of the architecture's grid.
+        others: Further grids that it may be, where it is not square.
+
+    Returns:
+        The architecture's own grid, a square, or one of the others; None where none has as many positions.
+    """
+    count = tokens - (own_tokens - own[0] * own[1])
+    side = math.isqrt(max(count, 0))
+    for grid in (own, (side, side)):
+        if grid[0] * grid[1] == count > 0:
+            return grid
+    found = next((grid for grid in others if grid[0] * grid[1] == count), None)
+    if found is not None:
+        warnings.warn(
+            f"the checkpoint has positions of {count} patches, which form no square; they are taken to be those of "
+            f"input_size, {found[0]} x {found[1]}",
+            stacklevel=5,
+        )
+    return found
+
+
+def window_of_biases(length: int, own_length: int, own: Size) -> Size | None:
+    """The window of a checkpoint's table of relative positions, as `grid_of_positions` is of absolute ones."""
+    count = length - (own_length - (2 * own[0] - 1) * (2 * own[1] - 1))
+    side = (math.isqrt(max(count, 0)) + 1) // 2
+    return next((w for w in (own, (side, side)) if (2 * w[0] - 1) * (2 * w[1] - 1) == count), None)
 
 
 def part_of_larger(weights: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
@@ -97,19 +172,86 @@ def part_of_larger(weights: Mapping[str, Tensor], module: nn.Module) -> dict[str
     return max(found, key=len, default=dict(weights))
 
 
-def _mismatches(module: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
+def describe_differences(
+    missing: Sequence[str], shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]], entries: int
+) -> str:
+    """What `load_weights` says of an encoder that its own library has loaded; empty where nothing is amiss.
+
+    Args:
+        missing: Names of tensors that the weights lack.
+        shapes: Of tensors whose shapes differ, those in the weights and in the encoder.
+        entries: Number of the encoder's tensors.
+    """
+    lacking = sorted(key for key in missing if not _optional(key, heads=False))
+    found = {key: pair for key, pair in sorted(shapes.items()) if not _optional(key, heads=False)}
+    problems = _Differences(lacking, [], found, entries - len(lacking))
+    return str(problems) if problems else ""
+
+
+@dataclass(frozen=True)
+class _Differences:
+    """How weights differ from an encoder's.
+
+    Attributes:
+        missing: Names that the weights lack.
+        unexpected: Names that the encoder lacks.
+        shapes: Of names that both have, the shapes in the weights and in the encoder where they differ.
+        shared: How many names both have.
+    """
+
+    missing: list[str]
+    unexpected: list[str]
+    shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
+    shared: int
+
+    @property
+    def count(self) -> int:
+        return len(self.missing) + len(self.unexpected) + len(self.shapes)
+
+    def __bool__(self) -> bool:
+        return self.count > 0
+
+    def __str__(self) -> str:
+        shapes = [f"{key}: {list(theirs)}, not {list(own)}" for key, (theirs, own) in self.shapes.items()]
+        lists = (("missing", self.missing), ("unexpected", self.unexpected), ("of another shape", shapes))
+        parts = [
+            f"{len(keys)} {what} ({', '.join(keys[:8])}{', ...' if len(keys) > 8 else ''})"
+            for what, keys in (lists if self.missing or self.unexpected else lists[::-1])
+            if keys
+        ]
+        return "; ".join([self._cause, *parts])
+
+    @property
+    def _cause(self) -> str:
+        if self.shared <= len(self.missing):
+            return "they are of another architecture, or under another library's names"
+        if len(self.shapes) > 2 and 2 * len(self.shapes) > self.shared:
+            return "they are of a smaller or larger size of this architecture"
+        if self.shapes and all(key.endswith((*_POSITIONS, BIASES)) for key in self.shapes):
+            return "their positions are of a grid that the encoder cannot be built for"
+        if self.missing and not self.unexpected and not self.shapes:
+            return "the file is incomplete, or of a shallower variant of this architecture"
+        if self.unexpected and not self.missing and not self.shapes:
+            return "they are of a deeper variant of this architecture, or of a model around it"
+        return "they are of another variant of this architecture"
+
+
+def _compare(module: nn.Module, weights: Mapping[str, Tensor], heads: bool) -> _Differences:
     own = module.state_dict()
-    shared = [key for key in own if key in weights]
-    return [
-        f"{len(keys)} {what} ({', '.join(keys[:8])}{', ...' if len(keys) > 8 else ''})"
-        for what, keys in (
-            ("missing", [k for k in own if k not in weights and not _optional(k)]),
-            ("unexpected", [k for k in weights if k not in own and not _optional(k)]),
-            ("of another shape", [k for k in shared if weights[k].shape != own[k].shape and not _optional(k)]),
-        )
-        if keys
-    ]
+    needed = [key for key in own if not _optional(key, heads)]
+    shared = [key for key in needed if key in weights]
+    return _Differences(
+        missing=[key for key in needed if key not in weights],
+        unexpected=[key for key in weights if key not in own and not _optional(key, heads)],
+        shapes={
+            key: (tuple(weights[key].shape), tuple(own[key].shape))
+            for key in shared
+            if weights[key].shape != own[key].shape
+        },
+        shared=len(shared),
+    )
 
 
-def _optional(key: str) -> bool:
-    return key.split(".")[0] in (*_HEADS, *_ADDED) or key.endswith("num_batches_tracked")
+def _optional(key: str, heads: bool) -> bool:
+    first = key.split(".")[0]
+    return first in _ADDED or (first in _HEADS and not heads) or key.endswith(_IDLE)

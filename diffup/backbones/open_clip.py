@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,15 +18,25 @@ from diffup.backbones.base import (
     resolve_input_size,
     resolve_levels,
 )
-from diffup.backbones.checkpoint import load_weights, part_of_larger, read_weights
+from diffup.backbones.checkpoint import (
+    BIASES,
+    Size,
+    find_positions,
+    grid_of_positions,
+    load_weights,
+    part_of_larger,
+    read_weights,
+    window_of_biases,
+)
 from diffup.backbones.hub import missing_files
 from diffup.backbones.registry import near_misses
-from diffup.backbones.timm import DEFAULT_INPUT_SIZE, Size, patch_size, stage_maps, stage_strides
-from diffup.errors import BackboneError
+from diffup.backbones.timm import DEFAULT_INPUT_SIZE, patch_size, stage_maps, stage_strides
+from diffup.errors import BackboneError, WeightsError
 
 if TYPE_CHECKING:
     from diffup.text.space import TextSpace
 
+_TEXT_POSITIONS = ("positional_embedding", "text.positional_embedding")
 _RESNET_STRIDES = [4, 4, 8, 16, 32]  # CLIP's ResNets: three-convolution stem with pooling, then four stages
 
 
@@ -82,7 +92,8 @@ def build(
             `pretrained=False`; or `hf-hub:REPO` or `local-dir:FOLDER`.
         levels: Four indices of stages (ResNets: stem and four stages) or blocks (ViTs), fine to coarse.
         input_size: Pixels, or (height, width). Default: 400, for ViTs the nearest multiple of the patch; towers whose
-            size cannot be changed keep their own. Position embeddings are resized once, when the tower is built.
+            size cannot be changed keep their own. Position embeddings are resized once, when the tower is built, from
+            the grid that the weights were trained at.
         checkpoint_path: Local safetensors or torch file of the whole CLIP or of its visual tower.
         pretrained: False for random weights.
 
@@ -95,12 +106,14 @@ def build(
     name = f"open_clip:{variant}"
     download = pretrained and checkpoint_path is None
     architecture, tag = _parse(variant, name, download)
+    requested = None if input_size is None else resolve_input_size(input_size, name)
     tower = _tower(_create(architecture, tag, name, download), architecture, tag, download)
     if checkpoint_path is not None:
         weights = read_weights(checkpoint_path, name)
+        _take_grid(tower, weights, requested)
         load_weights(tower, weights, str(checkpoint_path), name, partial(part_of_larger, module=tower))
     strides, patch = _describe(tower, name)
-    size = _resize(tower, patch, None if input_size is None else resolve_input_size(input_size, name), name)
+    size = _resize(tower, patch, requested, name)
     backbone = OpenClipBackbone(
         name,
         tower,
@@ -111,16 +124,69 @@ def build(
         multiple=patch,
     )
     backbone.architecture = architecture
-    backbone.load_model = partial(_load_model, architecture, tag, name, download, checkpoint_path)
+    backbone.load_model = partial(_load_model, architecture, tag, name, download, checkpoint_path, requested)
     return backbone
 
 
-def _load_model(architecture: str, tag: str | None, name: str, download: bool, checkpoint: str | Path | None) -> Any:
+def _load_model(
+    architecture: str,
+    tag: str | None,
+    name: str,
+    download: bool,
+    checkpoint: str | Path | None,
+    requested: Size | None,
+) -> Any:
     """The whole model, text tower included."""
+    if checkpoint is None:
+        return _create(architecture, tag, name, download)
+    weights = read_weights(checkpoint, name)
     model = _create(architecture, tag, name, download)
-    if checkpoint is not None:
-        load_weights(model, read_weights(checkpoint, name), str(checkpoint), name)
+    own = model.state_dict()
+    for key in _TEXT_POSITIONS:
+        if key in own and key in weights and len(own[key]) != len(weights[key]):
+            length = len(weights[key]) - len(own[key]) + model.context_length
+            model = _create(architecture, tag, name, download, length)
+    _take_grid(model.visual, weights, requested)
+    load_weights(model, weights, str(checkpoint), name)
     return model
+
+
+def _take_grid(tower: Any, weights: Mapping[str, Tensor], requested: Size | None) -> None:
+    """Give a tower tables of positions as large as those of a checkpoint, to be loaded next."""
+    part = part_of_larger(weights, tower)
+    if hasattr(tower, "attnpool") and "attnpool.positional_embedding" in part:  # one size; dense features go without
+        tower.attnpool.positional_embedding = nn.Parameter(part["attnpool.positional_embedding"].clone())
+    elif _is_vit(tower) and "positional_embedding" in part:
+        own: Size = tuple(tower.grid_size)
+        table = part["positional_embedding"]
+        others = [] if requested is None else [_patches(requested, tower.patch_size)]
+        grid = grid_of_positions(len(table), len(tower.positional_embedding), own, others)
+        if grid is not None and grid != own:
+            tower.positional_embedding = nn.Parameter(torch.empty_like(table, dtype=torch.float32))
+            tower.grid_size = grid
+            tower.image_size = (grid[0] * tower.patch_size[0], grid[1] * tower.patch_size[1])
+    elif hasattr(getattr(tower, "trunk", None), "set_input_size"):
+        grid = _grid_of_trunk(tower.trunk, part, requested)
+        if grid is not None:
+            patch = tower.trunk.patch_embed.patch_size
+            tower.trunk.set_input_size(img_size=(grid[0] * patch[0], grid[1] * patch[1]))
+
+
+def _grid_of_trunk(trunk: Any, part: Mapping[str, Tensor], requested: Size | None) -> Size | None:
+    """The grid of a checkpoint's positions, of a tower that comes from timm; None where it has none of its own."""
+    weights, state = {key.removeprefix("trunk."): value for key, value in part.items()}, trunk.state_dict()
+    own, theirs = (find_positions(tables, trunk.num_features) for tables in (state, weights))
+    grid: Size = tuple(trunk.patch_embed.grid_size)
+    if own is not None and theirs is not None:
+        others = [] if requested is None else [_patches(requested, trunk.patch_embed.patch_size)]
+        return grid_of_positions(theirs.shape[-2], own.shape[-2], grid, others)
+    biases = [key for key in state if key.endswith(BIASES) and key in weights]
+    whole = biases and tuple(trunk.get_submodule(biases[0].rpartition(".")[0]).window_size) == grid
+    return window_of_biases(len(weights[biases[0]]), len(state[biases[0]]), grid) if whole else None
+
+
+def _patches(size: Size, patch: Sequence[int]) -> Size:
+    return size[0] // patch[0], size[1] // patch[1]
 
 
 def _parse(variant: str, name: str, download: bool) -> tuple[str, str | None]:
@@ -145,8 +211,8 @@ def _parse(variant: str, name: str, download: bool) -> tuple[str, str | None]:
     return architecture, tag or None
 
 
-def _create(architecture: str, tag: str | None, name: str, download: bool) -> Any:
-    """A newly built model."""
+def _create(architecture: str, tag: str | None, name: str, download: bool, length: int | None = None) -> Any:
+    """A newly built model, for texts of a length where that is not the architecture's own."""
     import open_clip
 
     try:
@@ -155,10 +221,13 @@ def _create(architecture: str, tag: str | None, name: str, download: bool) -> An
             pretrained=tag if download else None,
             require_pretrained=download,
             pretrained_hf=False,  # a language model as text tower comes with the whole model's weights
+            **({} if length is None else {"force_context_length": length}),
         )
     except Exception as error:
         if not download:
             raise BackboneError(f"OpenCLIP cannot build '{architecture}': {error}") from error
+        if "state_dict" in str(error):
+            raise WeightsError(f"backbone '{name}': the weights of '{architecture}' do not fit: {error}") from error
         source, file = _weights_source(architecture, tag)
         raise missing_files(
             name,

@@ -31,7 +31,8 @@ def build(backbone: FrozenBackbone, model: Any, architecture: str) -> OpenClipTe
     """The text space of a backbone and the whole model that it is the visual tower of."""
     import open_clip
 
-    return OpenClipText(backbone, model, open_clip.get_tokenizer(architecture))
+    tokenizer = open_clip.get_tokenizer(architecture, context_length=getattr(model, "context_length", None))
+    return OpenClipText(backbone, model, tokenizer)
 
 
 def dense_features(tower: nn.Module, images: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -19,15 +19,21 @@ from diffup.backbones.base import (
     resolve_input_size,
     resolve_levels,
 )
-from diffup.backbones.checkpoint import load_weights, read_weights
+from diffup.backbones.checkpoint import (
+    BIASES,
+    Size,
+    find_positions,
+    grid_of_positions,
+    load_weights,
+    read_weights,
+    window_of_biases,
+)
 from diffup.backbones.hub import missing_files
 from diffup.backbones.registry import near_misses
-from diffup.errors import BackboneError
+from diffup.errors import BackboneError, WeightsError
 
 DEFAULT_INPUT_SIZE = 400
 """Side in pixels that encoders are fed at, or as near to it as they can take."""
-
-Size = tuple[int, int]
 
 
 class TimmBackbone(FrozenBackbone):
@@ -53,7 +59,8 @@ def build(
         levels: Four indices of stages (CNNs, Swin, ...) or blocks (ViTs), fine to coarse. Default: `select_levels`.
         input_size: Pixels, or (height, width). Default: 400, or for ViTs the nearest multiple of the patch; encoders
             that cannot take that get the nearest multiple of 32, else of the size that they were trained at.
-        checkpoint_path: Local safetensors or torch file to take the weights from; nothing is downloaded.
+        checkpoint_path: Local safetensors or torch file to take the weights from; nothing is downloaded. Positions of
+            another grid than the architecture's own are kept as they are, and resized once to the input's.
         pretrained: False for random weights.
 
     Raises:
@@ -66,12 +73,16 @@ def build(
     name = f"timm:{variant}"
     _check_known(variant)
     requested = None if input_size is None else resolve_input_size(input_size, name)
-    options, size = _plan(variant, name, requested)
-    model = _create(variant, name, download=pretrained and checkpoint_path is None, **options)
-    if checkpoint_path is not None:
+    weights = None if checkpoint_path is None else read_weights(checkpoint_path, name)
+    trained = {} if weights is None else _trained_options(weights, variant, name, requested)
+    options, size = _plan(variant, name, requested, trained)
+    download = pretrained and checkpoint_path is None
+    model, built_at = _build_at(options, trained, variant, name, download)
+    if weights is not None:
         convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-        weights = read_weights(checkpoint_path, name)
         load_weights(model, weights, str(checkpoint_path), name, convert and partial(convert, model=model))
+    if built_at is not None:
+        model.set_input_size(img_size=built_at)
     strides = stage_strides(model, name)
     return TimmBackbone(
         name,
@@ -154,7 +165,78 @@ def _check_known(variant: str) -> None:
         )
 
 
-def _plan(variant: str, name: str, requested: Size | None) -> tuple[dict[str, Any], Size]:
+def _trained_options(weights: Mapping[str, Tensor], variant: str, name: str, requested: Size | None) -> dict[str, Any]:
+    """Options under which an architecture has the positions of a checkpoint, none where it has them as it is.
+
+    Its tables say at what size the checkpoint was trained: absolute positions are one for each patch; the windows of
+    relative positions are the whole grid (BEiT), or grow with it (Swin, MaxViT).
+    """
+    probe = _probe(variant, name)
+    embed: Any = getattr(probe, "patch_embed", None)
+    own, grid = getattr(embed, "img_size", None), getattr(embed, "grid_size", None)
+    if own is None or grid is None:
+        own = grid = tuple(probe.pretrained_cfg["input_size"][1:])  # the scale of windows is all that is needed
+    tables = [_absolute(weights, probe, grid, requested), *_relative(weights, probe)]
+    changed = [(old, new) for old, new in filter(None, tables) if old != new]
+    if not changed:
+        return {}
+    (old, new), *_ = changed
+    size = (own[0] * new[0] // old[0], own[1] * new[1] // old[1])
+    for options in ({"img_size": size}, {"img_size": size, "window_size": new}, {"window_size": new}):
+        try:
+            built = _probe(variant, name, **options).state_dict()
+        except (BackboneError, TypeError):
+            continue
+        biases = [key for key in built if key.endswith(BIASES) and key in weights]
+        if all(built[key].shape == weights[key].shape for key in biases):
+            return options
+    return {}
+
+
+def _absolute(
+    weights: Mapping[str, Tensor], probe: Any, grid: Size, requested: Size | None
+) -> tuple[Size, Size] | None:
+    """The grid of an architecture's absolute positions, and that of a checkpoint's."""
+    own = find_positions(probe.state_dict(), getattr(probe, "embed_dim", 0))
+    theirs = None if own is None else find_positions(weights, own.shape[-1])
+    if own is None or theirs is None:
+        return None
+    if own.ndim == theirs.ndim == 4:
+        return (own.shape[1], own.shape[2]), (theirs.shape[1], theirs.shape[2])
+    patch = patch_size(probe, stage_strides(probe, "timm"))
+    others = [] if requested is None else [(requested[0] // patch[0], requested[1] // patch[1])]
+    found = grid_of_positions(theirs.shape[-2], own.shape[-2], grid, others)
+    return None if found is None else (grid, found)
+
+
+def _relative(weights: Mapping[str, Tensor], probe: Any) -> list[tuple[Size, Size]]:
+    """For each table of relative positions the window of the architecture, and that of a checkpoint."""
+    pairs = []
+    for key, own in probe.state_dict().items():
+        if key.endswith(BIASES) and key in weights:
+            window: Any = probe.get_submodule(key.rpartition(".")[0]).window_size
+            window = (window, window) if isinstance(window, int) else (window[0], window[1])
+            found = window_of_biases(len(weights[key]), len(own), window)
+            pairs += [] if found is None else [(window, found)]
+    return pairs
+
+
+def _build_at(
+    options: dict[str, Any], trained: dict[str, Any], variant: str, name: str, download: bool
+) -> tuple[Any, Size | None]:
+    """The model of a plan, and the size that it has to be brought to once it has its weights.
+
+    A model of a fixed size is built at the size that its weights were trained at, where it can change that itself:
+    `set_input_size` knows the grid that it starts from, and a converter of weights can only guess it.
+    """
+    if "img_size" in options:
+        model = _create(variant, name, download=download, **trained)
+        if hasattr(model, "set_input_size"):
+            return model, options["img_size"]
+    return _create(variant, name, download=download, **trained | options), None
+
+
+def _plan(variant: str, name: str, requested: Size | None, trained: dict[str, Any]) -> tuple[dict[str, Any], Size]:
     """How to create a model so that it takes images of the requested or a sensible default size.
 
     Most encoders take any size. Those with a fixed input are asked for dynamic sizes first (ViTs, Swin), then tried as
@@ -162,12 +244,18 @@ def _plan(variant: str, name: str, requested: Size | None) -> tuple[dict[str, An
     pass of shapes alone, on torch's meta device: it costs neither memory nor arithmetic, and no table of architectures
     has to be kept.
 
+    Args:
+        variant: timm's name.
+        name: The backbone, for the message.
+        requested: (height, width) in pixels; None for a default.
+        trained: Options of the model in every case, see `_trained_options`.
+
     Returns:
-        Options for `timm.create_model`, and the size.
+        Further options for `timm.create_model`, and the size.
     """
-    probe = _probe(variant, name)
+    probe = _probe(variant, name, **trained)
     patch = patch_size(probe, stage_strides(probe, name))
-    own: Size = tuple(probe.pretrained_cfg["input_size"][1:])
+    own: Size = trained.get("img_size", tuple(probe.pretrained_cfg["input_size"][1:]))
     if requested is not None:
         check_size(requested, patch, f"backbone '{name}': input_size")
         sizes = [requested]
@@ -182,7 +270,7 @@ def _plan(variant: str, name: str, requested: Size | None) -> tuple[dict[str, An
     problem: Exception | None = None
     for options, size in plans:
         try:
-            _try_size(_probe(variant, name, **options), size)
+            _try_size(_probe(variant, name, **trained | options), size)
         except Exception as error:  # architectures refuse sizes with TypeError, AssertionError, RuntimeError, ...
             problem = error
         else:
@@ -226,6 +314,8 @@ def _create(variant: str, name: str, *, download: bool, **options: Any) -> Any:
     except Exception as error:
         if not download:
             raise BackboneError(f"timm cannot build '{variant}': {error}") from error
+        if "state_dict" in str(error):
+            raise WeightsError(f"backbone '{name}': the weights of '{variant}' do not fit: {error}") from error
         source, how = _weights_source(variant)
         raise missing_files(
             name,

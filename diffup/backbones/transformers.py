@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,10 +21,20 @@ from diffup.backbones.base import (
     resolve_input_size,
     resolve_levels,
 )
-from diffup.backbones.checkpoint import load_weights, part_of_larger, read_weights
+from diffup.backbones.checkpoint import (
+    BIASES,
+    Size,
+    describe_differences,
+    find_positions,
+    grid_of_positions,
+    load_weights,
+    part_of_larger,
+    read_weights,
+    window_of_biases,
+)
 from diffup.backbones.hub import missing_files
-from diffup.backbones.timm import DEFAULT_INPUT_SIZE, Size
-from diffup.errors import BackboneError
+from diffup.backbones.timm import DEFAULT_INPUT_SIZE
+from diffup.errors import BackboneError, WeightsError
 
 if TYPE_CHECKING:
     from diffup.text.space import TextSpace
@@ -100,9 +110,11 @@ def build(
     if variant is None:
         raise BackboneError("family 'transformers' needs a repository, e.g. 'transformers:facebook/dinov2-small'")
     name = f"transformers:{variant}"
-    model = _create(variant, name, download=pretrained and checkpoint_path is None)
-    if checkpoint_path is not None:
+    if checkpoint_path is None:
+        model = _create(variant, name, download=pretrained)
+    else:
         weights = read_weights(checkpoint_path, name)
+        model = _create(variant, name, download=False, weights=weights)
         load_weights(model, weights, str(checkpoint_path), name, partial(part_of_larger, module=model))
     patch = _patch_size(model)
     requested = None if input_size is None else resolve_input_size(input_size, name)
@@ -177,33 +189,130 @@ def _channels_first(states: Sequence[Tensor], aspect: float) -> list[Tensor]:
     return [state.permute(0, 3, 1, 2) for state in states] if last < first else list(states)
 
 
-def _create(variant: str, name: str, download: bool) -> Any:
-    """The model, or its vision part."""
+def _create(variant: str, name: str, download: bool, weights: Mapping[str, Tensor] | None = None) -> Any:
+    """The model, or its vision part, with the positions of the weights that it is for."""
     from transformers import AutoBackbone, AutoConfig, AutoModel
 
-    remedy = (
-        f"On a machine with a network: hf download {variant} --local-dir FOLDER; then name the folder as the encoder: "
-        "transformers:FOLDER"
-    )
     try:
         config = AutoConfig.from_pretrained(variant)
     except (OSError, ValueError) as error:
-        raise missing_files(name, f"the configuration of '{variant}'", remedy, error) from error
+        raise missing_files(name, f"the configuration of '{variant}'", remedy(variant), error) from error
     config.tie_last_hidden_states = False  # else version 5 may hand out the last hidden state already normalised
+    staged = hasattr(config, "stage_names") and hasattr(config, "depths")
+    if staged:
+        config.out_features = [stage for stage in config.stage_names if stage != "stem"]
+    kind: Any = AutoBackbone if staged else AutoModel
     try:
-        if hasattr(config, "stage_names") and hasattr(config, "depths"):
-            config.out_features = [stage for stage in config.stage_names if stage != "stem"]
-            model = AutoBackbone.from_config(config)
-            model = type(model).from_pretrained(variant, config=config) if download else model
-        else:
-            model = AutoModel.from_pretrained(variant, config=config) if download else AutoModel.from_config(config)
+        if download:
+            kind = type(kind.from_config(config)) if staged else kind
+            return vision_part(load_pretrained(kind, variant, name, config)).float()  # some are in half precision
+        model = kind.from_config(config)
+        if weights is not None and fit_config(config, vision_part(model), weights):
+            model = kind.from_config(config)
+    except WeightsError:
+        raise
     except Exception as error:
         if not download:
             raise BackboneError(f"transformers cannot build '{variant}': {error}") from error
-        raise missing_files(name, f"the weights of '{variant}'", remedy, error) from error
-    for part in ("vision_model", "vision_encoder"):  # of CLIP and its like, of SAM
+        raise missing_files(name, f"the weights of '{variant}'", remedy(variant), error) from error
+    return vision_part(model).float()
+
+
+def remedy(variant: str) -> str:
+    """How to bring a repository to this machine."""
+    return (
+        f"On a machine with a network: hf download {variant} --local-dir FOLDER; then name the folder as the encoder: "
+        "transformers:FOLDER"
+    )
+
+
+def vision_part(model: Any) -> Any:
+    """The image encoder of CLIP and its like, and of SAM; any other model as it is."""
+    for part in ("vision_model", "vision_encoder"):
         model = getattr(model, part, model)
-    return model.float()  # repositories with half-precision weights load as such
+    return model
+
+
+def load_pretrained(kind: Any, variant: str, name: str, config: Any, text: bool = False) -> Any:
+    """A model with the weights of its repository; what the configuration says of their positions may be wrong.
+
+    Args:
+        kind: Class of the model, or of transformers' automatic ones.
+        variant: Repository or folder.
+        name: The backbone, for the message.
+        config: The configuration.
+        text: The text tower must be there too.
+
+    Raises:
+        WeightsError: The weights are not those of the configuration. The library alone would draw missing ones anew.
+    """
+    options: dict[str, Any] = {"config": config, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    model, info = kind.from_pretrained(variant, **options)
+    found = {key: torch.empty(tuple(shape), device="meta") for key, shape, _ in info["mismatched_keys"]}
+    if found and fit_config(config, vision_part(model), found):
+        model, info = kind.from_pretrained(variant, **options)
+    prefix = "" if text else _prefix(model)
+    problems = describe_differences(
+        missing=[key for key in info["missing_keys"] if key.startswith(prefix)],
+        shapes={
+            key: (tuple(theirs), tuple(own)) for key, theirs, own in info["mismatched_keys"] if key.startswith(prefix)
+        },
+        entries=len(model.state_dict() if text else vision_part(model).state_dict()),
+    )
+    if problems:
+        raise WeightsError(f"backbone '{name}': the weights of '{variant}' do not fit: {problems}")
+    return model
+
+
+def _prefix(model: Any) -> str:
+    """What the names of the image encoder's tensors begin with."""
+    part = vision_part(model)
+    return next(f"{name}." if name else "" for name, module in model.named_modules() if module is part)
+
+
+def fit_config(config: Any, model: Any, weights: Mapping[str, Tensor]) -> bool:
+    """Write the size of the images that weights were trained on into a configuration; whether it said another.
+
+    Args:
+        config: Of the whole model.
+        model: Its vision part.
+        weights: Of the whole model or of this part; only shapes are looked at.
+    """
+    part, state = getattr(config, "vision_config", config), model.state_dict()
+    own_size, patch = getattr(part, "image_size", None), _patch_size(model)
+    own = find_positions(state, getattr(part, "hidden_size", 0))
+    theirs = None if own is None else find_positions(weights, own.shape[-1])
+    if own is not None and theirs is not None and own_size is not None:
+        height, width = resolve_input_size(own_size, "config")
+        grid = (height // patch[0], width // patch[1])
+        if own.ndim == theirs.ndim == 4:
+            found: Size | None = (theirs.shape[1], theirs.shape[2])
+        else:
+            found = grid_of_positions(theirs.shape[-2], own.shape[-2], grid)
+        if found is None or found == grid:
+            return False
+        sides = (found[0] * patch[0], found[1] * patch[1])
+        part.image_size = sides[0] if isinstance(own_size, int) and sides[0] == sides[1] else sides
+        return True
+    return _fit_window(part, state, weights)
+
+
+def _fit_window(config: Any, state: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> bool:
+    """The same for tables of relative positions: BEiT's window is its grid, Swin's is a setting of its own."""
+    own = next((value for key, value in state.items() if key.endswith(BIASES)), None)
+    theirs = next((value for key, value in weights.items() if key.endswith(BIASES)), None)
+    if own is None or theirs is None or len(own) == len(theirs):
+        return False
+    if isinstance(getattr(config, "window_size", None), int):
+        window = window_of_biases(len(theirs), len(own), (config.window_size, config.window_size))
+        if window is not None:
+            config.window_size = window[0]
+        return window is not None
+    side = config.image_size // config.patch_size
+    window = window_of_biases(len(theirs), len(own), (side, side))
+    if window is not None:
+        config.image_size = window[0] * config.patch_size
+    return window is not None
 
 
 def _patch_size(model: Any) -> Size:

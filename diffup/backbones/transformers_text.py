@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from diffup.backbones.base import FrozenBackbone
 from diffup.backbones.checkpoint import load_weights, read_weights
+from diffup.backbones.transformers import fit_config, load_pretrained, vision_part
 from diffup.backbones.two_towers import TwoTowers
 from diffup.errors import BackboneError, WeightsError
 from diffup.text.positions import block_values, run_and_catch, to_map
@@ -61,23 +63,39 @@ def build(
     """
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 
+    weights = None if checkpoint is None else read_weights(checkpoint, backbone.name)
     try:
         config = AutoConfig.from_pretrained(variant)
         if not hasattr(config, "text_config"):
             raise BackboneError(f"backbone '{backbone.name}' is a {config.model_type} model, which reads no texts")
-        named = download and checkpoint is None
-        model = AutoModel.from_pretrained(variant) if named else AutoModel.from_config(config)
+        if download and weights is None:
+            model = load_pretrained(AutoModel, variant, backbone.name, config, text=True)
+        else:
+            model = AutoModel.from_config(config)
+        if weights is not None and _fit_whole(config, model, weights):
+            model = AutoModel.from_config(config)
         tokenizer = AutoTokenizer.from_pretrained(variant)
-    except BackboneError:
+    except (BackboneError, WeightsError):
         raise
     except Exception as error:  # the hub's client raises OSError, ValueError, ImportError and its own
         raise WeightsError(
             f"backbone '{backbone.name}' needs the text tower and tokenizer of '{variant}', and getting them failed: "
             f"{error}. Download the repository elsewhere and name its folder: 'transformers:/path/to/folder'"
         ) from error
-    if checkpoint is not None:
-        load_weights(model, read_weights(checkpoint, backbone.name), str(checkpoint), backbone.name)
+    if weights is not None:
+        load_weights(model, weights, str(checkpoint), backbone.name)
     return TransformersText(backbone, model.float(), tokenizer)
+
+
+def _fit_whole(config: Any, model: Any, weights: Mapping[str, Tensor]) -> bool:
+    """`fit_config`, and the same for the length of texts."""
+    changed = fit_config(config, vision_part(model), weights)
+    key = "text_model.embeddings.position_embedding.weight"
+    own, theirs = model.state_dict().get(key), weights.get(key)
+    if own is not None and theirs is not None and len(own) != len(theirs):
+        config.text_config.max_position_embeddings = len(theirs)
+        return True
+    return changed
 
 
 def dense_features(model: nn.Module, images: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from diffup.training.config import TrainConfig
 
 EXAMPLES = """examples:
+  diffup train data/coco_mini -o runs/trial --quick
   diffup train data/coco_mini -o runs/all
   diffup train data/coco_mini -o runs/fold0 --fold 0 --backbone bundled:efficientnet_lite0 --backbone timm:resnet50
   diffup train data/coco_mini -o runs/mine --config train.json --cache runs/cache --device cuda
@@ -62,7 +63,8 @@ def add(commands: Any) -> None:
         help="encoder to train with, a local file of its weights, its images' side; repeatable",
     )
     parser.add_argument("--input-size", metavar="PIXELS", type=int, help="side that images are resized to")
-    parser.add_argument("--steps", type=int, metavar="N", help="training steps")
+    parser.add_argument("--steps", type=int, metavar="N", help="training steps; may be raised on a run that is done")
+    parser.add_argument("--quick", action="store_true", help="a trial of minutes: 300 steps, 50 images, few views")
     parser.add_argument("--batch-size", type=int, metavar="N", help="episodes a step, of all processes together")
     parser.add_argument("--seed", type=at_least(0), metavar="N", help="seed of the run")
     parser.add_argument("--backgrounds", metavar="FOLDER", type=Path, help="more photos to paste objects onto")
@@ -118,6 +120,7 @@ def _train_config(args: argparse.Namespace, backbones: tuple[str, ...]) -> Train
     from diffup.training.config import TrainConfig
 
     config = TrainConfig.from_files(args.config)
+    config = config.quick() if args.quick else config
     names = ("folds", "steps", "batch_size", "seed")
     given: dict[str, Any] = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     if backbones:

@@ -122,7 +122,11 @@ class DecoderConfig:
         if self.system not in get_args(System):
             raise ConfigError(f"system={self.system!r}: choose one of {', '.join(get_args(System))}")
         if self.system != "diffusion":
-            object.__setattr__(self, "steps", 1)
+            if self.steps > 1:
+                raise ConfigError(
+                    f"steps={self.steps} with system={self.system!r}: such a decoder answers in a single step; give "
+                    "steps=1 or leave it out"
+                )
             if self.prediction != "x0":
                 raise ConfigError(f"system={self.system!r} needs prediction='x0', not {self.prediction!r}: no noise")
         if self.deterministic:

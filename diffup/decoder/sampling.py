@@ -1,4 +1,4 @@
-"""Sampling masks: DDIM along its own list of steps, an ensemble of samples as one batch."""
+"""Sampling masks: DDIM along its own list of steps, the samples of an ensemble in batches that memory does not feel."""
 
 from __future__ import annotations
 
@@ -28,6 +28,34 @@ class Samples:
     """
 
     probability: Tensor
+    error: Tensor
+    iou: Tensor
+    trace: Tensor | None
+    timesteps: tuple[int, ...]
+
+
+BATCH = 64
+"""Samples that are computed together, at most."""
+
+CPU_BATCH = 16
+"""The same for each thread of a CPU, where more push each other out of the caches."""
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """What all samples of B queries say together.
+
+    Args:
+        mean: (B, s, s) in [0, 1], mean probability.
+        variance: (B, s, s), variance of the probability over the samples.
+        error: see `Samples`.
+        iou: see `Samples`.
+        trace: see `Samples`.
+        timesteps: see `Samples`.
+    """
+
+    mean: Tensor
+    variance: Tensor
     error: Tensor
     iou: Tensor
     trace: Tensor | None
@@ -99,6 +127,85 @@ def sample(
         iou=_per_query(iou.float(), ensemble).mean(dim=1),
         trace=torch.stack(seen, dim=1) if trace else None,
         timesteps=tuple(timesteps),
+    )
+
+
+def sample_batches(queries: int, ensemble: int, device: torch.device) -> list[tuple[slice, slice]]:
+    """Which queries, and which samples of each, are computed together: no more than `BATCH`."""
+    most = min(BATCH, CPU_BATCH * torch.get_num_threads()) if device.type == "cpu" else BATCH
+    rows = [slice(start, min(start + most, queries)) for start in range(0, queries, most)]
+    each = max(1, most // max(1, min(queries, most)))
+    return [(row, slice(start, min(start + each, ensemble))) for row in rows for start in range(0, ensemble, each)]
+
+
+def sample_ensemble(
+    denoiser: Decoder,
+    diffusion: Diffusion,
+    condition: Condition,
+    noise: Tensor,
+    steps: int,
+    trace: bool = False,
+    on_step: Callable[[], object] | None = None,
+) -> Ensemble:
+    """`sample` in batches whose memory does not grow with the number of samples or queries.
+
+    Args:
+        denoiser: the trained network.
+        diffusion: its process.
+        condition: of B queries.
+        noise: (B, n, s, s) of `draw_noise`; of a decoder without randomness the first of each query is enough.
+        steps: number of steps, 1 to T.
+        trace: keep x_t of the first sample.
+        on_step: called after every step of every batch (`sample_batches`).
+
+    Raises:
+        ConfigError, WeightsError: see `sample`.
+    """
+    if denoiser.config.deterministic:
+        noise = noise[:, :1]
+    whole: list[Ensemble] = []
+    for rows, members in sample_batches(len(noise), noise.shape[1], noise.device):
+        first = members.start == 0
+        some = condition.rows(rows)
+        samples = sample(denoiser, diffusion, some, noise[rows, members], steps, trace and first, on_step)
+        if first:
+            whole.append(_ensemble(samples))
+        else:
+            whole[-1] = _joined(whole[-1], members.start, _ensemble(samples), members.stop - members.start)
+    traces = [part.trace for part in whole if part.trace is not None]
+    return Ensemble(
+        mean=torch.cat([part.mean for part in whole]),
+        variance=torch.cat([part.variance for part in whole]),
+        error=torch.cat([part.error for part in whole]),
+        iou=torch.cat([part.iou for part in whole]),
+        trace=torch.cat(traces) if traces else None,
+        timesteps=whole[0].timesteps,
+    )
+
+
+def _ensemble(samples: Samples) -> Ensemble:
+    """The samples of one batch together."""
+    return Ensemble(
+        mean=samples.probability.mean(dim=1),
+        variance=samples.probability.var(dim=1, correction=0),
+        error=samples.error,
+        iou=samples.iou,
+        trace=samples.trace,
+        timesteps=samples.timesteps,
+    )
+
+
+def _joined(a: Ensemble, count: int, b: Ensemble, more: int) -> Ensemble:
+    """`count` samples and `more` of them as one ensemble (Chan, Golub and LeVeque, 1983)."""
+    share = more / (count + more)
+    apart = b.mean - a.mean
+    return Ensemble(
+        mean=a.mean + share * apart,
+        variance=a.variance + share * (b.variance - a.variance) + share * (1 - share) * apart.square(),
+        error=a.error + share * (b.error - a.error),
+        iou=a.iou + share * (b.iou - a.iou),
+        trace=a.trace,
+        timesteps=a.timesteps,
     )
 
 

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from diffup.annotation import Support, rasterise
 from diffup.data.base import Dataset, Target
 from diffup.data.weak import AnnotationKind, weaken
-from diffup.decoder.sampling import draw_noise, sample
+from diffup.decoder.sampling import draw_noise, sample_ensemble
 from diffup.errors import ConfigError, DataError
 from diffup.evaluation.episodes import Episode
 from diffup.evaluation.features import FeatureCache
@@ -243,8 +243,8 @@ class Evaluator:
             noises.append(draw_noise(conditions[-1], ensemble, noise))
         condition = Condition.cat(conditions)
         with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
-            samples = sample(model.decoder, model.diffusion, condition, torch.cat(noises), steps)
-        maps = torch.stack([samples.probability.mean(dim=1).float(), condition.prior[:, 0] * 0.5 + 0.5], dim=1)
+            samples = sample_ensemble(model.decoder, model.diffusion, condition, torch.cat(noises), steps)
+        maps = torch.stack([samples.mean.float(), condition.prior[:, 0] * 0.5 + 0.5], dim=1)
         return [
             self._compare(index, episodes[index], maps[at], threshold, float(samples.iou[at]))
             for at, index in enumerate(indices)

@@ -68,7 +68,11 @@ class Condition:
 
     def first(self, count: int) -> Condition:
         """The first `count` of the batch."""
-        return self._each(lambda tensor: tensor[:count])
+        return self.rows(slice(count))
+
+    def rows(self, rows: slice) -> Condition:
+        """A part of the batch."""
+        return self._each(lambda tensor: tensor[rows])
 
     def to(self, device: torch.device) -> Condition:
         """The condition on another device."""

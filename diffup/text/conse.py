@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffup.backbones.base import FrozenBackbone, resolve_input_size, resolve_levels
-from diffup.backbones.checkpoint import read_weights
+from diffup.backbones.checkpoint import load_weights, read_weights
 from diffup.errors import BackboneError, WeightsError
 from diffup.text.positions import head_per_position, normalised
 from diffup.text.sentences import MINILM, SentenceEncoder, load_sentence_encoder
@@ -189,7 +189,7 @@ def _timm_classifier(
     try:
         model = timm.create_model(variant, pretrained=download)
         if checkpoint_path is not None:
-            model.load_state_dict(read_weights(checkpoint_path, name))
+            load_weights(model, read_weights(checkpoint_path, name), str(checkpoint_path), name, heads=True)
     except WeightsError:
         raise
     except Exception as error:

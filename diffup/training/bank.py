@@ -90,6 +90,11 @@ class Bank:
                 write_text(self.folder / _FILLED, json.dumps(facts))
                 bar.update(len(chunk))
 
+    @property
+    def filled(self) -> int:
+        """How many entries are there."""
+        return int(self._facts()["filled"])
+
     def _facts(self) -> dict[str, Any]:
         """How many entries are filled, and the names of the arrays."""
         state = self.folder / _FILLED

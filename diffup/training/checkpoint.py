@@ -41,7 +41,7 @@ def save_checkpoint(
         save_file(flat, temporary, metadata={"step": str(step), "config": config})
 
 
-def load_checkpoint(path: Path, config: str) -> tuple[dict[str, dict[str, Tensor]], int]:
+def load_checkpoint(path: Path, config: str) -> tuple[dict[str, dict[str, Tensor]], int, int | None]:
     """Read a checkpoint of the same run.
 
     Args:
@@ -49,10 +49,10 @@ def load_checkpoint(path: Path, config: str) -> tuple[dict[str, dict[str, Tensor
         config: JSON text of the run's identity (its config, encoders and data), which must be the checkpoint's.
 
     Returns:
-        The groups of tensors and the steps done.
+        The groups of tensors, the steps done, and how many the run was to have where it now has more.
 
     Raises:
-        TrainingError: the file is not a checkpoint, or of a run with another config or other data.
+        TrainingError: the file is not a checkpoint, or of a run with another config, other data or more steps.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -64,7 +64,14 @@ def load_checkpoint(path: Path, config: str) -> tuple[dict[str, dict[str, Tensor
                 raise TrainingError(f"{path} is not a training checkpoint; delete it or choose another folder")
             # Runs from before checkpoints knew their photos go on without this check.
             ours = {name: value for name, value in ours.items() if name in theirs or name not in PHOTOS}
-            if theirs != ours:
+            planned, wanted = theirs.get("steps"), ours.get("steps")
+            raised = planned if isinstance(planned, int) and isinstance(wanted, int) and planned < wanted else None
+            if {**theirs, "steps": wanted} == ours and planned != wanted and raised is None:
+                raise TrainingError(
+                    f"{path} belongs to a run of {planned} steps; steps={wanted} would shorten it, and its learning "
+                    "rate has followed the longer schedule. Stop it early instead: --stop-after, stop_after="
+                )
+            if (theirs if raised is None else {**theirs, "steps": wanted}) != ours:
                 raise TrainingError(
                     f"{path} belongs to a run with other settings or data ({_difference(theirs, ours)}); "
                     "choose another folder, or the same settings and data to go on"
@@ -73,9 +80,18 @@ def load_checkpoint(path: Path, config: str) -> tuple[dict[str, dict[str, Tensor
             for key in file.keys():  # noqa: SIM118 - safe_open is not a mapping
                 group, name = key.split("/", 1)
                 groups.setdefault(group, {})[name] = file.get_tensor(key)
-            return groups, int(facts["step"])
+            return groups, int(facts["step"]), raised
     except (SafetensorError, ValueError, RecursionError, AttributeError) as error:  # of the file, its JSON, its names
         raise TrainingError(f"{path} cannot be read ({error}); delete it to start anew") from error
+
+
+def steps_done(path: Path) -> int:
+    """Steps of a checkpoint; 0 where there is none that can be read, which `load_checkpoint` will say."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return int((file.metadata() or {}).get("step", 0))
+    except (SafetensorError, OSError, ValueError):
+        return 0
 
 
 def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -15,6 +15,14 @@ from diffup.errors import ConfigError
 from diffup.options import MAX_SEED
 from diffup.priors.similarity import check_metric
 
+MOST_PASTED = 2000
+"""Pasted images of a large data set."""
+
+PASTED_EACH = 10
+"""Pasted images for each training image of a small one: more would show the same few objects again."""
+
+QUICK_STEPS, QUICK_IMAGES = 300, 50
+
 
 @dataclass(frozen=True)
 class ViewsConfig:
@@ -26,7 +34,8 @@ class ViewsConfig:
         crops: random crops of every image.
         crop_scale: smallest side of a crop as a share of the image's; the largest is the whole image.
         jitter: strength of the brightness, contrast and saturation changes.
-        pasted: number of images with objects of the training classes pasted onto other photos.
+        pasted: number of images with objects of the training classes pasted onto other photos; None for ten of each
+            training image, 2000 at most.
         seed: seed of all views.
     """
 
@@ -34,18 +43,22 @@ class ViewsConfig:
     crops: int = 4
     crop_scale: float = 0.35
     jitter: float = 0.3
-    pasted: int = 2000
+    pasted: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.images is not None and self.images < 2:
             raise ConfigError(f"images={self.images}: an episode takes 2 or more; null takes all")
-        if self.crops < 0 or self.pasted < 0:
+        if self.crops < 0 or (self.pasted or 0) < 0:
             raise ConfigError(f"crops={self.crops}, pasted={self.pasted}: they must be 0 or more")
         if not 0 < self.crop_scale <= 1:
             raise ConfigError(f"crop_scale={self.crop_scale}: it must be above 0 and at most 1")
         if not 0 <= self.jitter < 1:
             raise ConfigError(f"jitter={self.jitter}: it must be at least 0 and below 1")
+
+    def pasted_of(self, images: int) -> int:
+        """Number of pasted images, of so many training images."""
+        return min(MOST_PASTED, PASTED_EACH * images) if self.pasted is None else self.pasted
 
 
 @dataclass(frozen=True)
@@ -239,6 +252,12 @@ class TrainConfig:
             if len(pair) != 2:
                 raise ConfigError(f"metrics: {pair!r} is not a pair of metric and conversion")
             check_metric(*pair)
+
+    def quick(self) -> TrainConfig:
+        """A trial of minutes: few steps, of few images with few views. The result shows that all works, no more."""
+        images = min(self.views.images or QUICK_IMAGES, QUICK_IMAGES)
+        views = replace(self.views, images=images, crops=1, pasted=2 * images)
+        return replace(self, steps=QUICK_STEPS, warmup=min(self.warmup, QUICK_STEPS // 6), views=views)
 
     def tied_to(self, fingerprint: str, width: int) -> TrainConfig:
         """The config with the encoder whose low-level features the decoder reads, and their channels, written in."""

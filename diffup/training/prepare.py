@@ -102,16 +102,52 @@ def build_banks(
     images: dict[str, Bank] = {}
     features: list[dict[str, Bank]] = [{} for _ in backbones]
     grids = config.decoder.feature_grids
-    for group, (render, length, geometry, facts) in _plans(sources, config.views).items():
+    for planned in plan_banks(sources, config, backbones, cache):
+        render, length, geometry, _ = planned.plan
+        if planned.encoder is None:
+            images[planned.group] = image_bank(planned.folder, length, render, geometry, progress)
+            continue
+        backbone = backbones[planned.encoder]
+        features[planned.encoder][planned.group] = feature_bank(
+            planned.folder, length, render, geometry, backbone, grids, config.bf16, progress
+        )
+    return Banks(images, features, [members_of(backbone) for backbone in backbones])
+
+
+@dataclass(frozen=True, eq=False)
+class PlannedBank:
+    """A bank of a run.
+
+    Args:
+        group: of views.
+        folder: where it is, or will be.
+        plan: how it is rendered.
+        encoder: index of the encoder whose features it holds; None for the images themselves.
+    """
+
+    group: str
+    folder: Path
+    plan: Plan
+    encoder: int | None
+
+    @property
+    def entries(self) -> int:
+        """Number of views."""
+        return self.plan[1] * len(self.plan[2])
+
+
+def plan_banks(sources: Sources, config: TrainConfig, backbones: Sequence[Backbone], cache: Path) -> list[PlannedBank]:
+    """The banks of a run, in the order in which they are filled."""
+    planned = []
+    for group, plan in _plans(sources, config.views).items():
+        _, length, _, facts = plan
         if length == 0:
             continue
-        images[group] = image_bank(cache / bank_name(group, facts), length, render, geometry, progress)
-        for banks, backbone in zip(features, backbones, strict=True):
-            path = cache / bank_name(
-                group, {**facts, "backbone": backbone.fingerprint, "grids": grids, "bf16": config.bf16}
-            )
-            banks[group] = feature_bank(path, length, render, geometry, backbone, grids, config.bf16, progress)
-    return Banks(images, features, [members_of(backbone) for backbone in backbones])
+        planned.append(PlannedBank(group, cache / bank_name(group, facts), plan, None))
+        for index, backbone in enumerate(backbones):
+            more = {"backbone": backbone.fingerprint, "grids": config.decoder.feature_grids, "bf16": config.bf16}
+            planned.append(PlannedBank(group, cache / bank_name(group, {**facts, **more}), plan, index))
+    return planned
 
 
 def _plans(sources: Sources, views: ViewsConfig) -> dict[str, Plan]:
@@ -123,7 +159,7 @@ def _plans(sources: Sources, views: ViewsConfig) -> dict[str, Plan]:
     plans: dict[str, Plan] = {
         WHOLE: (renderer.whole, len(names), ONE_SHOT_VIEWS, {}),
         CROP: (renderer.crop, len(names) * views.crops, (IDENTITY,), cropped),
-        PASTED: (renderer.pasted, views.pasted, (IDENTITY,), pasted),
+        PASTED: (renderer.pasted, views.pasted_of(len(names)), (IDENTITY,), pasted),
     }
     files = file_facts(sources.data.files(names))
     return {

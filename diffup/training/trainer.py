@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -29,10 +30,17 @@ from diffup.priors.config import PriorConfig
 from diffup.priors.view_priors import pool_to_grid
 from diffup.training.adversary import Adversary
 from diffup.training.augment import move
-from diffup.training.checkpoint import load_checkpoint, optimiser_tensors, restore_optimiser, save_checkpoint
+from diffup.training.checkpoint import (
+    load_checkpoint,
+    optimiser_tensors,
+    restore_optimiser,
+    save_checkpoint,
+    steps_done,
+)
 from diffup.training.config import TrainConfig
 from diffup.training.episodes import WHOLE, Episodes, EpisodeSampler
-from diffup.training.log import RunLog, find_tensorboard
+from diffup.training.estimate import estimate
+from diffup.training.log import LOG, RunLog, find_tensorboard
 from diffup.training.perturb import perturb
 from diffup.training.prepare import Banks, Sources, build_banks
 from diffup.training.processes import Processes
@@ -70,7 +78,7 @@ def train(
     Args:
         data: a data set, or a folder in the format of `diffup.data.folder`.
         out: folder of the run: config, checkpoint, log, and the decoder so far (averaged weights) in `decoder/`.
-        config: the run. A run in `out` goes on only under the same config.
+        config: the run. A run in `out` goes on only under the same config, or with more steps.
         backbones: the encoders, in the order of `config.backbones`.
         backgrounds: folder of more photos to paste objects onto.
         cache: folder of cached features; `out/cache` by default. Several runs may share it.
@@ -80,7 +88,7 @@ def train(
         checkpoint_every: steps between checkpoints.
         stop_after: stop once this many steps are done in all; the run can be gone on with later.
         tensorboard: write curves to `out/tensorboard`; by default where TensorBoard is installed.
-        progress: show progress bars.
+        progress: show progress bars, and before them an estimate of views, disk and time.
 
     Returns:
         The folder of the decoder.
@@ -106,8 +114,15 @@ def train(
     progress = progress and processes.main
     with processes.main_first():
         sources = Sources.find(data, config, backgrounds)
+        config = _views_of(config, out, len(sources.names))
         _share_folder(out, config, processes)
-        banks = build_banks(sources, config, backbones, Path(cache or out / "cache"), progress)
+        folder = Path(cache or out / "cache")
+        if progress:
+            left = (config.steps if stop_after is None else min(stop_after, config.steps)) - steps_done(
+                out / CHECKPOINT
+            )
+            tqdm.write(str(estimate(sources, config, backbones, folder, processes.device, max(left, 0))), sys.stderr)
+        banks = build_banks(sources, config, backbones, folder, progress)
     if in_memory:
         banks.load()
     if config.decoder.low_level_channels:
@@ -117,11 +132,45 @@ def train(
     identity = _identity(config, backbones, start, sources.identity())
     trainer = Trainer(config, sampler, banks, processes, identity, start)
     if (out / CHECKPOINT).exists():
-        trainer.resume(out / CHECKPOINT)
+        raised = trainer.resume(out / CHECKPOINT)
+        if raised is not None and processes.main:
+            _note_raised(trainer, out, raised, progress)
     end = config.steps if stop_after is None else min(stop_after, config.steps)
     _advance(trainer, out, end, checkpoint_every, tensorboard, progress)
     processes.wait()
     return out / DECODER
+
+
+def _views_of(config: TrainConfig, out: Path, images: int) -> TrainConfig:
+    """The config with the number of pasted views; a run that has begun keeps its own."""
+    begun = out / CONFIG
+    if config.views.pasted is not None:
+        return config
+    number = config.views.pasted_of(images)
+    if (out / CHECKPOINT).exists() and begun.exists():
+        own = TrainConfig.from_json(begun.read_text("utf-8", "replace")).views.pasted
+        number = number if own is None else own
+    return replace(config, views=replace(config.views, pasted=number))
+
+
+def _note_raised(trainer: Trainer, out: Path, planned: int, progress: bool) -> None:
+    """Say and record what more steps mean for the learning rate."""
+    config = trainer.config
+    before, now = (
+        config.learning_rate * _schedule(trainer.step, replace(config, steps=steps))
+        for steps in (planned, config.steps)
+    )
+    write_text(out / CONFIG, config.to_json())
+    line = {"step": trainer.step, "steps_before": planned, "steps": config.steps, "learning_rate": now}
+    with (out / LOG).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+    if progress:
+        tqdm.write(
+            f"steps raised from {planned} to {config.steps}: from step {trainer.step} on the learning rate follows the "
+            f"schedule of {config.steps} steps ({now:.2g} instead of {before:.2g}), so the result is not that of a run "
+            f"of {config.steps} steps from the start",
+            sys.stderr,
+        )
 
 
 def _share_folder(out: Path, config: TrainConfig, processes: Processes) -> None:
@@ -335,18 +384,22 @@ class Trainer:
         }
         save_checkpoint(out / CHECKPOINT, tensors, self.step, self.identity)
 
-    def resume(self, path: Path) -> None:
+    def resume(self, path: Path) -> int | None:
         """Go on where a checkpoint of the same run stopped.
+
+        Returns:
+            How many steps the run was to have, where it now has more.
 
         Raises:
             TrainingError: the checkpoint is of another run.
         """
-        tensors, self.step = load_checkpoint(path, self.identity)
+        tensors, self.step, raised = load_checkpoint(path, self.identity)
         self.model.load_state_dict(tensors["model"])
         self.averaged = {name: tensor.to(self.device) for name, tensor in tensors["averaged"].items()}
         restore_optimiser(self.optimiser, tensors["optimiser"])
         if self.adversary is not None:
             self.adversary.restore(tensors)
+        return raised
 
 
 def _schedule(step: int, config: TrainConfig) -> float:
