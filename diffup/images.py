@@ -28,6 +28,18 @@ ROUNDING = 1e-4
 _SIXTEEN_BIT = 65535
 _BAND = 256  # rows of an image that are converted at a time
 _PROGRAMS = ("EPS", "WMF")
+_NOT_DECODED = (*_PROGRAMS, "BUFR", "GRIB", "HDF5", "MPEG")  # Pillow only recognises the last four
+
+
+def is_image_name(name: str | os.PathLike[str]) -> bool:
+    """Whether a file's ending, in lower or upper case, is one of a format that `read_image` reads.
+
+    The endings are those that Pillow knows, with the plugins that are registered when this is called.
+    """
+    Image.init()
+    suffix = Path(name).suffix.lower()
+    file_format = Image.registered_extensions().get(suffix)
+    return file_format in Image.OPEN and file_format not in _NOT_DECODED
 
 
 def read_image(source: ImageLike, argument: str = "image", max_pixels: int = MAX_PIXELS) -> Tensor:

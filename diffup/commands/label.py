@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diffup.commands.options import add_command, add_decoding, add_model, at_least, distinct, load_model, several
+
+if TYPE_CHECKING:
+    from diffup.labelling import LabelReport
 
 EXAMPLES = """examples:
   diffup label photos --prototypes dog.safetensors cat.safetensors -o labels
@@ -41,6 +44,7 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> None:
     """Label a folder, and say what could not be read."""
     from diffup.labelling import LabelPlan, label_folder
+    from diffup.listing import summary
     from diffup.prototypes import Prototypes
 
     plan = LabelPlan(
@@ -63,6 +67,15 @@ def run(args: argparse.Namespace) -> None:
     for image, reason in report.failed.items():
         print(f"diffup: {image}: {reason}", file=sys.stderr)
     if not args.quiet:
-        print(f"{report.labelled} labelled, {report.known} on record, {len(report.failed)} could not be read")
+        counts = f"{report.labelled} labelled, {report.known} on record, {len(report.failed)} could not be read"
+        print(f"{counts}, {len(report.left_out)} left out, {len(report.gone)} gone since the last run")
+        for said, names in (("left out", report.left_out), ("label files changed by hand, which stay", _kept(report))):
+            if names:
+                print(f"{said}: {summary(names)}")
         for path in report.files:
             print(path)
+
+
+def _kept(report: LabelReport) -> dict[str, str]:
+    """The label files of photos that are gone and stay, with the reason."""
+    return {str(path): "their photos are gone" for path in report.kept}

@@ -8,9 +8,7 @@ from pathlib import Path
 from diffup.annotation import Annotation
 from diffup.errors import FormatError
 from diffup.formats.shots import Shots, check_shots, check_size, class_mask, gather, upright_size
-from diffup.images import ImageLike
-
-_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+from diffup.images import ImageLike, is_image_name
 
 
 def read_mask_folder(
@@ -64,6 +62,6 @@ def _by_stem(folder: Path, argument: str) -> dict[str, list[Path]]:
         raise FormatError(f"{argument}: there is no folder {str(folder)!r}")
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in _SUFFIXES and not path.name.startswith("."):
+        if is_image_name(path) and not path.name.startswith("."):
             found.setdefault(path.stem, []).append(path)
     return found
