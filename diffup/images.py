@@ -39,7 +39,8 @@ def is_image_name(name: str | os.PathLike[str]) -> bool:
     Image.init()
     suffix = Path(name).suffix.lower()
     file_format = Image.registered_extensions().get(suffix)
-    return file_format in Image.OPEN and file_format not in _NOT_DECODED
+    readable = file_format in Image.OPEN or file_format == "MPO"  # Pillow opens MPO, photos of two lenses, as JPEG
+    return readable and file_format not in _NOT_DECODED
 
 
 def read_image(source: ImageLike, argument: str = "image", max_pixels: int = MAX_PIXELS) -> Tensor:

@@ -23,11 +23,12 @@ class Journal:
 
     Args:
         path: the file; made with the first entry.
+        shared: whether other processes may add to it; else the caller sees to it that none does.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], shared: bool = True) -> None:
         self.path = Path(path)
-        self._alone = False
+        self._shared = shared
 
     def read(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """Line numbers and entries, in order; none if there is no file.
@@ -60,7 +61,7 @@ class Journal:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             # Where the file ends is looked up under the lock each time: another process may have added to it, or may
             # have been killed while it did.
-            with contextlib.nullcontext() if self._alone else lock_of(self.path), self.path.open("a+b") as file:
+            with lock_of(self.path) if self._shared else contextlib.nullcontext(), self.path.open("a+b") as file:
                 end, size = _whole_lines(file), file.seek(0, os.SEEK_END)
                 if end < size:
                     file.truncate(end)
@@ -79,11 +80,11 @@ class Journal:
             StorageError: another process is at it.
         """
         with sole_writer(self.path, task):
-            self._alone = True
+            before, self._shared = self._shared, False
             try:
                 yield
             finally:
-                self._alone = False
+                self._shared = before
 
     def damaged(self, number: int, error: Exception) -> DataError:
         """The error to raise for a line that is not what it should be."""

@@ -481,16 +481,14 @@ def quality_table(entries: Sequence[dict[str, Any]], names: Sequence[str]) -> st
         figures = [f"{item[key]:.4f}" for item in classes for key in ("quality", "area_fraction")]
         cells = [entry["image"], "" if lowest is None else f"{lowest:.4f}", _row([item["name"] for item in found], ";")]
         rows.append((order, [*cells, entry.get("error", ""), *(figures or [""] * 2 * len(names))]))
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     heads = [f"{what} {name}" for name in names for what in ("quality", "area")]
-    writer.writerow(["image", "quality", "found", "error", *heads])
-    writer.writerows(cells for _, cells in sorted(rows, key=lambda row: row[0]))
-    return text.getvalue()
+    lines = [["image", "quality", "found", "error", *heads]]
+    lines += [cells for _, cells in sorted(rows, key=lambda row: row[0])]
+    return "".join(f"{_row(cells, ',')}\n" for cells in lines)
 
 
 def _row(cells: Sequence[str], delimiter: str) -> str:
     """Cells as a row of CSV, without the end of the line."""
-    text = io.StringIO()
-    csv.writer(text, delimiter=delimiter, lineterminator="").writerow(cells)
-    return text.getvalue()
+    text, end = io.StringIO(), "\r\n"  # the writer quotes cells that hold one of its line's ends, and only these
+    csv.writer(text, delimiter=delimiter, lineterminator=end).writerow(cells)
+    return text.getvalue().removesuffix(end)

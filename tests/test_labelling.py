@@ -299,12 +299,10 @@ def test_folders_that_do_not_do(model: DiffUp, classes: list[Prototypes], tmp_pa
     (tmp_path / "in").mkdir()
     with pytest.raises(DataError, match="holds no image"):
         label_folder(model, tmp_path / "in", classes, tmp_path / "out")
-    for name in ("a.png", "A.jpg"):
-        Image.new("RGB", (8, 8)).save(tmp_path / "in" / name)
-    with pytest.raises(DataError, match="would have the same file names"):
-        label_folder(model, tmp_path / "in", classes, tmp_path / "out")
-    (tmp_path / "in" / "A.jpg").unlink()
-    for inside in (tmp_path / "in", tmp_path / "in" / "out"):
+    Image.new("RGB", (8, 8)).save(tmp_path / "in" / "a.png")
+    (tmp_path / "far" / "out").mkdir(parents=True)
+    (tmp_path / "in" / "link").symlink_to(tmp_path / "far")
+    for inside in (tmp_path / "in", tmp_path / "in" / "out", tmp_path / "far" / "out"):
         with pytest.raises(ConfigError, match="lies within"):
             label_folder(model, tmp_path / "in", classes, inside)
     assert not (tmp_path / "out").exists()

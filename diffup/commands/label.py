@@ -5,12 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from diffup.commands.options import add_command, add_decoding, add_model, at_least, distinct, load_model, several
-
-if TYPE_CHECKING:
-    from diffup.labelling import LabelReport
 
 EXAMPLES = """examples:
   diffup label photos --prototypes dog.safetensors cat.safetensors -o labels
@@ -68,14 +65,11 @@ def run(args: argparse.Namespace) -> None:
         print(f"diffup: {image}: {reason}", file=sys.stderr)
     if not args.quiet:
         counts = f"{report.labelled} labelled, {report.known} on record, {len(report.failed)} could not be read"
-        print(f"{counts}, {len(report.left_out)} left out, {len(report.gone)} gone since the last run")
-        for said, names in (("left out", report.left_out), ("label files changed by hand, which stay", _kept(report))):
-            if names:
-                print(f"{said}: {summary(names)}")
+        more = {"left out": len(report.left_out), "gone since the last run": len(report.gone)}
+        print(counts + "".join(f", {count} {what}" for what, count in more.items() if count))
+        if report.left_out:
+            print(f"left out: {summary(report.left_out)}")
+        if report.kept:
+            print(f"changed by hand, so they stay though their photos are gone: {', '.join(map(str, report.kept))}")
         for path in report.files:
             print(path)
-
-
-def _kept(report: LabelReport) -> dict[str, str]:
-    """The label files of photos that are gone and stay, with the reason."""
-    return {str(path): "their photos are gone" for path in report.kept}

@@ -28,7 +28,7 @@ class RunLog:
     """
 
     def __init__(self, out: Path, step: int, batch_size: int, tensorboard: bool) -> None:
-        self.journal = Journal(out / LOG)
+        self.journal = Journal(out / LOG, shared=False)  # the run has its folder for itself
         self.batch_size = batch_size
         self.writer = _writer(out / CURVES, step) if tensorboard else None
         self.step, self.time = step, time.perf_counter()
