@@ -28,7 +28,6 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from fakes import FakeBackbone, make_folder, random_decoder, shape_image, tiny_config  # noqa: E402
 from runs import CONFIG, assert_identical, encoder, state  # noqa: E402
-
 from writers import evaluating, labelling, make_data, storm, training, training_into_one  # noqa: E402
 
 from diffup import Box, DiffUp, Points, Scribble, Segmentation  # noqa: E402

@@ -66,7 +66,7 @@ def replacing_together(paths: Sequence[Path], older: Sequence[Path] = ()) -> Ite
 def sole_writer(path: Path, task: str) -> Iterator[None]:
     """Be the only process that writes to a folder for as long as the block takes; another one is refused at once.
 
-    The lock, a hidden file that stays, is let go by the system if the process dies.
+    The lock is let go by the system if the process dies.
 
     Args:
         path: the folder's main file, whether it is there or not; the lock is named after it.
@@ -75,27 +75,61 @@ def sole_writer(path: Path, task: str) -> Iterator[None]:
     Raises:
         StorageError: another process holds the lock, or the folder cannot be written to.
     """
-    lock, owner = lock_of(path), path.with_name(f".{path.name}.owner")
-    with telling(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    owner = path.with_name(f".{path.name}.owner")
+    with contextlib.ExitStack() as stack:
         try:
-            lock.acquire(timeout=0)
+            stack.enter_context(locked(path, timeout=0))
         except Timeout as error:
             raise StorageError(
                 f"{path.parent} is being written to by {_read_owner(owner)}; wait until it has ended, or choose "
                 "another folder"
             ) from error
-    try:
+        stack.callback(owner.unlink, missing_ok=True)
         write_text(owner, f"{task} (process {os.getpid()} on {platform.node()})")
         yield
+
+
+@contextlib.contextmanager
+def locked(path: Path, timeout: float = -1) -> Iterator[None]:
+    """Hold the lock of a file, a hidden file beside it, which goes when the block ends.
+
+    Args:
+        path: the file, whether it is there or not; its folder is made if needed.
+        timeout: seconds to wait for others; -1 for as long as it takes.
+
+    Raises:
+        Timeout: another process holds it.
+        StorageError: the folder cannot be written to.
+    """
+    place = path.with_name(f".{path.name}.lock")
+    lock = FileLock(place)
+    with telling(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while not _acquire(lock, place, timeout):
+            pass
+    try:
+        yield
     finally:
-        owner.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a system that does not remove open files
+            place.unlink()
         lock.release()
 
 
-def lock_of(path: Path) -> FileLock:
-    """The lock of a file, a hidden file beside it."""
-    return FileLock(path.with_name(f".{path.name}.lock"))
+def _acquire(lock: FileLock, place: Path, timeout: float) -> bool:
+    """Take a lock; False if the last holder removed its file meanwhile, so that it keeps nobody out."""
+    handle = os.open(place, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        lock.acquire(timeout=timeout)
+        # The file that was there before and is there still is the one that was locked in between.
+        if place.exists() and os.path.samestat(os.fstat(handle), place.stat()):
+            return True
+        lock.release()
+        return False
+    except FileNotFoundError:
+        lock.release()
+        return False
+    finally:
+        os.close(handle)
 
 
 def _read_owner(owner: Path) -> str:
@@ -111,7 +145,7 @@ def telling(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        if isinstance(error, DiffUpError):
+        if isinstance(error, DiffUpError | Timeout):
             raise
         raise StorageError(
             f"{path} cannot be written ({error}); what was there before stays as it was. Make room on the disk, or "

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from diffup.errors import DataError
-from diffup.files import lock_of, sole_writer, telling
+from diffup.files import locked, sole_writer, telling
 
 _BLOCK = 2**16
 
@@ -61,7 +61,7 @@ class Journal:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             # Where the file ends is looked up under the lock each time: another process may have added to it, or may
             # have been killed while it did.
-            with lock_of(self.path) if self._shared else contextlib.nullcontext(), self.path.open("a+b") as file:
+            with locked(self.path) if self._shared else contextlib.nullcontext(), self.path.open("a+b") as file:
                 end, size = _whole_lines(file), file.seek(0, os.SEEK_END)
                 if end < size:
                     file.truncate(end)

@@ -133,4 +133,4 @@ def test_alone(tmp_path: Path) -> None:
     with other.alone("another"):
         other.append([{"a": 3}])
     assert entries(journal.path) == [{"a": 1}, {"a": 2}, {"a": 3}]
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {".r.jsonl.lock", "r.jsonl"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"r.jsonl"}

@@ -83,7 +83,7 @@ def test_training_checkpoints(run: Callable[..., Path], tmp_path: Path, monkeypa
         run(tmp_path, stop_after=4)
     after = contents(tmp_path)
     assert after[CHECKPOINT] == before[CHECKPOINT]
-    assert not [name for name in after if name.startswith(".diffup-")]
+    assert not [name for name in after if name.startswith(".")]
     assert len(state(tmp_path)) > 10
 
 
