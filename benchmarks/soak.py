@@ -3,6 +3,7 @@
 python benchmarks/soak.py queries --count 2000
 python benchmarks/soak.py stream --count 10000
 python benchmarks/soak.py kills --minutes 10
+python benchmarks/soak.py writers --task evaluate --processes 4 --kills 30
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from fakes import FakeBackbone, make_folder, random_decoder, shape_image, tiny_config  # noqa: E402
 from runs import CONFIG, assert_identical, encoder, state  # noqa: E402
+from writers import evaluating, labelling, make_data, storm, training, training_into_one  # noqa: E402
 
 from diffup import Box, DiffUp, Points, Scribble, Segmentation  # noqa: E402
 from diffup.training.trainer import train  # noqa: E402
@@ -119,6 +121,21 @@ def kills(minutes: float, steps: int, seed: int) -> int:
     return 0
 
 
+def writers(name: str, processes: int, kills: int, seed: int) -> int:
+    """Several processes on one output, killed at random; an AssertionError if a record is lost or torn."""
+    makers = {"evaluate": evaluating, "train": training, "train-one": training_into_one}
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        task = labelling(Path(folder, "photos")) if name == "label" else makers[name](make_data(Path(folder, "data")))
+        found = storm(task, Path(folder, "out"), processes, kills, seed, patience=24 * 3600)
+    done, refused = found.statuses.get(0, 0), found.statuses.get(3, 0)
+    print(
+        f"{name}: {processes} processes at once, {found.kills} killed in {found.rounds} rounds, {done} done, {refused} "
+        f"refused, nothing lost or torn, {time.monotonic() - start:.0f} s"
+    )
+    return 0
+
+
 def _begin(data: Path, out: Path, cache: Path, steps: int) -> ForkProcess:
     """Begin or go on with a run; a fork spares it the imports, so that kills hit the training and its files."""
     process = multiprocessing.get_context("fork").Process(target=_train, args=(data, out, cache, steps))
@@ -143,12 +160,19 @@ def main() -> int:
     mode.add_argument("--minutes", type=float, default=10)
     mode.add_argument("--steps", type=int, default=60)
     mode.add_argument("--seed", type=int, default=0)
+    mode = modes.add_parser("writers")
+    mode.add_argument("--task", choices=["evaluate", "label", "train", "train-one"], required=True)
+    mode.add_argument("--processes", type=int, default=4)
+    mode.add_argument("--kills", type=int, default=30)
+    mode.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.mode == "queries":
         return queries(args.count, args.bundled_every)
     if args.mode == "stream":
         return stream(args.count)
+    if args.mode == "writers":
+        return writers(args.task, args.processes, args.kills, args.seed)
     return kills(args.minutes, args.steps, args.seed)
 
 

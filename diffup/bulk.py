@@ -73,7 +73,10 @@ def stream(
         try:
             return read(source, f"queries[{number}]")
         except ImageError as error:
-            return Failure(os.fspath(source) if isinstance(source, str | os.PathLike) else describe(source), error)
+            return Failure(_called(source), error)
+        except OSError as error:  # of a folder that may not be entered, a path that is too long
+            reason = f"queries[{number}]: {describe(source)} cannot be read ({error}); make the file readable"
+            return Failure(_called(source), ImageError(reason))
 
     numbered = enumerate(queries)
     pool = ThreadPoolExecutor(workers, thread_name_prefix="diffup-read")
@@ -109,6 +112,11 @@ def check_stream(queries: Iterable[ImageLike], batch_size: int, workers: int, on
             f"queries: expected a list or another iterable of images, got {describe(queries)}; for the images of a "
             "folder give sorted(Path(folder).glob('*.jpg')), for a single image call segment"
         )
+
+
+def _called(source: ImageLike) -> str:
+    """What a failure calls its query."""
+    return os.fspath(source) if isinstance(source, str | os.PathLike) else describe(source)
 
 
 def _results(

@@ -62,4 +62,7 @@ class ExportError(DiffUpError, RuntimeError):
 
 
 class StorageError(DiffUpError, OSError):
-    """A file that cannot be written: the disk is full or the folder read-only. What was there before stays."""
+    """A file that cannot be written: the disk is full, the folder read-only, or another process writes to it.
+
+    What was there before stays.
+    """

@@ -32,6 +32,19 @@ _LOST_BITS = "diffup: Pillow has read the upper 8 of 16 bits"  # a note among `I
 _LATE = ("ICO", "ICNS")  # formats whose size is known only when they are decoded
 _BAND = 256  # rows of an image that are converted at a time
 _PROGRAMS = ("EPS", "WMF")
+_NOT_DECODED = (*_PROGRAMS, "BUFR", "GRIB", "HDF5", "MPEG")  # Pillow only recognises the last four
+
+
+def is_image_name(name: str | os.PathLike[str]) -> bool:
+    """Whether a file's ending, in lower or upper case, is one of a format that `read_image` reads.
+
+    The endings are those that Pillow knows, with the plugins that are registered when this is called.
+    """
+    Image.init()
+    suffix = Path(name).suffix.lower()
+    file_format = Image.registered_extensions().get(suffix)
+    readable = file_format in Image.OPEN or file_format == "MPO"  # Pillow opens MPO, photos of two lenses, as JPEG
+    return readable and file_format not in _NOT_DECODED
 
 
 def read_image(

@@ -124,13 +124,14 @@ class LabelMap:
         """Write the labels as an indexed PNG file, whole or not at all; its pixel values are the labels.
 
         Args:
-            path: a file name that ends in .png; an older file is replaced.
+            path: a file name that ends in .png; its folder is made if needed, an older file is replaced.
 
         Returns:
             The path.
 
         Raises:
             FormatError: another file ending.
+            StorageError: the file cannot be written.
         """
         return write_label_png(path, self.labels, self.palette)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -17,24 +19,38 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffup.bulk import Failure
-from diffup.errors import ConfigError, DataError
+from diffup.errors import ConfigError, DataError, StorageError
 from diffup.evaluation.sweep import decoder_hash
-from diffup.files import replacing, sweep, write_text
+from diffup.files import sweep, write_text
 from diffup.formats.coco import coco_annotations, coco_document
 from diffup.formats.optional import need
-from diffup.formats.yolo import yolo_lines
 from diffup.journal import Journal
+from diffup.label_files import (
+    PLACES,
+    PhotoFacts,
+    facts_of,
+    file_of,
+    names_of,
+    remove_files,
+    stem_of,
+    write_files,
+    yaml_string,
+)
 from diffup.label_map import LabelMap
+from diffup.listing import Listing, list_images
 from diffup.model import DiffUp
 from diffup.prototypes import Prototypes, check_classes
 
 Format = Literal["png", "coco", "yolo", "overlay", "csv"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-"""Endings of the images that are looked for, in lower or upper case."""
-
 RECORD = "record.jsonl"
+SUMMARIES = {"coco": "annotations.json", "yolo": "yolo/data.yaml", "csv": "quality.csv"}
+"""Files about all images, by format."""
+
+_OF_A_NAME = {errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
+"""Errors that the name of one file makes; all others would come again with the next file."""
+
 REVISION = 1
 """Of what is written for an image; raise it when the same settings come to give other files."""
 
@@ -81,14 +97,20 @@ class LabelReport:
     Attributes:
         labelled: images labelled now.
         known: images that were on record.
-        failed: images that could not be read, with the reasons.
+        failed: images that could not be read or labelled, with the reasons.
         files: folders and files of the results.
+        left_out: files and folders of the folder that were not looked at, with the reasons.
+        gone: images that were on record and are no longer in the folder.
+        kept: label files of such images that stay, because they were changed after they were written.
     """
 
     labelled: int
     known: int
     failed: dict[str, str]
     files: tuple[Path, ...]
+    left_out: dict[str, str] = field(default_factory=dict)
+    gone: tuple[str, ...] = ()
+    kept: tuple[Path, ...] = ()
 
 
 def label_folder(
@@ -106,12 +128,17 @@ def label_folder(
 
     Each image's files are written whole, then the image is put on record (`record.jsonl`). The same call after a kill
     goes on with the images that are not on record, tries again those that could not be read, and ends with the files
-    that an undisturbed run would have written, bit for bit if the batch size is the same. An image that changes after
-    it was labelled is not noticed. One process at a time may write to an output folder.
+    that an undisturbed run would have written, bit for bit if the batch size is the same.
+
+    The results are those of what is in the folder now: an image that was changed or whose label files are missing is
+    labelled again, and what was written about an image that is no longer there is removed. A label file that was
+    changed since it was written is neither removed nor replaced. One process at a time may write to an output folder;
+    a second one is refused.
 
     Args:
         model: encoder and decoder.
-        folder: of the images; files and folders whose names begin with a dot are left out.
+        folder: of the images. They are found by their endings, those of all formats that Pillow reads; links to
+            folders are followed, and names that begin with a dot are left out.
         prototypes: of one or several classes.
         output: folder for the results, outside of `folder`; made if needed.
         plan: what to write.
@@ -120,50 +147,63 @@ def label_folder(
         progress: show a progress bar.
 
     Raises:
-        DataError: there is no such folder or no image in it, two images would be written to one file, the record is
-            damaged, or the output holds the results of other settings.
+        DataError: there is no such folder or no image in it, the record is damaged, or the output holds the results of
+            other settings or files that are not of `label_folder`.
+        StorageError: another process writes to the output, or it cannot be written to.
         ConfigError: an option is out of range, or the output lies within the folder.
         MissingPackageError: a format needs a package that is not installed.
         PrototypesError: prototypes do not fit the model or each other.
     """
     folder, output, plan = Path(folder), Path(output), LabelPlan() if plan is None else plan
-    images = find_images(folder)
-    if output.resolve().is_relative_to(folder.resolve()):
+    listing = list_images(folder)
+    if any(output.resolve().is_relative_to(real) for real in listing.folders):
         raise ConfigError(f"output: {output} lies within {folder}, so its pictures would be labelled; choose another")
     classes = check_classes(prototypes, model)
     _need_packages(plan)
-    names = [item.name for item in classes]
+    settings = _settings(model, classes, plan)
     journal = Journal(output / RECORD)
-    known = _open_record(journal, _settings(model, classes, plan))
-    left = {image for image in images if "error" in known.get(image, {"error": ""})}
-    batches = [images[start : start + batch_size] for start in range(0, len(images), max(1, batch_size))]
-    # A batch is decoded as a whole if any of it is left, so that rounding is that of an undisturbed run.
-    listed = [image for batch in batches if not left.isdisjoint(batch) for image in batch]
-    results = model.segment_many(
-        [folder / image for image in listed],
-        classes,
-        batch_size=batch_size,
-        workers=workers,
-        steps=plan.steps,
-        ensemble=plan.ensemble,
-        threshold=plan.threshold,
-        seed=plan.seed,
-    )
-    sweep(output)
-    failed = {}
-    done = len(images) - len(left)
-    with tqdm(total=len(images), initial=done, desc="images", disable=not progress) as bar:
-        for image, result in zip(listed, results, strict=True):
-            if image not in left:
-                continue
-            if isinstance(result, LabelMap):
-                journal.append([_write_image(image, result, output, plan)])
-            else:
-                failed[image] = _reason(result)
-                if known.get(image) != (entry := {"image": image, "error": failed[image]}):
+    with journal.alone("diffup label"):
+        sweep(output)
+        state = _compare(folder, output, listing, _open_record(journal, settings, output, listing.images, plan))
+        for image in state.forgotten:
+            journal.append([{"image": image, "gone": True}])
+        failed = {**listing.failed, **state.failed}
+        images = [image for image in listing.images if image not in state.failed]
+        left = {image for image in images if image not in state.done}
+        # A batch is decoded as a whole if any of it is left, so that rounding is that of an undisturbed run.
+        batches = [images[start : start + batch_size] for start in range(0, len(images), max(1, batch_size))]
+        listed = [image for batch in batches if not left.isdisjoint(batch) for image in batch]
+        photos: dict[str, PhotoFacts | None] = {}
+
+        def sources() -> Iterator[Path]:
+            for image in listed:  # the facts come first: a change while it is read is noticed by the next run
+                photos[image] = PhotoFacts.of(folder / image)
+                yield folder / image
+
+        results = model.segment_many(
+            sources(),
+            classes,
+            batch_size=batch_size,
+            workers=workers,
+            steps=plan.steps,
+            ensemble=plan.ensemble,
+            threshold=plan.threshold,
+            seed=plan.seed,
+        )
+        names = names_of(images, state.names)
+        with tqdm(total=len(images), initial=len(images) - len(left), desc="images", disable=not progress) as bar:
+            for image, result in zip(listed, results, strict=True):
+                if image in state.done:
+                    continue
+                entry = _label(image, names[image], result, photos.pop(image), output, plan)
+                if "error" in entry:
+                    failed[image] = entry["error"]
+                if "error" not in entry or state.errors.get(image) != entry["error"]:
                     journal.append([entry])
-            bar.update(1)
-    return LabelReport(len(left) - len(failed), done, failed, _write_summaries(journal, output, names, plan))
+                bar.update(1)
+        files = _write_summaries(journal, output, images, failed, [item.name for item in classes], plan)
+    labelled = len(left) - sum(image in failed for image in left)
+    return LabelReport(labelled, len(state.done), failed, files, listing.left_out, state.gone, state.kept)
 
 
 def find_images(folder: Path) -> list[str]:
@@ -172,23 +212,78 @@ def find_images(folder: Path) -> list[str]:
     Raises:
         DataError: see `label_folder`.
     """
-    if not folder.is_dir():
-        raise DataError(f"folder: there is no folder {str(folder)!r}")
-    found = sorted(
-        path.relative_to(folder).as_posix()
-        for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and path.is_file()
+    return list_images(folder).images
+
+
+@dataclass(frozen=True)
+class _State:
+    """What is to be done about each image.
+
+    Attributes:
+        done: images whose labels are those of the photo as it is now.
+        names: what the files of images are called, of those done and of those whose files stay.
+        errors: why images could not be read the last time.
+        failed: images that cannot be labelled again without harm, with the reasons.
+        forgotten: images whose entries in the record count no more.
+        gone: images on record that are no longer in the folder.
+        kept: files of such images that stay, because they were changed after they were written.
+    """
+
+    done: frozenset[str]
+    names: dict[str, str]
+    errors: dict[str, str]
+    failed: dict[str, str]
+    forgotten: tuple[str, ...]
+    gone: tuple[str, ...]
+    kept: tuple[Path, ...]
+
+
+def _compare(folder: Path, output: Path, listing: Listing, known: dict[str, dict[str, Any]]) -> _State:
+    """Hold the record against the folder, and remove the files of what is gone or has changed."""
+    there = set(listing.images)
+    errors = {image: entry["error"] for image, entry in known.items() if "error" in entry}
+    labelled = {image: entry for image, entry in known.items() if "error" not in entry}
+    with ThreadPoolExecutor() as pool:
+        same = pool.map(lambda item: item[0] in there and _still(folder, output, *item), labelled.items())
+        done = {image for image, still in zip(labelled, same, strict=True) if still}
+    failed, kept, forgotten = {}, list[Path](), list[str]()
+    for image, entry in labelled.items():
+        if image in done:
+            continue
+        edited = remove_files(output, _files_of(entry, image, output, image in there))
+        if not edited:
+            forgotten.append(image)
+        elif image in there:
+            failed[image] = (
+                f"{', '.join(map(str, edited))} was changed since it was written, and so was the photo; move or delete "
+                "the label file to have the photo labelled again"
+            )
+        else:
+            kept += edited
+    stay = {image: entry.get("name", stem_of(image)) for image, entry in labelled.items() if image not in forgotten}
+    gone = tuple(sorted(known.keys() - there - listing.failed.keys()))
+    forgotten += [image for image in errors if image not in there]
+    return _State(frozenset(done), stay, errors, failed, tuple(forgotten), gone, tuple(kept))
+
+
+def _files_of(entry: dict[str, Any], image: str, output: Path, there: bool) -> dict[str, str]:
+    """The files that were written for an image, with their hashes.
+
+    Records of older versions do not tell. If the image is there, its files are replaced; if it is gone, those that may
+    be its own count as changed by somebody, so that they stay.
+    """
+    if "files" in entry or there:
+        return dict(entry.get("files", {}))
+    own = (file_of(output, written, stem_of(image)) for written in PLACES)
+    return {path.relative_to(output).as_posix(): "" for path in own}
+
+
+def _still(folder: Path, output: Path, image: str, entry: dict[str, Any]) -> bool:
+    """Whether an image is what it was when it was labelled, and all its files are there."""
+    facts = facts_of(entry)
+    return (
+        facts is not None and facts.still(folder / image) and all((output / file).exists() for file in entry["files"])
     )
-    if not found:
-        raise DataError(f"folder: {folder} holds no image; looked for {', '.join(SUFFIXES)} in it and its subfolders")
-    stems: dict[str, str] = {}
-    for image in found:
-        other = stems.setdefault(Path(image).with_suffix("").as_posix().casefold(), image)
-        if other != image:
-            raise DataError(f"folder: the labels of {other} and {image} would have the same file names; rename one")
-    return found
 
 
 def _need_packages(plan: LabelPlan) -> None:
@@ -238,11 +333,14 @@ def digest(prototypes: Prototypes) -> str:
     return digest.hexdigest()[:16]
 
 
-def _open_record(journal: Journal, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The images on record, with their errors if they failed; the record is begun if there is none.
+def _open_record(
+    journal: Journal, settings: dict[str, Any], output: Path, images: Sequence[str], plan: LabelPlan
+) -> dict[str, dict[str, Any]]:
+    """The images on record, with what was written for them or their errors; the record is begun if there is none.
 
     Raises:
-        DataError: it is of other settings, or damaged.
+        DataError: it is of other settings, or damaged; or there is none, but a file of another origin that would be
+            replaced.
     """
     known: dict[str, dict[str, Any]] = {}
     begun = False
@@ -250,11 +348,14 @@ def _open_record(journal: Journal, settings: dict[str, Any]) -> dict[str, dict[s
         if not begun:
             compare_settings(journal.path, entry.get("settings", {}), settings)
             begun = True
-        elif "image" in entry:
-            known[entry["image"]] = {key: entry[key] for key in ("image", "error") if key in entry}
-        else:
+        elif "image" not in entry:
             raise journal.damaged(number, KeyError("image"))
+        elif "gone" in entry:
+            known.pop(entry["image"], None)
+        else:
+            known[entry["image"]] = {key: entry[key] for key in ("error", "photo", "name", "files") if key in entry}
     if not begun:
+        _refuse_strangers(output, images, plan)
         journal.append([{"settings": settings}])
     return known
 
@@ -279,24 +380,44 @@ def compare_settings(record: Path, theirs: dict[str, Any], ours: dict[str, Any])
         )
 
 
-def _write_image(image: str, result: LabelMap, output: Path, plan: LabelPlan) -> dict[str, Any]:
-    """Write the files of one image; what the record says of it."""
-    stem = Path(image).with_suffix("")
-    numbers = range(1, len(result.names) + 1)
-    if "png" in plan.formats:
-        result.save(output / "labels" / f"{stem}.png")
-    if "overlay" in plan.formats:
-        with replacing(output / "overlays" / f"{stem}.jpg") as unfinished:
-            result.overlay().save(unfinished, format="JPEG", quality=90)
-    if "yolo" in plan.formats:
-        lines = yolo_lines(result.labels, range(len(result.names)))
-        write_text(output / "yolo" / "labels" / f"{stem}.txt", "".join(f"{line}\n" for line in lines))
-    entry = {"image": image, **result.summary()}
+def _refuse_strangers(output: Path, images: Sequence[str], plan: LabelPlan) -> None:
+    """Refuse to begin where files would be replaced that are not ours.
+
+    Raises:
+        DataError: there is one.
+    """
+    names = names_of(images, {}).values()
+    ours = [output / SUMMARIES[written] for written in plan.formats if written in SUMMARIES]
+    ours += [file_of(output, written, name) for written in plan.formats if written in PLACES for name in names]
+    strangers = [path for path in ours if path.exists()]
+    if strangers:
+        raise DataError(
+            f"output: {strangers[0]} would be replaced, and {output} has no {RECORD} that says it was written by "
+            "`diffup label`; move it away or choose another output folder"
+        )
+
+
+def _label(
+    image: str, name: str, result: object, photo: PhotoFacts | None, output: Path, plan: LabelPlan
+) -> dict[str, Any]:
+    """Write the files of one image; what the record says of it, or of why there are none."""
+    if isinstance(result, Failure):
+        return {"image": image, "error": result.reason}
+    if not isinstance(result, LabelMap):
+        raise TypeError(f"a list of prototypes gives label maps, not {type(result).__name__}")
+    try:
+        files = write_files(name, result, output, plan.formats)
+    except StorageError as error:
+        if getattr(error.__cause__, "errno", None) not in _OF_A_NAME:
+            raise
+        return {"image": image, "error": f"its name does not do for label files ({error.__cause__}); rename it"}
+    photo_facts = None if photo is None else astuple(photo)
+    entry = {"image": image, "photo": photo_facts, "name": name, "files": files, **result.summary()}
     if "coco" in plan.formats:
         entry["coco"] = coco_annotations(
             result.labels,
             image_id=0,  # numbered when all images are known
-            category_ids=numbers,
+            category_ids=range(1, len(result.names) + 1),
             encoding=plan.encoding,
             instances=plan.instances,
             scores=list(result.quality.values()),
@@ -304,24 +425,24 @@ def _write_image(image: str, result: LabelMap, output: Path, plan: LabelPlan) ->
     return entry
 
 
-def _write_summaries(journal: Journal, output: Path, names: Sequence[str], plan: LabelPlan) -> tuple[Path, ...]:
-    """Write what is about all images on record, in the order of their names; where every format's results are."""
-    latest = {entry["image"]: entry for _, entry in journal.read() if "image" in entry}
-    entries = [latest[image] for image in sorted(latest)]
-    writers: dict[str, Callable[[], tuple[Path, str] | Path]] = {
-        "png": lambda: output / "labels",
-        "coco": lambda: (output / "annotations.json", _coco(entries, names)),
-        "yolo": lambda: (output / "yolo" / "data.yaml", _yolo_data(names)),
-        "overlay": lambda: output / "overlays",
-        "csv": lambda: (output / "quality.csv", quality_table(entries, names)),
+def _write_summaries(
+    journal: Journal, output: Path, images: Sequence[str], failed: dict[str, str], names: Sequence[str], plan: LabelPlan
+) -> tuple[Path, ...]:
+    """Write what is about all images in the folder, in the order of their names; where every format's results are."""
+    there = set(images).difference(failed)
+    entries = {entry["image"]: entry for _, entry in journal.read() if entry.get("image") in there}
+    entries |= {image: {"image": image, "error": reason} for image, reason in failed.items()}
+    ordered = [entries[image] for image in sorted(entries)]
+    texts: dict[str, Callable[[], str]] = {
+        "coco": lambda: _coco(ordered, names),
+        "yolo": lambda: _yolo_data(names),
+        "csv": lambda: quality_table(ordered, names),
     }
-    files = []
-    for name in plan.formats:
-        made = writers[name]()
-        if isinstance(made, tuple):
-            write_text(*made)
-        files.append(made[0] if isinstance(made, tuple) else made)
-    return tuple(files)
+    for written in plan.formats:
+        if written in texts:
+            write_text(output / SUMMARIES[written], texts[written]())
+    places = {"png": PLACES["png"][0], "overlay": PLACES["overlay"][0], **SUMMARIES}
+    return tuple(output / places[written] for written in plan.formats)
 
 
 def _coco(entries: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
@@ -335,8 +456,8 @@ def _coco(entries: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
 
 
 def _yolo_data(names: Sequence[str]) -> str:
-    """YOLO's list of classes; a JSON string is a YAML string."""
-    return "names:\n" + "".join(f"  {index}: {json.dumps(name)}\n" for index, name in enumerate(names))
+    """YOLO's list of classes, in YAML."""
+    return "names:\n" + "".join(f"  {index}: {yaml_string(name)}\n" for index, name in enumerate(names))
 
 
 def quality_table(entries: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
@@ -344,7 +465,8 @@ def quality_table(entries: Sequence[dict[str, Any]], names: Sequence[str]) -> st
 
     First those that could not be read, then those in which nothing was found, then by the lowest quality among the
     classes that were found. `quality` is that lowest one, empty where nothing was found; each class has its own
-    quality and the part of the image that it takes.
+    quality and the part of the image that it takes. Classes in `found` are divided by semicolons, and a name that holds
+    one is in quotes, as in CSV.
 
     Args:
         entries: of the record.
@@ -357,18 +479,16 @@ def quality_table(entries: Sequence[dict[str, Any]], names: Sequence[str]) -> st
         lowest = min((item["quality"] for item in found), default=None)
         order = (0 if "error" in entry else 1 if lowest is None else 2, lowest or 0.0, entry["image"])
         figures = [f"{item[key]:.4f}" for item in classes for key in ("quality", "area_fraction")]
-        cells = [entry["image"], "" if lowest is None else f"{lowest:.4f}", ";".join(item["name"] for item in found)]
+        cells = [entry["image"], "" if lowest is None else f"{lowest:.4f}", _row([item["name"] for item in found], ";")]
         rows.append((order, [*cells, entry.get("error", ""), *(figures or [""] * 2 * len(names))]))
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     heads = [f"{what} {name}" for name in names for what in ("quality", "area")]
-    writer.writerow(["image", "quality", "found", "error", *heads])
-    writer.writerows(cells for _, cells in sorted(rows, key=lambda row: row[0]))
-    return text.getvalue()
+    lines = [["image", "quality", "found", "error", *heads]]
+    lines += [cells for _, cells in sorted(rows, key=lambda row: row[0])]
+    return "".join(f"{_row(cells, ',')}\n" for cells in lines)
 
 
-def _reason(result: object) -> str:
-    """Why an image failed, without the name of the argument."""
-    if not isinstance(result, Failure):
-        raise TypeError(f"a list of prototypes gives label maps, not {type(result).__name__}")
-    return result.reason
+def _row(cells: Sequence[str], delimiter: str) -> str:
+    """Cells as a row of CSV, without the end of the line."""
+    text, end = io.StringIO(), "\r\n"  # the writer quotes cells that hold one of its line's ends, and only these
+    csv.writer(text, delimiter=delimiter, lineterminator=end).writerow(cells)
+    return text.getvalue().removesuffix(end)

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from diffup.annotation import AnnotationLike, Support, pair_supports
 from diffup.errors import AnnotationError, ConfigError, PrototypesError
-from diffup.files import replacing
+from diffup.files import checked_ending, replacing
 from diffup.images import ImageLike
 from diffup.kept import KeptSupport, pack, unpack
 from diffup.priors.condition import SupportFeatures
@@ -183,17 +183,16 @@ class Prototypes:
         Features are written in float16, but for a level that would lose more than a thousandth of its largest value.
 
         Args:
-            path: a file name that ends in .safetensors; an older file is replaced.
+            path: a file name that ends in .safetensors; its folder is made if needed, an older file is replaced.
 
         Returns:
             The path.
 
         Raises:
-            PrototypesError: another file ending.
+            FormatError: another file ending.
+            StorageError: the file cannot be written.
         """
-        path = Path(path)
-        if path.suffix != ".safetensors":
-            raise PrototypesError(f"path: expected a file name ending in .safetensors, got {str(path)!r}")
+        path = checked_ending(path, ".safetensors")
         facts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in _BULK}
         facts |= {"version": VERSION, "kept": len(self.kept), "words": None}
         tensors = pack(self.kept)

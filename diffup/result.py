@@ -13,7 +13,7 @@ from PIL import Image
 
 from diffup import pictures
 from diffup.errors import ImageError
-from diffup.files import replacing
+from diffup.files import checked_ending, replacing
 from diffup.formats.coco import coco_annotations
 from diffup.formats.detections import to_detections
 from diffup.masks import bounding_box
@@ -108,19 +108,16 @@ class Segmentation:
         The file appears whole or not at all: it is written beside its place and then moved.
 
         Args:
-            path: a file name that ends in .png, in a folder that exists; an older file is replaced.
+            path: a file name that ends in .png; its folder is made if needed, an older file is replaced.
 
         Returns:
             The path.
 
         Raises:
-            ImageError: another file ending, or no such folder.
+            FormatError: another file ending.
+            StorageError: the file cannot be written.
         """
-        path = Path(path)
-        if path.suffix.lower() != ".png":
-            raise ImageError(f"path: expected a file name ending in .png, got {str(path)!r}; other formats blur masks.")
-        if not path.parent.is_dir():
-            raise ImageError(f"path: there is no folder {str(path.parent)!r}. Create it first.")
+        path = checked_ending(path, ".png")
         with replacing(path) as unfinished:
             self.to_pil().save(unfinished, format="PNG")
         return path

@@ -19,7 +19,7 @@ from PIL import Image
 from diffup import DiffUp, LabelMap, Prototypes, cli
 from diffup.backbones import registry
 from diffup.decoder.weights import load_decoder, save_decoder
-from diffup.errors import ConfigError, DataError, MissingPackageError
+from diffup.errors import ConfigError, DataError, MissingPackageError, StorageError
 from diffup.journal import Journal
 from diffup.labelling import FORMATS, RECORD, LabelPlan, find_images, label_folder, quality_table
 
@@ -290,6 +290,246 @@ def test_a_damaged_record_is_said_so(model: DiffUp, classes: list[Prototypes], p
         label_folder(model, photos, classes, tmp_path)
 
 
+# --- what is in the folder now --------------------------------------------------------------------------------------
+
+
+def picture(path: Path, seed: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(shape_image((1, 2), (50, 60), seed=seed)[0]).save(path)
+
+
+def found_in(out: Path) -> dict[str, set[str]]:
+    """The images that each kind of result tells of, or the names of its files."""
+    rows = list(csv.DictReader((out / "quality.csv").open(encoding="utf-8", newline="")))
+    document = json.loads((out / "annotations.json").read_text())
+    files = {
+        name: {
+            path.relative_to(out / name).with_suffix("").as_posix()
+            for path in (out / name).rglob("*")
+            if path.is_file()
+        }
+        for name in ("labels", "overlays", "yolo/labels")
+    }
+    assert len({frozenset(names) for names in files.values()}) == 1
+    return {
+        "csv": {row["image"] for row in rows},
+        "errors": {row["image"] for row in rows if row["error"]},
+        "coco": {image["file_name"] for image in document["images"]},
+        "files": files["labels"],
+    }
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for seed, name in enumerate(("a.png", "b.png", "sub/c.png")):
+        picture(tmp_path / "in" / name, seed)
+    (tmp_path / "in" / "bad.jpg").write_text("no image")
+    return tmp_path / "in"
+
+
+def test_photos_that_were_removed_renamed_or_mended(
+    model: DiffUp, classes: list[Prototypes], folder: Path, tmp_path: Path
+) -> None:
+    out, fresh = tmp_path / "out", tmp_path / "fresh"
+    label_folder(model, folder, classes, out, EVERYTHING)
+    assert found_in(out) == {
+        "csv": {"a.png", "b.png", "sub/c.png", "bad.jpg"},
+        "errors": {"bad.jpg"},
+        "coco": {"a.png", "b.png", "sub/c.png"},
+        "files": {"a", "b", "sub/c"},
+    }
+    (folder / "a.png").unlink()
+    (folder / "bad.jpg").unlink()
+    (folder / "b.png").rename(folder / "sub" / "d.png")
+    picture(folder / "a.bmp", 7)
+    report = label_folder(model, folder, classes, out, EVERYTHING)
+    assert (report.labelled, report.known, report.failed) == (2, 1, {})
+    assert (report.gone, report.kept) == (("a.png", "b.png", "bad.jpg"), ())
+    assert found_in(out) == {
+        "csv": {"a.bmp", "sub/c.png", "sub/d.png"},
+        "errors": set(),
+        "coco": {"a.bmp", "sub/c.png", "sub/d.png"},
+        "files": {"a", "sub/c", "sub/d"},
+    }
+    label_folder(model, folder, classes, fresh, EVERYTHING)
+    there, anew = contents(out), contents(fresh)
+    assert {name for name in there if there[name] != anew.get(name)} == {RECORD} and there.keys() == anew.keys()
+    report = label_folder(model, folder, classes, out, EVERYTHING)
+    assert (report.labelled, report.known, report.gone) == (0, 3, ())
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_a_photo_changed_in_place_is_done_again(
+    hidden: bool, model: DiffUp, classes: list[Prototypes], tmp_path: Path
+) -> None:
+    """Also one of the same size whose time of change was set back."""
+    folder, out = tmp_path / "in", tmp_path / "out"
+    for seed, name in enumerate(("a.bmp", "b.bmp")):
+        picture(folder / name, seed)
+    label_folder(model, folder, classes, out, EVERYTHING)
+    before, facts = contents(out), (folder / "a.bmp").stat()
+    picture(folder / "a.bmp", 9)
+    assert (folder / "a.bmp").stat().st_size == facts.st_size
+    if hidden:
+        os.utime(folder / "a.bmp", ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    report = label_folder(model, folder, classes, out, EVERYTHING)
+    assert (report.labelled, report.known, report.gone) == (1, 1, ())
+    after = contents(out)
+    label_folder(model, folder, classes, tmp_path / "fresh", EVERYTHING)
+    for name, content in contents(tmp_path / "fresh").items():
+        assert name == RECORD or after[name] == content
+    assert after["labels/a.png"] != before["labels/a.png"] and after["labels/b.png"] == before["labels/b.png"]
+    os.utime(folder / "b.bmp")  # touched, not changed
+    assert label_folder(model, folder, classes, out, EVERYTHING).known == 2
+    (folder / "a.bmp").write_text("broken now")
+    report = label_folder(model, folder, classes, out, EVERYTHING)
+    assert list(report.failed) == ["a.bmp"] and found_in(out)["files"] == {"b"}
+
+
+def test_label_files_that_are_missing_are_written_again(
+    model: DiffUp, classes: list[Prototypes], folder: Path, tmp_path: Path
+) -> None:
+    label_folder(model, folder, classes, tmp_path / "out", EVERYTHING)
+    before = contents(tmp_path / "out")
+    (tmp_path / "out" / "yolo" / "labels" / "b.txt").unlink()
+    report = label_folder(model, folder, classes, tmp_path / "out", EVERYTHING)
+    assert (report.labelled, report.known) == (1, 2)
+    after = contents(tmp_path / "out")
+    assert {name for name in before if before[name] != after.get(name)} == {RECORD}
+
+
+def test_what_was_edited_by_hand_stays(model: DiffUp, classes: list[Prototypes], folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    label_folder(model, folder, classes, out)
+    for name in ("a", "b"):
+        (out / "labels" / f"{name}.png").write_bytes(b"edited")
+    (out / "labels" / "mine.png").write_bytes(b"mine")
+    (folder / "a.png").unlink()
+    picture(folder / "a.bmp", 7)
+    picture(folder / "b.png", 8)
+    for _ in range(2):
+        report = label_folder(model, folder, classes, out)
+        assert report.kept == (out / "labels" / "a.png",) and report.gone == ("a.png",)
+        assert "was changed since it was written, and so was the photo" in report.failed["b.png"]
+        assert {name: (out / "labels" / f"{name}.png").read_bytes() for name in ("a", "b", "mine")} == {
+            "a": b"edited",
+            "b": b"edited",
+            "mine": b"mine",
+        }
+        assert (out / "labels" / "a.bmp.png").exists()
+    (out / "labels" / "b.png").unlink()
+    report = label_folder(model, folder, classes, out)
+    assert report.labelled == 1 and list(report.failed) == ["bad.jpg"]
+    assert Image.open(out / "labels" / "b.png").size == (60, 50)
+
+
+def test_photos_of_one_stem_have_files_of_their_own(model: DiffUp, classes: list[Prototypes], tmp_path: Path) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    for seed, name in enumerate(("a.png", "A.JPG", "a.bmp", "b.png")):
+        picture(folder / name, seed)
+    picture(folder / "b.txt" / "c.png", 9)  # a folder called as a label file of b.png
+    label_folder(model, folder, classes, out, EVERYTHING)
+    assert found_in(out)["files"] == {"a.png", "A.JPG", "a.bmp", "b.png", "b.txt/c"}
+    for seed, name in enumerate(("a.png", "A.JPG", "a.bmp")):
+        result = model.segment(folder / name, classes)
+        written = np.asarray(Image.open(out / "labels" / f"{name}.png"))
+        assert (written != result.labels).mean() < 0.01, seed
+    picture(folder / "b.jpg", 11)  # those who have a name keep it
+    assert label_folder(model, folder, classes, out, EVERYTHING).known == 5
+    assert found_in(out)["files"] == {"a.png", "A.JPG", "a.bmp", "b.png", "b.txt/c", "b.jpg"}
+
+
+def test_links_and_what_is_left_out(model: DiffUp, classes: list[Prototypes], folder: Path, tmp_path: Path) -> None:
+    picture(tmp_path / "far" / "z.png", 5)
+    (folder / "linked").symlink_to(tmp_path / "far")
+    (folder / "gone.png").symlink_to("/nowhere.png")
+    (folder / "notes.txt").touch()
+    report = label_folder(model, folder, classes, tmp_path / "out", EVERYTHING)
+    assert report.labelled == 4 and sorted(report.failed) == ["bad.jpg", "gone.png"]
+    assert report.left_out == {"notes.txt": "no image by its ending"}
+    assert found_in(tmp_path / "out")["coco"] == {"a.png", "b.png", "sub/c.png", "linked/z.png"}
+    assert found_in(tmp_path / "out")["errors"] == {"bad.jpg", "gone.png"}
+
+
+def test_names_that_people_choose(model: DiffUp, tmp_path: Path) -> None:
+    """Each survives every file, or is one failure on record."""
+    folder, out = tmp_path / "in", tmp_path / "out"
+    odd = [
+        "😀 dog.png",
+        'a,b;"c".png',
+        "=1+1.png",
+        "line\nline\r.png",
+        "\u2028\x85.png",
+        " # x: y .png",
+        "x" * 251 + ".png",
+    ]
+    for seed, name in enumerate(odd):
+        picture(folder / name, seed)
+    beyond = "y" * 252 + ".bw"  # with .png it is longer than names may be
+    Image.new("RGB", (20, 20)).save(folder / beyond, format="SGI")
+    bytes_ = os.fsencode(folder) + b"/caf\xe9.png"
+    try:
+        Path(os.fsdecode(bytes_)).write_bytes((folder / odd[0]).read_bytes())
+        no_text = {"caf\\udce9.png"}
+    except OSError:  # a disk that takes UTF-8 alone
+        no_text = set()
+    image, labels = shape_image((1,), seed=1)
+    names = ["😀; dog", 'say "hi", # no: yes']
+    made = [model.prototypes(image, labels == 1, name=name, threshold=0.01) for name in names]
+    for _ in range(2):
+        report = label_folder(model, folder, made, out, EVERYTHING)
+        assert set(report.failed) == {beyond, *no_text}
+        found = found_in(out)
+        assert found["coco"] == set(odd) and found["errors"] == set(report.failed)
+        assert found["csv"] == {*odd, *report.failed}
+        assert {Path(name).stem for name in odd} == {Path(name).name for name in found["files"]}
+    document = json.loads((out / "annotations.json").read_text(encoding="utf-8"))
+    assert [category["name"] for category in document["categories"]] == names
+    yaml = pytest.importorskip("yaml")
+    assert yaml.safe_load((out / "yolo" / "data.yaml").read_bytes())["names"] == dict(enumerate(names))
+    rows = csv.DictReader((out / "quality.csv").open(encoding="utf-8", newline=""))
+    cells = {name for row in rows for cells in csv.reader([row["found"]], delimiter=";") for name in cells}
+    assert cells and cells <= set(names)
+
+
+def test_files_of_another_origin_are_not_replaced(
+    model: DiffUp, classes: list[Prototypes], folder: Path, tmp_path: Path
+) -> None:
+    for name in ("annotations.json", "labels/a.png"):
+        out = tmp_path / Path(name).stem
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text("mine")
+        with pytest.raises(DataError, match=rf"{name} would be replaced.*no record\.jsonl"):
+            label_folder(model, folder, classes, out, EVERYTHING)
+        assert contents(out)[name] == b"mine"
+    label_folder(model, folder, classes, out, LabelPlan(formats=("csv",)))  # which replaces none
+
+
+def test_the_record_of_an_older_version(model: DiffUp, classes: list[Prototypes], folder: Path, tmp_path: Path) -> None:
+    """It does not tell what was written, nor of which content: all is done again, and what is gone stays."""
+    out = tmp_path / "out"
+    label_folder(model, folder, classes, out, EVERYTHING)
+    lines = [json.loads(line) for line in (out / RECORD).read_text().splitlines()]
+    for line in lines:
+        for key in ("photo", "name", "files"):
+            line.pop(key, None)
+    (out / RECORD).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "a.png").unlink()
+    report = label_folder(model, folder, classes, out, EVERYTHING)
+    assert (report.labelled, report.known, report.gone) == (2, 0, ("a.png",))
+    assert {path.name for path in report.kept} == {"a.png", "a.jpg", "a.txt"}
+    assert found_in(out)["coco"] == {"b.png", "sub/c.png"}
+
+
+def test_a_second_writer_is_refused(model: DiffUp, classes: list[Prototypes], folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with Journal(out / RECORD).alone("diffup label"), pytest.raises(StorageError) as caught:
+        label_folder(model, folder, classes, out)
+    assert str(caught.value).startswith(f"{out} is being written to by diffup label (process {os.getpid()} on ")
+    assert not (out / RECORD).exists()
+    assert label_folder(model, folder, classes, out).labelled == 3
+
+
 # --- refusals --------------------------------------------------------------------------------------------------------
 
 
@@ -299,12 +539,10 @@ def test_folders_that_do_not_do(model: DiffUp, classes: list[Prototypes], tmp_pa
     (tmp_path / "in").mkdir()
     with pytest.raises(DataError, match="holds no image"):
         label_folder(model, tmp_path / "in", classes, tmp_path / "out")
-    for name in ("a.png", "A.jpg"):
-        Image.new("RGB", (8, 8)).save(tmp_path / "in" / name)
-    with pytest.raises(DataError, match="would have the same file names"):
-        label_folder(model, tmp_path / "in", classes, tmp_path / "out")
-    (tmp_path / "in" / "A.jpg").unlink()
-    for inside in (tmp_path / "in", tmp_path / "in" / "out"):
+    Image.new("RGB", (8, 8)).save(tmp_path / "in" / "a.png")
+    (tmp_path / "far" / "out").mkdir(parents=True)
+    (tmp_path / "in" / "link").symlink_to(tmp_path / "far")
+    for inside in (tmp_path / "in", tmp_path / "in" / "out", tmp_path / "far" / "out"):
         with pytest.raises(ConfigError, match="lies within"):
             label_folder(model, tmp_path / "in", classes, inside)
     assert not (tmp_path / "out").exists()

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from diffup import Box, DiffUp, Mask, Points, Prototypes, Scribble, Segmentation
 from diffup.annotation import pair_supports
-from diffup.errors import AnnotationError, ImageError, PrototypesError
+from diffup.errors import AnnotationError, FormatError, ImageError, PrototypesError
 from diffup.kept import KeptSupport
 from diffup.priors.config import PriorConfig
 from diffup.prototype_file import FORMAT
@@ -178,7 +178,7 @@ def test_features_of_any_scale_survive_the_file(
 
 
 def test_another_ending_is_refused(dog: Prototypes, tmp_path: Path) -> None:
-    with pytest.raises(PrototypesError, match=r"ending in \.safetensors"):
+    with pytest.raises(FormatError, match=r"ending in \.safetensors"):
         dog.save(tmp_path / "dog.pt")
     assert not list(tmp_path.iterdir())
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from skimage import data
 
-from diffup.errors import ImageError, MissingPackageError
+from diffup.errors import FormatError, ImageError, MissingPackageError
 from diffup.result import Segmentation
 
 HEIGHT, WIDTH = 90, 120
@@ -89,10 +89,10 @@ def test_saving_replaces_a_file_whole_or_not_at_all(
 
 
 def test_masks_are_saved_where_and_as_they_can_be(result: Segmentation, tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match=r"ending in \.png, got '.*mask\.jpg'"):
+    with pytest.raises(FormatError, match=r"ending in \.png, got '.*mask\.jpg'"):
         result.save(tmp_path / "mask.jpg")
-    with pytest.raises(ImageError, match=r"there is no folder '.*gone'"):
-        result.save(tmp_path / "gone" / "mask.png")
+    path = result.save(tmp_path / "new" / "folder" / "MASK.PNG")
+    np.testing.assert_array_equal(np.asarray(Image.open(path)) > 0, result.mask)
 
 
 def test_the_summary_is_json(result: Segmentation) -> None:

@@ -96,7 +96,7 @@ def score(args: argparse.Namespace, decoder: Decoder, name: str) -> list[dict[st
     from diffup.evaluation import table
     from diffup.evaluation.record import EpisodeRecord
     from diffup.evaluation.sweep import Candidate, sweep
-    from diffup.files import write_text
+    from diffup.files import replacing_together
     from diffup.model import DiffUp
 
     data = open_data(args)
@@ -107,8 +107,9 @@ def score(args: argparse.Namespace, decoder: Decoder, name: str) -> list[dict[st
     record = EpisodeRecord(args.output / RECORD)
     options = {"cache_bytes": args.cache_mib * 2**20, "progress": not args.quiet and sys.stderr.isatty()}
     rows = [table.facts(row, data.classes) for row in sweep(candidates, data, plan, record, **options)]
-    write_text(args.output / "scores.csv", table.to_csv(rows))
-    write_text(args.output / "scores.json", table.to_json(rows))
+    with replacing_together([args.output / "scores.csv", args.output / "scores.json"]) as (csv, document):
+        csv.write_text(table.to_csv(rows), encoding="utf-8")
+        document.write_text(table.to_json(rows), encoding="utf-8")
     if not args.quiet:
         print(table.to_text(rows))
         print(f"scores: {args.output / 'scores.json'}, {args.output / 'scores.csv'}")

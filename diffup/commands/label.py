@@ -41,6 +41,7 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> None:
     """Label a folder, and say what could not be read."""
     from diffup.labelling import LabelPlan, label_folder
+    from diffup.listing import summary
     from diffup.prototypes import Prototypes
 
     plan = LabelPlan(
@@ -63,6 +64,12 @@ def run(args: argparse.Namespace) -> None:
     for image, reason in report.failed.items():
         print(f"diffup: {image}: {reason}", file=sys.stderr)
     if not args.quiet:
-        print(f"{report.labelled} labelled, {report.known} on record, {len(report.failed)} could not be read")
+        counts = f"{report.labelled} labelled, {report.known} on record, {len(report.failed)} could not be read"
+        more = {"left out": len(report.left_out), "gone since the last run": len(report.gone)}
+        print(counts + "".join(f", {count} {what}" for what, count in more.items() if count))
+        if report.left_out:
+            print(f"left out: {summary(report.left_out)}")
+        if report.kept:
+            print(f"changed by hand, so they stay though their photos are gone: {', '.join(map(str, report.kept))}")
         for path in report.files:
             print(path)

@@ -97,20 +97,23 @@ def _output_files(args: argparse.Namespace) -> dict[str, Path]:
 
 
 def _write_results(result: Segmentation, files: dict[str, Path], facts: dict[str, Any]) -> None:
-    """Write each file whole or not at all; the JSON comes last, so that it vouches for the rest."""
-    from diffup.files import replacing, write_text
+    """Write all files or none; the JSON vouches for the rest."""
+    from diffup.files import replacing_together
 
-    result.save(files["mask.png"])
     pictures: dict[str, Callable[[], Image.Image]] = {
+        "mask.png": result.to_pil,
         "overlay.png": result.overlay,
         "overview.png": result.overview,
         "trace.png": result.trace_picture,
     }
-    for name, draw in pictures.items():
-        if name in files:
-            with replacing(files[name]) as unfinished:
-                draw().save(unfinished, format="PNG")
-    write_text(files["result.json"], json.dumps(facts, indent=2) + "\n")
+    document = files["result.json"]
+    older = [document.with_name("trace.png")] if "trace.png" not in files and document.exists() else []
+    with replacing_together([*files.values()], older) as unfinished:
+        for name, path in zip(files, unfinished, strict=True):
+            if name in pictures:
+                pictures[name]().save(path, format="PNG")
+            else:
+                path.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
 def _facts(args: argparse.Namespace, model: DiffUp, result: Segmentation, seconds: float) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
     from diffup.evaluation.record import EpisodeRecord
     from diffup.evaluation.report import UpgradeMatrix, render
     from diffup.evaluation.sweep import Candidate, sweep
-    from diffup.files import write_text
+    from diffup.files import replacing_together
     from diffup.model import DiffUp
 
     folders, checkpoints = _trained(args.train), distinct_backbones(args.test, "--test")
@@ -84,8 +84,9 @@ def run(args: argparse.Namespace) -> None:
         tuple(decoders), tuple(encoders), {pair: rows[at * each : (at + 1) * each] for at, pair in enumerate(pairs)}
     )
     traces, swaps, errors, note = _pictures(candidates, next(iter(decoders)), tuple(encoders), data, plan)
-    write_text(args.output / "upgrade.json", matrix.to_json(data.classes))
-    write_text(args.output / "report.html", render(matrix, traces, swaps, errors, note))
+    with replacing_together([args.output / "upgrade.json", args.output / "report.html"]) as (document, page):
+        document.write_text(matrix.to_json(data.classes), encoding="utf-8")
+        page.write_text(render(matrix, traces, swaps, errors, note), encoding="utf-8")
     if not args.quiet:
         for trained in decoders:
             cells = ", ".join(f"{tested} {matrix.miou(trained, tested):.1f}" for tested in encoders)

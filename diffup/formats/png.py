@@ -12,7 +12,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from diffup.errors import FormatError
-from diffup.files import replacing
+from diffup.files import checked_ending, replacing
 from diffup.formats.checks import as_labels, as_mask
 
 Colour = tuple[int, int, int]
@@ -44,7 +44,7 @@ def write_label_png(
     Raises:
         FormatError: another file ending, and see `encode_label_png`.
     """
-    path, content = _png(path), encode_label_png(labels, palette)
+    path, content = checked_ending(path, ".png"), encode_label_png(labels, palette)
     with replacing(path) as unfinished:
         unfinished.write_bytes(content)
     return path
@@ -91,17 +91,10 @@ def write_mask_png(path: str | os.PathLike[str], mask: npt.ArrayLike) -> Path:
     Raises:
         FormatError: another file ending, or a mask that is not (H, W) bool.
     """
-    path = _png(path)
+    path = checked_ending(path, ".png")
     pixels = as_mask(mask, "mask").astype(np.uint8) * np.uint8(255)
     with replacing(path) as unfinished:
         Image.fromarray(pixels).save(unfinished, format="PNG")
-    return path
-
-
-def _png(path: str | os.PathLike[str]) -> Path:
-    path = Path(path)
-    if path.suffix.lower() != ".png":
-        raise FormatError(f"path: expected a file name ending in .png, got {str(path)!r}; other formats blur masks")
     return path
 
 

@@ -20,7 +20,7 @@ from diffup.decoder.base import Decoder
 from diffup.decoder.weights import fetch_decoder, load_decoder
 from diffup.errors import ConfigError, DataError
 from diffup.evaluation.sweep import decoder_hash
-from diffup.files import replacing, sweep, write_text
+from diffup.files import replacing, sole_writer, sweep, write_text
 from diffup.formats.optional import need
 from diffup.label_map import LabelMap
 from diffup.labelling import RECORD, REVISION, LabelReport, compare_settings, digest
@@ -210,7 +210,10 @@ def label_into(
     The rows of `label_dataset` are written as they come, a file for each task, whole or not at all: those with labels
     to `output/labels`, those that could not be read to `output/errors`. The same call after a kill of workers, machines
     or all of it goes on with the images that are not in `output/labels`. One run at a time may write to an output
-    folder.
+    folder; a second one is refused.
+
+    Datasets may come to one output in parts, so rows stay whose images are not in this dataset, and an image is known
+    by its key alone: one that was changed under the same key is not noticed.
 
     Args:
         dataset: see `label_dataset`.
@@ -224,6 +227,7 @@ def label_into(
 
     Raises:
         DataError: the output holds the results of other settings, or files that are damaged.
+        StorageError: another process writes to the output, or it cannot be written to.
         ConfigError: see `label_dataset`, or there is no column `key`.
         MissingPackageError: Ray is not installed.
         PrototypesError: see `label_dataset`.
@@ -231,23 +235,25 @@ def label_into(
     """
     ray = need("ray", _PURPOSE, "ray")
     plan, output = RayPlan() if plan is None else plan, Path(output).resolve()
-    _open_output(output, _settings(_load_decoder(plan), distinct_classes(prototypes), plan, key))
-    known = _on_record(output / LABELS, key)
-    for path in (output / ERRORS).glob("*.parquet"):  # tried again now
-        path.unlink()
-    left = dataset.map_batches(
-        _unlabelled, batch_format="pyarrow", fn_kwargs={"known": ray.put(known), "key": key}, num_cpus=0
-    )
-    written = label_dataset(left, prototypes, plan).map_batches(
-        _write_part, batch_size=None, batch_format="pyarrow", fn_kwargs={"output": output, "key": key}, num_cpus=0
-    )
-    labelled, failed = 0, {}
-    for rows in written.iter_batches(batch_size=None, batch_format="pyarrow"):
-        for name, error in zip(rows[key].to_pylist(), rows["error"].to_pylist(), strict=True):
-            if error is None:
-                labelled += 1
-            else:
-                failed[name] = error
+    settings = _settings(_load_decoder(plan), distinct_classes(prototypes), plan, key)
+    with sole_writer(output / SETTINGS, "label_into"):
+        _open_output(output, settings)
+        known = _on_record(output / LABELS, key)
+        for path in (output / ERRORS).glob("*.parquet"):  # tried again now
+            path.unlink()
+        left = dataset.map_batches(
+            _unlabelled, batch_format="pyarrow", fn_kwargs={"known": ray.put(known), "key": key}, num_cpus=0
+        )
+        written = label_dataset(left, prototypes, plan).map_batches(
+            _write_part, batch_size=None, batch_format="pyarrow", fn_kwargs={"output": output, "key": key}, num_cpus=0
+        )
+        labelled, failed = 0, {}
+        for rows in written.iter_batches(batch_size=None, batch_format="pyarrow"):
+            for name, error in zip(rows[key].to_pylist(), rows["error"].to_pylist(), strict=True):
+                if error is None:
+                    labelled += 1
+                else:
+                    failed[name] = error
     return LabelReport(labelled, len(known), failed, (output / LABELS, output / ERRORS))
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 from diffup.errors import MissingPackageError
+from diffup.journal import Journal
 
 LOG = "log.jsonl"
 CURVES = "tensorboard"
@@ -28,7 +28,7 @@ class RunLog:
     """
 
     def __init__(self, out: Path, step: int, batch_size: int, tensorboard: bool) -> None:
-        self.path = out / LOG
+        self.journal = Journal(out / LOG, shared=False)  # the run has its folder for itself
         self.batch_size = batch_size
         self.writer = _writer(out / CURVES, step) if tensorboard else None
         self.step, self.time = step, time.perf_counter()
@@ -51,8 +51,7 @@ class RunLog:
         figures = {**figures, "samples_per_second": speed}
         if line:
             rounded = {name: float(f"{value:.5g}") for name, value in figures.items()}
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, **rounded}) + "\n")
+            self.journal.append([{"step": step, **rounded}])
         if self.writer is not None:
             for name, value in figures.items():
                 self.writer.add_scalar(name, value, step)

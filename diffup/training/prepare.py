@@ -16,6 +16,7 @@ import numpy as np
 from diffup.backbones import Backbone, members_of
 from diffup.data.base import TrainingData
 from diffup.errors import DataError, TrainingError
+from diffup.images import is_image_name
 from diffup.priors.condition import Members
 from diffup.priors.views import IDENTITY, ONE_SHOT_VIEWS, View
 from diffup.training.bank import Bank, Render, bank_name, feature_bank, file_facts, image_bank
@@ -23,7 +24,6 @@ from diffup.training.config import TrainConfig, ViewsConfig
 from diffup.training.episodes import CROP, NOTHING_TO_TRAIN_ON, PASTED, WHOLE
 from diffup.training.render import Renderer
 
-_SUFFIXES = {".jpg", ".jpeg", ".png"}
 _PICK = 3  # beside the numbers that seed the views of `Renderer`
 
 Plan = tuple[Render, int, tuple[View, ...], dict[str, Any]]
@@ -196,9 +196,9 @@ def _chosen(
 def _photos(folder: str | os.PathLike[str] | None) -> tuple[Path, ...]:
     if folder is None:
         return ()
-    photos = sorted(path for path in Path(folder).glob("*") if path.suffix.lower() in _SUFFIXES)
+    photos = sorted(path for path in Path(folder).glob("[!.]*") if is_image_name(path) and path.is_file())
     if not photos:
-        raise DataError(f"backgrounds={str(folder)!r} holds no {', '.join(sorted(_SUFFIXES))} files")
+        raise DataError(f"backgrounds={str(folder)!r} holds no file with the ending of an image (.jpg, .png, ...)")
     return tuple(photos)
 
 

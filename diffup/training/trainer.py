@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -24,7 +25,7 @@ from diffup.decoder.diffusion import Diffusion
 from diffup.decoder.losses import Losses, answer_loss, decoder_loss
 from diffup.decoder.weights import load_decoder, save_decoder
 from diffup.errors import ConfigError, TrainingError
-from diffup.files import write_text
+from diffup.files import sole_writer, sweep, write_text
 from diffup.priors.condition import SIZES, Condition, Members, assemble, fused_priors, possible_share
 from diffup.priors.config import PriorConfig
 from diffup.priors.view_priors import pool_to_grid
@@ -97,6 +98,7 @@ def train(
         ConfigError: a setting does not fit.
         DataError: the folder is not laid out as documented.
         MissingPackageError: TensorBoard is asked for, or there are several processes, and the package is missing.
+        StorageError: another process trains into `out`, or it cannot be written to.
         TrainingError: the run in `out` has another config or other data, or there is nothing to train on.
     """
     out = Path(out)
@@ -112,32 +114,35 @@ def train(
     processes = Processes.start(device, config.batch_size)
     backbones = [backbone.to(processes.device) for backbone in backbones]
     progress = progress and processes.main
-    with processes.main_first():
-        sources = Sources.find(data, config, backgrounds)
-        config = _views_of(config, out, len(sources.names))
-        _share_folder(out, config, processes)
-        folder = Path(cache or out / "cache")
-        if progress:
-            left = (config.steps if stop_after is None else min(stop_after, config.steps)) - steps_done(
-                out / CHECKPOINT
-            )
-            tqdm.write(str(estimate(sources, config, backbones, folder, processes.device, max(left, 0))), sys.stderr)
-        banks = build_banks(sources, config, backbones, folder, progress)
-    if in_memory:
-        banks.load()
-    if config.decoder.low_level_channels:
-        width = banks.features[0][WHOLE].arrays["level0"].shape[1]
-        config = config.tied_to(backbones[0].fingerprint, int(width))
-    sampler = EpisodeSampler(banks.images, sources.classes, config.episodes, data.min_area_fraction, data.ignore)
-    identity = _identity(config, backbones, start, sources.identity())
-    trainer = Trainer(config, sampler, banks, processes, identity, start)
-    if (out / CHECKPOINT).exists():
-        raised = trainer.resume(out / CHECKPOINT)
-        if raised is not None and processes.main:
-            _note_raised(trainer, out, raised, progress)
-    end = config.steps if stop_after is None else min(stop_after, config.steps)
-    _advance(trainer, out, end, checkpoint_every, tensorboard, progress)
-    processes.wait()
+    with contextlib.ExitStack() as held:
+        with processes.main_first():
+            sources = Sources.find(data, config, backgrounds)
+            if processes.main:
+                held.enter_context(sole_writer(out / CHECKPOINT, "diffup train"))
+                sweep(out, deep=False)
+            config = _views_of(config, out, len(sources.names))
+            _share_folder(out, config, processes)
+            folder = Path(cache or out / "cache")
+            if progress:
+                end = config.steps if stop_after is None else min(stop_after, config.steps)
+                left = max(end - steps_done(out / CHECKPOINT), 0)
+                tqdm.write(str(estimate(sources, config, backbones, folder, processes.device, left)), sys.stderr)
+            banks = build_banks(sources, config, backbones, folder, progress)
+        if in_memory:
+            banks.load()
+        if config.decoder.low_level_channels:
+            width = banks.features[0][WHOLE].arrays["level0"].shape[1]
+            config = config.tied_to(backbones[0].fingerprint, int(width))
+        sampler = EpisodeSampler(banks.images, sources.classes, config.episodes, data.min_area_fraction, data.ignore)
+        identity = _identity(config, backbones, start, sources.identity())
+        trainer = Trainer(config, sampler, banks, processes, identity, start)
+        if (out / CHECKPOINT).exists():
+            raised = trainer.resume(out / CHECKPOINT)
+            if raised is not None and processes.main:
+                _note_raised(trainer, out, raised, progress)
+        end = config.steps if stop_after is None else min(stop_after, config.steps)
+        _advance(trainer, out, end, checkpoint_every, tensorboard, progress)
+        processes.wait()
     return out / DECODER
 
 

@@ -1,0 +1,139 @@
+"""What a folder of photos holds: the images, those that cannot be used, and what is left out, each with a reason."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from diffup.errors import DataError
+from diffup.images import is_image_name
+
+HIDDEN = "hidden"
+OTHER = "no image by its ending"
+_NAMED = 10  # things that a message names before it counts the rest
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The images in a folder and its subfolders. All names are relative to it, with forward slashes.
+
+    Attributes:
+        images: names of the images, in order.
+        failed: images that cannot be used, whatever is in them, with the reasons.
+        left_out: files and folders (with a slash at the end) that were not looked at, with the reasons.
+        folders: all that were looked through, links resolved, with their names.
+    """
+
+    images: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    folders: dict[Path, str] = field(default_factory=dict)
+
+
+def list_images(folder: Path) -> Listing:
+    """Find every image by its ending.
+
+    Links to folders are followed; a folder that several lead to, or one that holds the folder itself, is looked through
+    once. Files and folders whose names begin with a dot are left out.
+
+    Args:
+        folder: the folder.
+
+    Raises:
+        DataError: there is no such folder, or no image in it.
+    """
+    if not folder.is_dir():
+        raise DataError(f"folder: there is no folder {str(folder)!r}")
+    listing, waiting, links = Listing(), [""], list[str]()
+    while waiting or links:
+        # Links come last, so that a folder has its own name rather than that of a link to it.
+        name = waiting.pop() if waiting else links.pop(0)
+        reason = _look_through(folder, name, listing, waiting, links)
+        if reason is not None:
+            listing.left_out[f"{printable(name)}/"] = reason
+    if not listing.images:
+        nothing = [f" It has {said}." for said in (summary(listing.failed), summary(listing.left_out)) if said]
+        raise DataError(
+            f"folder: {folder} holds no image (.jpg, .png and all other endings of the formats that Pillow reads) in "
+            f"it and its subfolders.{''.join(nothing)}"
+        )
+    listing.images.sort()
+    return listing
+
+
+def summary(reasons: dict[str, str]) -> str:
+    """Names by reason, counted and the first of them named, for a line of text; empty for none.
+
+    Args:
+        reasons: reasons by name.
+    """
+    groups: dict[str, list[str]] = {}
+    for name, reason in sorted(reasons.items()):
+        groups.setdefault(reason, []).append(name)
+    said = []
+    for reason, names in groups.items():
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        said.append(f"{len(names)} ({reason}): {', '.join(names[:_NAMED])}{more}")
+    return "; ".join(said)
+
+
+def printable(name: str) -> str:
+    r"""A file's name as text that any file can hold: what is no Unicode becomes `\udcNN`."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def _look_through(folder: Path, name: str, listing: Listing, waiting: list[str], links: list[str]) -> str | None:
+    """Sort the entries of one folder; why it is left out, or None.
+
+    Args:
+        folder: where the listing begins.
+        name: of the folder to look through, relative to that.
+        listing: added to.
+        waiting: names of subfolders to look through, added to.
+        links: names of links to folders, added to.
+    """
+    try:
+        real = (folder / name).resolve(strict=True)
+        if real in listing.folders:
+            return f"the same folder as {printable(listing.folders[real]) or folder}"
+        if name and folder.resolve().is_relative_to(real):
+            return f"a link to {real}, which holds this folder"
+        entries = sorted(os.scandir(real), key=lambda entry: entry.name)
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle, before Python 3.13
+        return f"cannot be opened ({_short(error)})"
+    listing.folders[real] = name
+    for entry in entries:
+        path = f"{name}/{entry.name}" if name else entry.name
+        is_folder, problem = _kind(entry)
+        if entry.name.startswith("."):
+            listing.left_out[printable(path) + "/" * is_folder] = HIDDEN
+        elif is_folder:
+            (links if entry.is_symlink() else waiting).append(path)
+        elif not is_image_name(entry.name):
+            listing.left_out[printable(path)] = problem if problem and entry.is_symlink() else OTHER
+        elif problem is None and printable(path) != path:
+            listing.failed[printable(path)] = "its name is not UTF-8, which no label file can hold; rename it"
+        elif problem is not None:
+            listing.failed[printable(path)] = problem
+        else:
+            listing.images.append(path)
+    return None
+
+
+def _kind(entry: os.DirEntry[str]) -> tuple[bool, str | None]:
+    """Whether it is a folder, or a link to one, and why it cannot be used, if that is known already."""
+    try:
+        if entry.is_dir():
+            return True, None
+        if entry.is_file():
+            return False, None
+        if entry.is_symlink():
+            return False, f"a link to {printable(os.fspath(Path(entry.path).readlink()))}, which is not there"
+        return False, "neither a file nor a folder"
+    except OSError as error:
+        return False, f"cannot be opened ({_short(error)})"
+
+
+def _short(error: BaseException) -> str:
+    return getattr(error, "strerror", None) or str(error)
