@@ -20,6 +20,7 @@ from diffup.commands.options import (
     shared_plan,
     templates_of,
 )
+from diffup.commands.paths import output_folder
 
 if TYPE_CHECKING:
     from diffup.decoder.base import Decoder
@@ -99,6 +100,7 @@ def score(args: argparse.Namespace, decoder: Decoder, name: str) -> list[dict[st
     from diffup.files import write_text
     from diffup.model import DiffUp
 
+    output_folder(args.output)
     data = open_data(args)
     plan = plan_of(args)
     backbones = distinct(args.backbones) or (decoder.config.backbone,)

@@ -18,6 +18,7 @@ from diffup.commands.options import (
     several,
     shared_plan,
 )
+from diffup.commands.paths import output_folder
 from diffup.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ def run(args: argparse.Namespace) -> None:
     from diffup.files import write_text
     from diffup.model import DiffUp
 
+    output_folder(args.output)
     folders, checkpoints = _trained(args.train), distinct_backbones(args.test, "--test")
     data, plan = open_data(args), _plan(args)
     decoders = {name: load_decoder(fetch_decoder(folder)) for name, folder in folders.items()}
