@@ -39,6 +39,6 @@ def neighbour_of(path: Path) -> str:
         names = [entry.name for entry in path.parent.iterdir()]
     except OSError:
         return "."
-    same_stem = [name for name in names if Path(name).stem.casefold() == path.stem.casefold()]
-    close = same_stem or close_to(path.name, names, 1)
-    return f"; did you mean {str(path.with_name(close[0]))!r}?" if close and path.name else "."
+    stems = {Path(name).stem: name for name in sorted(names)}  # endings are alike anyway
+    close = close_to(path.stem, stems, 1)
+    return f"; did you mean {str(path.with_name(stems[close[0]]))!r}?" if close and path.name else "."

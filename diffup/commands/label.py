@@ -42,6 +42,7 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Label a folder, and say what could not be read."""
+    from diffup.fonts import legend_key
     from diffup.labelling import LabelPlan, label_folder
 
     existing_folder(args.folder, "FOLDER", "for a single photo: diffup segment QUERY --support IMG --mask FILE -o OUT")
@@ -72,3 +73,6 @@ def run(args: argparse.Namespace) -> None:
         print(f"{report.labelled} labelled, {report.known} on record, {len(report.failed)} could not be read")
         for path in report.files:
             print(path)
+        if "overlay" in plan.formats:
+            for number, name in legend_key([item.name for item in classes.values()]).items():
+                print(f"in the legends of the overlays: {number} = {name}")

@@ -7,34 +7,9 @@ from pathlib import Path
 from diffup.errors import ConfigError
 from diffup.suggestions import neighbour_of
 
-_FILE_ENDINGS = frozenset(
-    [
-        ".bmp",
-        ".csv",
-        ".gif",
-        ".html",
-        ".jpeg",
-        ".jpg",
-        ".json",
-        ".jsonl",
-        ".md",
-        ".npy",
-        ".npz",
-        ".onnx",
-        ".pdf",
-        ".png",
-        ".pt",
-        ".pt2",
-        ".pth",
-        ".safetensors",
-        ".tif",
-        ".tiff",
-        ".txt",
-        ".webp",
-        ".yaml",
-        ".yml",
-        ".zip",
-    ]
+_FILE_ENDINGS = (
+    *(".bmp", ".csv", ".gif", ".html", ".jpeg", ".jpg", ".json", ".jsonl", ".md", ".npy", ".npz", ".onnx", ".pdf"),
+    *(".png", ".pt", ".pt2", ".pth", ".safetensors", ".tif", ".tiff", ".txt", ".webp", ".yaml", ".yml", ".zip"),
 )
 
 

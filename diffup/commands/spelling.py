@@ -6,14 +6,28 @@ import argparse
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
-from diffup.suggestions import close_to
+from diffup.suggestions import close_to, did_you_mean
 
 _USES = {
     "segment": "one QUERY at a time; for the photos of a folder: diffup label FOLDER --prototypes FILE",
     "label": "give the folder itself: diffup label FOLDER --prototypes FILE",
     "backbones": "it takes no names; to check one: diffup backbones --check NAME",
 }
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser whose errors say what to write instead, where that is known."""
+
+    def error(self, message: str) -> NoReturn:
+        """End with a usage error."""
+        choice = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
+        if choice is not None:
+            message += did_you_mean(choice[1], re.split(r"[', ]+", choice[2]))
+        if message.endswith("required: QUERY"):
+            message += "; it comes first, since --support takes every file name after it"
+        super().error(message)
 
 
 def check_spelling(
@@ -83,12 +97,12 @@ def _check_options(
         if not option.startswith("--") or len(option) < 3 or " " in option or option in known:
             continue
         spelled = option.replace("_", "-")
-        close = [spelled] if spelled in known else close_to(option, (name for name in known if name[:2] == "--"), 2)
+        close = [spelled] if spelled in known else close_to(option, known, 1)
         elsewhere = [name for name, other in commands.items() if option in _options(other)]
-        if close:
-            hint = f"did you mean {' or '.join(close)}?"
-        elif elsewhere:
+        if elsewhere:
             hint = f"it belongs to diffup {', '.join(elsewhere)}"
+        elif close:
+            hint = f"did you mean {close[0]}?"
         else:
             hint = f"{parser.prog} --help lists those that there are"
         parser.error(f"there is no option {option}; {hint}")

@@ -13,7 +13,7 @@ from typing import Any, TextIO, cast
 class Printer:
     """A standard stream whose `write` does not raise.
 
-    What its encoding lacks is written as a backslash escape (`\\u732b`): names of files and classes are the user's, and
+    What its encoding lacks is written as Python escapes it: names of files and classes are the user's, and
     a console of Windows or a pipe may be cp1252 or ASCII. When the reader of a pipe has gone (`| head`), the rest is
     dropped and the command finishes its work.
 
