@@ -22,16 +22,15 @@ _SYSTEM_FONTS = (
     "PingFang.ttc",
     "Arial Unicode.ttf",
 )
-"""Looked for in the system's folders of fonts when Pillow's own, which has little more than ASCII, lacks a character."""
+"""Looked for in the system's folders when Pillow's own font, which has little more than ASCII, lacks a character."""
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
-def font_for(text: str) -> Font | None:
-    """A font that has every character of a text; None where there is none."""
-    return next(
-        (font for index in range(-1, len(_SYSTEM_FONTS)) if (font := _font(index)) and _covers(font, text)), None
-    )
+def font_for(text: str, size: float | None = None) -> Font | None:
+    """A font that has every character of a text, of the size of legends or another; None where there is none."""
+    fonts = (_font(index, size) for index in range(-1, len(_SYSTEM_FONTS)))
+    return next((font for font in fonts if font is not None and _covers(font, text)), None)
 
 
 def legend_texts(names: Sequence[str], width: float) -> list[str]:
@@ -89,10 +88,10 @@ def _look(text: str) -> bytes:
 
 
 @functools.cache
-def _font(index: int) -> Font | None:
+def _font(index: int, size: float | None) -> Font | None:
     """Pillow's own font, -1, or one of the system; None where it is not installed."""
     try:
-        return ImageFont.load_default() if index < 0 else ImageFont.truetype(_SYSTEM_FONTS[index], _SIZE)
+        return ImageFont.load_default(size) if index < 0 else ImageFont.truetype(_SYSTEM_FONTS[index], size or _SIZE)
     except OSError:
         return None
 

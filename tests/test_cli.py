@@ -106,6 +106,7 @@ def test_segment_options_reach_encoder_and_sampler(
     photos: Path, decoder: Path, built: list[dict[str, object]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     sampling = ["--steps", "2", "--ensemble", "1", "--threshold", "0.4", "--seed", "7", "--trace", "--quiet"]
+    Path("w.pt").touch()
     encoder = ["--backbone", "fake:wide", "--backbone-weights", "w.pt", "--input-size", "96"]
     assert segment(decoder, "--support", "a.png", *sampling, *encoder) == 0
     assert built == [{"variant": "wide", "input_size": 96, "checkpoint_path": "w.pt"}]
@@ -140,10 +141,10 @@ def test_segment_seed(photos: Path, decoder: Path) -> None:
     ("options", "message"),
     [
         ([], "--support"),
-        (["--support", "missing.png"], "support[0]: there is no file"),
-        (["--support", "a.png", "broken.png"], "support[1]"),
+        (["--support", "missing.png"], "--support: there is no file 'missing.png'"),
+        (["--support", "a.png", "broken.png"], "--support: 'broken.png' cannot be read"),
         (["--support", "a.png", "--mask", "missing.png"], "there is no file 'missing.png'"),
-        (["--support", "a.png", "--mask", "small_mask.png"], "annotation[0]: the mask is 10 x 10"),
+        (["--support", "a.png", "--mask", "small_mask.png"], "--mask of a.png: the mask is 10 x 10"),
         (["--support", "a.png", "--mask", "a_mask.png", "--mask", "b_mask.png"], "2 masks"),
         (["--support", "a.png", "--box", "1,2,3"], "--box: expected x0,y0,x1,y1"),
         (["--support", "a.png", "--box", "1,2,3,x"], "--box: expected x0,y0,x1,y1"),
@@ -191,7 +192,7 @@ def test_segment_does_not_overwrite_its_input(photos: Path, decoder: Path, capsy
         (["--support", "a.png", "--box", "1,2,3,4", "--points", "5,6"], "one kind"),
         (["--support", "a.png", "--seed", "-1"], "0 or more"),
         (["--support", "a.png", "--seed", "x"], "invalid number value"),
-        (["--supp", "a.png"], "unrecognized arguments"),
+        (["--supp", "a.png"], "there is no option --supp; did you mean --support?"),
     ],
 )
 def test_usage_errors(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -59,9 +59,8 @@ class _Annotate(argparse.Action):
     ) -> None:
         kind = str(option).removeprefix("--")
         if not namespace.supports:
-            raise argparse.ArgumentError(
-                self, f"it annotates the --support before it, and there is none; write --support IMG {option} ..."
-            )
+            problem = f"it annotates the --support before it, and there is none; write --support IMG {option} ..."
+            raise argparse.ArgumentError(self, problem)
         support = namespace.supports[-1]
         if support.kind not in (None, kind):
             raise argparse.ArgumentError(self, f"{support.image} has --{support.kind} already: one kind for an image")
