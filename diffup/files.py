@@ -62,10 +62,24 @@ def _moving(temporary: Path, path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def named_in_utf8(path: Path) -> Iterator[Path]:
+    """A path of the same file whose name is UTF-8: safetensors opens no other, and on Linux any bytes are a name."""
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        with tempfile.TemporaryDirectory(prefix=_PREFIX) as folder:
+            link = Path(folder, f"file{path.suffix if path.suffix.isascii() else ''}")
+            link.symlink_to(path.resolve())
+            yield link
+    else:
+        yield path
+
+
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write a text file atomically, UTF-8."""
+    """Write a text file atomically, UTF-8; what is no Unicode, as in a file name of other bytes, is escaped."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def sweep(folder: str | os.PathLike[str]) -> None:

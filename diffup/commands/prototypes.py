@@ -68,8 +68,8 @@ def check_prototypes(item: Prototypes, path: Path, option: str, model: DiffUp) -
     except PrototypesError as error:
         facts = str(error).partition(". ")[0].removeprefix(f"prototypes {item.name!r} ")
         raise PrototypesError(
-            f"{option}: the prototypes of {path} {facts}. Give what they were made with: {_options_of(item, model)}; or "
-            "teach the class again with this command's options"
+            f"{option}: the prototypes of {path} {facts}. Give what they were made with: {_options_of(item, model)}; "
+            "or teach the class again with this command's options"
         ) from error
 
 

@@ -25,8 +25,8 @@ _HEADERS = {
     "quality_correlation": "r(quality, IoU)",
 }
 _LEGEND = (
-    "mIoU and FB-IoU are percent at the decoder's threshold, or at --threshold; best mIoU is at the threshold that suits\n"
-    "these episodes best; prior's best is the same of the mean prior, without the decoder; r(quality, IoU) is the\n"
+    "mIoU and FB-IoU: percent, at the decoder's threshold or at --threshold; best mIoU: at the threshold that suits\n"
+    "these episodes best; prior's best: the same of the mean prior, without the decoder; r(quality, IoU):\n"
     "correlation, over episodes, of the IoU that the decoder expects with the true one"
 )
 CLEARLY = 1.0
