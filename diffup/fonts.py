@@ -63,19 +63,19 @@ def legend_key(names: Sequence[str], width: float = float("inf")) -> dict[int, s
 def _numbered(number: int, name: str, width: float) -> str:
     """A number, and as much of the name in ASCII as the width has room for."""
     font = ImageFont.load_default()
-    rest = _cut(f": {name.encode('ascii', 'backslashreplace').decode()}", width - font.getlength(str(number)))
-    return str(number) if rest == "..." else f"{number}{rest}"
+    rest = _cut(f": {name.encode('unicode_escape').decode()}", width - font.getlength(str(number)))
+    return f"{number}{rest}"
 
 
 def _cut(name: str, width: float) -> str:
-    """A name without the end that the width has no room for."""
+    """A name without the end that the width has no room for; empty where there is room for nothing."""
     font = font_for(name)
     if font is None or font.getlength(name) <= width:
         return name
     kept = len(name)
     while kept and font.getlength(name[:kept].rstrip() + "...") > width:
         kept -= 1
-    return name[:kept].rstrip() + "..."
+    return name[:kept].rstrip() + "..." if kept else ""
 
 
 def _look(text: str) -> bytes:
@@ -84,7 +84,8 @@ def _look(text: str) -> bytes:
     if font is None:
         return b""
     mask = font.getmask(text)
-    return bytes(mask) + repr(mask.size).encode() if mask.getbbox() else b""
+    box = mask.getbbox()  # spaces at the end look like nothing
+    return b"" if box is None else repr(box).encode() + bytes(mask.crop(box))
 
 
 @functools.cache

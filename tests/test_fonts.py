@@ -72,7 +72,7 @@ def test_a_name_that_a_font_has_is_drawn_with_it() -> None:
 
 
 def test_names_that_look_the_same_have_numbers(no_system_fonts: None) -> None:
-    assert legend_texts(["dog", "dog ", "cat"], 300) == ["1: dog", "2: dog", "cat"]
+    assert legend_texts(["dog", "dog ", "cat"], 300) == ["1: dog", "2: dog ", "cat"]
     long = ["a dog that barks at night", "a dog that barks at noon", "a cat"]
     short = legend_texts(long, 60)
     assert len(set(short)) == 3 and short[2] == "a cat"

@@ -137,7 +137,7 @@ def test_results_are_written_whoever_reads(work: Path, redirect: str, tmp_path: 
 def test_every_command_prints_every_name(work: Path, tmp_path: Path) -> None:
     """Of all commands that print names, with a console that knows hardly any."""
     prototypes = str(tmp_path / "犬.safetensors")
-    run_folder = str(tmp_path / "обучение")
+    run_folder, labels, scores = (str(tmp_path / name) for name in ("обучение", "метки", "оценка"))
     settings = work / "настройки.json"
     from fakes import TINY
 
@@ -148,11 +148,9 @@ def test_every_command_prints_every_name(work: Path, tmp_path: Path) -> None:
     printed = {
         "segment": [*SEGMENT, str(tmp_path / "выход")],
         "teach": ["teach", "--support", "a.png", "--points", "20,20", "--name", "犬", *MODEL, "-o", prototypes],
-        "label": ["label", "图片", "--prototypes", prototypes, "--format", "png", "overlay", "csv", *MODEL]
-        + ["-o", str(tmp_path / "метки")],
+        "label": ["label", "图片", "--prototypes", prototypes, "--format", "overlay", *MODEL, "-o", labels],
         "train": ["train", *data, "--config", settings.name, "--batch-size", "2", "-o", run_folder],
-        "evaluate": ["evaluate", *data, "--decoder", "decoder", "--episodes", "1", "--fold", "0"]
-        + ["-o", str(tmp_path / "оценка")],
+        "evaluate": ["evaluate", *data, "--decoder", "decoder", "--episodes", "1", "--fold", "0", "-o", scores],
         "push": ["push", "decoder", "user/repo", "--dry-run", str(tmp_path / "склад")],
         "an error": ["segment", "кошка.png", "--support", "a.png", "-o", str(tmp_path / "нет")],
     }

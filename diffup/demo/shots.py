@@ -48,7 +48,7 @@ class Shot:
         if self.image is None:
             card = Image.new("RGB", (_CARD, _CARD), (235, 238, 242))
             font = font_for(self.word, 18)
-            word = self.word[:16] if font else self.word.encode("ascii", "backslashreplace").decode()[:24]
+            word = self.word[:16] if font else self.word.encode("unicode_escape").decode()[:24]
             ImageDraw.Draw(card).text(
                 (_CARD / 2, _CARD / 2), word, "black", font or ImageFont.load_default(10), anchor="mm"
             )
