@@ -75,16 +75,17 @@ def check_prototypes(item: Prototypes, path: Path, option: str, model: DiffUp) -
 
 def _options_of(item: Prototypes, model: DiffUp) -> str:
     """The options of a command that bring the model to what prototypes were made with."""
-    size = item.input_size[0] if item.input_size[0] == item.input_size[1] else None
     options = []
-    if item.features is not None and item.backbone != model.backbone.name:
-        options.append(f"--backbone {item.backbone}")
-    elif item.features is not None and item.fingerprint != model.backbone.fingerprint:
-        options.append("--backbone-weights FILE")
-    if item.features is not None and tuple(item.input_size) != tuple(model.backbone.input_size) and size is not None:
-        options.append(f"--input-size {size}")
-    if item.features is not None and item.grid != model.config.priors.grid:
-        options.append("--decoder FOLDER")
+    if item.features is not None:
+        sizes, other_size = set(item.input_size), tuple(item.input_size) != tuple(model.backbone.input_size)
+        if item.backbone != model.backbone.name:
+            options.append(f"--backbone {item.backbone}")
+        elif item.fingerprint != model.backbone.fingerprint and not other_size:  # which is of the size too
+            options.append("--backbone-weights FILE")
+        if other_size and len(sizes) == 1:
+            options.append(f"--input-size {sizes.pop()}")
+        if item.grid != model.config.priors.grid:
+            options.append("--decoder FOLDER")
     if item.words is not None and item.words.fingerprint != model.text_space.fingerprint:
         options.append(f"--text-backbone {item.words.space}")
     return " ".join(options)

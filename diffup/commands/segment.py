@@ -67,7 +67,6 @@ def run(args: argparse.Namespace) -> None:
     existing_file(args.query, "QUERY", _MANY)
     annotations = [read_annotation(support) for support in args.supports]
     files = _output_files(args)
-    args.output.mkdir(parents=True, exist_ok=True)
     model = load_model(args)
     start = time.perf_counter()
     with as_given(args.supports):
@@ -110,6 +109,7 @@ def _write_results(result: Segmentation, files: dict[str, Path], facts: dict[str
     """Write each file whole or not at all; the JSON comes last, so that it vouches for the rest."""
     from diffup.files import replacing, write_text
 
+    files["mask.png"].parent.mkdir(parents=True, exist_ok=True)
     result.save(files["mask.png"])
     pictures: dict[str, Callable[[], Image.Image]] = {
         "overlay.png": result.overlay,
