@@ -11,6 +11,8 @@ from collections.abc import Sequence
 
 from diffup import __version__
 from diffup.commands import backbones, demo, evaluate, export, label, push, segment, teach, train, upgrade_report
+from diffup.commands.spelling import CommandParser, check_spelling, refuse_extra
+from diffup.commands.streams import printing
 from diffup.errors import DiffUpError
 
 FAILED = 2
@@ -26,8 +28,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0; 2 for an error, which is told on stderr; 130 where the user interrupted.
     """
-    args = build_parser().parse_args(argv)
+    with printing() as out:
+        status = _run(list(sys.argv[1:] if argv is None else argv))
+        out.flush()
+        if out.failure is not None and not status:
+            print(f"diffup: error: what was printed could not be written ({out.failure})", file=sys.stderr)
+            status = FAILED
+    return status
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    return _parsers()[0]
+
+
+def _run(argv: list[str]) -> int:
     try:
+        args = _parse(argv)
         args.command(args)
     except (DiffUpError, OSError) as error:
         print(f"diffup: error: {error}", file=sys.stderr)
@@ -38,14 +55,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of all commands."""
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser, commands = _parsers()
+    check_spelling(parser, commands, argv)
+    args, extra = parser.parse_known_args(argv)
+    if extra:
+        refuse_extra(args.parser, extra, argv)
+    return args
+
+
+def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """The parser of the program, and those of its commands by name."""
     parser = argparse.ArgumentParser(prog="diffup", description="Few-shot segmentation with an exchangeable encoder.")
     parser.add_argument("--version", action="version", version=f"diffup {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=CommandParser)
     for command in (segment, teach, label, train, evaluate, upgrade_report, export, push, demo, backbones):
         command.add(commands)
-    return parser
+    return parser, dict(commands.choices)
 
 
 if __name__ == "__main__":

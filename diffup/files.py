@@ -185,6 +185,20 @@ def checked_ending(path: str | os.PathLike[str], ending: str) -> Path:
     return Path(path)
 
 
+@contextlib.contextmanager
+def named_in_utf8(path: Path) -> Iterator[Path]:
+    """A path of the same file whose name is UTF-8: safetensors opens no other, and on Linux any bytes are a name."""
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        with tempfile.TemporaryDirectory(prefix=_PREFIX) as folder:
+            link = Path(folder, f"file{path.suffix if path.suffix.isascii() else ''}")
+            link.symlink_to(path.resolve())
+            yield link
+    else:
+        yield path
+
+
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a text file atomically, UTF-8, its line ends as they are.
 

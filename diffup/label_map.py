@@ -16,6 +16,7 @@ from torch import Tensor
 
 from diffup import pictures
 from diffup.errors import ImageError, PrototypesError
+from diffup.fonts import legend_key
 from diffup.formats.png import encode_label_png, voc_palette, write_label_png
 from diffup.inference import Decoded
 from diffup.result import Segmentation
@@ -105,7 +106,8 @@ class LabelMap:
 
         Args:
             alpha: how much of the colours covers the image, from 0 (the outlines alone) to 1.
-            legend: add a strip below that names the classes in the image, with their colours.
+            legend: add a strip below that names the classes in the image, with their colours; a name that it cannot
+                show has its number, see `legend`.
 
         Raises:
             ImageError: an alpha outside of its range.
@@ -118,7 +120,16 @@ class LabelMap:
             picture = pictures.tint(picture, self.labels == label, self.palette[label], alpha)
         if not legend:
             return Image.fromarray(picture)
-        return pictures.add_legend(picture, [(self.names[label - 1], self.palette[label]) for label in present])
+        entries = [(self.names[label - 1], self.palette[label]) for label in present]
+        return pictures.add_legend(picture, entries, self.names)
+
+    @property
+    def legend(self) -> dict[int, str]:
+        """Names that the overlay's legend shows by their labels alone, by these labels.
+
+        No font at hand has their characters, or they look like another name.
+        """
+        return legend_key(self.names, pictures.legend_width(self.labels.shape[1]))
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the labels as an indexed PNG file, whole or not at all; its pixel values are the labels.

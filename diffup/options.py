@@ -74,7 +74,8 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
         if chosen.type == "meta":
             raise RuntimeError("it computes nothing")
     except (RuntimeError, AssertionError, ImportError, TypeError, ValueError) as error:
-        raise ConfigError(f"device={str(device)!r} cannot be used: {error}") from error
+        remedy = "; did you mean 'cuda'?" if str(device).startswith("gpu") else "; leave it out to take what there is"
+        raise ConfigError(f"device={str(device)!r} cannot be used{remedy} ({error})") from error
     return chosen
 
 

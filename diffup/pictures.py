@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
+from diffup.fonts import font_for, legend_key, legend_texts
+
 Bytes: TypeAlias = npt.NDArray[np.uint8]
 
 _HEAT = ((0, 0, 0), (60, 20, 110), (190, 55, 80), (250, 150, 30), (255, 255, 190))
@@ -18,6 +20,7 @@ WIDEST = 8
 """Widest a picture of a strip becomes, relative to the strip's height."""
 
 _GAP = 4
+_COMMENT = 65_000  # bytes; JPEG allows 65533
 
 
 def grey(values: npt.NDArray[Any]) -> Bytes:
@@ -72,19 +75,29 @@ def strip(pictures: Sequence[tuple[str, Bytes]], height: int) -> Image.Image:
     return canvas
 
 
-def add_legend(pixels: Bytes, entries: Sequence[tuple[str, tuple[int, int, int]]]) -> Image.Image:
+def add_legend(
+    pixels: Bytes, entries: Sequence[tuple[str, tuple[int, int, int]]], names: Sequence[str] | None = None
+) -> Image.Image:
     """A picture with names and their colours on white below it; rows are added as names need them.
+
+    A name that cannot be shown has a number, its place among the names (`diffup.fonts.legend_texts`); what the numbers
+    stand for is in the picture's `info["comment"]`, which Pillow writes into JPEG files.
 
     Args:
         pixels: (H, W, 3).
         entries: names and colours; the picture stays as it is without any.
+        names: all names that such pictures may show, so that a number means the same in each; by default the entries'.
     """
     if not entries:
         return Image.fromarray(pixels)
     height, width = pixels.shape[:2]
-    font, places, left, row = ImageFont.load_default(), [], 0, 0
-    for name, _ in entries:
-        need = _LABEL_HEIGHT + int(font.getlength(name)) + 3 * _GAP
+    places, left, row = [], 0, 0
+    names = [name for name, _ in entries] if names is None else names
+    text_of = dict(zip(names, legend_texts(names, legend_width(width)), strict=True))
+    texts = [text_of[name] for name, _ in entries]
+    fonts = [font_for(text) or ImageFont.load_default() for text in texts]
+    for text, font in zip(texts, fonts, strict=True):
+        need = _LABEL_HEIGHT + int(font.getlength(text)) + 3 * _GAP
         if left and left + need > width:
             left, row = 0, row + 1
         places.append((left, height + row * _LABEL_HEIGHT))
@@ -92,10 +105,18 @@ def add_legend(pixels: Bytes, entries: Sequence[tuple[str, tuple[int, int, int]]
     canvas = Image.new("RGB", (width, height + (row + 1) * _LABEL_HEIGHT), "white")
     canvas.paste(Image.fromarray(pixels))
     draw = ImageDraw.Draw(canvas)
-    for (name, colour), (x, y) in zip(entries, places, strict=True):
+    for (_, colour), text, font, (x, y) in zip(entries, texts, fonts, places, strict=True):
         draw.rectangle((x + 3, y + 3, x + _LABEL_HEIGHT - 4, y + _LABEL_HEIGHT - 4), fill=colour)
-        draw.text((x + _LABEL_HEIGHT, y + 3), name, fill="black", font=font)
+        draw.text((x + _LABEL_HEIGHT, y + 3), text, fill="black", font=font)
+    key = "; ".join(f"{number} = {name}" for number, name in legend_key(names, legend_width(width)).items())
+    if key:
+        canvas.info["comment"] = key.encode("utf-8", "backslashreplace")[:_COMMENT]
     return canvas
+
+
+def legend_width(width: int) -> int:
+    """Pixels that a name may take in the legend of a picture of this width."""
+    return width - _LABEL_HEIGHT - _GAP
 
 
 def shrink(values: npt.NDArray[np.float32], height: int) -> npt.NDArray[np.float32]:

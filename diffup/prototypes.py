@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from diffup.annotation import AnnotationLike, Support, pair_supports
 from diffup.errors import AnnotationError, ConfigError, PrototypesError
-from diffup.files import checked_ending, replacing
+from diffup.files import checked_ending, named_in_utf8, replacing
 from diffup.images import ImageLike
 from diffup.kept import KeptSupport, pack, unpack
 from diffup.priors.condition import SupportFeatures
@@ -219,7 +219,7 @@ class Prototypes:
         if not path.is_file():
             raise PrototypesError(f"there is no file {str(path)!r}; `diffup teach` and Prototypes.save make one")
         try:
-            with safe_open(path, framework="pt") as file:
+            with named_in_utf8(path) as readable, safe_open(readable, framework="pt") as file:
                 facts = read_facts(file.metadata(), path)
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
             kept = unpack(tensors, facts.pop("kept"))

@@ -106,6 +106,7 @@ def test_segment_options_reach_encoder_and_sampler(
     photos: Path, decoder: Path, built: list[dict[str, object]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     sampling = ["--steps", "2", "--ensemble", "1", "--threshold", "0.4", "--seed", "7", "--trace", "--quiet"]
+    Path("w.pt").touch()
     encoder = ["--backbone", "fake:wide", "--backbone-weights", "w.pt", "--input-size", "96"]
     assert segment(decoder, "--support", "a.png", *sampling, *encoder) == 0
     assert built == [{"variant": "wide", "input_size": 96, "checkpoint_path": "w.pt"}]
@@ -140,10 +141,10 @@ def test_segment_seed(photos: Path, decoder: Path) -> None:
     ("options", "message"),
     [
         ([], "--support"),
-        (["--support", "missing.png"], "support[0]: there is no file"),
-        (["--support", "a.png", "broken.png"], "support[1]"),
+        (["--support", "missing.png"], "--support: there is no file 'missing.png'"),
+        (["--support", "a.png", "broken.png"], "--support: 'broken.png' cannot be read"),
         (["--support", "a.png", "--mask", "missing.png"], "there is no file 'missing.png'"),
-        (["--support", "a.png", "--mask", "small_mask.png"], "annotation[0]: the mask is 10 x 10"),
+        (["--support", "a.png", "--mask", "small_mask.png"], "--mask of a.png: the mask is 10 x 10"),
         (["--support", "a.png", "--mask", "a_mask.png", "--mask", "b_mask.png"], "2 masks"),
         (["--support", "a.png", "--box", "1,2,3"], "--box: expected x0,y0,x1,y1"),
         (["--support", "a.png", "--box", "1,2,3,x"], "--box: expected x0,y0,x1,y1"),
@@ -191,12 +192,111 @@ def test_segment_does_not_overwrite_its_input(photos: Path, decoder: Path, capsy
         (["--support", "a.png", "--box", "1,2,3,4", "--points", "5,6"], "one kind"),
         (["--support", "a.png", "--seed", "-1"], "0 or more"),
         (["--support", "a.png", "--seed", "x"], "invalid number value"),
-        (["--supp", "a.png"], "unrecognized arguments"),
+        (["--supp", "a.png"], "there is no option --supp; did you mean --support?"),
     ],
 )
 def test_usage_errors(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         cli.main(["segment", "query.png", "-o", "out", *options])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+MISTAKES = [
+    ("segment query.png --support a.png -o notes.txt", "--output: 'notes.txt' is a file; give a folder"),
+    ("segment query.png --support a.png -o notes.txt/out", "--output: 'notes.txt' is a file; give a folder"),
+    ("segment query.png --support a.png -o result.png", "named like a file, but the results are several"),
+    ("segment photos --support a.png -o out", "'photos' is a folder; for the photos of a folder, teach the class once"),
+    ("segment photos --support a.png -o out", "diffup label FOLDER --prototypes NAME.safetensors"),
+    ("segment photos/*.png --support a.png -o out", "a pattern is not looked up; for the photos of a folder"),
+    ("segment quary.png --support a.png -o out", "QUERY: there is no file 'quary.png'; did you mean 'query.png'?"),
+    ("segment query.jpg --support a.png -o out", "did you mean 'query.png'?"),
+    ("segment Query.PNG --support a.png -o out", "did you mean 'query.png'?"),
+    ("segment nowhere/query.png --support a.png -o out", "there is no folder 'nowhere'"),
+    ("segment https://a.org/b.jpg --support a.png -o out", "URLs are not fetched"),
+    ("segment query.png --support photos -o out", "--support: 'photos' is a folder; give its images by name"),
+    ("segment query.png --support a.png --mask a_maks.png -o out", "--mask: there is no file 'a_maks.png'; did you"),
+    ("segment query.png --support a.png --box 0,0,500,9 -o out", "--box of a.png: box 0 is (0, 0, 500, 9)"),
+    ("segment query.png --support a.png --backbone-weights w.pt -o out", "--backbone-weights: there is no file"),
+    ("segment query.png --support a.png --device gpu -o out", "device='gpu' cannot be used; did you mean 'cuda'?"),
+    ("segment query.png --text dog -o out", "reads no names; add --text-backbone conse:efficientnet_lite2"),
+    ("segment query.png --support a.png -o out --backbone efficientnet_lite2", "mean 'bundled:efficientnet_lite2'?"),
+    ("teach --support a.png --name dog -o dog.pt", "--output: expected a file name ending in .safetensors"),
+    ("teach --support a.png --name dog -o folder.safetensors", "'folder.safetensors' is a folder"),
+    (
+        "teach --support a.png --add dogs.safetensors -o d.safetensors",
+        "--add: there is no file 'dogs.safetensors'; did",
+    ),
+    ("teach --support a.png --add big.safetensors -o d.safetensors", "Give what they were made with: --input-size 96"),
+    ("label photos --prototypes big.safetensors -o out", "the prototypes of big.safetensors were made with fake"),
+    ("label photos --prototypes dog.safetensors dog2.safetensors -o out", "diffup teach --add dog.safetensors"),
+    (
+        "label query.png --prototypes dog.safetensors -o out",
+        "'query.png' is a file; for a single photo: diffup segment",
+    ),
+    ("label photo --prototypes dog.safetensors -o out", "there is no folder 'photo'; did you mean 'photos'?"),
+    ("label photos --prototypes dog.safetensors -o notes.txt", "--output: 'notes.txt' is a file"),
+    ("train photoz -o out", "DATA: there is no folder 'photoz'; did you mean 'photos'?"),
+    ("train photos -o out --config note.json", "--config: there is no file 'note.json'; did you mean 'notes.txt'?"),
+    ("train photos -o notes.txt", "--output: 'notes.txt' is a file"),
+    ("evaluate photos -o notes.txt", "--output: 'notes.txt' is a file"),
+    ("evaluate photos -o out --dataset pascal", "did you mean 'pascal5i'"),
+    ("export -o notes.txt", "--output: 'notes.txt' is a file"),
+    ("push photoz user/repo", "FOLDER: there is no folder 'photoz'; did you mean 'photos'?"),
+    ("push photos user/repo --card crad.md", "--card: there is no file 'crad.md'"),
+]
+
+
+@pytest.mark.parametrize(("line", "message"), MISTAKES)
+def test_mistakes_are_answered_with_what_to_type(
+    line: str, message: str, photos: Path, decoder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in ("photos", "folder.safetensors"):
+        Path(folder).mkdir()
+    Path("photos/query.png").write_bytes(Path("query.png").read_bytes())
+    Path("notes.txt").write_text("notes")
+    for name, size in (("dog", 64), ("dog2", 64), ("big", 96)):
+        if f"{name}.safetensors" in line or "dogs" in line:
+            model = DiffUp(load_decoder(decoder), FakeBackbone(input_size=(size, size)), device="cpu")
+            model.prototypes("a.png", Box(5, 5, 40, 40), name="dog").save(f"{name}.safetensors")
+    before = sorted(path.name for path in photos.rglob("*"))
+    words = line.split()
+    chosen = ["--decoder", str(decoder)] if words[0] in ("segment", "teach", "label", "evaluate") else []
+    device = ["--device", "cpu"] if words[0] in ("segment", "teach", "label") and "--device" not in words else []
+    assert cli.main([*words, *chosen, *device]) == cli.FAILED
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert printed.out == "" and ".prototypes(" not in printed.err and "Errno" not in printed.err
+    assert sorted(path.name for path in photos.rglob("*")) == before, "nothing is written"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("segmnt query.png", "there is no command 'segmnt'; did you mean segment?"),
+        ("query.png", "a command comes first, such as: diffup segment query.png"),
+        ("help", "there is no command 'help'; there are segment, teach"),
+        ("--versoin", "there is no option --versoin; did you mean --version?"),
+        ("segment query.png --suport a.png --mask m.png -o out", "no option --suport; did you mean --support?"),
+        ("segment query.png --support a.png --output-dir out", "no option --output-dir; did you mean --output?"),
+        ("segment query.png --support a.png --input_size=9 -o out", "did you mean --input-size?"),
+        ("segment query.png --support a.png -output out", "there is no option -output; did you mean --output?"),
+        ("segment query.png --prototypes a -o out", "no option --prototypes; it belongs to diffup label"),
+        ("segment --support a.png query.png -o out", "required: QUERY; it comes first"),
+        ("segment query.png --mask m.png --support a.png -o out", "write --support IMG --mask ..."),
+        ("segment query.png a.png b.png --support a.png -o out", "for the photos of a folder: diffup label FOLDER"),
+        ("segment my photo.png --support a.png -o out", 'a name with spaces needs quotes: "my photo.png"'),
+        ("segment query.png --support a.png --box 1 2 3 4 -o out", "coordinates are joined by commas"),
+        ("segment query.png --support a.png --points 1,2 3,4 -o out", 'one text in quotes: "1,2 3,4"'),
+        ("label a.png b.png --prototypes d -o out", "give the folder itself"),
+        ("train data -o out --dataset foldr", "did you mean 'folder'?"),
+        ("backbones bundled", "diffup backbones --check NAME"),
+    ],
+)
+def test_misspelled_command_lines(line: str, message: str, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("my photo.png").touch()
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(line.split())
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
 

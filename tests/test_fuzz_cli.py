@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from fakes import FakeBackbone, random_decoder, shape_image, tiny_config
 from fuzzing import ANYTHING, outcome
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -148,6 +152,54 @@ def test_other_commands_on_what_is_no_data_set(families: None, command: str, wor
     except SystemExit as error:
         status = error.code
     assert status in (0, cli.FAILED)
+
+
+SCRIPTS = [
+    *("a", "é", "e\u0301", "ß", "собака", "猫犬", "كلب", "הכלב", "हिन्दी", "🐈", "\U00020000", "ﬁ", "İ"),
+    *(" ", "'", "%", "\u00a0"),
+]
+LETTERS = st.one_of(
+    st.sampled_from([*SCRIPTS, *map(os.fsdecode, (b"\xe9", b"\xff\xfe", b"\xb2\xe2"))]),
+    st.characters(blacklist_categories=["Cs"], blacklist_characters="/\0"),
+)
+PATHS = st.lists(LETTERS, min_size=1, max_size=8).map("".join).filter(lambda name: name.strip(". ") and name[0] != "-")
+ENCODINGS = ["ascii", "cp1252", "latin-1", "cp932", "utf-8", "utf-16"]
+
+
+def run_with_names(photo: str, folder: str, name: str, encoding: str) -> tuple[list[int], str]:
+    """Segment, teach and label with names of a user in a folder of their own, on a console of an encoding."""
+    image = Path("a.png").read_bytes()
+    streams = [io.TextIOWrapper(io.BytesIO(), encoding=encoding) for _ in range(2)]
+    with tempfile.TemporaryDirectory() as place, contextlib.redirect_stdout(streams[0]):
+        base = Path(place, folder)
+        base.mkdir()
+        base.joinpath(f"{photo}.png").write_bytes(image)
+        shot = ["--support", str(base / f"{photo}.png"), "--points", "5,5", "--decoder", "decoder", "--device", "cpu"]
+        taught = str(Path(place, f"{photo}.safetensors"))
+        labels = str(Path(place, "labels", folder))
+        lines = [
+            ["segment", str(base / f"{photo}.png"), *shot, "-o", str(Path(place, "out", folder))],
+            ["teach", *shot, "--name", name, "-o", taught],
+            ["label", str(base), "--prototypes", taught, *shot[4:], "--format", "png", "overlay", "csv", "-o", labels],
+        ]
+        with contextlib.redirect_stderr(streams[1]):
+            statuses = [cli.main(line) for line in lines]
+        whole = json.loads(Path(place, "out", folder, "result.json").read_text())
+        assert whole["query"] == str(base / f"{photo}.png")
+        assert not statuses[1] or not Path(taught).exists()
+    for stream in streams:
+        stream.flush()
+    return statuses, streams[1].buffer.getvalue().decode(encoding)
+
+
+@given(photo=PATHS, folder=PATHS, name=PATHS, encoding=st.sampled_from(ENCODINGS))
+def test_names_in_every_script_and_encoding(families: None, photo: str, folder: str, name: str, encoding: str) -> None:
+    assume(all(len(os.fsencode(text)) < 150 for text in (photo, folder)) and folder[0] != "." != photo[0])
+    assume(Path(folder).suffix == "" == Path(photo).suffix)
+    statuses, errors = run_with_names(photo, folder, name, encoding)
+    assert statuses[0] == 0, errors
+    assert statuses[1] == (0 if name.strip() and name.isprintable() else cli.FAILED), errors
+    assert statuses[2] == statuses[1], errors
 
 
 NAMES = st.one_of(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from diffup.errors import WeightsError
+from diffup.files import named_in_utf8
 
 _HEADS = ("classifier", "head", "head_dist", "fc", "last_linear", "pooler")
 _ADDED = ("hidden_states_norms",)  # norms without training that backbone classes of transformers put on their outputs
@@ -53,7 +54,8 @@ def read_weights(path: str | Path, name: str) -> dict[str, Tensor]:
         if file.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            content: Any = load_file(file)
+            with named_in_utf8(file) as readable:
+                content: Any = load_file(readable)
         else:
             content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # safetensors, pickle and zip errors share no base

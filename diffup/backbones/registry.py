@@ -20,13 +20,13 @@ import inspect
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar, cast
 
 from diffup.backbones.base import Backbone
 from diffup.backbones.joint import JointBackbone
 from diffup.errors import BackboneError, DiffUpError
+from diffup.suggestions import close_to, did_you_mean
 
 GROUP = "diffup.backbones"
 """The entry-point group that backbone plugins register under."""
@@ -187,8 +187,7 @@ def available_backbones() -> list[BackboneFamily]:
 
 def near_misses(name: str, candidates: list[str]) -> str:
     """`"; did you mean 'a', 'b'?"`, or a full stop where no candidate is close."""
-    close = get_close_matches(name, candidates, n=4, cutoff=0.6)
-    return f"; did you mean {', '.join(repr(c) for c in close)}?" if close else "."
+    return did_you_mean(name, candidates)
 
 
 def _plugins() -> dict[str, EntryPoint]:
@@ -233,7 +232,7 @@ def _find_factory(family: str, backbone: str) -> Factory:
     if family not in plugins:
         known = sorted({*_BUILT_IN, *plugins, *_RUNTIME})
         raise BackboneError(
-            f"unknown backbone family '{family}' in '{backbone}'{near_misses(family, known)} A name is "
+            f"unknown backbone family '{family}' in '{backbone}'{_meant(family, backbone, known)} A name is "
             f"family[:variant], e.g. 'timm:resnet50.tv_in1k'; known families: {', '.join(known)}; {_HOW_TO_ADD}"
         )
     try:
@@ -243,6 +242,34 @@ def _find_factory(family: str, backbone: str) -> Factory:
             f"backbone family '{family}' of {_origin(plugins[family])} cannot be loaded "
             f"({plugins[family].value}): {type(error).__name__}: {error}"
         ) from error
+
+
+def _meant(family: str, backbone: str, known: list[str]) -> str:
+    """What somebody meant who left the family out, wrote a slash for the colon, or mistyped the family."""
+    text = backbone.strip()
+    before, slash, after = text.partition("/")
+    variant = text.partition(":")[2]
+    if slash and before.casefold() in known:
+        names = [f"{before.casefold()}:{after}"]
+    elif variant:
+        names = [f"{name}:{variant}" for name in close_to(family, known)]
+    else:
+        names = [*_names_without_family(text), *close_to(family, known)]
+    return f"; did you mean {', '.join(map(repr, names[:4]))}?" if names else "."
+
+
+def _names_without_family(text: str) -> list[str]:
+    """Full names of encoders whose variant is a text, or else close to it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about plugins that are broken, which is not the matter here
+        families = [family for family in available_backbones() if family.installed]
+    full = {variant: f"{family.family}:{variant}" for family in families for variant in family.variants}
+    if text in full:
+        return [full[text]]
+    found = [full[variant] for variant in close_to(text, full)]
+    if importlib.util.find_spec("timm") is not None and importlib.import_module("timm").is_model(text):
+        found.insert(0, f"timm:{text}")
+    return found
 
 
 def _load_plugin(point: EntryPoint) -> Factory:

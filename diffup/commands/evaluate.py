@@ -20,6 +20,7 @@ from diffup.commands.options import (
     shared_plan,
     templates_of,
 )
+from diffup.commands.paths import output_folder
 
 if TYPE_CHECKING:
     from diffup.decoder.base import Decoder
@@ -99,6 +100,7 @@ def score(args: argparse.Namespace, decoder: Decoder, name: str) -> list[dict[st
     from diffup.files import replacing_together
     from diffup.model import DiffUp
 
+    output_folder(args.output)
     data = open_data(args)
     plan = plan_of(args)
     backbones = distinct(args.backbones) or (decoder.config.backbone,)
@@ -108,8 +110,8 @@ def score(args: argparse.Namespace, decoder: Decoder, name: str) -> list[dict[st
     options = {"cache_bytes": args.cache_mib * 2**20, "progress": not args.quiet and sys.stderr.isatty()}
     rows = [table.facts(row, data.classes) for row in sweep(candidates, data, plan, record, **options)]
     with replacing_together([args.output / "scores.csv", args.output / "scores.json"]) as (csv, document):
-        csv.write_text(table.to_csv(rows), encoding="utf-8")
-        document.write_text(table.to_json(rows), encoding="utf-8")
+        csv.write_text(table.to_csv(rows), encoding="utf-8", errors="backslashreplace")
+        document.write_text(table.to_json(rows), encoding="utf-8", errors="backslashreplace")
     if not args.quiet:
         print(table.to_text(rows))
         print(f"scores: {args.output / 'scores.json'}, {args.output / 'scores.csv'}")

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffup.commands.options import add_command, add_model, at_least, load_model, several
-from diffup.commands.supports import add_supports, read_annotation
+from diffup.commands.paths import existing_file, output_folder
+from diffup.commands.supports import add_supports, as_given, read_annotation
 from diffup.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def run(args: argparse.Namespace) -> None:
 
     if bool(args.supports) != (args.condition is not None):
         raise ConfigError("--condition QUERY and --support IMG go together: a condition is of a query and its supports")
+    output_folder(args.output)
     condition = args.output / "condition.npz"
     decoder = _write_condition(args, condition) if args.condition is not None else _load_decoder(args)
     written = export_decoder(decoder.cpu(), args.output, tuple(args.formats or FORMATS))
@@ -68,10 +70,12 @@ def _write_condition(args: argparse.Namespace, path: Path) -> Decoder:
     from diffup.images import read_image
     from diffup.options import seeded
 
+    existing_file(args.condition, "--condition", "give one photo")
     annotations = [read_annotation(support) for support in args.supports]
     model = load_model(args)
     query = read_image(args.condition, argument="--condition")
-    supports = model.encode_supports(pair_supports([support.image for support in args.supports], annotations))
+    with as_given(args.supports):
+        supports = model.encode_supports(pair_supports([support.image for support in args.supports], annotations))
     condition = model.condition(query, supports)
     noise = draw_noise(condition, model.config.ensemble, seeded(args.seed))
     save_condition(path, condition, noise, (query.shape[1], query.shape[2]))

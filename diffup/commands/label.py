@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from diffup.commands.options import add_command, add_decoding, add_model, at_least, distinct, load_model, several
+from diffup.commands.paths import existing_folder, output_folder
+from diffup.commands.prototypes import check_prototypes, load_classes
 
 EXAMPLES = """examples:
   diffup label photos --prototypes dog.safetensors cat.safetensors -o labels
@@ -40,21 +42,26 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Label a folder, and say what could not be read."""
+    from diffup.fonts import legend_key
     from diffup.labelling import LabelPlan, label_folder
     from diffup.listing import summary
-    from diffup.prototypes import Prototypes
 
+    existing_folder(args.folder, "FOLDER", "for a single photo: diffup segment QUERY --support IMG --mask FILE -o OUT")
+    output_folder(args.output)
     plan = LabelPlan(
         formats=distinct(args.formats) or LabelPlan.formats,
         encoding=args.coco_encoding,
         instances=args.instances,
         **{name: getattr(args, name) for name in ("steps", "ensemble", "threshold", "seed")},
     )
-    classes = [Prototypes.load(path) for path in args.prototypes]
+    classes = load_classes(args.prototypes)
+    model = load_model(args)
+    for path, item in classes.items():
+        check_prototypes(item, path, "--prototypes", model)
     report = label_folder(
-        load_model(args),
+        model,
         args.folder,
-        classes,
+        list(classes.values()),
         args.output,
         plan,
         batch_size=args.batch_size,
@@ -73,3 +80,6 @@ def run(args: argparse.Namespace) -> None:
             print(f"changed by hand, so they stay though their photos are gone: {', '.join(map(str, report.kept))}")
         for path in report.files:
             print(path)
+        if "overlay" in plan.formats:
+            for number, name in legend_key([item.name for item in classes.values()]).items():
+                print(f"in the legends of the overlays: {number} = {name}")

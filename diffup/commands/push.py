@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from diffup.commands.options import add_command
+from diffup.commands.paths import existing_file, existing_folder, output_folder
 
 EXAMPLES = """examples:
   diffup push runs/all/decoder user/repo --training runs/all/config.json --scores scores/scores.json --licence mit
@@ -37,6 +38,12 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write the repository's folder and upload it."""
+    existing_folder(args.decoder, "FOLDER", "give the folder of a decoder, such as runs/all/decoder")
+    for option in ("card", "scores", "training", "notes"):
+        if getattr(args, option) is not None:
+            existing_file(getattr(args, option), f"--{option}")
+    if args.dry_run is not None:
+        output_folder(args.dry_run, "--dry-run")
     import torch
 
     from diffup.decoder.weights import load_decoder

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from diffup import __version__
 from diffup.commands.options import add_command, add_decoding, add_model, add_text, load_model, templates_of
-from diffup.commands.supports import add_supports, read_annotation
+from diffup.commands.paths import existing_file, output_folder
+from diffup.commands.supports import add_supports, as_given, read_annotation
 from diffup.errors import AnnotationError, ConfigError
 
 if TYPE_CHECKING:
@@ -32,6 +33,12 @@ EXAMPLES = """examples:
 
 An annotation belongs to the last --support before it; an image without one shows the class somewhere. Coordinates are
 pixels of that image, x to the right and y down; a box is left,top,right,bottom."""
+
+
+_MANY = (
+    "for the photos of a folder, teach the class once (diffup teach --support IMG --mask FILE --name NAME "
+    "-o NAME.safetensors), then: diffup label FOLDER --prototypes NAME.safetensors -o labels"
+)
 
 
 def add(commands: Any) -> None:
@@ -56,25 +63,27 @@ def run(args: argparse.Namespace) -> None:
     """Segment one query and write the results."""
     if not args.supports and not args.text:
         raise AnnotationError("give at least one image that shows the class, --support IMG, or its name, --text NAME")
+    output_folder(args.output)
+    existing_file(args.query, "QUERY", _MANY)
     annotations = [read_annotation(support) for support in args.supports]
     files = _output_files(args)
-    args.output.mkdir(parents=True, exist_ok=True)
     model = load_model(args)
     start = time.perf_counter()
-    result = model.segment(
-        args.query,
-        [support.image for support in args.supports] or None,
-        annotations or None,
-        text=args.text,
-        templates=templates_of(args),
-        steps=args.steps,
-        ensemble=args.ensemble,
-        threshold=args.threshold,
-        seed=args.seed,
-        zoom=args.zoom,
-        trace=args.trace,
-        progress=not args.quiet and sys.stderr.isatty(),
-    )
+    with as_given(args.supports):
+        result = model.segment(
+            args.query,
+            [support.image for support in args.supports] or None,
+            annotations or None,
+            text=args.text,
+            templates=templates_of(args),
+            steps=args.steps,
+            ensemble=args.ensemble,
+            threshold=args.threshold,
+            seed=args.seed,
+            zoom=args.zoom,
+            trace=args.trace,
+            progress=not args.quiet and sys.stderr.isatty(),
+        )
     seconds = time.perf_counter() - start
     _write_results(result, files, _facts(args, model, result, seconds))
     if not args.quiet:

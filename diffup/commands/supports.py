@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffup.errors import AnnotationError
+from diffup.commands.paths import existing_file
+from diffup.errors import AnnotationError, ImageError
 
 if TYPE_CHECKING:
     from diffup.annotation import AnnotationLike
@@ -55,7 +59,8 @@ class _Annotate(argparse.Action):
     ) -> None:
         kind = str(option).removeprefix("--")
         if not namespace.supports:
-            raise argparse.ArgumentError(self, "it annotates the --support before it, and there is none")
+            problem = f"it annotates the --support before it, and there is none; write --support IMG {option} ..."
+            raise argparse.ArgumentError(self, problem)
         support = namespace.supports[-1]
         if support.kind not in (None, kind):
             raise argparse.ArgumentError(self, f"{support.image} has --{support.kind} already: one kind for an image")
@@ -64,22 +69,45 @@ class _Annotate(argparse.Action):
 
 
 def read_annotation(support: SupportOptions) -> AnnotationLike:
-    """The annotation that a support image's options give."""
+    """The annotation that a support image's options give.
+
+    Raises:
+        ConfigError: the image, or the file that annotates it, does not exist.
+        AnnotationError: the options say nothing that can be read.
+    """
     from diffup.annotation import Box, Points, Scribble
 
+
+    existing_file(support.image, "--support", "give its images by name: --support a.jpg b.jpg")
     if support.kind is None:
         return None
     if support.kind == "mask":
         if len(support.values) > 1:
             raise AnnotationError(f"--mask: {support.image} has {len(support.values)} masks; join them into one")
+        existing_file(support.values[0], "--mask", f"give the mask of {support.image}")
         return support.values[0]  # read beside its image, whose size it must have
     if support.kind == "box":
         return Box([_numbers(text, 4, "--box", "x0,y0,x1,y1") for text in support.values])
     if support.kind == "points":
         return Points([point for text in support.values for point in _positions(text, "--points")])
     if len(support.values) == 1 and any(letter.isalpha() for letter in support.values[0]):
+        existing_file(support.values[0], "--scribble", f"give the strokes of {support.image}")
         return Scribble(Path(support.values[0]))
     return Scribble([_positions(text, "--scribble") for text in support.values])
+
+
+@contextlib.contextmanager
+def as_given(supports: Sequence[SupportOptions]) -> Iterator[None]:
+    """Let errors about supports speak of the options and files that were given, not of arguments of a function."""
+
+    def named(match: re.Match[str]) -> str:
+        support = supports[int(match[2])]
+        return "--support" if match[1] == "support" else f"--{support.kind} of {support.image}"
+
+    try:
+        yield
+    except (AnnotationError, ImageError) as error:
+        raise type(error)(re.sub(r"^(support|annotation)\[(\d+)\]", named, str(error))) from error
 
 
 def _positions(text: str, option: str) -> list[tuple[float, float]]:

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from diffup.commands.options import add_command, add_model, add_text, load_model, templates_of
-from diffup.commands.supports import add_supports, read_annotation
+from diffup.commands.paths import output_file
+from diffup.commands.prototypes import check_prototypes, load_prototypes
+from diffup.commands.supports import add_supports, as_given, read_annotation
 from diffup.errors import AnnotationError, PrototypesError
 
 EXAMPLES = """examples:
@@ -38,24 +40,23 @@ def run(args: argparse.Namespace) -> None:
     """Make prototypes, or add shots to some."""
     if not args.supports and not args.text:
         raise AnnotationError("give at least one image that shows the class, --support IMG, or its name, --text NAME")
-    if args.output.suffix != ".safetensors":
-        raise PrototypesError(f"--output: expected a file name ending in .safetensors, got {str(args.output)!r}")
+    output_file(args.output, ".safetensors")
     if (args.name is None) == (args.add is None):
         raise PrototypesError("give either --name, for a new class, or --add FILE, for one that there is")
     if args.add is not None and (args.keep_images or args.class_threshold is not None):
         raise PrototypesError("--keep-images and --class-threshold are for a new class; --add FILE keeps what it has")
-    from diffup.prototypes import Prototypes
-
     images = [support.image for support in args.supports] or None
     annotations = [read_annotation(support) for support in args.supports] or None
     words = {"text": args.text, "templates": templates_of(args)}
-    before = None if args.add is None else Prototypes.load(args.add)
+    before = None if args.add is None else load_prototypes(args.add, "--add")
     model = load_model(args)
-    if before is not None:
-        prototypes = before.add(model, images, annotations, **words)
-    else:
-        options = {"name": args.name, "threshold": args.class_threshold, "keep_images": args.keep_images}
-        prototypes = model.prototypes(images, annotations, **words, **options)
+    with as_given(args.supports):
+        if before is not None:
+            check_prototypes(before, args.add, "--add", model)
+            prototypes = before.add(model, images, annotations, **words)
+        else:
+            options = {"name": args.name, "threshold": args.class_threshold, "keep_images": args.keep_images}
+            prototypes = model.prototypes(images, annotations, **words, **options)
     prototypes.save(args.output)
     if not args.quiet:
         print(f"{args.output}: {prototypes!r}")

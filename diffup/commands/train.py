@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from diffup.commands.options import add_command, at_least, backbone_options, distinct_backbones, split_backbone
+from diffup.commands.paths import existing_file, existing_folder, output_folder
 
 if TYPE_CHECKING:
     from diffup.data.base import TrainingData
@@ -91,6 +92,10 @@ def run(args: argparse.Namespace) -> None:
     from diffup.training.processes import is_main
     from diffup.training.trainer import train
 
+    output_folder(args.output)
+    existing_folder(args.data, "DATA", "give the folder of the data set")
+    for path in args.config:
+        existing_file(path, "--config", "give a JSON file of settings")
     device = resolve_device(args.device)
     options = {name: split_backbone(text)[1] for name, text in distinct_backbones(args.backbone).items()}
     config = _train_config(args, tuple(options))

@@ -18,6 +18,7 @@ from diffup.commands.options import (
     several,
     shared_plan,
 )
+from diffup.commands.paths import output_folder
 from diffup.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ def run(args: argparse.Namespace) -> None:
     from diffup.files import replacing_together
     from diffup.model import DiffUp
 
+    output_folder(args.output)
     folders, checkpoints = _trained(args.train), distinct_backbones(args.test, "--test")
     data, plan = open_data(args), _plan(args)
     decoders = {name: load_decoder(fetch_decoder(folder)) for name, folder in folders.items()}
@@ -85,8 +87,8 @@ def run(args: argparse.Namespace) -> None:
     )
     traces, swaps, errors, note = _pictures(candidates, next(iter(decoders)), tuple(encoders), data, plan)
     with replacing_together([args.output / "upgrade.json", args.output / "report.html"]) as (document, page):
-        document.write_text(matrix.to_json(data.classes), encoding="utf-8")
-        page.write_text(render(matrix, traces, swaps, errors, note), encoding="utf-8")
+        document.write_text(matrix.to_json(data.classes), encoding="utf-8", errors="backslashreplace")
+        page.write_text(render(matrix, traces, swaps, errors, note), encoding="utf-8", errors="backslashreplace")
     if not args.quiet:
         for trained in decoders:
             cells = ", ".join(f"{tested} {matrix.miou(trained, tested):.1f}" for tested in encoders)

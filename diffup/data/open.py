@@ -12,6 +12,7 @@ from diffup.data.folder import LabelledFolder
 from diffup.data.fss1000 import FSS1000
 from diffup.data.pascal5i import Pascal5i
 from diffup.errors import ConfigError
+from diffup.suggestions import did_you_mean
 
 DATASETS = ("folder", "pascal5i", "coco_to_pascal", "coco20i", "fss1000")
 """Names of `open_dataset`; `coco_to_pascal` is PASCAL in the folds that decoders of COCO-20i have not seen."""
@@ -41,7 +42,7 @@ def open_dataset(
     takes = {"pascal5i": ("lists",), "coco_to_pascal": ("lists",), "coco20i": ("lists", "masks", "year")}
     takes["fss1000"] = ("lists",)
     if name not in DATASETS:
-        raise ConfigError(f"dataset={name!r}: expected one of {', '.join(DATASETS)}")
+        raise ConfigError(f"dataset={name!r}: expected one of {', '.join(DATASETS)}{did_you_mean(name, DATASETS)}")
     given: dict[str, Any] = {"lists": lists, "masks": masks, "year": year}
     given = {option: value for option, value in given.items() if value is not None}
     for option in given:

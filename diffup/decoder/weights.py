@@ -17,7 +17,7 @@ from diffup.decoder.build import build_decoder
 from diffup.decoder.config import DecoderConfig
 from diffup.decoder.format import read_config, write_config
 from diffup.errors import WeightsError
-from diffup.files import replacing, write_text
+from diffup.files import named_in_utf8, replacing, write_text
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -60,7 +60,8 @@ def load_decoder(folder: str | os.PathLike[str]) -> Decoder:
             raise WeightsError(f"{folder} has no {name}; a decoder folder holds {CONFIG} and {WEIGHTS}")
     config = read_config((folder / CONFIG).read_text(encoding="utf-8", errors="replace"), str(folder / CONFIG))
     try:
-        tensors = load_file(folder / WEIGHTS)
+        with named_in_utf8(folder / WEIGHTS) as readable:
+            tensors = load_file(readable)
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise WeightsError(f"{folder / WEIGHTS} is damaged ({error}); copy or train it again") from error
     model = build_decoder(config)

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from diffup import pictures
 from diffup.annotation import Annotation, Box, Mask, Scribble, rasterise
 from diffup.errors import AnnotationError, ImageError
+from diffup.fonts import font_for
 from diffup.formats.contours import connected_components
 from diffup.formats.optional import need
 from diffup.masks import bounding_box
@@ -46,8 +47,10 @@ class Shot:
         """The image with its annotation in green, or a card with the word; at most 160 pixels high."""
         if self.image is None:
             card = Image.new("RGB", (_CARD, _CARD), (235, 238, 242))
+            font = font_for(self.word, 18)
+            word = self.word[:16] if font else self.word.encode("unicode_escape").decode()[:24]
             ImageDraw.Draw(card).text(
-                (_CARD / 2, _CARD / 2), self.word[:16], "black", ImageFont.load_default(18), anchor="mm"
+                (_CARD / 2, _CARD / 2), word, "black", font or ImageFont.load_default(10), anchor="mm"
             )
             return card
         marked = rasterise(self.annotation, (self.image.shape[0], self.image.shape[1])).foreground.numpy() > 0

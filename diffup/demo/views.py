@@ -9,6 +9,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from diffup import pictures
+from diffup.fonts import legend_key
 from diffup.label_map import LabelMap
 from diffup.pictures import Bytes
 from diffup.result import Segmentation
@@ -39,9 +40,10 @@ def draw(result: LabelMap, name: str, view: str) -> Image.Image:
 def describe(result: LabelMap) -> str:
     """A table of each class's predicted IoU, area and uncertainty, in Markdown."""
     rows = []
+    numbers = {name: f"{number} = " for number, name in legend_key(result.names, pictures.legend_width(SMALL)).items()}
     for item in result.summary()["classes"]:
         uncertainty = result[item["name"]].summary()["uncertainty"]
-        name = _escape(item["name"])
+        name = numbers.get(item["name"], "") + _escape(item["name"])
         rows.append(f"| {name} | {item['quality']:.2f} | {item['area_fraction']:.1%} | {uncertainty:.3f} |")
     head = ["| class | predicted IoU | area | uncertainty |", "|---|---|---|---|"]
     return "\n".join([f"**{_escape(result.decoded[0].backbone)}**", "", *head, *rows])

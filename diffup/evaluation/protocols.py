@@ -33,6 +33,7 @@ from diffup.data.pascal5i import FOLDS as PASCAL_FOLDS
 from diffup.data.pascal5i import pair_lists, read_pascal_list
 from diffup.errors import ConfigError, DataError, DiffUpError
 from diffup.evaluation.episodes import Episode
+from diffup.suggestions import did_you_mean
 
 ProtocolName: TypeAlias = Literal["hsnet", "bam"]
 """Protocols of the literature."""
@@ -89,7 +90,9 @@ def draw_stream(
         DataError: the data set has no such fold or no rule for this protocol, or a class has too few images.
     """
     if protocol not in PROTOCOLS:
-        raise ConfigError(f"protocol={protocol!r}: expected one of {', '.join(PROTOCOLS)}")
+        raise ConfigError(
+            f"protocol={protocol!r}: expected one of {', '.join(PROTOCOLS)}{did_you_mean(protocol, PROTOCOLS)}"
+        )
     _check_positive(shots, count)
     rule = PROTOCOLS[protocol]
     return rule.draw(data, fold, shots, rule.seeds[0] if seed is None else seed, count)

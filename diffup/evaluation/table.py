@@ -18,12 +18,19 @@ _SHOWN = ("decoder", "backbone", "shots", "annotation", "steps", "ensemble", "fo
 _HEADERS = {
     "miou": "mIoU",
     "fb_iou": "FB-IoU",
-    "best_miou": "best",
-    "best_threshold": "at",
-    "prior_best_miou": "prior",
-    "prior_best_threshold": "at",
-    "quality_correlation": "r(IoU)",
+    "best_miou": "best mIoU",
+    "best_threshold": "at threshold",
+    "prior_best_miou": "prior's best",
+    "prior_best_threshold": "at threshold",
+    "quality_correlation": "r(quality, IoU)",
 }
+_LEGEND = (
+    "mIoU and FB-IoU: percent, at the decoder's threshold or at --threshold; best mIoU: at the threshold that suits\n"
+    "these episodes best; prior's best: the same of the mean prior, without the decoder; r(quality, IoU):\n"
+    "correlation, over episodes, of the IoU that the decoder expects with the true one"
+)
+CLEARLY = 1.0
+"""Points of mIoU by which another threshold must be better to be named."""
 
 
 def facts(row: Row, class_names: Mapping[int, str]) -> dict[str, Any]:
@@ -56,12 +63,8 @@ def means(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         What the rows share, `folds`, `seeds`, `episodes` in all, the mean of each figure, and the standard deviation of
         the mIoU: `miou_over_folds` of the folds' means and `miou_over_seeds` of the seeds' (None for a single one).
     """
-    groups: dict[str, list[Mapping[str, Any]]] = {}
-    for row in rows:
-        setting = [value for name, value in row.items() if name in _shared(row)]
-        groups.setdefault(json.dumps(setting), []).append(row)
     found = []
-    for group in groups.values():
+    for group in _groups(rows):
         mean: dict[str, Any] = {name: group[0][name] for name in _shared(group[0])}
         mean |= {f"{name}s": sorted({row[name] for row in group}) for name in _AVERAGED}
         mean["episodes"] = sum(row["episodes"] for row in group)
@@ -69,6 +72,15 @@ def means(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         mean |= {f"miou_over_{name}s": _spread(group, name) for name in _AVERAGED}
         found.append(mean)
     return found
+
+
+def _groups(rows: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    """Rows that differ in fold and seed alone."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        setting = [value for name, value in row.items() if name in _shared(row)]
+        groups.setdefault(json.dumps(setting), []).append(row)
+    return list(groups.values())
 
 
 def to_json(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -111,7 +123,24 @@ def to_text(rows: Sequence[Mapping[str, Any]]) -> str:
     widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
     lines = ["  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)) for line in cells]
     lines += [_spread_line(mean, varied) for mean in averages]
+    lines += [_LEGEND, *_better_thresholds(rows, varied)]
     return "\n".join([", ".join(f"{name} {value}" for name, value in common.items()), *lines])
+
+
+def _better_thresholds(rows: Sequence[Mapping[str, Any]], varied: Sequence[str]) -> list[str]:
+    """A line for each setting whose mean mIoU another threshold raises clearly."""
+    lines = []
+    for group in _groups(rows):
+        own = statistics.fmean(row["miou"] for row in group)
+        at = {t: statistics.fmean(row["miou_by_threshold"][t] for row in group) for t in group[0]["miou_by_threshold"]}
+        best = max(at, key=lambda threshold: at[threshold])
+        if at[best] - own >= CLEARLY:
+            name = ", ".join(f"{column} {group[0][column]}" for column in varied if column not in _AVERAGED)
+            lines.append(
+                f"{name + ': ' if name else ''}threshold {best} would give {at[best]:.1f} instead of {own:.1f} mIoU on "
+                "these episodes; choose it on training classes"
+            )
+    return lines
 
 
 def _spread_line(mean: Mapping[str, Any], varied: Sequence[str]) -> str:

@@ -6,6 +6,7 @@ from typing import cast, get_args
 
 from diffup.data.weak import AnnotationKind
 from diffup.errors import ConfigError
+from diffup.suggestions import did_you_mean
 
 TEXT = "text"
 
@@ -28,6 +29,6 @@ def split_annotation(annotation: str) -> tuple[AnnotationKind | None, bool]:
     if kind not in get_args(AnnotationKind) or (plus and text != TEXT):
         raise ConfigError(
             f"annotation={annotation!r}: expected one of {', '.join(get_args(AnnotationKind))}, {TEXT}, or one of them "
-            f"with the class's name, such as mask+{TEXT}"
+            f"with the class's name, such as mask+{TEXT}{did_you_mean(kind, (*get_args(AnnotationKind), TEXT))}"
         )
     return cast(AnnotationKind, kind), bool(plus)

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from diffup.errors import TrainingError
-from diffup.files import replacing
+from diffup.files import named_in_utf8, replacing
 
 PHOTOS = ("data", "backgrounds")
 """Fields of a run's identity that tell the files it is trained on."""
@@ -55,7 +55,7 @@ def load_checkpoint(path: Path, config: str) -> tuple[dict[str, dict[str, Tensor
         TrainingError: the file is not a checkpoint, or of a run with another config, other data or more steps.
     """
     try:
-        with safe_open(path, framework="pt") as file:
+        with named_in_utf8(path) as readable, safe_open(readable, framework="pt") as file:
             facts = file.metadata() or {}
             if not {"step", "config"} <= set(facts):
                 raise TrainingError(f"{path} is not a training checkpoint; delete it or choose another folder")

@@ -1,0 +1,91 @@
+"""Files of prototypes on the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from diffup.commands.paths import existing_file
+from diffup.errors import PrototypesError
+
+if TYPE_CHECKING:
+    from diffup.model import DiffUp
+    from diffup.prototypes import Prototypes
+
+
+def load_prototypes(path: Path, option: str) -> Prototypes:
+    """Read a file of `diffup teach`.
+
+    Args:
+        path: the file.
+        option: what it was given for.
+
+    Raises:
+        ConfigError: there is no such file.
+        PrototypesError: it holds no prototypes.
+    """
+    existing_file(path, option, "give a file of `diffup teach`, which ends in .safetensors")
+    from diffup.prototypes import Prototypes
+
+    return Prototypes.load(path)
+
+
+def load_classes(paths: Sequence[Path]) -> dict[Path, Prototypes]:
+    """Read the classes of `--prototypes`, each from a file of its own.
+
+    Raises:
+        ConfigError: a file does not exist.
+        PrototypesError: a file holds no prototypes, or two hold one class.
+    """
+    classes = {path: load_prototypes(path, "--prototypes") for path in paths}
+    files: dict[str, Path] = {}
+    for path, item in classes.items():
+        other = files.setdefault(item.name, path)
+        if other != path:
+            raise PrototypesError(
+                f"--prototypes: {other} and {path} are both of the class {item.name!r}. Shots of one class go into one "
+                f"file: diffup teach --add {other} --support IMG --mask FILE -o {other}; another class needs another "
+                "name: diffup teach --name NAME"
+            )
+    return classes
+
+
+def check_prototypes(item: Prototypes, path: Path, option: str, model: DiffUp) -> None:
+    """Refuse prototypes of another encoder or text space than the model's.
+
+    Args:
+        item: the prototypes.
+        path: their file.
+        option: what it was given for.
+        model: the model.
+
+    Raises:
+        PrototypesError: they do not fit; the message says which options make them fit.
+    """
+    try:
+        item.check(model)
+    except PrototypesError as error:
+        facts = str(error).partition(". ")[0].removeprefix(f"prototypes {item.name!r} ")
+        raise PrototypesError(
+            f"{option}: the prototypes of {path} {facts}. Give what they were made with: {_options_of(item, model)}; "
+            "or teach the class again with this command's options"
+        ) from error
+
+
+def _options_of(item: Prototypes, model: DiffUp) -> str:
+    """The options of a command that bring the model to what prototypes were made with."""
+    options = []
+    if item.features is not None:
+        sizes, other_size = set(item.input_size), tuple(item.input_size) != tuple(model.backbone.input_size)
+        if item.backbone != model.backbone.name:
+            options.append(f"--backbone {item.backbone}")
+        elif item.fingerprint != model.backbone.fingerprint and not other_size:  # which is of the size too
+            options.append("--backbone-weights FILE")
+        if other_size and len(sizes) == 1:
+            options.append(f"--input-size {sizes.pop()}")
+        if item.grid != model.config.priors.grid:
+            options.append("--decoder FOLDER")
+    if item.words is not None and item.words.fingerprint != model.text_space.fingerprint:
+        options.append(f"--text-backbone {item.words.space}")
+    return " ".join(options)

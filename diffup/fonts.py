@@ -1,0 +1,119 @@
+"""Which names a picture can show, and what it shows instead of the others."""
+
+from __future__ import annotations
+
+import functools
+import unicodedata
+from collections.abc import Sequence
+
+from PIL import ImageFont, features
+
+_SIZE = 12
+_MISSING = "\U0010ffff"  # no font has it, so it is drawn as every character is that a font lacks
+_SYSTEM_FONTS = (
+    "DejaVuSans.ttf",
+    "NotoSans-Regular.ttf",
+    "arial.ttf",
+    "NotoSansCJK-Regular.ttc",
+    "wqy-microhei.ttc",
+    "msyh.ttc",
+    "msgothic.ttc",
+    "malgun.ttf",
+    "PingFang.ttc",
+    "Arial Unicode.ttf",
+)
+"""Looked for in the system's folders when Pillow's own font, which has little more than ASCII, lacks a character."""
+
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+
+def font_for(text: str, size: float | None = None) -> Font | None:
+    """A font that has every character of a text, of the size of legends or another; None where there is none."""
+    fonts = (_font(index, size) for index in range(-1, len(_SYSTEM_FONTS)))
+    return next((font for font in fonts if font is not None and _covers(font, text)), None)
+
+
+def legend_texts(names: Sequence[str], width: float) -> list[str]:
+    """What a legend shows for each name: itself, cut to the width, or its number and its characters' codes.
+
+    A number (the place from 1 on) goes before names that no font at hand can show, whose characters are written as
+    Python escapes them, and before names that would look the same: cut to the width, in another Unicode form, in
+    letters of another script.
+
+    Args:
+        names: of all classes, in their order.
+        width: pixels that a name may take.
+    """
+    shown = [_cut(name, width) for name in names]
+    numbered = [_numbered(number, name, width) for number, name in enumerate(names, start=1)]
+    looks, others = [_look(text) for text in shown], [_look(text) for text in numbered]
+    chosen = {index for index, look in enumerate(looks) if not look or looks.count(look) > 1}
+    while clashes := {i for i, look in enumerate(looks) if look in {others[j] for j in chosen}} - chosen:
+        chosen |= clashes  # a class is called '1', and another shown as 1
+    return [numbered[index] if index in chosen else text for index, text in enumerate(shown)]
+
+
+def legend_key(names: Sequence[str], width: float = float("inf")) -> dict[int, str]:
+    """The names that a legend shows by their numbers, by these numbers; see `legend_texts`."""
+    texts = legend_texts(names, width)
+    pairs = enumerate(zip(texts, names, strict=True), start=1)
+    return {number: name for number, (text, name) in pairs if text == _numbered(number, name, width)}
+
+
+def _numbered(number: int, name: str, width: float) -> str:
+    """A number, and as much of the name in ASCII as the width has room for."""
+    font = ImageFont.load_default()
+    rest = _cut(f": {name.encode('unicode_escape').decode()}", width - font.getlength(str(number)))
+    return f"{number}{rest}"
+
+
+def _cut(name: str, width: float) -> str:
+    """A name without the end that the width has no room for; empty where there is room for nothing."""
+    font = font_for(name)
+    if font is None or font.getlength(name) <= width:
+        return name
+    kept = len(name)
+    while kept and font.getlength(name[:kept].rstrip() + "...") > width:
+        kept -= 1
+    return name[:kept].rstrip() + "..." if kept else ""
+
+
+def _look(text: str) -> bytes:
+    """What a text looks like; nothing where no font has it."""
+    font = font_for(text)
+    if font is None:
+        return b""
+    mask = font.getmask(text)
+    box = mask.getbbox()  # spaces at the end look like nothing
+    return b"" if box is None else repr(box).encode() + bytes(mask.crop(box))
+
+
+@functools.cache
+def _font(index: int, size: float | None) -> Font | None:
+    """Pillow's own font, -1, or one of the system; None where it is not installed."""
+    try:
+        return ImageFont.load_default(size) if index < 0 else ImageFont.truetype(_SYSTEM_FONTS[index], size or _SIZE)
+    except OSError:
+        return None
+
+
+@functools.lru_cache(maxsize=4096)
+def _covers(font: Font, text: str) -> bool:
+    """Whether a font has every character of a text, and the text can be laid out."""
+    if not isinstance(font, ImageFont.FreeTypeFont):  # Pillow without FreeType has a bitmap of Latin-1
+        return text.isascii()
+    text = unicodedata.normalize("NFC", text)
+    if any(_needs_shaping(letter) for letter in text) and not features.check("raqm"):
+        return False
+    plain = font.font_variant(layout_engine=ImageFont.Layout.BASIC)
+    return all(letter == " " or _has_glyph(plain, letter) for letter in text)
+
+
+def _has_glyph(font: ImageFont.FreeTypeFont, letter: str) -> bool:
+    missing, drawn = font.getmask(_MISSING), font.getmask(letter)
+    return (drawn.size, bytes(drawn)) != (missing.size, bytes(missing))
+
+
+def _needs_shaping(letter: str) -> bool:
+    """Whether a character joins others or runs from right to left, which needs the library Raqm."""
+    return unicodedata.category(letter).startswith("M") or unicodedata.bidirectional(letter) in ("R", "AL", "AN")
