@@ -43,12 +43,13 @@ class Shot:
     word: str = ""
 
     def picture(self) -> Image.Image:
-        """The image with its annotation in green, or a card with the word; at most 160 pixels high."""
+        """The image with its annotation in green, or a card that stands for a word; at most 160 pixels high.
+
+        The card shows letters and not the word, which Pillow's font can only draw if its letters are Latin.
+        """
         if self.image is None:
             card = Image.new("RGB", (_CARD, _CARD), (235, 238, 242))
-            ImageDraw.Draw(card).text(
-                (_CARD / 2, _CARD / 2), self.word[:16], "black", ImageFont.load_default(18), anchor="mm"
-            )
+            ImageDraw.Draw(card).text((_CARD / 2, _CARD / 2), "Aa", "black", ImageFont.load_default(54), anchor="mm")
             return card
         marked = rasterise(self.annotation, (self.image.shape[0], self.image.shape[1])).foreground.numpy() > 0
         strength = 0.9 if self.kind == "scribble" else 0.45  # a stroke is thin, and hides little
