@@ -81,7 +81,7 @@ def _teach_column(gr: Any, reader: str | None) -> dict[str, Any]:
         transforms=(),
         layers=False,
         format="png",
-        brush=gr.Brush(default_size=8, colors=["#28c850"], color_mode="fixed"),
+        brush=gr.Brush(colors=["#28c850"], color_mode="fixed"),
         height=_HEIGHT,
         elem_id="editor",
     )
@@ -146,7 +146,7 @@ def _results(gr: Any) -> dict[str, Any]:
     with gr.Column(visible=False, elem_id="results") as part["all"]:
         gr.Markdown("## 3 · Look, and take it with you")
         with gr.Row():
-            part["view"] = gr.Radio(list(VIEWS), value="overlay", label="View", scale=3, elem_id="view")
+            part["view"] = gr.Radio(list(VIEWS), value="overlay", label="View", scale=3, min_width=300, elem_id="view")
             part["class"] = gr.Dropdown([], label="Class", scale=1, min_width=150, visible=False, elem_id="class")
         part["legend"] = gr.HTML(elem_id="legend")
         part["agreement"] = gr.Markdown(visible=False, elem_id="agreement")
@@ -199,7 +199,7 @@ def _wire(
         return [work.set_query(session, path), gr.Column(visible=False)]
 
     painted = [state, teach["name"], teach["editor"], teach["kind"]]
-    added = on(teach["add"].click, add, painted, [*taught, teach["editor"]])
+    added = _work(gr, teach["add"], "Adding ...", add, painted, [*taught, teach["editor"]])
     named = on(
         teach["add_word"].click,
         lambda session, word: [*gallery(work.add_word(session, word)), ""],
@@ -277,16 +277,14 @@ def _wire_results(gr: Any, encoders: Encoders, state: Any, mark: dict[str, Any],
 
     sampling = [mark[name] for name in ("encoder", "other", "steps", "ensemble", "threshold")]
     outputs = [show[name] for name in ("all", "class", "agreement", "first table", "second column", "second table")]
-    quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-    busy = mark["mark"].click(lambda: gr.Button("Marking ...", interactive=False), None, mark["mark"], **quiet)
-    marked = on(
-        busy.then,
+    marked = _work(
+        gr,
+        mark["mark"],
+        "Marking ...",
         run,
         [state, *sampling, show["view"], show["class"]],
         [state, *drawn, *outputs, show["files"]],
     )
-    for ended in (marked.success, marked.failure):  # `then` alone is not called after a failure
-        ended(lambda: gr.Button("Mark", interactive=True), None, mark["mark"], **quiet)
     _reveal(marked, "#results", "start")
     for control in (show["view"], show["class"]):
         on(control.input, look, [state, show["view"], show["class"]], drawn)
@@ -322,6 +320,16 @@ def _connect(gr: Any, event: Any, function: Callable[..., Any], inputs: list[Any
         concurrency_limit=1,
         api_visibility="private",
     )
+
+
+def _work(gr: Any, button: Any, label: str, function: Callable[..., Any], inputs: list[Any], outputs: list[Any]) -> Any:
+    """Call a function that may take long at the click of a button, which says so meanwhile; else as `_connect`."""
+    quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+    began = button.click(lambda: gr.Button(label, interactive=False), None, button, **quiet)
+    event = _connect(gr, began.then, function, inputs, outputs)
+    for ended in (event.success, event.failure):  # Gradio 6 does not call `then` after a failure
+        ended(lambda: gr.Button(button.value, interactive=True), None, button, **quiet)
+    return event
 
 
 def _plain(message: object) -> str:

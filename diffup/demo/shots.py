@@ -74,7 +74,10 @@ def read_editor(value: Mapping[str, Any] | None) -> tuple[npt.NDArray[np.uint8],
     """
     background = None if value is None else value.get("background")
     if value is None or background is None:
-        raise ImageError("There is no example image yet: load one into the editor.")
+        raise ImageError(
+            "There is no example image yet: load one into the editor (PNG, JPEG or WebP; of a damaged file it shows "
+            "nothing)."
+        )
     image = np.ascontiguousarray(np.asarray(background, dtype=np.uint8)[..., :3])
     height, width = image.shape[:2]
     paint = np.zeros((height, width), dtype=bool)
