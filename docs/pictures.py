@@ -25,7 +25,7 @@ from diffup.pictures import Bytes, strip  # noqa: E402
 
 ENCODERS = ("bundled:efficientnet_lite0", "bundled:efficientnet_lite1", "bundled:efficientnet_lite2")
 HEIGHT = 190
-WIDTH, LABEL, GAP, PAIR_GAP = 1600, 34, 6, 22
+WIDTH, LABEL, GAP, PAIR_GAP = 1440, 34, 6, 20
 """Of the first picture, in pixels; it is read at half of its width."""
 
 
@@ -131,7 +131,7 @@ def front(model: DiffUp) -> Image.Image:
         for name in names:
             scene = FRONT[name]()
             result = model.segment(scene.query, scene.support, scene.annotations["box"])
-            found = "found" if name != "person" else "failure: half of the man"
+            found = "found" if name != "person" else "failure"
             iou = "" if scene.truth is None else f", IoU {score(result, scene.truth)}"
             row.append((f"given: {name}", support_picture(scene.support, scene.annotations["box"])))
             row.append((found + iou, np.asarray(result.overlay())))
@@ -178,7 +178,7 @@ def main(argv: list[str] | None = None) -> None:
     }
     for name, make in pictures.items():
         path = args.output / f"{name}.jpg"
-        make().convert("RGB").save(path, quality=72 if name == "front" else 85, optimize=True)
+        make().convert("RGB").save(path, quality=65 if name == "front" else 85, optimize=True)
         print(path)
 
 
