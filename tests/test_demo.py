@@ -178,7 +178,7 @@ def test_words_go_to_the_model(encoders: Encoders, monkeypatch: pytest.MonkeyPat
         return plain(support=np.zeros((8, 8, 3), np.uint8), name=name)
 
     monkeypatch.setattr(model, "prototypes", prototypes)
-    state = session.add_word(Session(), "", " a red bus ")
+    state = session.add_word(Session(), " a red bus ")
     assert state.names == ["a red bus"]
     state = session.add_painted(state, "a red bus", editor(), "mask")
     known = session.prototypes(model, state.shots[:1])
@@ -187,7 +187,9 @@ def test_words_go_to_the_model(encoders: Encoders, monkeypatch: pytest.MonkeyPat
     assert given[1]["text"] == ["a red bus"] and len(given[1]["support"]) == 1
     assert state.shots[0].picture().size == (160, 160)
     with pytest.raises(PrototypesError, match="no word"):
-        session.add_word(Session(), "x", "  ")
+        session.add_word(Session(), "  ")
+    with pytest.raises(PrototypesError, match="Give the class a name"):
+        session.add_word(Session(), "x" * 61)
 
 
 def test_what_is_missing_is_told(encoders: Encoders, taught: Session) -> None:
@@ -232,7 +234,7 @@ def test_views(encoders: Encoders, taught: Session) -> None:
     first, second = session.segment(taught, encoders, encoders.names, SAMPLING).results
     pictures = {view: np.asarray(views.draw(first, "disc", view)) for view in views.VIEWS}
     size = (round(512 * 80 / 96), 512)
-    assert pictures["overlay"].shape == (size[0] + 18, 512, 3)  # a legend below
+    assert pictures["overlay"].shape == (*size, 3)  # the names are in `legend`
     shown = Image.fromarray(pictures["probability"][..., 0]).resize((96, 80), Image.Resampling.BOX)
     assert abs(np.asarray(shown) / 255 - first["disc"].probability).mean() < 0.01
     for view in ("probability", "uncertainty", "missing / too much", "prior"):
@@ -246,6 +248,26 @@ def test_views(encoders: Encoders, taught: Session) -> None:
     one, other = first.labels == 1, second.labels == 1
     iou = (one & other).sum() / max((one | other).sum(), 1)
     assert (f"square {iou:.2f}" if (one | other).any() else "square: none found") in views.compare(first, second)
+
+
+def test_the_legend_has_every_class_in_its_colour(encoders: Encoders) -> None:
+    names = ["собака", "<b>猫</b>"]
+    state = session.add_painted(Session(), names[0], editor(), "mask")
+    state = session.add_painted(state, names[1], editor(label=2), "mask")
+    state = session.segment(session.set_query(state, str(photo())), encoders, ["fake:a"], SAMPLING)
+    shown = views.legend(state.results[0], "overlay")
+    colours = state.results[0].palette[1:]
+    assert f'background: rgb{colours[0]}"></span>собака' in shown
+    assert f'background: rgb{colours[1]}"></span>&lt;b&gt;猫&lt;/b&gt;' in shown
+    assert views.legend(state.results[0], "prior") == views.VIEWS["prior"]
+
+
+def test_a_class_that_is_not_found_is_named(encoders: Encoders, taught: Session) -> None:
+    result = session.segment(taught, encoders, ["fake:a"], SAMPLING).results[0]
+    result.labels[:] = 1
+    assert "Not found: disc." in views.describe(result)
+    result.labels[0, 0] = 2
+    assert "Not found" not in views.describe(result)
 
 
 def test_large_results_become_small_pictures(encoders: Encoders, taught: Session) -> None:
@@ -292,6 +314,16 @@ def test_file_names_are_tame(encoders: Encoders, tmp_path: Path) -> None:
     state = session.add_painted(Session(), "../../etc/x", editor(), "mask")
     state = session.segment(session.set_query(state, str(photo())), encoders, ["fake:a"], SAMPLING)
     assert all(path.parent == tmp_path for path in downloads.write_files(state, tmp_path))
+
+
+def test_names_of_any_script_are_in_file_names(encoders: Encoders, tmp_path: Path) -> None:
+    state = session.add_painted(Session(), "собака 猫 é", editor(), "mask")
+    state = session.add_painted(state, "犬" * 60, editor(label=2), "mask")
+    state = session.segment(session.set_query(state, str(photo())), encoders, ["fake:a"], SAMPLING)
+    found = {path.name for path in downloads.write_files(state, tmp_path)}
+    assert {"1_собака_猫_é.png", f"2_{'犬' * 40}.safetensors"} <= found
+    document = json.loads((tmp_path / "coco.json").read_text(encoding="utf-8"))
+    assert [item["name"] for item in document["categories"]] == ["собака 猫 é", "犬" * 60]
 
 
 def test_encoders_are_loaded_when_chosen(encoders: Encoders) -> None:

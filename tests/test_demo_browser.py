@@ -201,6 +201,7 @@ def test_a_typed_word_gives_what_the_library_gives(model: DiffUp, tmp_path: Path
     reading = DiffUp(model.decoder, model.backbone, "cpu", FakeTextSpace())
     with running(Encoders(reading), port=0) as address, browsing(address, tmp_path) as page:
         assert not page.locator("#no-words").is_visible()
+        page.fill("#name :is(input, textarea)", "bus")  # a painted class's, which the word is not
         page.fill("#word input", "red square")
         page.click("#add-word")
         page.wait_for_selector("#shots img")
@@ -210,8 +211,10 @@ def test_a_typed_word_gives_what_the_library_gives(model: DiffUp, tmp_path: Path
         page.click("#mark")
         page.wait_for_selector("#first-picture img")
         picture(page, "demo_words", 1280)
-        labels = np.asarray(Image.open(files(page, tmp_path, address)["labels.png"]))
+        found = files(page, tmp_path, address)
+    labels = np.asarray(Image.open(found["labels.png"]))
     assert (labels > 0).any()
+    assert [item["name"] for item in json.loads(found["coco.json"].read_text())["categories"]] == ["red square"]
     assert iou(labels > 0, reading.segment(tmp_path / "photo.png", text="red square").mask) > 0.99
 
 
@@ -230,6 +233,123 @@ def test_garbage_is_told_and_does_no_harm(page: Any, tmp_path: Path) -> None:
     page.wait_for_selector("text=/exceeds|too large|maximum/i")
     page.get_by_role("button", name="Coins").click()
     page.wait_for_selector("#shots img")
+
+
+def load_example(page: Any, path: Path) -> tuple[int, int]:
+    """Load an image into the editor; its (height, width)."""
+    page.locator("#editor input[type=file]").first.set_input_files(path)
+    page.wait_for_selector("#editor .zoom-number")
+    page.wait_for_timeout(2500)
+    with Image.open(path) as image:
+        return image.height, image.width
+
+
+def told(page: Any, text: str) -> None:
+    """Wait for a message and close it."""
+    page.wait_for_selector(f".toast-body:has-text('{text}')")
+    for close in page.locator(".toast-close").all():
+        close.click()
+
+
+def on_top(page: Any, selector: str) -> str:
+    """What a click in the middle of an element would hit."""
+    page.locator(selector).first.scroll_into_view_if_needed()
+    return page.evaluate(
+        """(selector) => {
+            const box = document.querySelector(selector).getBoundingClientRect();
+            return document.elementFromPoint((box.left + box.right) / 2, (box.top + box.bottom) / 2).tagName;
+        }""",
+        selector,
+    )
+
+
+def wait_until_seen(page: Any, selector: str) -> None:
+    """Wait until the whole element is in the window."""
+    page.wait_for_function(
+        """(selector) => {
+            const box = document.querySelector(selector)?.getBoundingClientRect();
+            return box && box.height > 0 && box.top >= 0 && box.bottom <= window.innerHeight;
+        }""",
+        arg=selector,
+        timeout=30_000,
+    )
+
+
+@pytest.fixture
+def cat(tmp_path: Path) -> Path:
+    data = pytest.importorskip("skimage.data")
+    Image.fromarray(data.chelsea()).save(tmp_path / "кошка.png")
+    return tmp_path / "кошка.png"
+
+
+def test_a_mistake_leaves_the_editor_as_it_was(page: Any, address: str, cat: Path, tmp_path: Path) -> None:
+    size = load_example(page, cat)
+    page.click("#add")
+    told(page, "Nothing is painted")
+    assert on_top(page, "#editor canvas") == "CANVAS"  # and no plate over it
+    draw(page, [(150, 100), (250, 200)], size)
+    page.fill("#name :is(input, textarea)", " ")
+    page.click("#add")
+    told(page, "Give the class a name")
+    assert on_top(page, "#editor canvas") == "CANVAS"
+    page.get_by_label("outline", exact=True).check()
+    page.fill("#name :is(input, textarea)", "собака <b>x</b>")
+    page.click("#add")
+    told(page, "encloses nothing")
+    page.get_by_label("scribble", exact=True).check()
+    page.click("#add")  # the stroke is still there
+    page.wait_for_selector("#shots img")
+    page.click("#mark")
+    told(page, "no photo to mark yet")
+    page.locator("#query input[type=file]").set_input_files(cat)
+    page.wait_for_selector("#query img")
+    page.wait_for_timeout(1500)
+    page.click("#mark")
+    page.wait_for_selector("#first-picture img")
+    assert "собака <b>x</b>" in page.inner_text("#legend")
+    assert "собака <b>x</b>" in page.inner_text("#first-table")
+    page.click("#make")
+    page.wait_for_selector("#files a[href]")
+    names = page.locator("#files a[href]").evaluate_all("links => links.map(link => decodeURI(link.href))")
+    assert any(name.endswith("1_собака_b_x_b_.png") for name in names)
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 800), (390, 844)])
+def test_what_an_action_made_is_seen(page: Any, cat: Path, width: int, height: int) -> None:
+    page.set_viewport_size({"width": width, "height": height})
+    page.get_by_role("button", name="Coins").click()
+    page.wait_for_selector("#query img")
+    wait_until_seen(page, "#mark")
+    page.click("#mark")
+    page.wait_for_selector("#first-picture img")
+    wait_until_seen(page, "#first-picture img")
+    page.click("#make")
+    page.wait_for_selector("#files a[href]")
+    wait_until_seen(page, "#files")
+    page.evaluate("window.scrollTo(0, 0)")
+    page.click("#mark")  # again, with results on the page
+    wait_until_seen(page, "#first-picture img")
+    page.get_by_label("whole image").check()
+    page.click("#add")
+    page.wait_for_function("document.querySelectorAll('#shots .thumbnail-item').length == 2")
+    wait_until_seen(page, "#shots")
+
+
+def test_a_photo_that_cannot_be_read_is_not_passed_over(page: Any, tmp_path: Path) -> None:
+    (tmp_path / "notes.png").write_text("no image")
+    Image.new("RGB", (5000, 4000)).save(tmp_path / "large.png")
+    page.get_by_role("button", name="Coins").click()
+    page.wait_for_selector("#query img")
+    page.wait_for_timeout(1500)
+    page.click("#mark")
+    page.wait_for_selector("#first-picture img")
+    for name, message in {"notes.png": "cannot be read as an image", "large.png": "more than the 16 million"}.items():
+        page.locator("#query input[type=file]").first.set_input_files(tmp_path / name)
+        told(page, message)
+        page.wait_for_selector("#query img", state="detached")
+        page.wait_for_selector("#results", state="hidden")
+        page.click("#mark")
+        told(page, "There is no photo to mark yet")  # and not the coins once more
 
 
 def test_a_taken_port_is_told(model: DiffUp, address: str) -> None:

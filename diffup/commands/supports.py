@@ -77,7 +77,6 @@ def read_annotation(support: SupportOptions) -> AnnotationLike:
     """
     from diffup.annotation import Box, Points, Scribble
 
-
     existing_file(support.image, "--support", "give its images by name: --support a.jpg b.jpg")
     if support.kind is None:
         return None

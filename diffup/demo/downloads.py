@@ -46,7 +46,7 @@ def write_files(session: Session, folder: Path) -> list[Path]:
         result.overlay().save(unfinished, format="PNG")
     write_text(files[2], json.dumps(document) + "\n")
     for number, name in enumerate(result.names, start=1):
-        stem = f"{number}_{re.sub(r'[^A-Za-z0-9-]+', '_', name)}"
+        stem = f"{number}_" + re.sub(r"[^\w-]+", "_", name)[:40]  # 40 letters of any script fit in a file name
         files.append(write_mask_png(folder / f"{stem}.png", result[name].mask))
         taught = session.taught.get((result.decoded[0].backbone, name))
         if taught is not None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import functools
+import html
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from diffup.demo import session as work
 from diffup.demo.downloads import write_files
@@ -15,8 +18,8 @@ from diffup.demo.encoders import Encoders
 from diffup.demo.scenes import SCENES
 from diffup.demo.session import Sampling, Session
 from diffup.demo.shots import KINDS
-from diffup.demo.views import VIEWS, compare, describe, draw
-from diffup.errors import DiffUpError
+from diffup.demo.views import VIEWS, compare, describe, draw, legend
+from diffup.errors import DiffUpError, ImageError
 from diffup.formats.optional import need
 
 KEPT_SECONDS = 3600
@@ -26,6 +29,9 @@ FILES_SECONDS = 600
 """How long files of uploads, pictures and downloads stay."""
 
 _NONE = "no other"
+_HEIGHT = 340
+"""Height of the example and of the photo in pixels: both and the button 'Mark' fit in a window of 1280 x 800."""
+
 _INTRO = """# diffup
 Show what you mean in one picture, and find it in another. No training; the encoder can be swapped."""
 _NO_WORDS = (
@@ -75,16 +81,16 @@ def _teach_column(gr: Any, reader: str | None) -> dict[str, Any]:
         transforms=(),
         layers=False,
         format="png",
-        brush=gr.Brush(default_size=8, colors=["#28c850"], color_mode="fixed"),
-        height=420,
+        brush=gr.Brush(colors=["#28c850"], color_mode="fixed"),
+        height=_HEIGHT,
         elem_id="editor",
     )
     part["kind"] = gr.Radio(list(KINDS), value="scribble", label="The paint is a", info=_KIND_HELP, elem_id="kind")
     part["add"] = gr.Button("Add example", variant="primary", elem_id="add")
     with gr.Row(visible=reader is not None, elem_id="words"):
         part["word"] = gr.Textbox(
-            label="Or what it is called",
-            info=f"Read by {reader}.",
+            label="Or only name it",
+            info=f"No image is needed: the word names the class. Read by {reader}.",
             placeholder="a red bus",
             max_lines=1,
             max_length=60,
@@ -114,7 +120,7 @@ def _mark_column(gr: Any, encoders: Encoders) -> dict[str, Any]:
         type="filepath",
         image_mode=None,
         format="png",  # a lossy one would change the example photos
-        height=420,
+        height=_HEIGHT,
         elem_id="query",
     )
     with gr.Row():
@@ -140,9 +146,9 @@ def _results(gr: Any) -> dict[str, Any]:
     with gr.Column(visible=False, elem_id="results") as part["all"]:
         gr.Markdown("## 3 · Look, and take it with you")
         with gr.Row():
-            part["view"] = gr.Radio(list(VIEWS), value="overlay", label="View", scale=3, elem_id="view")
+            part["view"] = gr.Radio(list(VIEWS), value="overlay", label="View", scale=3, min_width=300, elem_id="view")
             part["class"] = gr.Dropdown([], label="Class", scale=1, min_width=150, visible=False, elem_id="class")
-        part["legend"] = gr.Markdown(VIEWS["overlay"])
+        part["legend"] = gr.HTML(elem_id="legend")
         part["agreement"] = gr.Markdown(visible=False, elem_id="agreement")
         with gr.Row(equal_height=False):
             for side in ("first", "second"):
@@ -174,7 +180,9 @@ def _wire(
         shown = bool(pictures)
         return [session, gr.Gallery(pictures, visible=shown, selected_index=None), gr.Row(visible=shown), None]
 
-    def add(session: Session, name: str, editor: dict[str, Any], kind: str) -> list[Any]:
+    def add(session: Session, name: str, editor: dict[str, Any] | ImageError, kind: str) -> list[Any]:
+        if isinstance(editor, ImageError):
+            raise editor
         session = work.add_painted(session, name, editor, kind)
         clean: dict[str, Any] = {"background": session.shots[-1].image, "layers": [], "composite": None}
         return [*gallery(session), clean]
@@ -185,13 +193,21 @@ def _wire(
         editor: dict[str, Any] = {"background": scene.shots[0].image, "layers": [], "composite": None}
         return [*gallery(session), editor, scene.query, scene.shots[0].name, gr.Column(visible=False)]
 
-    on(teach["add"].click, add, [state, teach["name"], teach["editor"], teach["kind"]], [*taught, teach["editor"]])
-    on(
+    def choose(session: Session, path: str | ImageError | None) -> list[Any]:
+        if isinstance(path, ImageError):
+            raise path
+        return [work.set_query(session, path), gr.Column(visible=False)]
+
+    painted = [state, teach["name"], teach["editor"], teach["kind"]]
+    added = _work(gr, teach["add"], "Adding ...", add, painted, [*taught, teach["editor"]])
+    named = on(
         teach["add_word"].click,
-        lambda session, name, word: [*gallery(work.add_word(session, name, word)), ""],
-        [state, teach["name"], teach["word"]],
+        lambda session, word: [*gallery(work.add_word(session, word)), ""],
+        [state, teach["word"]],
         [*taught, teach["word"]],
     )
+    for event in (added, named):
+        _reveal(event, "#shots", "nearest")
     on(
         teach["remove"].click,
         lambda session, index: gallery(work.remove_shot(session, index)),
@@ -202,8 +218,14 @@ def _wire(
     teach["gallery"].select(_selected(gr), None, teach["chosen"], show_progress="hidden", api_visibility="private")
     for name, button in scenes.items():
         loaded = [*taught, teach["editor"], mark["query"], teach["name"], show["all"]]
-        on(button.click, functools.partial(load, name), [state], loaded)
-    on(mark["query"].change, work.set_query, [state, mark["query"]], [state])
+        _reveal(on(button.click, functools.partial(load, name), [state], loaded), "#mark", "nearest")
+    chosen = on(mark["query"].change, choose, [state, mark["query"]], [state, show["all"]])
+    on(  # the photo that is seen is the one that is marked
+        chosen.failure,
+        lambda session: [work.set_query(session, None), None, gr.Column(visible=False)],
+        [state],
+        [state, mark["query"], show["all"]],
+    )
     _wire_results(gr, encoders, state, mark, show)
     for component in (teach["editor"], mark["query"]):
         _guard(gr, component)
@@ -216,10 +238,10 @@ def _wire_results(gr: Any, encoders: Encoders, state: Any, mark: dict[str, Any],
 
     def look(session: Session, view: str, name: str | None) -> list[Any]:
         if not session.results:
-            return [None, None, VIEWS[view]]
+            return [None, None, ""]
         name = name if name in session.results[0].names else session.results[0].names[0]
         pictures = [draw(result, name, view) for result in session.results]
-        return [pictures[0], pictures[1] if len(pictures) > 1 else None, VIEWS[view]]
+        return [pictures[0], pictures[1] if len(pictures) > 1 else None, legend(session.results[0], view)]
 
     def run(
         session: Session,
@@ -255,28 +277,88 @@ def _wire_results(gr: Any, encoders: Encoders, state: Any, mark: dict[str, Any],
 
     sampling = [mark[name] for name in ("encoder", "other", "steps", "ensemble", "threshold")]
     outputs = [show[name] for name in ("all", "class", "agreement", "first table", "second column", "second table")]
-    on(
-        mark["mark"].click,
+    marked = _work(
+        gr,
+        mark["mark"],
+        "Marking ...",
         run,
         [state, *sampling, show["view"], show["class"]],
         [state, *drawn, *outputs, show["files"]],
     )
+    _reveal(marked, "#results", "start")
     for control in (show["view"], show["class"]):
         on(control.input, look, [state, show["view"], show["class"]], drawn)
-    on(show["make"].click, make, [state], [show["files"]])
+    _reveal(on(show["make"].click, make, [state], [show["files"]]), "#files", "nearest")
 
 
-def _connect(gr: Any, event: Any, function: Callable[..., Any], inputs: list[Any], outputs: list[Any]) -> None:
-    """Call a function at an event, one at a time over all events, and show its errors as messages."""
+def _connect(gr: Any, event: Any, function: Callable[..., Any], inputs: list[Any], outputs: list[Any]) -> Any:
+    """Call a function at an event, one at a time over all events, and show its errors as messages.
+
+    Progress is hidden because Gradio shows an event's error where its progress would be: as a plate over every output,
+    which may be the image that somebody is painting on.
+
+    Returns:
+        The event, for what follows it.
+    """
 
     @functools.wraps(function)
     def told(*values: Any) -> Any:
         try:
             return function(*values)
         except DiffUpError as error:
-            raise gr.Error(str(error), print_exception=False) from error
+            raise gr.Error(_plain(error), print_exception=False) from error
+        except Exception as error:
+            message = f"{type(error).__name__}: {error}. This is a fault of the page; its terminal has the details."
+            raise gr.Error(_plain(message)) from error
 
-    event(told, inputs, outputs, concurrency_id="work", concurrency_limit=1, api_visibility="private")
+    return event(
+        told,
+        inputs,
+        outputs,
+        show_progress="hidden",
+        concurrency_id="work",
+        concurrency_limit=1,
+        api_visibility="private",
+    )
+
+
+def _work(gr: Any, button: Any, label: str, function: Callable[..., Any], inputs: list[Any], outputs: list[Any]) -> Any:
+    """Call a function that may take long at the click of a button, which says so meanwhile; else as `_connect`."""
+    quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+    began = button.click(lambda: gr.Button(label, interactive=False), None, button, **quiet)
+    event = _connect(gr, began.then, function, inputs, outputs)
+    for ended in (event.success, event.failure):  # Gradio 6 does not call `then` after a failure
+        ended(lambda: gr.Button(button.value, interactive=True), None, button, **quiet)
+    return event
+
+
+def _plain(message: object) -> str:
+    """Text for Gradio's messages, which are HTML."""
+    return html.escape(str(message), quote=False)
+
+
+def _reveal(event: Any, selector: str, block: str) -> None:
+    """Scroll to what an event made, if it succeeds, once it is there and its pictures have their size.
+
+    Args:
+        event: as `_connect` gives it.
+        selector: CSS selector of the element to show.
+        block: where in the window, as of JavaScript's `scrollIntoView`.
+    """
+    event.success(None, js=_REVEAL % {"selector": selector, "block": block}, api_visibility="private")
+
+
+_REVEAL = """async () => {
+    const wait = (milliseconds) => new Promise((done) => setTimeout(done, milliseconds));
+    const there = () => {
+        const element = document.querySelector("%(selector)s");
+        const loaded = element && [...element.querySelectorAll("img")].every((image) => image.complete);
+        return loaded && element.getBoundingClientRect().height > 0 ? element : null;
+    };
+    await wait(100);
+    for (let i = 0; i < 60 && !there(); i++) await wait(50);
+    there()?.scrollIntoView({ behavior: "smooth", block: "%(block)s" });
+}"""
 
 
 def _selected(gr: Any) -> Callable[..., Any]:
@@ -290,19 +372,26 @@ def _selected(gr: Any) -> Callable[..., Any]:
 
 
 def _guard(gr: Any, component: Any) -> None:
-    """Tell what cannot be read as an image in words, instead of Pillow's error or none."""
+    """Hand on an `ImageError` for what cannot be read as an image, where Gradio would fail before the event's function.
+
+    It lasts as long as no event changes a property of the component, for which Gradio would build another.
+
+    Args:
+        gr: the module.
+        component: that reads images.
+    """
     read = component.preprocess
 
     def preprocess(payload: Any) -> Any:
         try:
             return read(payload)
-        except gr.Error:
-            raise
+        except Image.DecompressionBombError:
+            return ImageError(f"{component.label}: {work.TOO_LARGE}")
         except Exception as error:  # Pillow's decoders raise nearly anything for a damaged file
-            raise gr.Error(
-                f"{component.label}: this file cannot be read as an image. Give an intact PNG, JPEG or WebP file of at "
-                f"most {work.MAX_PIXELS} pixels.",
-                print_exception=False,
-            ) from error
+            reason = f" ({error.message})" if isinstance(error, gr.Error) else ""
+            return ImageError(
+                f"{component.label}: this file cannot be read as an image{reason}. Give an intact PNG, JPEG or WebP "
+                "file."
+            )
 
     component.preprocess = preprocess

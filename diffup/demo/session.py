@@ -21,6 +21,8 @@ from diffup.prototypes import Prototypes
 MAX_PIXELS = 2**24
 """Of an image on the page: 4096 x 4096."""
 
+TOO_LARGE = f"the image has more than the {MAX_PIXELS // 10**6} million pixels that this page takes. Shrink it first."
+
 MAX_KEPT = 2**26
 """Pixels of all of a visitor's examples."""
 
@@ -88,21 +90,21 @@ def add_painted(session: Session, name: str, editor: Mapping[str, Any] | None, k
     return add_shot(session, Shot(_class_name(name), kind, image, read_paint(paint, kind)))
 
 
-def add_word(session: Session, name: str, word: str) -> Session:
-    """Add a class, or help one, by what it is called.
+def add_word(session: Session, word: str) -> Session:
+    """Add a class by what it is called, or a word to the painted class of this name.
 
     Args:
         session: before.
-        name: of the class; the word itself if empty.
-        word: such as "a red bus".
+        word: name of the class, such as "a red bus".
 
     Raises:
-        PrototypesError: there is no word.
+        PrototypesError: there is no word, or it is no name.
         ConfigError: there are too many examples.
     """
     if not word.strip():
         raise PrototypesError("There is no word yet: type what the object is called.")
-    return add_shot(session, Shot(_class_name(name or word), WORD, word=word.strip()))
+    name = _class_name(word)
+    return add_shot(session, Shot(name, WORD, word=name))
 
 
 def add_shot(session: Session, shot: Shot) -> Session:

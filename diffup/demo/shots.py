@@ -44,14 +44,13 @@ class Shot:
     word: str = ""
 
     def picture(self) -> Image.Image:
-        """The image with its annotation in green, or a card with the word; at most 160 pixels high."""
+        """The image with its annotation in green, or a card that stands for a word; at most 160 pixels high.
+
+        The card shows letters and not the word, which Pillow's font can only draw if its letters are Latin.
+        """
         if self.image is None:
             card = Image.new("RGB", (_CARD, _CARD), (235, 238, 242))
-            font = font_for(self.word, 18)
-            word = self.word[:16] if font else self.word.encode("unicode_escape").decode()[:24]
-            ImageDraw.Draw(card).text(
-                (_CARD / 2, _CARD / 2), word, "black", font or ImageFont.load_default(10), anchor="mm"
-            )
+            ImageDraw.Draw(card).text((_CARD / 2, _CARD / 2), "Aa", "black", ImageFont.load_default(54), anchor="mm")
             return card
         marked = rasterise(self.annotation, (self.image.shape[0], self.image.shape[1])).foreground.numpy() > 0
         strength = 0.9 if self.kind == "scribble" else 0.45  # a stroke is thin, and hides little
@@ -76,7 +75,10 @@ def read_editor(value: Mapping[str, Any] | None) -> tuple[npt.NDArray[np.uint8],
     """
     background = None if value is None else value.get("background")
     if value is None or background is None:
-        raise ImageError("There is no example image yet: load one into the editor.")
+        raise ImageError(
+            "There is no example image yet: load one into the editor (PNG, JPEG or WebP; of a damaged file it shows "
+            "nothing)."
+        )
     image = np.ascontiguousarray(np.asarray(background, dtype=np.uint8)[..., :3])
     height, width = image.shape[:2]
     paint = np.zeros((height, width), dtype=bool)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -21,24 +22,38 @@ _STATES, _A_ROW, _STATE_HEIGHT = 8, 4, 192
 
 
 def draw(result: LabelMap, name: str, view: str) -> Image.Image:
-    """A picture of a result, `SMALL` to `SIDE` pixels at its longer side, but for a legend.
+    """A picture of a result, `SMALL` to `SIDE` pixels at its longer side.
 
     Args:
         result: of one encoder.
-        name: of the class to look at; the overlay shows all of them.
+        name: the class to look at; the overlay shows all of them.
         view: one of `VIEWS`.
 
     Raises:
         PrototypesError: there is no such class.
     """
     if view == "overlay":
-        present = [(item, result.palette[label]) for label, item in enumerate(result.names, start=1)]
-        return pictures.add_legend(np.asarray(_fit(result.overlay(legend=False))), present)
+        return _fit(result.overlay(legend=False))
     return _fit(Image.fromarray(_DRAWERS[view](result[name])))
 
 
+def legend(result: LabelMap, view: str) -> str:
+    """How to read a view, in HTML; for the overlay with the classes' colours, so that names of any script can be read.
+
+    Args:
+        result: any encoder's; the colours are the same.
+        view: one of `VIEWS`.
+    """
+    if view != "overlay":
+        return html.escape(VIEWS[view])
+    swatch = '<span class="swatch" style="background: rgb{}"></span>{}'
+    named = zip(result.palette[1:], result.names, strict=True)
+    return f"{html.escape(VIEWS[view])} " + " ".join(swatch.format(tuple(c), html.escape(name)) for c, name in named)
+
+
 def describe(result: LabelMap) -> str:
-    """A table of each class's predicted IoU, area and uncertainty, in Markdown."""
+    """A table of each class's predicted IoU, area and uncertainty, in Markdown; says so where nothing was found."""
+    missing = [_escape(name) for label, name in enumerate(result.names, start=1) if not (result.labels == label).any()]
     rows = []
     numbers = {name: f"{number} = " for number, name in legend_key(result.names, pictures.legend_width(SMALL)).items()}
     for item in result.summary()["classes"]:
@@ -46,7 +61,8 @@ def describe(result: LabelMap) -> str:
         name = numbers.get(item["name"], "") + _escape(item["name"])
         rows.append(f"| {name} | {item['quality']:.2f} | {item['area_fraction']:.1%} | {uncertainty:.3f} |")
     head = ["| class | predicted IoU | area | uncertainty |", "|---|---|---|---|"]
-    return "\n".join([f"**{_escape(result.decoded[0].backbone)}**", "", *head, *rows])
+    hint = f"\n\nNot found: {', '.join(missing)}. A lower threshold (under *Sampling*) or another example may help."
+    return "\n".join([f"**{_escape(result.decoded[0].backbone)}**", "", *head, *rows]) + (hint if missing else "")
 
 
 def compare(first: LabelMap, second: LabelMap) -> str:
