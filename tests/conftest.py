@@ -12,6 +12,7 @@ from fakes import FakeBackbone, make_folder
 from hypothesis import HealthCheck, settings
 from pages import PHOTOS, make, make_decoder
 from runs import CONFIG, banks_of, encoder
+from skips import pytest_sessionfinish, pytest_terminal_summary  # noqa: F401
 
 from diffup import model
 from diffup.backbones import registry
@@ -19,10 +20,16 @@ from diffup.training.config import TrainConfig
 from diffup.training.prepare import Banks
 from diffup.training.trainer import train
 
-# Fuzz tests go by the profile: a few examples each by default, many with `--hypothesis-profile=soak`.
-settings.register_profile("few", max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+# Fuzz tests go by the profile: a few examples each by default, the same ones at every run so that the verdict is about
+# the code alone; many that differ from run to run with `--hypothesis-profile=soak`.
 settings.register_profile(
-    "soak", parent=settings.get_profile("few"), max_examples=int(os.environ.get("DIFFUP_SOAK_EXAMPLES", 3000))
+    "few", max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None
+)
+settings.register_profile(
+    "soak",
+    parent=settings.get_profile("few"),
+    max_examples=int(os.environ.get("DIFFUP_SOAK_EXAMPLES", 3000)),
+    derandomize=False,
 )
 settings.load_profile("few")
 
@@ -38,9 +45,21 @@ def shared() -> Path:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _threads() -> None:
-    """One thread is as fast on the small tensors of the tests; more fight with whatever else runs."""
-    torch.set_num_threads(1)
+def _kernels() -> None:
+    """What computes: one thread unless OMP_NUM_THREADS says otherwise, and oneDNN unless DIFFUP_TEST_MKLDNN=0.
+
+    One thread is as fast on the small tensors of the tests; more fight with whatever else runs.
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
+    if os.environ.get("DIFFUP_TEST_MKLDNN") == "0":
+        torch.backends.mkldnn.enabled = False
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    """What a test draws without a seed of its own is the same whichever tests ran before."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
