@@ -159,7 +159,8 @@ def in_single(data: str, cache: str, out: str) -> None:
 
 
 ONE_OF_TWO = """
-import sys
+import faulthandler, sys
+faulthandler.dump_traceback_later(540, exit=True)  # says where it waits for the other one
 sys.path.insert(0, sys.argv[1])
 import test_processes, torch
 torch.set_num_threads(1)
