@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,22 +17,16 @@ from runs import CONFIG, banks_of, encoder
 from skips import pytest_sessionfinish, pytest_terminal_summary  # noqa: F401
 
 from diffup import model
-from diffup.backbones import registry
+from diffup.backbones.registry import temporary_backbones
 from diffup.training.config import TrainConfig
 from diffup.training.prepare import Banks
 from diffup.training.trainer import train
 
 # Fuzz tests go by the profile: a few examples each by default, the same ones at every run so that the verdict is about
 # the code alone; many that differ from run to run with `--hypothesis-profile=soak`.
-settings.register_profile(
-    "few", max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None
-)
-settings.register_profile(
-    "soak",
-    parent=settings.get_profile("few"),
-    max_examples=int(os.environ.get("DIFFUP_SOAK_EXAMPLES", 3000)),
-    derandomize=False,
-)
+FUZZ: dict[str, Any] = {"deadline": None, "suppress_health_check": list(HealthCheck)}
+settings.register_profile("few", max_examples=25, derandomize=True, **FUZZ)
+settings.register_profile("soak", max_examples=int(os.environ.get("DIFFUP_SOAK_EXAMPLES", 3000)), **FUZZ)
 settings.load_profile("few")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -98,13 +94,21 @@ def tiny_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def fake_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Encoders of a few lines in the place of the bundled ones; what a test registers is forgotten afterwards."""
+def families() -> Iterator[Callable[..., None]]:
+    """`families(fake=build)` makes families of encoders known; all that a test registers is forgotten afterwards."""
+    with ExitStack() as stack:
+        stack.enter_context(temporary_backbones())
+        yield lambda **factories: stack.enter_context(temporary_backbones(**factories))
+
+
+@pytest.fixture
+def fake_encoders(families: Callable[..., None]) -> None:
+    """Encoders of a few lines in the place of the bundled ones."""
 
     def build(variant: str | None, *, input_size: int = 96, pretrained: bool = True) -> FakeBackbone:
         return FakeBackbone(input_size=(input_size, input_size), seed=0 if pretrained else 1)
 
-    monkeypatch.setattr(registry, "_RUNTIME", {"bundled": build})
+    families(bundled=build)
 
 
 @pytest.fixture

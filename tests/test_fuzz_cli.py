@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from diffup import cli, load_backbone
-from diffup.backbones import registry
 from diffup.decoder.weights import save_decoder
 
 WORDS = st.sampled_from(
@@ -97,8 +97,8 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def families(monkeypatch: pytest.MonkeyPatch, work: Path) -> None:
-    monkeypatch.setattr(registry, "_RUNTIME", {"fake": build})
+def offline(monkeypatch: pytest.MonkeyPatch, families: Callable[..., None], work: Path) -> None:
+    families(fake=build)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.chdir(work)
 
@@ -116,7 +116,7 @@ def command_lines(draw: st.DrawFn) -> list[str]:
 
 
 @given(line=command_lines())
-def test_segment_command(families: None, work: Path, line: list[str]) -> None:
+def test_segment_command(offline: None, work: Path, line: list[str]) -> None:
     before = {path.name for path in work.iterdir()}
     try:
         status = cli.main(line)
@@ -140,7 +140,7 @@ WORDS_AS_FOLDERS = {"segment", "query.png", "decoder", "cpu", "a.png", "--decode
         st.sampled_from(["--fold", "--shots", "--annotation", "--backbone", "--episodes", "--dataset"]) | WORDS
     ),
 )
-def test_other_commands_on_what_is_no_data_set(families: None, command: str, words: list[str]) -> None:
+def test_other_commands_on_what_is_no_data_set(offline: None, command: str, words: list[str]) -> None:
     if command == "export":  # it needs nothing, and so would write
         words = [*words, "--format", "nonsense"]
     try:
@@ -171,7 +171,7 @@ CHOICES = st.fixed_dictionaries(
 
 
 @given(name=NAMES, options=CHOICES)
-def test_backbone_names(families: None, name: object, options: dict[str, object]) -> None:
+def test_backbone_names(offline: None, name: object, options: dict[str, object]) -> None:
     backbone = outcome(lambda: load_backbone(name, **options))
     if backbone is not None:
         assert isinstance(backbone.name, str)
