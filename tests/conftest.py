@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,18 +14,19 @@ from fakes import FakeBackbone, make_folder
 from hypothesis import HealthCheck, settings
 from pages import PHOTOS, make, make_decoder
 from runs import CONFIG, banks_of, encoder
+from skips import pytest_sessionfinish, pytest_terminal_summary  # noqa: F401
 
 from diffup import model
-from diffup.backbones import registry
+from diffup.backbones.registry import temporary_backbones
 from diffup.training.config import TrainConfig
 from diffup.training.prepare import Banks
 from diffup.training.trainer import train
 
-# Fuzz tests go by the profile: a few examples each by default, many with `--hypothesis-profile=soak`.
-settings.register_profile("few", max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
-settings.register_profile(
-    "soak", parent=settings.get_profile("few"), max_examples=int(os.environ.get("DIFFUP_SOAK_EXAMPLES", 3000))
-)
+# Fuzz tests go by the profile: a few examples each by default, the same ones at every run so that the verdict is about
+# the code alone; many that differ from run to run with `--hypothesis-profile=soak`.
+FUZZ: dict[str, Any] = {"deadline": None, "suppress_health_check": list(HealthCheck)}
+settings.register_profile("few", max_examples=25, derandomize=True, **FUZZ)
+settings.register_profile("soak", max_examples=int(os.environ.get("DIFFUP_SOAK_EXAMPLES", 3000)), **FUZZ)
 settings.load_profile("few")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -38,9 +41,21 @@ def shared() -> Path:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _threads() -> None:
-    """One thread is as fast on the small tensors of the tests; more fight with whatever else runs."""
-    torch.set_num_threads(1)
+def _kernels() -> None:
+    """What computes: one thread unless OMP_NUM_THREADS says otherwise, and oneDNN unless DIFFUP_TEST_MKLDNN=0.
+
+    One thread is as fast on the small tensors of the tests; more fight with whatever else runs.
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
+    if os.environ.get("DIFFUP_TEST_MKLDNN") == "0":
+        torch.backends.mkldnn.enabled = False
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    """What a test draws without a seed of its own is the same whichever tests ran before."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
@@ -79,13 +94,21 @@ def tiny_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def fake_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Encoders of a few lines in the place of the bundled ones; what a test registers is forgotten afterwards."""
+def families() -> Iterator[Callable[..., None]]:
+    """`families(fake=build)` makes families of encoders known; all that a test registers is forgotten afterwards."""
+    with ExitStack() as stack:
+        stack.enter_context(temporary_backbones())
+        yield lambda **factories: stack.enter_context(temporary_backbones(**factories))
+
+
+@pytest.fixture
+def fake_encoders(families: Callable[..., None]) -> None:
+    """Encoders of a few lines in the place of the bundled ones."""
 
     def build(variant: str | None, *, input_size: int = 96, pretrained: bool = True) -> FakeBackbone:
         return FakeBackbone(input_size=(input_size, input_size), seed=0 if pretrained else 1)
 
-    monkeypatch.setattr(registry, "_RUNTIME", {"bundled": build})
+    families(bundled=build)
 
 
 @pytest.fixture

@@ -81,10 +81,10 @@ class FakeFrozen(FrozenBackbone):
     """Strided convolutions with BatchNorm behind the library's own base class."""
 
     def __init__(self) -> None:
-        stages = [nn.Sequential(nn.Conv2d(i, o, 3, 2, 1), nn.BatchNorm2d(o)) for i, o in ((3, 8), (8, 8), (8, 12))]
         settings = {"input_size": (64, 64), "levels": (0, 1, 2, 2), "mean": (0.5,) * 3, "std": (0.25,) * 3}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
+            stages = [nn.Sequential(nn.Conv2d(i, o, 3, 2, 1), nn.BatchNorm2d(o)) for i, o in ((3, 8), (8, 8), (8, 12))]
             super().__init__("fake:frozen", nn.Sequential(*stages), **settings)
 
     def features(self, images: Tensor) -> list[Tensor]:

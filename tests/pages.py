@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from coco_tree import make_coco
 from fakes import FakeBackbone, make_folder, random_decoder, shape_image, tiny_config
 from PIL import Image
 
@@ -112,13 +113,6 @@ def make_scores(path: Path) -> None:
     rows = sweep([candidate], data, Plan(folds=(0,), episodes=2), EpisodeRecord(path.parent / "episodes.jsonl"))
     path.write_text(table.to_json([table.facts(row, data.classes) for row in rows]))
     shutil.rmtree(path.parent / "data")
-
-
-def make_coco(path: Path) -> None:
-    """A tiny tree of COCO's layout."""
-    import test_coco20i
-
-    test_coco20i.make_coco(path)
 
 
 MAKERS: list[tuple[str, Callable[[Path], object]]] = [

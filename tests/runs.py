@@ -51,9 +51,11 @@ def sampler_of(
     return EpisodeSampler(banks.images, classes, config, min_area_fraction=0.01, ignore=255)
 
 
-def trainer_of(banks: Banks, config: TrainConfig = CONFIG, **options: object) -> Trainer:
+def trainer_of(
+    banks: Banks, config: TrainConfig = CONFIG, processes: Processes | None = None, **options: object
+) -> Trainer:
     alone = Processes(torch.device("cpu"))
-    return Trainer(config, sampler_of(banks, config.episodes), banks, alone, identity="{}", **options)
+    return Trainer(config, sampler_of(banks, config.episodes), banks, processes or alone, identity="{}", **options)
 
 
 def state(out: Path) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import types
 import warnings
+from collections.abc import Callable
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -45,8 +46,8 @@ def build_plain(variant: str | None, *, size: int = 64) -> Plain:
 
 
 @pytest.fixture(autouse=True)
-def _no_leftovers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_RUNTIME", {})
+def _no_leftovers(monkeypatch: pytest.MonkeyPatch, families: Callable[..., None]) -> None:
+    families()
     plugins(monkeypatch)
 
 

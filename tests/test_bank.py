@@ -94,7 +94,7 @@ def test_views_without_crops_and_pasted_images(shapes: Path, tmp_path: Path) -> 
 def test_a_bank_that_was_killed_while_filling_goes_on(
     shapes: Path, tmp_path: Path, banks: Banks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bank_module, "_CHUNK", 12)
+    monkeypatch.setattr(bank_module, "CHUNK", 12)
     dying = encoder()
     whole, computed = dying.pyramid, []
 
@@ -125,7 +125,7 @@ def test_a_filled_bank_is_not_computed_again(shapes: Path, banks: Banks, feature
 
 
 def test_of_two_runs_at_once_one_fills_the_bank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bank_module, "_CHUNK", 3)
+    monkeypatch.setattr(bank_module, "CHUNK", 3)
     computed: list[int] = []
 
     def compute(entries: range) -> dict[str, np.ndarray]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,6 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from diffup import Box, DiffUp, Points, Scribble, __version__, cli
-from diffup.backbones import registry
 from diffup.commands.options import split_backbone
 from diffup.decoder.weights import load_decoder, save_decoder
 from diffup.training.config import TrainConfig
@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(autouse=True)
-def built(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
+def built(families: Callable[..., None]) -> list[dict[str, object]]:
     """The options that encoders of the family `fake` were built with."""
     calls: list[dict[str, object]] = []
 
@@ -34,7 +34,7 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
         seed = 0 if variant is None else sum(map(ord, variant))
         return FakeBackbone(input_size=(input_size, input_size), seed=seed)
 
-    monkeypatch.setattr(registry, "_RUNTIME", {"fake": build})
+    families(fake=build)
     return calls
 
 

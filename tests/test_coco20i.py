@@ -10,56 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from coco_tree import NAME, SIZE, make_coco, square
 
 from diffup.data.coco20i import CATEGORIES, CLASSES, FOLDS, Coco20i, read_coco_list
 from diffup.errors import DataError, MissingPackageError
 
 coco_mask = pytest.importorskip("pycocotools.mask")
-
-SIZE = (60, 80)
-NAME = "val2014/COCO_val2014_{:012d}.jpg".format
-
-
-def square(x0: int, y0: int, x1: int, y1: int) -> list[list[int]]:
-    return [[x0, y0, x1, y0, x1, y1, x0, y1]]
-
-
-def run_lengths() -> dict[str, Any]:
-    """The first five columns, as run lengths that are not compressed."""
-    return {"size": list(SIZE), "counts": [0, 5 * SIZE[0], 75 * SIZE[0]]}
-
-
-OBJECTS = [  # (image, category, segmentation, crowd): the last painted wins, whatever the order of ids
-    (2, 1, square(0, 0, 50, 60), 0),
-    (2, 5, square(40, 0, 80, 60), 0),
-    (1, 90, square(10, 10, 70, 50), 0),
-    (1, 1, square(0, 0, 80, 60), 1),
-    (3, 5, run_lengths(), 0),
-    (3, 5, square(30, 0, 80, 60), 0),
-]
-
-
-def make_coco(root: Path, year: int = 2014, objects: list[tuple[int, int, Any, int]] = OBJECTS) -> Path:
-    rng = np.random.default_rng(0)
-    names = {2014: "val2014/COCO_val2014_{:012d}.jpg", 2017: "train2017/{:012d}.jpg"}[year]
-    for folder in (f"train{year}", f"val{year}", "annotations"):
-        (root / folder).mkdir(parents=True)
-    for image in (1, 2, 3, 4):
-        path = root / (names if image != 4 or year == 2014 else "val2017/{:012d}.jpg").format(image)
-        Image.fromarray(rng.integers(0, 255, (*SIZE, 3)).astype(np.uint8)).save(path)
-    content = {
-        "images": [
-            {"id": i, "file_name": f"COCO_val2014_{i:012d}.jpg", "height": SIZE[0], "width": SIZE[1]}
-            for i in (3, 1, 2, 4)
-        ],
-        "annotations": [
-            {"id": 100 - index, "image_id": image, "category_id": category, "segmentation": region, "iscrowd": crowd}
-            for index, (image, category, region, crowd) in enumerate(objects)
-        ],
-    }
-    (root / "annotations" / "instances_val2014.json").write_text(json.dumps(content))
-    return root
 
 
 def make_lists(root: Path, suffix: str = ".pkl") -> Path:

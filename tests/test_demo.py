@@ -15,7 +15,6 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from diffup import Box, DiffUp, Mask, Scribble, cli
-from diffup.backbones import registry
 from diffup.decoder.weights import save_decoder
 from diffup.demo import downloads, session, views
 from diffup.demo.encoders import Encoders, installed_encoders, installed_reader
@@ -37,8 +36,8 @@ def fake(variant: str | None, *, input_size: int = 64) -> FakeBackbone:
 
 
 @pytest.fixture
-def encoders(monkeypatch: pytest.MonkeyPatch) -> Encoders:
-    monkeypatch.setattr(registry, "_RUNTIME", {"fake": fake})
+def encoders(families: Callable[..., None]) -> Encoders:
+    families(fake=fake)
     model = DiffUp(random_decoder(tiny_config()), fake("a"), device="cpu")
     return Encoders(model, ["fake:a", "fake:bbb"])
 
@@ -360,12 +359,12 @@ def test_words_need_their_extra(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def served(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Encoders]:
+def served(monkeypatch: pytest.MonkeyPatch, families: Callable[..., None], tmp_path: Path) -> Callable[..., Encoders]:
     """What `diffup demo` with these options would serve."""
     pytest.importorskip("gradio", reason="the extra demo is not installed")
     config = tiny_config(backbone="fake:a")
     save_decoder(tmp_path, random_decoder(config).state_dict(), config)
-    monkeypatch.setattr(registry, "_RUNTIME", {"fake": fake, "reading": lambda variant: Reading()})
+    families(fake=fake, reading=lambda variant: Reading())
     calls: list[Encoders] = []
     monkeypatch.setattr("diffup.demo.serve.serve", lambda encoders, *_, **__: calls.append(encoders))
 

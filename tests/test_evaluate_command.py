@@ -8,6 +8,7 @@ import re
 import runpy
 import statistics
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,6 @@ from PIL import Image
 from runs import Interrupt
 
 from diffup import cli
-from diffup.backbones import registry
 from diffup.data.folder import LabelledFolder
 from diffup.data.open import DATASETS, open_dataset
 from diffup.data.pascal5i import COCO_TO_PASCAL
@@ -35,11 +35,11 @@ EPISODES = [Episode(1, f"q{index}", ("s",)) for index in range(3)]
 
 
 @pytest.fixture(autouse=True)
-def encoders(monkeypatch: pytest.MonkeyPatch) -> None:
+def encoders(families: Callable[..., None]) -> None:
     def build(variant: str | None, *, input_size: int = 64) -> FakeBackbone:
         return FakeBackbone(input_size=(input_size, input_size), seed=len(variant or ""))
 
-    monkeypatch.setattr(registry, "_RUNTIME", {"fake": build})
+    families(fake=build)
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import json
 import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,6 @@ from fakes import FakeBackbone, random_condition, random_decoder, shape_image, t
 from PIL import Image
 
 from diffup import DiffUp, cli, export
-from diffup.backbones import registry
 from diffup.decoder.base import Decoder
 from diffup.decoder.config import DecoderConfig
 from diffup.decoder.diffusion import Diffusion
@@ -102,10 +102,12 @@ def test_torch_export_gives_the_same(tmp_path: Path) -> None:
         assert torch.allclose(output, expected[0], atol=1e-5)
 
 
-def test_export_command_and_a_program_without_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_export_command_and_a_program_without_torch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, families: Callable[..., None]
+) -> None:
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    monkeypatch.setattr(registry, "_RUNTIME", {"fake": lambda variant: FakeBackbone(input_size=(64, 64))})
+    families(fake=lambda variant: FakeBackbone(input_size=(64, 64)))
     monkeypatch.chdir(tmp_path)
     config = tiny_config(backbone="fake")
     save_decoder("decoder", random_decoder(config).state_dict(), config)

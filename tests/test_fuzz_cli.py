@@ -7,6 +7,7 @@ import io
 import json
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from diffup import cli, load_backbone
-from diffup.backbones import registry
 from diffup.decoder.weights import save_decoder
 
 WORDS = st.sampled_from(
@@ -101,8 +101,8 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def families(monkeypatch: pytest.MonkeyPatch, work: Path) -> None:
-    monkeypatch.setattr(registry, "_RUNTIME", {"fake": build})
+def offline(monkeypatch: pytest.MonkeyPatch, families: Callable[..., None], work: Path) -> None:
+    families(fake=build)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.chdir(work)
 
@@ -120,7 +120,7 @@ def command_lines(draw: st.DrawFn) -> list[str]:
 
 
 @given(line=command_lines())
-def test_segment_command(families: None, work: Path, line: list[str]) -> None:
+def test_segment_command(offline: None, work: Path, line: list[str]) -> None:
     before = {path.name for path in work.iterdir()}
     try:
         status = cli.main(line)
@@ -144,7 +144,7 @@ WORDS_AS_FOLDERS = {"segment", "query.png", "decoder", "cpu", "a.png", "--decode
         st.sampled_from(["--fold", "--shots", "--annotation", "--backbone", "--episodes", "--dataset"]) | WORDS
     ),
 )
-def test_other_commands_on_what_is_no_data_set(families: None, command: str, words: list[str]) -> None:
+def test_other_commands_on_what_is_no_data_set(offline: None, command: str, words: list[str]) -> None:
     if command == "export":  # it needs nothing, and so would write
         words = [*words, "--format", "nonsense"]
     try:
@@ -223,7 +223,7 @@ CHOICES = st.fixed_dictionaries(
 
 
 @given(name=NAMES, options=CHOICES)
-def test_backbone_names(families: None, name: object, options: dict[str, object]) -> None:
+def test_backbone_names(offline: None, name: object, options: dict[str, object]) -> None:
     backbone = outcome(lambda: load_backbone(name, **options))
     if backbone is not None:
         assert isinstance(backbone.name, str)

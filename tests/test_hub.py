@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hub as loopback
@@ -17,7 +17,6 @@ from huggingface_hub import constants, utils
 from pages import ROOT
 
 from diffup import DiffUp, cli
-from diffup.backbones import registry
 from diffup.decoder.weights import save_decoder
 from diffup.errors import ConfigError, HubError, WeightsError
 from diffup.hub import write_repository
@@ -153,8 +152,8 @@ def test_the_clients_own_settings_hold_in_a_process_of_its_own(hub: loopback.Hub
 
 
 @pytest.fixture
-def fake_family(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_RUNTIME", {"fake": lambda variant: FakeBackbone()})
+def fake_family(families: Callable[..., None]) -> None:
+    families(fake=lambda variant: FakeBackbone())
 
 
 @pytest.fixture

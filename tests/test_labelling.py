@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,6 @@ from fakes import FakeBackbone, random_decoder, shape_image, tiny_config
 from PIL import Image
 
 from diffup import DiffUp, LabelMap, Prototypes, cli
-from diffup.backbones import registry
 from diffup.decoder.weights import load_decoder, save_decoder
 from diffup.errors import ConfigError, DataError, MissingPackageError, StorageError
 from diffup.journal import Journal
@@ -606,11 +606,11 @@ def test_lines_that_are_no_objects(tmp_path: Path, line: bytes) -> None:
 
 
 @pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> None:
+def fake(families: Callable[..., None]) -> None:
     def build(variant: str | None, *, input_size: int = 96) -> FakeBackbone:
         return FakeBackbone(input_size=(input_size, input_size))
 
-    monkeypatch.setattr(registry, "_RUNTIME", {"fake": build})
+    families(fake=build)
 
 
 @pytest.fixture

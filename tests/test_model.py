@@ -23,9 +23,8 @@ from fakes import (
 from PIL import Image
 from torch import Tensor, nn
 
-from diffup import Box, DiffUp, Mask, Points, Scribble, Segmentation, register_backbone
+from diffup import Box, DiffUp, Mask, Points, Scribble, Segmentation
 from diffup.annotation import pair_supports
-from diffup.backbones import registry
 from diffup.decoder.weights import CONFIG, WEIGHTS
 from diffup.errors import AnnotationError, BackboneError, ConfigError, ImageError, WeightsError
 from diffup.inference import enlarge
@@ -222,20 +221,17 @@ def test_upgrading_shares_the_weights_and_leaves_the_original_alone(model: DiffU
     assert not np.array_equal(better.segment(QUERY, SUPPORT, MASK).probability, before.probability)
 
 
-def test_upgrading_by_name_passes_the_options_on(model: DiffUp) -> None:
+def test_upgrading_by_name_passes_the_options_on(model: DiffUp, families: Callable[..., None]) -> None:
     def build(variant: str | None, input_size: int = 96) -> FakeBackbone:
         """Fakes."""
         assert variant == "wide"
         return FakeBackbone((32,) * 4, input_size=(input_size, input_size))
 
-    register_backbone("fake-for-upgrade", build)
-    try:
-        better = model.upgrade("fake-for-upgrade:wide", input_size=64)
-        assert better.backbone.input_size == (64, 64)
-        with pytest.raises(BackboneError, match="options"):
-            model.upgrade("fake-for-upgrade:wide", levels=3)
-    finally:
-        del registry._RUNTIME["fake-for-upgrade"]
+    families(fake=build)
+    better = model.upgrade("fake:wide", input_size=64)
+    assert better.backbone.input_size == (64, 64)
+    with pytest.raises(BackboneError, match="options"):
+        model.upgrade("fake:wide", levels=3)
 
 
 def test_a_parents_train_cannot_thaw_a_frozen_backbone(model: DiffUp) -> None:
@@ -265,15 +261,14 @@ def test_saved_and_loaded_the_results_are_identical(model: DiffUp, tmp_path: Pat
         assert_equal(loaded.segment(QUERY, SUPPORT, MASK), model.segment(QUERY, SUPPORT, MASK))
 
 
-def test_the_encoder_that_the_config_names_is_used_unless_another_is_given(tmp_path: Path) -> None:
-    register_backbone("fake-for-config", lambda variant: FakeBackbone())
-    try:
-        named = DiffUp(random_decoder(tiny_config(backbone="fake-for-config:a")))
-        named.save_pretrained(tmp_path)
-        assert DiffUp.from_pretrained(tmp_path).backbone.name == FakeBackbone().name
-        assert DiffUp.from_pretrained(tmp_path, backbone=ENCODERS["vit"]).backbone is ENCODERS["vit"]
-    finally:
-        del registry._RUNTIME["fake-for-config"]
+def test_the_encoder_that_the_config_names_is_used_unless_another_is_given(
+    tmp_path: Path, families: Callable[..., None]
+) -> None:
+    families(fake=lambda variant: FakeBackbone())
+    named = DiffUp(random_decoder(tiny_config(backbone="fake:a")))
+    named.save_pretrained(tmp_path)
+    assert DiffUp.from_pretrained(tmp_path).backbone.name == FakeBackbone().name
+    assert DiffUp.from_pretrained(tmp_path, backbone=ENCODERS["vit"]).backbone is ENCODERS["vit"]
 
 
 def test_the_repr_says_what_it_is(model: DiffUp) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,6 @@ from fakes import (
 from PIL import Image
 
 from diffup import DiffUp, cli
-from diffup.backbones import registry
 from diffup.data.folder import LabelledFolder
 from diffup.decoder.config import DecoderConfig
 from diffup.decoder.weights import save_decoder
@@ -183,8 +183,8 @@ def test_upgrade_keeps_the_text_backbone(model: DiffUp) -> None:
     assert wide.text_space is model.text_space
 
 
-def test_load_text_space_refuses_what_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_RUNTIME", {"plain": lambda variant: FakeBackbone()})
+def test_load_text_space_refuses_what_is_none(families: Callable[..., None]) -> None:
+    families(plain=lambda variant: FakeBackbone())
     with pytest.raises(BackboneError, match="lacks dense, embed"):
         load_text_space(FakeBackbone())  # type: ignore[arg-type]
     with pytest.raises(BackboneError, match="no text tower"):
@@ -241,14 +241,14 @@ def test_names_beat_chance(shapes: Path) -> None:
 
 
 @pytest.fixture
-def named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+def named(families: Callable[..., None], tmp_path: Path) -> Path:
     """A decoder folder whose encoder reads text, and a query."""
 
     class Capable(FakeBackbone):
         def text_space(self) -> FakeTextSpace:
             return FakeTextSpace()
 
-    monkeypatch.setattr(registry, "_RUNTIME", {"capable": lambda variant, **options: Capable()})
+    families(capable=lambda variant, **options: Capable())
     config: DecoderConfig = tiny_config(backbone="capable")
     save_decoder(tmp_path / "decoder", random_decoder(config).state_dict(), config)
     Image.fromarray(QUERY).save(tmp_path / "query.png")

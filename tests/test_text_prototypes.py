@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from diffup import DiffUp, LabelMap, Prototypes, Segmentation, cli
-from diffup.backbones import JointBackbone, registry
+from diffup.backbones import JointBackbone
 from diffup.decoder.weights import save_decoder
 from diffup.errors import AnnotationError, BackboneError, ConfigError, DataError, PrototypesError
 from diffup.labelling import LabelPlan, label_folder
@@ -327,12 +327,12 @@ def test_folders_are_labelled_by_names(model: DiffUp, tmp_path: Path) -> None:
         label_folder(model, tmp_path / "photos", others, tmp_path / "out", LabelPlan(formats=("png",)))
 
 
-def test_teach_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_teach_by_name(families: Callable[..., None], tmp_path: Path) -> None:
     class Capable(FakeBackbone):
         def text_space(self) -> FakeTextSpace:
             return FakeTextSpace()
 
-    monkeypatch.setattr(registry, "_RUNTIME", {"capable": lambda variant, **options: Capable()})
+    families(capable=lambda variant, **options: Capable())
     config = tiny_config(backbone="capable")
     save_decoder(tmp_path / "decoder", random_decoder(config).state_dict(), config)
     file, shared = tmp_path / "square.safetensors", ["--decoder", str(tmp_path / "decoder"), "--quiet"]

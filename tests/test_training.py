@@ -205,7 +205,7 @@ import runs
 from pathlib import Path
 from diffup.training import bank, checkpoint, trainer
 torch.set_num_threads(1)
-bank._CHUNK = 10
+bank.CHUNK = 10
 encoder, out, cache, moment = runs.encoder(), Path(sys.argv[3]), Path(sys.argv[4]), sys.argv[5]
 plain_pyramid, plain_save, count = encoder.pyramid, checkpoint.save_file, [0]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,6 @@ from PIL import Image
 from runs import CONFIG, encoder
 
 from diffup import cli
-from diffup.backbones.registry import _RUNTIME
 from diffup.data.base import TrainingData
 from diffup.data.coco20i import Coco20i
 from diffup.data.folder import LabelledFolder
@@ -110,9 +110,9 @@ def test_a_fold_that_holds_everything_leaves_nothing_to_train_on(trees: dict[str
 
 
 def test_the_command_trains_on_coco(
-    trees: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    trees: dict[str, Path], tmp_path: Path, families: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(_RUNTIME, "fake", lambda variant, **options: FakeBackbone((8,) * 4, (8, 8, 16, 16), (48, 48)))
+    families(fake=lambda variant, **options: FakeBackbone((8,) * 4, (8, 8, 16, 16), (48, 48)))
     base, views = tmp_path / "base.json", tmp_path / "views.json"
     decoder = {**TINY, "timesteps": 50, "steps": 3, "ensemble": 2, "priors": {"grid": 6}}
     base.write_text(json.dumps({"decoder": decoder, "backbones": ["fake"], "steps": 3, "views": {"pasted": 9}}))

@@ -16,7 +16,7 @@ from fakes import FakeBackbone, random_decoder, tiny_config
 from PIL import Image
 
 from diffup import DiffUp, cli
-from diffup.backbones import registry
+from diffup.backbones.registry import temporary_backbones
 from diffup.data.folder import LabelledFolder
 from diffup.decoder.diffusion import Diffusion
 from diffup.decoder.weights import save_decoder
@@ -65,8 +65,7 @@ def encoders() -> object:
     def build(variant: str | None, *, input_size: int = 64) -> FakeBackbone:
         return FakeBackbone(input_size=(input_size, input_size), seed=len(variant or ""))
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(registry, "_RUNTIME", {"fake": build})
+    with temporary_backbones(fake=build):
         yield
 
 
@@ -144,7 +143,7 @@ def test_it_shares_the_record_of_evaluate(
     out: Path, shapes: Path, decoders: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = (out / "episodes.jsonl").read_bytes()
-    monkeypatch.setattr(Evaluator, "_batch", None)  # nothing is scored
+    monkeypatch.setattr(FakeBackbone, "pyramid", None)  # nothing is scored
     options = ["--backbone", "fake:bb", "--fold", "1", "--episodes", "3", "--device", "cpu", "--quiet"]
     assert cli.main(["evaluate", str(shapes), "--decoder", str(decoders[0]), "-o", str(out), *options]) == 0
     [row] = json.loads((out / "scores.json").read_text())["rows"]

@@ -18,7 +18,8 @@ import importlib
 import importlib.util
 import inspect
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar, cast
@@ -171,6 +172,26 @@ def register_backbone(family: str, factory: F) -> F:
         warnings.warn(f"backbone family '{family}' exists already; the new factory replaces it", stacklevel=2)
     _RUNTIME[family] = factory
     return factory
+
+
+@contextmanager
+def temporary_backbones(**factories: Factory) -> Iterator[None]:
+    """Families that are known within a `with` block alone, in the place of all that `register_backbone` added.
+
+    For tests: what is registered within the block is forgotten after it too. A family that diffup brings may be
+    replaced, without a warning.
+
+    Args:
+        **factories: Factory of each family, see `register_backbone`.
+    """
+    before = dict(_RUNTIME)
+    _RUNTIME.clear()
+    _RUNTIME.update(factories)
+    try:
+        yield
+    finally:
+        _RUNTIME.clear()
+        _RUNTIME.update(before)
 
 
 def available_backbones() -> list[BackboneFamily]:

@@ -13,7 +13,6 @@ from PIL import Image, ImageDraw, ImageFont
 from diffup import pictures
 from diffup.annotation import Annotation, Box, Mask, Scribble, rasterise
 from diffup.errors import AnnotationError, ImageError
-from diffup.fonts import font_for
 from diffup.formats.contours import connected_components
 from diffup.formats.optional import need
 from diffup.masks import bounding_box

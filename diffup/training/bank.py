@@ -33,7 +33,8 @@ from diffup.priors.views import View, warp
 from diffup.training.render import Rendered
 
 _FILLED = "filled.json"
-_CHUNK = 100
+CHUNK = 100
+"""Views that are computed before a bank notes how far it is."""
 _BATCH = 10  # images encoded at once; larger batches are slower on a CPU
 
 REVISION = 1
@@ -76,7 +77,7 @@ class Bank:
         arrays: dict[str, Any] = {name: self._open(name, "r+") for name in facts["arrays"]}
         with tqdm(total=self.length, initial=facts["filled"], desc=description, disable=not progress) as bar:
             while facts["filled"] < self.length:
-                chunk = range(facts["filled"], min(facts["filled"] + _CHUNK, self.length))
+                chunk = range(facts["filled"], min(facts["filled"] + CHUNK, self.length))
                 for name, values in compute(chunk).items():
                     if name not in arrays:
                         shape = (self.length, *values.shape[1:])
