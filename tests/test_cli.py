@@ -144,7 +144,10 @@ def test_segment_seed(photos: Path, decoder: Path) -> None:
         (["--support", "missing.png"], "--support: there is no file 'missing.png'"),
         (["--support", "a.png", "broken.png"], "--support: 'broken.png' cannot be read"),
         (["--support", "a.png", "--mask", "missing.png"], "there is no file 'missing.png'"),
-        (["--support", "a.png", "--mask", "small_mask.png"], "--mask of a.png: the mask is 10 x 10"),
+        (
+            ["--support", "a.png", "--mask", "small_mask.png"],
+            "--mask of a.png: the mask 'small_mask.png' is 10 x 10",
+        ),
         (["--support", "a.png", "--mask", "a_mask.png", "--mask", "b_mask.png"], "2 masks"),
         (["--support", "a.png", "--box", "1,2,3"], "--box: expected x0,y0,x1,y1"),
         (["--support", "a.png", "--box", "1,2,3,x"], "--box: expected x0,y0,x1,y1"),
