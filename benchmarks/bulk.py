@@ -28,7 +28,7 @@ STEPS = {
     "read": "diffup.inference.read_query",
     "encoder": "diffup.model.DiffUp.encode",
     "priors": "diffup.model.DiffUp.conditions",
-    "decoder": "diffup.inference.sample",
+    "decoder": "diffup.inference.sample_ensemble",
     "merge": "diffup.model.to_result",
     "PNG": "diffup.label_map.LabelMap.to_png",
 }
