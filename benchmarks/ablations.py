@@ -24,10 +24,10 @@ from diffup.data.folder import LabelledFolder
 from diffup.evaluation.episodes import draw_episodes
 from diffup.evaluation.evaluate import Evaluator
 from diffup.evaluation.features import FeatureCache
-from diffup.files import write_text
 from diffup.model import DiffUp
 from diffup.training.config import TrainConfig
 from diffup.training.trainer import train
+from diffup.utils.files import write_text
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 TIMED = (2, 10)

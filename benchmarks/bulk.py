@@ -22,7 +22,7 @@ import torch
 
 from diffup import Box, DiffUp, LabelMap, Prototypes
 from diffup.inference import read_query
-from diffup.labelling import find_images
+from diffup.labelling.folder import find_images
 
 STEPS = {
     "read": "diffup.inference.read_query",

@@ -16,8 +16,8 @@ import onnxruntime
 import torch
 
 from diffup.decoder.weights import load_decoder
-from diffup.export import INPUTS, Network, example_inputs, export_decoder
 from diffup.model import RELEASED
+from diffup.publish.export import INPUTS, Network, example_inputs, export_decoder
 
 
 def measure(runs: dict[str, Callable[[], object]], repetitions: int) -> dict[str, float]:

@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import save_file
 from timm.data import ImageNetInfo
 
-from diffup.files import replacing
 from diffup.text.conse import BANK, CLASSES
 from diffup.text.sentences import MINILM, load_sentence_encoder
+from diffup.utils.files import replacing
 
 
 def main() -> None:

@@ -39,9 +39,9 @@ from diffup import DiffUp, Mask, Prototypes  # noqa: E402
 from diffup.data.folder import LabelledFolder  # noqa: E402
 from diffup.inference import Query, read_query  # noqa: E402
 from diffup.training.config import EpisodesConfig, TrainConfig, ViewsConfig  # noqa: E402
-from diffup.training.episodes import EpisodeSampler  # noqa: E402
 from diffup.training.prepare import Sources, build_banks  # noqa: E402
 from diffup.training.processes import Processes  # noqa: E402
+from diffup.training.sampler import EpisodeSampler  # noqa: E402
 from diffup.training.trainer import Trainer  # noqa: E402
 
 PAPER = {"steps": 50, "ensemble": 5}

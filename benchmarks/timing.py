@@ -18,7 +18,7 @@ import torch
 from marked import put_between
 
 from diffup import __version__
-from diffup.files import write_text
+from diffup.utils.files import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 ACCEPTED = ROOT / "benchmarks" / "accepted.json"

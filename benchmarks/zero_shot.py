@@ -22,12 +22,12 @@ from diffup.data.folder import LabelledFolder
 from diffup.evaluation.episodes import Episode
 from diffup.evaluation.evaluate import THRESHOLDS, EpisodeScore, Evaluator, Overlap, overlaps, summarise
 from diffup.evaluation.meter import Meter
-from diffup.files import write_text
 from diffup.inference import enlarge
 from diffup.model import DiffUp
 from diffup.priors.normalisation import normalise
 from diffup.priors.text import text_similarity
 from diffup.text.conse import read_bank
+from diffup.utils.files import write_text
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from diffup import DiffUp, Mask
 from diffup.data.folder import LabelledFolder
 from diffup.evaluation.episodes import draw_episodes
 from diffup.evaluation.meter import Meter
-from diffup.files import write_text
+from diffup.utils.files import write_text
 
 GROUPS = {"all": (0.0, 1.0), "below 5 %": (0.0, 0.05), "5 to 20 %": (0.05, 0.2), "above 20 %": (0.2, 1.0)}
 

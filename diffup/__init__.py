@@ -8,14 +8,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from diffup.annotation import Box, Mask, Points, Scribble
     from diffup.backbones import available_backbones, load_backbone, register_backbone
-    from diffup.bulk import Failure
     from diffup.errors import DiffUpError
+    from diffup.inputs.annotations import Box, Mask, Points, Scribble
     from diffup.label_map import LabelMap
     from diffup.model import DiffUp
     from diffup.prototypes import Prototypes
     from diffup.result import Segmentation
+    from diffup.stream import Failure
 
 __all__ = [
     "Box",
@@ -36,9 +36,9 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
-    "annotation": ("Box", "Mask", "Points", "Scribble"),
+    "inputs.annotations": ("Box", "Mask", "Points", "Scribble"),
     "backbones": ("available_backbones", "load_backbone", "register_backbone"),
-    "bulk": ("Failure",),
+    "stream": ("Failure",),
     "errors": ("DiffUpError",),
     "label_map": ("LabelMap",),
     "model": ("DiffUp",),

@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from diffup.annotation import Support
 from diffup.backbones import Backbone, check_pyramid, members_of
-from diffup.images import resize_image
-from diffup.options import placed
+from diffup.inputs.annotations import Support
+from diffup.inputs.images import resize_image
 from diffup.priors.condition import EDGE_SIDE, Condition, SupportFeatures, build_condition
+from diffup.priors.level import pool_to_grid
+from diffup.priors.support import plan_views, support_features
 from diffup.priors.text import text_maps, text_similarity
-from diffup.priors.view_priors import pool_to_grid
 from diffup.priors.views import View, warp
-from diffup.support import plan_views, support_features
+from diffup.text.prompts import Words, read_words, text_space_of
 from diffup.text.space import TextSpace
 from diffup.text.templates import Templates
-from diffup.text.words import Words, read_words, text_space_of
+from diffup.utils.options import placed
 
 if TYPE_CHECKING:
     from diffup.decoder.config import DecoderConfig
@@ -74,8 +74,8 @@ class Conditioner:
         """The support side of an episode; a single support comes as its three views (UAPF).
 
         Args:
-            supports: of `diffup.annotation.pair_supports`.
-            plan: other views than those of `diffup.support.plan_views`.
+            supports: of `diffup.inputs.annotations.pair_supports`.
+            plan: other views than those of `diffup.priors.support.plan_views`.
 
         Returns:
             A batch of one.
@@ -90,7 +90,7 @@ class Conditioner:
         """The encoder that reads texts, loaded when it is first needed.
 
         Raises:
-            BackboneError, MissingPackageError, WeightsError: see `diffup.text.words.text_space_of`.
+            BackboneError, MissingPackageError, WeightsError: see `diffup.text.prompts.text_space_of`.
         """
         space = text_space_of(self.backbone, self.text_backbone)
         named = self.text_backbone is None or isinstance(self.text_backbone, str)

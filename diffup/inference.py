@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffup.decoder.sampling import Ensemble, sample_batches, sample_ensemble
-from diffup.images import ImageLike, read_image, resize_image, to_bytes
+from diffup.inputs.images import ImageLike, read_image, resize_image, to_bytes
 from diffup.priors.condition import EDGE_SIDE, SIZES, Condition
+from diffup.priors.support import change_support
 from diffup.result import Segmentation
-from diffup.support import change_support
 from diffup.zoom import Crop, choose_crops, merge_crop
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""The files that `diffup.labelling` writes for an image: their names, what they are worth, and when they go."""
+"""The files that `diffup.labelling.folder` writes for an image: their names, what they are worth, and when they go."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from diffup.errors import FormatError
-from diffup.files import replacing, write_text
 from diffup.formats.yolo import yolo_lines
 from diffup.label_map import LabelMap
+from diffup.utils.files import replacing, write_text
 
 PLACES = {"png": ("labels", ".png"), "overlay": ("overlays", ".jpg"), "yolo": ("yolo/labels", ".txt")}
 """Folder and ending of the files of a format that has one for each image."""

@@ -14,12 +14,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffup import pictures
 from diffup.errors import ImageError, PrototypesError
-from diffup.fonts import legend_key
 from diffup.formats.png import encode_label_png, voc_palette, write_label_png
 from diffup.inference import Decoded
 from diffup.result import Segmentation
+from diffup.utils import pictures
+from diffup.utils.fonts import legend_key
 
 _EPS = 1e-6  # probabilities are kept this far from 0 and 1, so that their odds are finite
 

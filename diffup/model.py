@@ -12,23 +12,23 @@ from typing import Any, Literal, cast, overload
 import torch
 from tqdm import tqdm
 
-from diffup.annotation import AnnotationLike
 from diffup.backbones import Backbone, load_backbone
-from diffup.bulk import Outcome, check_stream, stream
 from diffup.conditioning import Conditioner
 from diffup.decoder.base import Decoder
 from diffup.decoder.config import DecoderConfig
 from diffup.decoder.diffusion import Diffusion
 from diffup.decoder.weights import fetch_decoder, load_decoder, save_decoder
 from diffup.errors import AnnotationError, BackboneError
-from diffup.images import ImageLike
 from diffup.inference import decode, decoder_rounds, look_again, query_reader, starting_noise
+from diffup.inputs.annotations import AnnotationLike
+from diffup.inputs.images import ImageLike
 from diffup.label_map import LabelMap, to_result
-from diffup.options import placed, resolve_device, sampling_options, seeded
 from diffup.prototypes import Prototypes, check_classes, has_words, read_shots, teach
 from diffup.result import Segmentation
+from diffup.stream import Outcome, check_stream, stream
 from diffup.text.space import TextSpace
 from diffup.text.templates import Templates, resolve_names
+from diffup.utils.options import placed, resolve_device, sampling_options, seeded
 
 RELEASED = Path(__file__).parent / "weights" / "default"
 """The decoder that comes with the package."""
@@ -174,7 +174,7 @@ class DiffUp(Conditioner):
             ConfigError: an argument is wrong, or a file is of another decoder; nothing was sent.
             HubError: the hub cannot be reached, is switched off (`HF_HUB_OFFLINE`), or refuses.
         """
-        from diffup.hub import upload, write_repository
+        from diffup.publish.hub import upload, write_repository
 
         made_from: dict[str, Any] = {
             "card": card,

@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from diffup import pictures
 from diffup.errors import ImageError
-from diffup.files import checked_ending, replacing
 from diffup.formats.coco import coco_annotations
 from diffup.formats.detections import to_detections
-from diffup.masks import bounding_box
+from diffup.inputs.masks import bounding_box
+from diffup.utils import pictures
+from diffup.utils.files import checked_ending, replacing
 
 _MAPS = ("prior", "probability", "variance", "error_map")
 

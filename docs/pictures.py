@@ -20,8 +20,8 @@ sys.path.insert(0, str(ROOT / "examples"))
 from quickstart import Scene, coins, motorcycle, person, score, support_picture  # noqa: E402
 
 from diffup import Box, DiffUp, Mask, Points  # noqa: E402
-from diffup.annotation import Annotation  # noqa: E402
-from diffup.pictures import Bytes, strip  # noqa: E402
+from diffup.inputs.annotations import Annotation  # noqa: E402
+from diffup.utils.pictures import Bytes, strip  # noqa: E402
 
 ENCODERS = ("bundled:efficientnet_lite0", "bundled:efficientnet_lite1", "bundled:efficientnet_lite2")
 HEIGHT = 190

@@ -17,8 +17,8 @@ import ray
 import ray.data
 
 from diffup import Prototypes
-from diffup.integrations.ray import RayPlan, label_into
-from diffup.labelling import find_images
+from diffup.labelling.folder import find_images
+from diffup.labelling.ray import RayPlan, label_into
 
 
 def main(argv: Sequence[str] | None = None) -> None:

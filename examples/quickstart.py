@@ -21,9 +21,9 @@ from scipy import ndimage
 from skimage import data, draw, filters, segmentation
 
 from diffup import Box, DiffUp, Mask, Scribble, Segmentation
-from diffup.annotation import Annotation, pair_supports
-from diffup.images import to_pil
-from diffup.pictures import Bytes, strip, tint
+from diffup.inputs.annotations import Annotation, pair_supports
+from diffup.inputs.images import to_pil
+from diffup.utils.pictures import Bytes, strip, tint
 
 ENCODERS = ("bundled:efficientnet_lite0", "bundled:efficientnet_lite2")  # the second one is swapped in, not trained for
 

@@ -14,7 +14,7 @@ import torch
 from quickstart import coins, score
 
 from diffup import DiffUp, load_backbone
-from diffup.images import read_image
+from diffup.inputs.images import read_image
 
 ENCODERS = ("bundled:efficientnet_lite0", "bundled:efficientnet_lite1", "bundled:efficientnet_lite2")
 

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from diffup import Box, DiffUp, Failure, Mask, Prototypes
-from diffup.annotation import Annotation
+from diffup.inputs.annotations import Annotation
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 

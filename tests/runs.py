@@ -14,9 +14,9 @@ from diffup.data.folder import LabelledFolder
 from diffup.decoder.config import DecoderConfig
 from diffup.priors.config import PriorConfig
 from diffup.training.config import EpisodesConfig, PerturbConfig, TrainConfig, ViewsConfig
-from diffup.training.episodes import EpisodeSampler
 from diffup.training.prepare import Banks, Sources, build_banks
 from diffup.training.processes import Processes
+from diffup.training.sampler import EpisodeSampler
 from diffup.training.trainer import CHECKPOINT, Trainer
 
 DECODER_CONFIG = DecoderConfig(**TINY, timesteps=50, steps=1, ensemble=2, priors=PriorConfig(grid=6))

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from skimage import data
 
-from diffup.annotation import Box, Mask, Points, Scribble, pair_supports, parse_annotation, rasterise
 from diffup.errors import AnnotationError, DiffUpError, ImageError
+from diffup.inputs.annotations import Box, Mask, Points, Scribble, pair_supports, parse_annotation, rasterise
 
 SIZE = (20, 30)  # height, width
 

@@ -22,13 +22,13 @@ from diffup.data.folder import LabelledFolder
 from diffup.errors import BackboneError
 from diffup.priors.condition import fused_priors
 from diffup.priors.config import PriorConfig
-from diffup.priors.view_priors import pool_to_grid
+from diffup.priors.level import pool_to_grid
 from diffup.priors.views import ONE_SHOT_VIEWS
 from diffup.training import bank as bank_module
 from diffup.training import trainer as trainer_module
 from diffup.training.config import TrainConfig, ViewsConfig
-from diffup.training.episodes import GROUPS, PASTED, WHOLE
 from diffup.training.prepare import Banks, Sources, build_banks
+from diffup.training.sampler import GROUPS, PASTED, WHOLE
 
 # --- views -----------------------------------------------------------------------------------------------------------
 

@@ -27,8 +27,8 @@ from diffup.evaluation.evaluate import Evaluator
 from diffup.priors.condition import Condition
 from diffup.priors.config import PriorConfig
 from diffup.training.config import TrainConfig
-from diffup.training.episodes import Episodes
 from diffup.training.prepare import Banks
+from diffup.training.sampler import Episodes
 
 SYSTEMS = ("one_step", "gan", "prior")
 QUERY, _ = shape_image((1, 2), (60, 80), seed=1)

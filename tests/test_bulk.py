@@ -17,9 +17,9 @@ from pages import ROOT, make
 from PIL import Image
 
 from diffup import DiffUp, Failure, LabelMap, Prototypes, Segmentation
-from diffup.bulk import stream
 from diffup.errors import ConfigError, ImageError, PrototypesError
 from diffup.inference import Query, read_query
+from diffup.stream import stream
 
 QUERIES = [shape_image((1, 2), (60 + 7 * i, 100 - 5 * i), seed=i)[0] for i in range(7)]
 

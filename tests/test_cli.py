@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from diffup import Box, DiffUp, Points, Scribble, __version__, cli
-from diffup.commands.options import split_backbone
+from diffup.commands.arguments import split_backbone
 from diffup.decoder.weights import load_decoder, save_decoder
 from diffup.training.config import TrainConfig
 

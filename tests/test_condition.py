@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from skimage import data
 from torch import Tensor
 
-from diffup.annotation import Box, Mask, Points, Scribble, pair_supports
 from diffup.errors import ConfigError
-from diffup.images import resize_image
+from diffup.inputs.annotations import Box, Mask, Points, Scribble, pair_supports
+from diffup.inputs.images import resize_image
 from diffup.priors.condition import (
     SIZES,
     Condition,
@@ -27,10 +27,10 @@ from diffup.priors.condition import (
     possible_share,
 )
 from diffup.priors.config import PRIOR_KINDS, PriorConfig
+from diffup.priors.level import calibrated_contrast, place, pool_to_grid
 from diffup.priors.similarity import resize_weights
-from diffup.priors.view_priors import calibrated_contrast, place, pool_to_grid
+from diffup.priors.support import plan_views, support_features, view_regions
 from diffup.priors.views import warp
-from diffup.support import plan_views, support_features, view_regions
 
 CONFIGS = {
     "default": PriorConfig(grid=8),

@@ -18,9 +18,9 @@ from diffup import Box, DiffUp, Mask, Scribble, cli
 from diffup.decoder.weights import save_decoder
 from diffup.demo import downloads, session, views
 from diffup.demo.encoders import Encoders, installed_encoders, installed_reader
+from diffup.demo.examples import KINDS, Shot, read_editor, read_paint
 from diffup.demo.scenes import SCENES
 from diffup.demo.session import Sampling, Session, Taught
-from diffup.demo.shots import KINDS, Shot, read_editor, read_paint
 from diffup.errors import AnnotationError, ConfigError, ImageError, PrototypesError
 from diffup.label_map import LabelMap
 from diffup.prototypes import Prototypes

@@ -17,11 +17,11 @@ from fakes import FakeTextSpace, shape_image
 from PIL import Image
 
 from diffup import DiffUp, Scribble
-from diffup.annotation import rasterise
 from diffup.backbones.bundled import BUNDLES
 from diffup.demo.encoders import Encoders
 from diffup.demo.scenes import coins
 from diffup.errors import ConfigError
+from diffup.inputs.annotations import rasterise
 from diffup.priors.similarity import resize_weights
 from diffup.prototypes import Prototypes
 

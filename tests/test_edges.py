@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffup.images import read_image, resize_image
+from diffup.inputs.images import read_image, resize_image
 from diffup.priors.condition import EDGE_SIDE, edge_maps
 from diffup.priors.edges import _hysteresis, canny, sobel, to_grey
 

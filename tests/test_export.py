@@ -15,7 +15,7 @@ import torch
 from fakes import FakeBackbone, random_condition, random_decoder, shape_image, tiny_config
 from PIL import Image
 
-from diffup import DiffUp, cli, export
+from diffup import DiffUp, cli
 from diffup.decoder.base import Decoder
 from diffup.decoder.config import DecoderConfig
 from diffup.decoder.diffusion import Diffusion
@@ -23,8 +23,9 @@ from diffup.decoder.format import FORMAT
 from diffup.decoder.sampling import Samples, draw_noise, sample
 from diffup.decoder.weights import load_decoder, save_decoder
 from diffup.errors import ConfigError, ExportError, MissingPackageError
-from diffup.export import TOLERANCE, example_inputs, export_decoder, save_condition
 from diffup.model import RELEASED
+from diffup.publish import export
+from diffup.publish.export import TOLERANCE, example_inputs, export_decoder, save_condition
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = ROOT / "examples" / "onnx_numpy.py"

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from diffup import fonts, pictures
-from diffup.fonts import font_for, legend_key, legend_texts
+from diffup.utils import fonts, pictures
+from diffup.utils.fonts import font_for, legend_key, legend_texts
 
 RED = (255, 0, 0)
 HARD = [

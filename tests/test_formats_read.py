@@ -19,7 +19,6 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from diffup import Box, DiffUp, Mask, Points, Scribble
-from diffup.annotation import pair_supports
 from diffup.errors import FormatError
 from diffup.formats import (
     Shots,
@@ -33,6 +32,7 @@ from diffup.formats import (
     write_label_png,
     write_mask_png,
 )
+from diffup.inputs.annotations import pair_supports
 
 pytest.importorskip("pycocotools")
 pytest.importorskip("skimage")

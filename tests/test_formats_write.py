@@ -27,7 +27,7 @@ from diffup.formats import (
     write_mask_png,
     yolo_lines,
 )
-from diffup.formats.optional import need
+from diffup.utils.optional import need
 
 pytest.importorskip("pycocotools")
 pytest.importorskip("skimage")

@@ -39,7 +39,7 @@ from diffup.formats import (
     read_labelme,
 )
 from diffup.formats.rle import decode_rle
-from diffup.recorded import Files, read_json
+from diffup.inputs.recorded import Files, read_json
 from diffup.training.checkpoint import load_checkpoint, save_checkpoint
 from diffup.training.config import TrainConfig
 

@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from diffup import Box, DiffUp, Mask, Points, Scribble
-from diffup.annotation import parse_annotation, rasterise
 from diffup.errors import AnnotationError, DiffUpError, ImageError
-from diffup.images import read_image, upright_size
-from diffup.masks import read_mask
+from diffup.inputs.annotations import parse_annotation, rasterise
+from diffup.inputs.images import read_image, upright_size
+from diffup.inputs.masks import read_mask
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Pillow's and numpy's, about what is damaged
 

@@ -15,7 +15,7 @@ from fakes import random_condition, random_decoder, tiny_config
 from runs import CONFIG, DECODER_CONFIG, assert_identical, state, trainer_of
 from torch import Tensor, nn
 
-from diffup.decoder.gan import (
+from diffup.decoder.baselines.gan import (
     LATENT,
     Discriminator,
     ModulatedConv,

@@ -19,7 +19,7 @@ from pages import ROOT
 from diffup import DiffUp, cli
 from diffup.decoder.weights import save_decoder
 from diffup.errors import ConfigError, HubError, WeightsError
-from diffup.hub import write_repository
+from diffup.publish.hub import write_repository
 from diffup.training.config import TrainConfig
 
 

@@ -18,7 +18,7 @@ from PIL import Image, PngImagePlugin
 from skimage import data
 
 from diffup.errors import ImageError
-from diffup.images import read_image, resize_image, to_pil, upright_size
+from diffup.inputs.images import read_image, resize_image, to_pil, upright_size
 
 
 @pytest.fixture(scope="module")

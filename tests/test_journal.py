@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from diffup.errors import StorageError
-from diffup.journal import Journal
+from diffup.utils.journal import Journal
 
 FORK = "fork" in multiprocessing.get_all_start_methods()
 

@@ -20,8 +20,8 @@ from PIL import Image
 from diffup import DiffUp, LabelMap, Prototypes, cli
 from diffup.decoder.weights import load_decoder, save_decoder
 from diffup.errors import ConfigError, DataError, MissingPackageError, StorageError
-from diffup.journal import Journal
-from diffup.labelling import FORMATS, RECORD, LabelPlan, find_images, label_folder, quality_table
+from diffup.labelling.folder import FORMATS, RECORD, LabelPlan, find_images, label_folder, quality_table
+from diffup.utils.journal import Journal
 
 EVERYTHING = LabelPlan(formats=FORMATS)
 NAMES = ("red square", "disc: green")

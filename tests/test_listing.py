@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from diffup.errors import DataError
-from diffup.images import is_image_name, read_image
-from diffup.listing import HIDDEN, OTHER, list_images, summary
+from diffup.inputs.images import is_image_name, read_image
+from diffup.labelling.listing import HIDDEN, OTHER, list_images, summary
 
 
 def written_endings() -> list[tuple[str, str]]:

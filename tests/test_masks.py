@@ -15,7 +15,7 @@ from PIL import Image, ImageFilter
 from skimage import data
 
 from diffup.errors import AnnotationError
-from diffup.masks import bounding_box, read_mask, seems_inverted
+from diffup.inputs.masks import bounding_box, read_mask, seems_inverted
 
 TRUTH = np.zeros((12, 16), dtype=bool)
 TRUTH[2:7, 3:12] = True

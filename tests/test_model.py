@@ -24,10 +24,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from diffup import Box, DiffUp, Mask, Points, Scribble, Segmentation
-from diffup.annotation import pair_supports
 from diffup.decoder.weights import CONFIG, WEIGHTS
 from diffup.errors import AnnotationError, BackboneError, ConfigError, ImageError, WeightsError
 from diffup.inference import enlarge
+from diffup.inputs.annotations import pair_supports
 from diffup.result import Segmentation as Result
 
 QUERY, TRUTH = shape_image((1, 2), (70, 100), seed=1)

@@ -21,11 +21,11 @@ from diffup.errors import ConfigError, MissingPackageError
 from diffup.priors import PriorConfig
 from diffup.training.augment import move
 from diffup.training.config import PerturbConfig, TrainConfig
-from diffup.training.episodes import Episodes
 from diffup.training.log import LOG
 from diffup.training.perturb import perturb
 from diffup.training.prepare import Banks
 from diffup.training.processes import ALL, Processes, Share
+from diffup.training.sampler import Episodes
 from diffup.training.trainer import CHECKPOINT, DECODER, train
 
 PARTS = [Share(index, 2) for index in range(2)]

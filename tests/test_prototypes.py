@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from diffup import Box, DiffUp, Mask, Points, Prototypes, Scribble, Segmentation
-from diffup.annotation import pair_supports
 from diffup.errors import AnnotationError, FormatError, ImageError, PrototypesError
-from diffup.kept import KeptSupport
+from diffup.inputs.annotations import pair_supports
 from diffup.priors.config import PriorConfig
-from diffup.prototype_file import FORMAT
 from diffup.prototypes import check_classes
+from diffup.prototypes.file import FORMAT
+from diffup.prototypes.kept_supports import KeptSupport
 
 QUERY, _ = shape_image((1, 2), (70, 100), seed=1)
 IMAGES, MASKS = zip(*(shape_image((1,), (80, 64 + 8 * seed), seed=seed) for seed in range(4)), strict=True)

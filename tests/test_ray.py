@@ -24,9 +24,9 @@ from PIL import Image
 from torch import Tensor
 
 from diffup import DiffUp, LabelMap, Prototypes
-from diffup.bulk import Failure
 from diffup.decoder.weights import save_decoder
 from diffup.errors import ConfigError, DataError, PrototypesError, WeightsError
+from diffup.stream import Failure
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # its name aside, this keeps Ray on loopback anywhere
@@ -37,7 +37,7 @@ import pyarrow  # noqa: E402
 from pyarrow import parquet  # noqa: E402
 from ray.data.block import BlockAccessor  # noqa: E402
 
-from diffup.integrations.ray import (  # noqa: E402
+from diffup.labelling.ray import (  # noqa: E402
     Labeller,
     RayPlan,
     _unlabelled,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from diffup.errors import DataError, FormatError
-from diffup.recorded import Files, Names, image_endings, is_image_name, read_json, read_text, without_ending
+from diffup.inputs.recorded import Files, Names, image_endings, is_image_name, read_json, read_text, without_ending
 
 NFC, NFD = unicodedata.normalize("NFC", "Küche é.png"), unicodedata.normalize("NFD", "Küche é.png")
 

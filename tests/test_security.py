@@ -14,7 +14,7 @@ import torch
 import diffup
 from diffup import load_backbone
 from diffup.errors import ImageError, WeightsError
-from diffup.images import read_image
+from diffup.inputs.images import read_image
 
 SOURCES = sorted(Path(diffup.__file__).parent.rglob("*.py"))
 FORBIDDEN = {"eval", "exec", "compile", "__import__"}

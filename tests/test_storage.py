@@ -15,14 +15,15 @@ import torch
 from fakes import FakeBackbone, random_decoder, shape_image, tiny_config
 from runs import state
 
-from diffup import DiffUp, files
+from diffup import DiffUp
 from diffup.errors import DiffUpError, StorageError
 from diffup.evaluation.episodes import Episode
 from diffup.evaluation.evaluate import THRESHOLDS, EpisodeScore
 from diffup.evaluation.record import EpisodeRecord, Setting
-from diffup.journal import Journal
 from diffup.training.checkpoint import save_checkpoint
 from diffup.training.trainer import CHECKPOINT
+from diffup.utils import files
+from diffup.utils.journal import Journal
 
 resource = pytest.importorskip("resource")
 

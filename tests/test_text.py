@@ -25,9 +25,9 @@ from diffup.data.folder import LabelledFolder
 from diffup.decoder.config import DecoderConfig
 from diffup.decoder.weights import save_decoder
 from diffup.errors import AnnotationError, BackboneError, ConfigError, MissingPackageError, WeightsError
+from diffup.evaluation.annotations import split_annotation
 from diffup.evaluation.episodes import draw_episodes
 from diffup.evaluation.evaluate import Evaluator
-from diffup.evaluation.words import split_annotation
 from diffup.priors.condition import TEXT_WEIGHT, build_condition, fused_priors
 from diffup.priors.config import PriorConfig
 from diffup.priors.text import text_maps, text_similarity

@@ -25,11 +25,11 @@ from diffup import DiffUp, LabelMap, Prototypes, Segmentation, cli
 from diffup.backbones import JointBackbone
 from diffup.decoder.weights import save_decoder
 from diffup.errors import AnnotationError, BackboneError, ConfigError, DataError, PrototypesError
-from diffup.labelling import LabelPlan, label_folder
+from diffup.labelling.folder import LabelPlan, label_folder
 from diffup.priors.condition import build_condition, fused_priors
 from diffup.priors.config import PriorConfig
 from diffup.priors.text import text_maps
-from diffup.prototype_file import FORMAT
+from diffup.prototypes.file import FORMAT
 
 QUERY, TRUTH = shape_image((1, 2), (70, 100), seed=1)
 SUPPORT, LABELS = shape_image((1,), (80, 64), seed=2)

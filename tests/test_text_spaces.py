@@ -25,9 +25,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from diffup import load_backbone
-from diffup.backbones import open_clip_text, transformers_text
 from diffup.errors import BackboneError, WeightsError
 from diffup.text import load_text_space
+from diffup.text import open_clip as open_clip_text
+from diffup.text import transformers as transformers_text
 from diffup.text.conse import BANK, CLASSES, ConseSpace, read_bank
 from diffup.text.positions import block_values, run_and_catch
 

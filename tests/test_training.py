@@ -30,9 +30,9 @@ from diffup.errors import ConfigError, DataError, MissingPackageError, TrainingE
 from diffup.training import log as log_module
 from diffup.training import trainer as trainer_module
 from diffup.training.config import TrainConfig, ViewsConfig
-from diffup.training.episodes import WHOLE, Episodes, EpisodeSampler
 from diffup.training.log import CURVES, LOG
 from diffup.training.prepare import Banks, Sources, build_banks
+from diffup.training.sampler import WHOLE, Episodes, EpisodeSampler
 from diffup.training.trainer import CHECKPOINT, DECODER, train
 from diffup.training.trainer import CONFIG as CONFIG_FILE
 

@@ -20,8 +20,8 @@ from diffup.data.folder import LabelledFolder
 from diffup.data.pascal5i import Pascal5i
 from diffup.errors import DataError, TrainingError
 from diffup.training.config import ViewsConfig
-from diffup.training.episodes import GROUPS, WHOLE
 from diffup.training.prepare import Sources, build_banks
+from diffup.training.sampler import GROUPS, WHOLE
 from diffup.training.trainer import CHECKPOINT, train
 
 SIZE = (160, 192)

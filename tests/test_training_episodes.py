@@ -18,9 +18,9 @@ from diffup.errors import TrainingError
 from diffup.priors import PriorConfig
 from diffup.training.augment import move
 from diffup.training.config import EpisodesConfig, PerturbConfig
-from diffup.training.episodes import Episodes, EpisodeSampler
 from diffup.training.perturb import perturb
 from diffup.training.prepare import Banks
+from diffup.training.sampler import Episodes, EpisodeSampler
 
 # --- episodes --------------------------------------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ from diffup.errors import BackboneError, ConfigError
 from diffup.evaluation.episodes import draw_episodes
 from diffup.evaluation.evaluate import Evaluator
 from diffup.priors.condition import Condition
-from diffup.priors.view_priors import pool_to_grid
+from diffup.priors.level import pool_to_grid
 from diffup.training.config import TrainConfig
 from diffup.training.prepare import Banks
 from diffup.training.trainer import _identity

@@ -14,7 +14,6 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from diffup.annotation import Box, Mask, Points, Scribble, rasterise
 from diffup.data.weak import (
     AnnotationKind,
     _smooth_curve,
@@ -30,6 +29,7 @@ from diffup.data.weak import (
     weaken,
 )
 from diffup.errors import AnnotationError, ConfigError, MissingPackageError
+from diffup.inputs.annotations import Box, Mask, Points, Scribble, rasterise
 
 KINDS = get_args(AnnotationKind)
 FAST: tuple[AnnotationKind, ...] = ("mask", "box", "scribble", "points", "none")

@@ -10,9 +10,9 @@ import pytest
 import torch
 from writers import REFUSED, Task, evaluating, labelling, make_data, storm, training, training_into_one
 
-from diffup import files
 from diffup.errors import StorageError
 from diffup.training.trainer import CHECKPOINT
+from diffup.utils import files
 
 pytestmark = pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs fork")
 

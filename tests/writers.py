@@ -26,9 +26,9 @@ from diffup.data.folder import LabelledFolder
 from diffup.errors import StorageError
 from diffup.evaluation.record import EpisodeRecord
 from diffup.evaluation.sweep import Candidate, Plan, Row, sweep
-from diffup.journal import Journal
-from diffup.labelling import FORMATS, RECORD, LabelPlan, label_folder
+from diffup.labelling.folder import FORMATS, RECORD, LabelPlan, label_folder
 from diffup.training.trainer import train
+from diffup.utils.journal import Journal
 
 REFUSED = 3
 """Status of a process that was told that another one is at it."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from diffup.errors import WeightsError
-from diffup.files import named_in_utf8
+from diffup.utils.files import named_in_utf8
 
 _HEADS = ("classifier", "head", "head_dist", "fc", "last_linear", "pooler")
 _ADDED = ("hidden_states_norms",)  # norms without training that backbone classes of transformers put on their outputs

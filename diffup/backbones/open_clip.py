@@ -28,7 +28,7 @@ from diffup.backbones.checkpoint import (
     read_weights,
     window_of_biases,
 )
-from diffup.backbones.hub import missing_files
+from diffup.backbones.downloads import missing_files
 from diffup.backbones.registry import near_misses
 from diffup.backbones.timm import DEFAULT_INPUT_SIZE, patch_size, stage_maps, stage_strides
 from diffup.errors import BackboneError, WeightsError
@@ -70,7 +70,7 @@ class OpenClipBackbone(FrozenBackbone):
             BackboneError: No dense text-space features are known for this tower.
             WeightsError: The weights cannot be had.
         """
-        from diffup.backbones import open_clip_text
+        from diffup.text import open_clip as open_clip_text
 
         if self.load_model is None:
             raise BackboneError(f"backbone '{self.name}' was built without its model: it has no text tower")

@@ -28,7 +28,7 @@ from diffup.backbones.checkpoint import (
     read_weights,
     window_of_biases,
 )
-from diffup.backbones.hub import missing_files
+from diffup.backbones.downloads import missing_files
 from diffup.backbones.registry import near_misses
 from diffup.errors import BackboneError, WeightsError
 

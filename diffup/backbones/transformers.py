@@ -32,7 +32,7 @@ from diffup.backbones.checkpoint import (
     read_weights,
     window_of_biases,
 )
-from diffup.backbones.hub import missing_files
+from diffup.backbones.downloads import missing_files
 from diffup.backbones.timm import DEFAULT_INPUT_SIZE
 from diffup.errors import BackboneError, WeightsError
 
@@ -78,7 +78,7 @@ class TransformersBackbone(FrozenBackbone):
             BackboneError: The model reads no texts, or no dense text-space features are known for it.
             WeightsError: Text tower or tokenizer cannot be had, or the checkpoint that the encoder is from lacks them.
         """
-        from diffup.backbones import transformers_text
+        from diffup.text import transformers as transformers_text
 
         return transformers_text.build(self, self.name.partition(":")[2], self.pretrained, self.checkpoint)
 

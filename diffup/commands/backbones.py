@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from diffup.commands.options import add_command, at_least, load_named
+from diffup.commands.arguments import add_command, at_least, load_named
 from diffup.errors import ConfigError
 
 EXAMPLES = """examples:

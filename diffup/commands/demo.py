@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from diffup.commands.options import add_command, add_model, load_model
+from diffup.commands.arguments import add_command, add_model, load_model
 
 EXAMPLES = """examples:
   diffup demo
@@ -39,13 +39,13 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Serve the page until it is interrupted."""
-    from diffup.formats.optional import need
+    from diffup.utils.optional import need
 
     need("gradio", "the web page", extra="demo")  # before the model is loaded
     from diffup.demo.encoders import Encoders, installed_encoders, installed_reader
     from diffup.demo.serve import serve
     from diffup.text import load_text_space
-    from diffup.text.words import text_reader
+    from diffup.text.prompts import text_reader
 
     print("diffup: loading the model ...", flush=True)
     model = load_model(args)

@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from diffup.commands.options import (
+from diffup.commands.arguments import (
     add_command,
     add_data,
     add_sampling,
@@ -97,8 +97,8 @@ def score(args: argparse.Namespace, decoder: Decoder, name: str) -> list[dict[st
     from diffup.evaluation import table
     from diffup.evaluation.record import EpisodeRecord
     from diffup.evaluation.sweep import Candidate, sweep
-    from diffup.files import replacing_together
     from diffup.model import DiffUp
+    from diffup.utils.files import replacing_together
 
     output_folder(args.output)
     data = open_data(args)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffup.commands.options import add_command, add_model, at_least, load_model, several
+from diffup.commands.arguments import add_command, add_model, at_least, load_model, several
 from diffup.commands.paths import existing_file, output_folder
 from diffup.commands.supports import add_supports, as_given, read_annotation
 from diffup.errors import ConfigError
@@ -40,7 +40,7 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Export the decoder, and the condition of a query if one is named."""
-    from diffup.export import FORMATS, export_decoder
+    from diffup.publish.export import FORMATS, export_decoder
 
     if bool(args.supports) != (args.condition is not None):
         raise ConfigError("--condition QUERY and --support IMG go together: a condition is of a query and its supports")
@@ -64,11 +64,11 @@ def _load_decoder(args: argparse.Namespace) -> Decoder:
 
 def _write_condition(args: argparse.Namespace, path: Path) -> Decoder:
     """Write the condition that the model's encoder gives; its decoder."""
-    from diffup.annotation import pair_supports
     from diffup.decoder.sampling import draw_noise
-    from diffup.export import save_condition
-    from diffup.images import read_image
-    from diffup.options import seeded
+    from diffup.inputs.annotations import pair_supports
+    from diffup.inputs.images import read_image
+    from diffup.publish.export import save_condition
+    from diffup.utils.options import seeded
 
     existing_file(args.condition, "--condition", "give one photo")
     annotations = [read_annotation(support) for support in args.supports]

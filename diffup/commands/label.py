@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from diffup.commands.options import add_command, add_decoding, add_model, at_least, distinct, load_model, several
+from diffup.commands.arguments import add_command, add_decoding, add_model, at_least, distinct, load_model, several
 from diffup.commands.paths import existing_folder, output_folder
 from diffup.commands.prototypes import check_prototypes, load_classes
 
@@ -42,9 +42,9 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Label a folder, and say what could not be read."""
-    from diffup.fonts import legend_key
-    from diffup.labelling import LabelPlan, label_folder
-    from diffup.listing import summary
+    from diffup.labelling.folder import LabelPlan, label_folder
+    from diffup.labelling.listing import summary
+    from diffup.utils.fonts import legend_key
 
     existing_folder(args.folder, "FOLDER", "for a single photo: diffup segment QUERY --support IMG --mask FILE -o OUT")
     output_folder(args.output)

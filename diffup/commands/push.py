@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from diffup.commands.options import add_command
+from diffup.commands.arguments import add_command
 from diffup.commands.paths import existing_file, existing_folder, output_folder
 
 EXAMPLES = """examples:
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> None:
     import torch
 
     from diffup.decoder.weights import load_decoder
-    from diffup.hub import upload, write_repository
+    from diffup.publish.hub import upload, write_repository
 
     decoder = load_decoder(args.decoder)
     made_from = {

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffup import __version__
-from diffup.commands.options import add_command, add_decoding, add_model, add_text, load_model, templates_of
+from diffup.commands.arguments import add_command, add_decoding, add_model, add_text, load_model, templates_of
 from diffup.commands.paths import existing_file, output_folder
 from diffup.commands.supports import add_supports, as_given, read_annotation
 from diffup.errors import AnnotationError, ConfigError
@@ -107,7 +107,7 @@ def _output_files(args: argparse.Namespace) -> dict[str, Path]:
 
 def _write_results(result: Segmentation, files: dict[str, Path], facts: dict[str, Any]) -> None:
     """Write all files or none; the JSON vouches for the rest."""
-    from diffup.files import replacing_together
+    from diffup.utils.files import replacing_together
 
     pictures: dict[str, Callable[[], Image.Image]] = {
         "mask.png": result.to_pil,

@@ -14,7 +14,7 @@ from diffup.commands.paths import existing_file
 from diffup.errors import AnnotationError, ImageError
 
 if TYPE_CHECKING:
-    from diffup.annotation import AnnotationLike
+    from diffup.inputs.annotations import AnnotationLike
 
 
 def add_supports(parser: argparse.ArgumentParser) -> None:
@@ -75,7 +75,7 @@ def read_annotation(support: SupportOptions) -> AnnotationLike:
         ConfigError: the image, or the file that annotates it, does not exist.
         AnnotationError: the options say nothing that can be read.
     """
-    from diffup.annotation import Box, Points, Scribble
+    from diffup.inputs.annotations import Box, Points, Scribble
 
     existing_file(support.image, "--support", "give its images by name: --support a.jpg b.jpg")
     if support.kind is None:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from diffup.commands.options import add_command, add_model, add_text, load_model, templates_of
+from diffup.commands.arguments import add_command, add_model, add_text, load_model, templates_of
 from diffup.commands.paths import output_file
 from diffup.commands.prototypes import check_prototypes, load_prototypes
 from diffup.commands.supports import add_supports, as_given, read_annotation

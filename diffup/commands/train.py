@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from diffup.commands.options import add_command, at_least, backbone_options, distinct_backbones, split_backbone
+from diffup.commands.arguments import add_command, at_least, backbone_options, distinct_backbones, split_backbone
 from diffup.commands.paths import existing_file, existing_folder, output_folder
 
 if TYPE_CHECKING:
@@ -88,9 +88,9 @@ def run(args: argparse.Namespace) -> None:
     """Train a decoder, or go on with a run that was interrupted."""
     from diffup.backbones import load_backbone
     from diffup.data.open import open_dataset
-    from diffup.options import resolve_device
     from diffup.training.processes import is_main
     from diffup.training.trainer import train
+    from diffup.utils.options import resolve_device
 
     output_folder(args.output)
     existing_folder(args.data, "DATA", "give the folder of the data set")

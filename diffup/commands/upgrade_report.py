@@ -6,8 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from diffup.commands.evaluate import RECORD
-from diffup.commands.options import (
+from diffup.commands.arguments import (
     add_command,
     add_data,
     add_sampling,
@@ -18,6 +17,7 @@ from diffup.commands.options import (
     several,
     shared_plan,
 )
+from diffup.commands.evaluate import RECORD
 from diffup.commands.paths import output_folder
 from diffup.errors import ConfigError
 
@@ -67,8 +67,8 @@ def run(args: argparse.Namespace) -> None:
     from diffup.evaluation.record import EpisodeRecord
     from diffup.evaluation.report import UpgradeMatrix, render
     from diffup.evaluation.sweep import Candidate, sweep
-    from diffup.files import replacing_together
     from diffup.model import DiffUp
+    from diffup.utils.files import replacing_together
 
     output_folder(args.output)
     folders, checkpoints = _trained(args.train), distinct_backbones(args.test, "--test")

@@ -13,8 +13,8 @@ import numpy.typing as npt
 from torch import Tensor
 
 from diffup.errors import DataError
-from diffup.images import open_image, read_image, upright_size
-from diffup.recorded import read_text, same_name, without_ending
+from diffup.inputs.images import open_image, read_image, upright_size
+from diffup.inputs.recorded import read_text, same_name, without_ending
 
 Pair: TypeAlias = tuple[str, int]
 """An image's name and the id of a class in it."""

@@ -35,10 +35,10 @@ from diffup.data.base import (
     read_index_mask,
 )
 from diffup.errors import DataError, FormatError, MissingPackageError
-from diffup.files import replacing, write_text
 from diffup.formats.checks import MarksNothing
 from diffup.formats.coco import decode_segmentation
-from diffup.recorded import Pictures, read_json
+from diffup.inputs.recorded import Pictures, read_json
+from diffup.utils.files import replacing, write_text
 
 LAYOUT = """COCO-20i looks like this:
   ROOT/train2014/COCO_train2014_*.jpg, ROOT/val2014/COCO_val2014_*.jpg     the photos, with year=2014

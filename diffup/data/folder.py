@@ -16,7 +16,7 @@ from torch import Tensor
 
 from diffup.data.base import IndexMasks, check_layout, check_listed_once, class_areas, fold_classes, name_key
 from diffup.errors import DataError
-from diffup.recorded import Pictures, image_endings, read_json
+from diffup.inputs.recorded import Pictures, image_endings, read_json
 
 LAYOUT = """a data folder looks like this:
   images/NAME.jpg|png|...    the photos, in any format that Pillow reads

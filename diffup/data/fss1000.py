@@ -24,8 +24,8 @@ from diffup.data.base import (
     read_lines,
 )
 from diffup.errors import DataError
-from diffup.images import open_image, read_image
-from diffup.recorded import Pictures
+from diffup.inputs.images import open_image, read_image
+from diffup.inputs.recorded import Pictures
 
 LAYOUT = """FSS-1000 looks like this:
   ROOT/CATEGORY/1.jpg .. 10.jpg    the photos

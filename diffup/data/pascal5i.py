@@ -29,7 +29,7 @@ from diffup.data.base import (
     read_lines,
 )
 from diffup.errors import DataError
-from diffup.recorded import Pictures, image_endings, without_ending
+from diffup.inputs.recorded import Pictures, image_endings, without_ending
 
 LAYOUT = """PASCAL-5i looks like this (ROOT is often VOCdevkit/VOC2012):
   ROOT/JPEGImages/IMAGEID.jpg                  the photos of VOC 2012

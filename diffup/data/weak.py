@@ -17,9 +17,9 @@ from typing import Any, Literal, TypeAlias, cast, get_args
 import numpy as np
 import numpy.typing as npt
 
-from diffup.annotation import Annotation, Box, Mask, Points, Scribble
 from diffup.errors import AnnotationError, ConfigError, MissingPackageError
-from diffup.masks import bounding_box
+from diffup.inputs.annotations import Annotation, Box, Mask, Points, Scribble
+from diffup.inputs.masks import bounding_box
 
 AnnotationKind: TypeAlias = Literal[
     "mask",

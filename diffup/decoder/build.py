@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from diffup.decoder.base import Decoder
+from diffup.decoder.baselines.gan import StyleGenerator
+from diffup.decoder.baselines.prior import PriorDecoder
 from diffup.decoder.config import DecoderConfig, System
-from diffup.decoder.gan import StyleGenerator
-from diffup.decoder.prior import PriorDecoder
 from diffup.decoder.unet import DiffusionUNet
 
 _SYSTEMS: dict[System, type[Decoder]] = {

@@ -17,7 +17,7 @@ from diffup.decoder.build import build_decoder
 from diffup.decoder.config import DecoderConfig
 from diffup.decoder.format import read_config, write_config
 from diffup.errors import WeightsError
-from diffup.files import named_in_utf8, replacing, write_text
+from diffup.utils.files import named_in_utf8, replacing, write_text
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from diffup.demo.session import Session
 from diffup.errors import ConfigError
-from diffup.files import replacing, write_text
 from diffup.formats import coco_annotations, coco_document
 from diffup.formats.png import write_mask_png
+from diffup.utils.files import replacing, write_text
 
 
 def write_files(session: Session, folder: Path) -> list[Path]:

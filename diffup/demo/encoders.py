@@ -6,12 +6,12 @@ import importlib.util
 from collections.abc import Sequence
 
 from diffup.backbones.bundled import BUNDLES
-from diffup.commands.options import load_named, split_backbone
+from diffup.commands.arguments import load_named, split_backbone
 from diffup.errors import ConfigError
 from diffup.model import DiffUp
 from diffup.text import conse, sentences
+from diffup.text.prompts import text_reader
 from diffup.text.space import CONSE
-from diffup.text.words import text_reader
 
 
 class Encoders:

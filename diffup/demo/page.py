@@ -15,12 +15,12 @@ from PIL import Image
 from diffup.demo import session as work
 from diffup.demo.downloads import write_files
 from diffup.demo.encoders import Encoders
+from diffup.demo.examples import KINDS
 from diffup.demo.scenes import SCENES
 from diffup.demo.session import Sampling, Session
-from diffup.demo.shots import KINDS
 from diffup.demo.views import VIEWS, compare, describe, draw, legend
 from diffup.errors import DiffUpError, ImageError
-from diffup.formats.optional import need
+from diffup.utils.optional import need
 
 KEPT_SECONDS = 3600
 """How long a visitor's examples and results stay in memory after the last use."""

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from diffup.annotation import Annotation, Box, Scribble
-from diffup.demo.shots import Shot
-from diffup.formats.optional import need
+from diffup.demo.examples import Shot
+from diffup.inputs.annotations import Annotation, Box, Scribble
+from diffup.utils.optional import need
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from diffup.demo.encoders import Encoders
 from diffup.demo.page import build
 from diffup.demo.session import MAX_PIXELS
 from diffup.errors import ConfigError
-from diffup.formats.optional import need
+from diffup.utils.optional import need
 
 SESSIONS = 50
 """Visitors whose work is held in memory; the one that was idle longest makes room."""

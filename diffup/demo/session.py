@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from diffup.demo.encoders import Encoders
-from diffup.demo.shots import WORD, Shot, read_editor, read_paint
+from diffup.demo.examples import WORD, Shot, read_editor, read_paint
 from diffup.errors import ConfigError, ImageError, PrototypesError
-from diffup.images import read_image, to_pil
+from diffup.inputs.images import read_image, to_pil
 from diffup.label_map import LabelMap
 from diffup.model import DiffUp
 from diffup.prototypes import Prototypes
@@ -77,8 +77,8 @@ def add_painted(session: Session, name: str, editor: Mapping[str, Any] | None, k
     Args:
         session: before.
         name: of the class.
-        editor: see `diffup.demo.shots.read_editor`.
-        kind: what the paint means, one of `diffup.demo.shots.KINDS`.
+        editor: see `diffup.demo.examples.read_editor`.
+        kind: what the paint means, one of `diffup.demo.examples.KINDS`.
 
     Raises:
         PrototypesError: the class has no name.

@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from diffup import pictures
-from diffup.fonts import legend_key
 from diffup.label_map import LabelMap
-from diffup.pictures import Bytes
 from diffup.result import Segmentation
+from diffup.utils import pictures
+from diffup.utils.fonts import legend_key
+from diffup.utils.pictures import Bytes
 
 SMALL, SIDE = 512, 1024
 """Smallest and largest longer side of a picture on the page, in pixels."""

@@ -17,22 +17,22 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from diffup.annotation import Support, rasterise
 from diffup.data.base import Dataset, Target
 from diffup.data.weak import AnnotationKind, weaken
 from diffup.decoder.sampling import draw_noise, sample_ensemble
 from diffup.errors import ConfigError, DataError
+from diffup.evaluation.annotations import split_annotation
 from diffup.evaluation.episodes import Episode
 from diffup.evaluation.features import FeatureCache
 from diffup.evaluation.meter import Meter
-from diffup.evaluation.words import split_annotation
-from diffup.images import resize_image
 from diffup.inference import enlarge
+from diffup.inputs.annotations import Support, rasterise
+from diffup.inputs.images import resize_image
 from diffup.model import DiffUp
 from diffup.priors.condition import EDGE_SIDE, Condition, SupportFeatures
-from diffup.priors.view_priors import pool_to_grid
+from diffup.priors.level import pool_to_grid
+from diffup.priors.support import plan_views, support_features
 from diffup.priors.views import IDENTITY, View, warp
-from diffup.support import plan_views, support_features
 from diffup.text.templates import Templates
 
 THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(1, 20))

@@ -12,16 +12,16 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from diffup import pictures
-from diffup.annotation import pair_supports
 from diffup.data.base import Dataset
 from diffup.data.weak import AnnotationKind
 from diffup.decoder.diffusion import Diffusion
 from diffup.decoder.quality import mask_iou
 from diffup.evaluation.episodes import Episode
 from diffup.evaluation.evaluate import episode_generators, weaken_support
+from diffup.inputs.annotations import pair_supports
 from diffup.model import DiffUp
 from diffup.result import Segmentation
+from diffup.utils import pictures
 
 KINDS: tuple[AnnotationKind, ...] = ("mask", "box", "scribble", "points", "none")
 """Annotations that sampling is shown under; several supports with masks are the sixth scenario."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from diffup.evaluation.episodes import Episode
 from diffup.evaluation.evaluate import THRESHOLDS, EpisodeScore
-from diffup.journal import Journal
+from diffup.utils.journal import Journal
 
 REVISION = 3
 """Of the scoring itself; raise it when the same setting comes to give other figures."""

@@ -16,15 +16,15 @@ from diffup.data.folder import LabelledFolder
 from diffup.data.open import fold_numbers
 from diffup.decoder.base import Decoder
 from diffup.errors import ConfigError
+from diffup.evaluation.annotations import split_annotation
 from diffup.evaluation.episodes import Episode, draw_episodes
 from diffup.evaluation.evaluate import BATCH_SIZE, EpisodeScore, Evaluator, Scores, check_annotation, summarise
 from diffup.evaluation.features import CACHE_BYTES, FeatureCache
 from diffup.evaluation.protocols import PROTOCOLS, ProtocolName, draw_stream
 from diffup.evaluation.record import EpisodeRecord, Setting
-from diffup.evaluation.words import split_annotation
 from diffup.model import DiffUp
-from diffup.options import MAX_SEED
 from diffup.text.templates import Templates, resolve_templates
+from diffup.utils.options import MAX_SEED
 
 FOLDER_EPISODES = 500
 """Episodes of a labelled folder, for which the literature has no protocol."""

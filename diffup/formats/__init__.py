@@ -7,7 +7,7 @@ from diffup.formats.mask_folder import read_mask_folder
 from diffup.formats.png import voc_palette, write_label_png, write_mask_png
 from diffup.formats.read_coco import read_coco
 from diffup.formats.records import read_fiftyone, read_huggingface
-from diffup.formats.shots import Shots, Skipped
+from diffup.formats.supports import Shots, Skipped
 from diffup.formats.yolo import yolo_lines
 
 __all__ = [

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from diffup.errors import FormatError
-from diffup.images import describe
+from diffup.inputs.images import describe
 
 
 class MarksNothing(FormatError):

@@ -11,9 +11,9 @@ import numpy.typing as npt
 from diffup.errors import FormatError
 from diffup.formats.checks import MarksNothing, as_mask, as_masks
 from diffup.formats.contours import connected_components, polygons
-from diffup.formats.optional import need
 from diffup.formats.rle import decode_rle
-from diffup.masks import bounding_box
+from diffup.inputs.masks import bounding_box
+from diffup.utils.optional import need
 
 _PURPOSE = "COCO's masks"
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from diffup.errors import FormatError
 from diffup.formats.checks import as_mask
-from diffup.formats.optional import need
+from diffup.utils.optional import need
 
 
 def connected_components(mask: npt.ArrayLike) -> Iterator[npt.NDArray[np.bool_]]:

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from diffup.formats.contours import connected_components
-from diffup.formats.optional import need
-from diffup.masks import bounding_box
+from diffup.inputs.masks import bounding_box
+from diffup.utils.optional import need
 
 
 def to_detections(

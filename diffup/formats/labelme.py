@@ -13,11 +13,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from diffup.annotation import Annotation
 from diffup.errors import FormatError
 from diffup.formats.checks import MarksNothing
 from diffup.formats.coco import decode_segmentation
-from diffup.formats.shots import (
+from diffup.formats.supports import (
     Gathering,
     OnError,
     Shots,
@@ -34,9 +33,10 @@ from diffup.formats.shots import (
     upright_size,
     with_area,
 )
-from diffup.images import ImageLike
-from diffup.recorded import Files, read_json
-from diffup.strokes import mark_discs
+from diffup.inputs.annotations import Annotation
+from diffup.inputs.images import ImageLike
+from diffup.inputs.recorded import Files, read_json
+from diffup.inputs.strokes import mark_discs
 
 _VERTICES = {
     "polygon": (3, None),
@@ -80,7 +80,7 @@ def read_labelme(
 
     Returns:
         Images, the embedded one (`imageData`) where there is one and else the path, and annotations; `skipped` has what
-        was passed over. `imagePath` counts from the file's own folder; `diffup.recorded.Files` says how it is found.
+        was passed over. `imagePath` counts from the file's own folder; `diffup.inputs.recorded.Files` says how it is found.
         Shapes without area are nothing beside others.
 
     Raises:

@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 from diffup.errors import FormatError
-from diffup.formats.shots import Gathering, OnError, Shots, check_shots, check_size, class_mask, upright_size
-from diffup.recorded import Names, is_image_name, without_ending
+from diffup.formats.supports import Gathering, OnError, Shots, check_shots, check_size, class_mask, upright_size
+from diffup.inputs.recorded import Names, is_image_name, without_ending
 
 
 def read_mask_folder(
@@ -22,7 +22,7 @@ def read_mask_folder(
 
     Args:
         images: folder of images; those without a mask are left out.
-        masks: folder of masks, two-valued (`diffup.masks.read_mask` says how they are understood) or, with `label`,
+        masks: folder of masks, two-valued (`diffup.inputs.masks.read_mask` says how they are understood) or, with `label`,
             index masks, such as those of PASCAL VOC.
         label: the class in index masks.
         shots: how many supports, the first by name; all by default.

@@ -12,8 +12,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from diffup.errors import FormatError
-from diffup.files import checked_ending, replacing
 from diffup.formats.checks import as_labels, as_mask
+from diffup.utils.files import checked_ending, replacing
 
 Colour = tuple[int, int, int]
 

@@ -11,10 +11,9 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from diffup.annotation import Annotation
 from diffup.errors import FormatError
 from diffup.formats.coco import decode_segmentation
-from diffup.formats.shots import (
+from diffup.formats.supports import (
     Corners,
     Gathering,
     OnError,
@@ -32,7 +31,8 @@ from diffup.formats.shots import (
     upright_size,
     with_area,
 )
-from diffup.recorded import Files, read_json
+from diffup.inputs.annotations import Annotation
+from diffup.inputs.recorded import Files, read_json
 
 Id: TypeAlias = int | str
 Objects: TypeAlias = list[tuple[str, dict[str, Any]]]
@@ -53,7 +53,7 @@ def read_coco(
 
     Args:
         path: the JSON file.
-        images: folder that the `file_name` fields are relative to; `diffup.recorded.Files` says how they are found.
+        images: folder that the `file_name` fields are relative to; `diffup.inputs.recorded.Files` says how they are found.
         category: its name, or its supercategory's if no category has that name.
         shots: how many images; all that show the category by default.
         seed: draw them at random; by default they are the first of the file.

@@ -14,10 +14,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from diffup.annotation import Annotation, Mask
 from diffup.errors import FormatError
 from diffup.formats.checks import MarksNothing
-from diffup.formats.shots import (
+from diffup.formats.supports import (
     Corners,
     Gathering,
     OnError,
@@ -35,8 +34,9 @@ from diffup.formats.shots import (
     upright_size,
     with_area,
 )
-from diffup.images import MAX_PIXELS, ImageLike, describe
-from diffup.recorded import Files
+from diffup.inputs.annotations import Annotation, Mask
+from diffup.inputs.images import MAX_PIXELS, ImageLike, describe
+from diffup.inputs.recorded import Files
 
 _MASK_COLUMNS = ("mask", "segmentation", "segmentation_mask", "annotation", "label")
 _CLASS_FIELDS = ("category", "categories", "category_id", "label", "labels")
@@ -60,7 +60,7 @@ def read_fiftyone(
             FiftyOne stores them.
         label: name of the class, or of a segmentation the number.
         field_name: of the field of the sample that holds the labels.
-        images: folder in which paths of another machine are looked up; `diffup.recorded.Files` says how.
+        images: folder in which paths of another machine are looked up; `diffup.inputs.recorded.Files` says how.
         on_error: "raise" the error of a faulty sample, or "skip": pass it over.
 
     Returns:
@@ -125,7 +125,7 @@ def read_huggingface(
             `segmentation`, `segmentation_mask`, `annotation`, `label` and `objects` that the rows have.
         image_column: that holds the images.
         box_format: "xywh" (left, top, width, height: COCO's, and usual) or "xyxy" (left, top, right, bottom), pixels.
-        images: folder in which paths of another machine are looked up; `diffup.recorded.Files` says how.
+        images: folder in which paths of another machine are looked up; `diffup.inputs.recorded.Files` says how.
         on_error: "raise" the error of a faulty row, or "skip": pass it over.
 
     Returns:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from diffup.errors import FormatError
-from diffup.images import describe
+from diffup.inputs.images import describe
 
 _LONGEST = 13  # characters of a run, five bits each: 64 bits
 

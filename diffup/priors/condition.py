@@ -17,8 +17,7 @@ from torch import Tensor
 from diffup.priors.config import PriorConfig
 from diffup.priors.edges import canny, sobel
 from diffup.priors.fusion import fuse, nearest_views
-from diffup.priors.text import text_views
-from diffup.priors.view_priors import (
+from diffup.priors.level import (
     affinity_of,
     calibrated_contrast,
     place,
@@ -27,6 +26,7 @@ from diffup.priors.view_priors import (
     tame,
     view_priors,
 )
+from diffup.priors.text import text_views
 
 SIZES = (64, 32, 16, 8)
 """Sides of the four condition levels, fine to coarse, and of the decoder's."""

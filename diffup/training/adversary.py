@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from diffup.decoder.gan import Discriminator, discriminator_loss, generator_loss, gradient_penalty
+from diffup.decoder.baselines.gan import Discriminator, discriminator_loss, generator_loss, gradient_penalty
 from diffup.errors import TrainingError
 from diffup.priors.condition import Condition
 from diffup.training.checkpoint import optimiser_tensors, restore_optimiser

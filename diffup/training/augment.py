@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffup.training.config import PerturbConfig
-from diffup.training.episodes import Episodes
 from diffup.training.processes import ALL, Share
+from diffup.training.sampler import Episodes
 
 _LEAST_LEFT = 0.3
 """An episode stays where it is if less than this share of its object's area would be seen."""

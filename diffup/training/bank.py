@@ -25,12 +25,12 @@ from tqdm import tqdm
 from diffup.backbones import Backbone, check_pyramid
 from diffup.data.folder import square_mask
 from diffup.errors import BackboneError
-from diffup.files import write_text
-from diffup.images import resize_image
+from diffup.inputs.images import resize_image
 from diffup.priors.condition import EDGE_SIDE, edge_maps
-from diffup.priors.view_priors import pool_to_grid
+from diffup.priors.level import pool_to_grid
 from diffup.priors.views import View, warp
 from diffup.training.render import Rendered
+from diffup.utils.files import write_text
 
 _FILLED = "filled.json"
 CHUNK = 100

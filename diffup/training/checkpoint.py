@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from diffup.errors import TrainingError
-from diffup.files import named_in_utf8, replacing
+from diffup.utils.files import named_in_utf8, replacing
 
 PHOTOS = ("data", "backgrounds")
 """Fields of a run's identity that tell the files it is trained on."""

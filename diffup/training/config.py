@@ -12,8 +12,8 @@ from typing import Any
 
 from diffup.decoder.config import DecoderConfig, from_dict, parse_config
 from diffup.errors import ConfigError
-from diffup.options import MAX_SEED
 from diffup.priors.similarity import check_metric
+from diffup.utils.options import MAX_SEED
 
 MOST_PASTED = 2000
 """Pasted images of a large data set."""

@@ -13,9 +13,9 @@ import torch
 
 from diffup.backbones import Backbone
 from diffup.decoder.build import build_decoder
-from diffup.images import resize_image
+from diffup.inputs.images import resize_image
 from diffup.priors.condition import EDGE_SIDE, SIZES, Condition
-from diffup.priors.view_priors import pool_to_grid
+from diffup.priors.level import pool_to_grid
 from diffup.training.bank import Bank
 from diffup.training.config import TrainConfig
 from diffup.training.prepare import Sources, plan_banks

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from diffup.errors import MissingPackageError
-from diffup.journal import Journal
+from diffup.utils.journal import Journal
 
 LOG = "log.jsonl"
 CURVES = "tensorboard"

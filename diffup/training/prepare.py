@@ -16,13 +16,13 @@ import numpy as np
 from diffup.backbones import Backbone, members_of
 from diffup.data.base import TrainingData
 from diffup.errors import DataError, TrainingError
-from diffup.images import is_image_name
+from diffup.inputs.images import is_image_name
 from diffup.priors.condition import Members
 from diffup.priors.views import IDENTITY, ONE_SHOT_VIEWS, View
 from diffup.training.bank import Bank, Render, bank_name, feature_bank, file_facts, image_bank
 from diffup.training.config import TrainConfig, ViewsConfig
-from diffup.training.episodes import CROP, NOTHING_TO_TRAIN_ON, PASTED, WHOLE
 from diffup.training.render import Renderer
+from diffup.training.sampler import CROP, NOTHING_TO_TRAIN_ON, PASTED, WHOLE
 
 _PICK = 3  # beside the numbers that seed the views of `Renderer`
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffup.data.base import TrainingData
-from diffup.images import read_image, resize_image
+from diffup.inputs.images import read_image, resize_image
 from diffup.training.config import ViewsConfig
 
 LONGEST_SIDE = 384

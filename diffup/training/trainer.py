@@ -25,10 +25,9 @@ from diffup.decoder.diffusion import Diffusion
 from diffup.decoder.losses import Losses, answer_loss, decoder_loss
 from diffup.decoder.weights import load_decoder, save_decoder
 from diffup.errors import ConfigError, TrainingError
-from diffup.files import sole_writer, sweep, write_text
 from diffup.priors.condition import SIZES, Condition, Members, assemble, fused_priors, possible_share
 from diffup.priors.config import PriorConfig
-from diffup.priors.view_priors import pool_to_grid
+from diffup.priors.level import pool_to_grid
 from diffup.training.adversary import Adversary
 from diffup.training.augment import move
 from diffup.training.checkpoint import (
@@ -39,12 +38,13 @@ from diffup.training.checkpoint import (
     steps_done,
 )
 from diffup.training.config import TrainConfig
-from diffup.training.episodes import WHOLE, Episodes, EpisodeSampler
 from diffup.training.estimate import estimate
 from diffup.training.log import LOG, RunLog, find_tensorboard
 from diffup.training.perturb import perturb
 from diffup.training.prepare import Banks, Sources, build_banks
 from diffup.training.processes import Processes
+from diffup.training.sampler import WHOLE, Episodes, EpisodeSampler
+from diffup.utils.files import sole_writer, sweep, write_text
 
 CHECKPOINT = "checkpoint.safetensors"
 DECODER = "decoder"

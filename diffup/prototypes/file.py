@@ -12,8 +12,8 @@ from torch import Tensor
 from diffup.errors import PrototypesError
 from diffup.priors.condition import EDGE_SIDE, SupportFeatures
 from diffup.priors.config import LEVELS
-from diffup.support import change_support
-from diffup.text.words import Words
+from diffup.priors.support import change_support
+from diffup.text.prompts import Words
 
 FORMAT = "diffup-prototypes"
 VERSION = 1

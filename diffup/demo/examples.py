@@ -10,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from diffup import pictures
-from diffup.annotation import Annotation, Box, Mask, Scribble, rasterise
 from diffup.errors import AnnotationError, ImageError
 from diffup.formats.contours import connected_components
-from diffup.formats.optional import need
-from diffup.masks import bounding_box
+from diffup.inputs.annotations import Annotation, Box, Mask, Scribble, rasterise
+from diffup.inputs.masks import bounding_box
+from diffup.utils import pictures
+from diffup.utils.optional import need
 
 WORD = "word"
 """The kind of a shot that is a name instead of an image."""

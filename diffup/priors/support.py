@@ -8,10 +8,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from diffup.annotation import Support
+from diffup.inputs.annotations import Support
 from diffup.priors.condition import EDGE_SIDE, SupportFeatures
+from diffup.priors.level import pool_to_grid
 from diffup.priors.similarity import resize_weights
-from diffup.priors.view_priors import pool_to_grid
 from diffup.priors.views import IDENTITY, ONE_SHOT_VIEWS, View, warp
 
 

@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from diffup.annotation import AnnotationLike, Support, pair_supports
 from diffup.errors import AnnotationError, ConfigError, PrototypesError
-from diffup.files import checked_ending, named_in_utf8, replacing
-from diffup.images import ImageLike
-from diffup.kept import KeptSupport, pack, unpack
+from diffup.inputs.annotations import AnnotationLike, Support, pair_supports
+from diffup.inputs.images import ImageLike
 from diffup.priors.condition import SupportFeatures
-from diffup.prototype_file import FORMAT, VERSION, feature_tensors, read_facts, read_features, read_words
-from diffup.support import change_support, join_views, plain_views, pool_support
+from diffup.priors.support import change_support, join_views, plain_views, pool_support
+from diffup.prototypes.file import FORMAT, VERSION, feature_tensors, read_facts, read_features, read_words
+from diffup.prototypes.kept_supports import KeptSupport, pack, unpack
+from diffup.text.prompts import Words
 from diffup.text.templates import Templates
-from diffup.text.words import Words
+from diffup.utils.files import checked_ending, named_in_utf8, replacing
 
 if TYPE_CHECKING:
     from diffup.model import DiffUp
@@ -268,7 +268,7 @@ def teach(
 
     Args:
         model: whose encoder and priors they are for.
-        supports: of `diffup.annotation.pair_supports`; none for zero-shot.
+        supports: of `diffup.inputs.annotations.pair_supports`; none for zero-shot.
         words: of `DiffUp.encode_text`, if there are any.
         name: of the class.
         threshold: of the class.

@@ -21,7 +21,7 @@ from urllib.parse import unquote
 from PIL import Image
 
 from diffup.errors import DiffUpError, FormatError
-from diffup.images import describe
+from diffup.inputs.images import describe
 
 _MARKS = {  # UTF-32 before UTF-16, whose mark it starts with
     codecs.BOM_UTF8: "utf-8-sig",

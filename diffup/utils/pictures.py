@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from diffup.fonts import font_for, legend_key, legend_texts
+from diffup.utils.fonts import font_for, legend_key, legend_texts
 
 Bytes: TypeAlias = npt.NDArray[np.uint8]
 
@@ -80,7 +80,7 @@ def add_legend(
 ) -> Image.Image:
     """A picture with names and their colours on white below it; rows are added as names need them.
 
-    A name that cannot be shown has a number, its place among the names (`diffup.fonts.legend_texts`); what the numbers
+    A name that cannot be shown has a number, its place among the names (`diffup.utils.fonts.legend_texts`); what the numbers
     stand for is in the picture's `info["comment"]`, which Pillow writes into JPEG files.
 
     Args:

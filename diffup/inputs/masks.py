@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from diffup.errors import AnnotationError, ImageError
-from diffup.images import MAX_PIXELS, ROUNDING, check_dense, describe, open_image
+from diffup.inputs.images import MAX_PIXELS, ROUNDING, check_dense, describe, open_image
 
 MaskLike: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[Any] | Tensor
 """A path, the bytes of a file, a PIL image, a numpy array (H, W), (H, W, 1 | 3 | 4) or a torch tensor (H, W),
@@ -55,7 +55,7 @@ def read_mask(source: MaskLike, argument: str = "mask", size: tuple[int, int] | 
 
     Raises:
         AnnotationError: none of the above, of another size than `size`, NaN, empty, larger than
-            `diffup.images.MAX_PIXELS`, or an unreadable file.
+            `diffup.inputs.images.MAX_PIXELS`, or an unreadable file.
     """
     pixels = _pixels_of(source, argument, size)
     if pixels.dtype.kind not in "buif":

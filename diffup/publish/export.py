@@ -27,8 +27,8 @@ from diffup.decoder.diffusion import Diffusion
 from diffup.decoder.format import write_config
 from diffup.decoder.weights import CONFIG
 from diffup.errors import ConfigError, ExportError, MissingPackageError
-from diffup.files import replacing, write_text
 from diffup.priors.condition import SIZES, Condition
+from diffup.utils.files import replacing, write_text
 
 Format = Literal["onnx", "pt2"]
 FORMATS: tuple[Format, ...] = get_args(Format)

@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from diffup.errors import ConfigError, ImageError
-from diffup.images import ImageLike, describe
 from diffup.inference import Decoded, Query
+from diffup.inputs.images import ImageLike, describe
 from diffup.label_map import LabelMap
 from diffup.result import Segmentation
 

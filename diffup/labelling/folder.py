@@ -18,13 +18,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from diffup.bulk import Failure
 from diffup.errors import ConfigError, DataError, StorageError
 from diffup.evaluation.sweep import decoder_hash
-from diffup.files import sweep, write_text
 from diffup.formats.coco import coco_annotations, coco_document
-from diffup.formats.optional import need
-from diffup.journal import Journal
 from diffup.label_files import (
     PLACES,
     PhotoFacts,
@@ -37,9 +33,13 @@ from diffup.label_files import (
     yaml_string,
 )
 from diffup.label_map import LabelMap
-from diffup.listing import Listing, list_images
+from diffup.labelling.listing import Listing, list_images
 from diffup.model import DiffUp
 from diffup.prototypes import Prototypes, check_classes
+from diffup.stream import Failure
+from diffup.utils.files import sweep, write_text
+from diffup.utils.journal import Journal
+from diffup.utils.optional import need
 
 Format = Literal["png", "coco", "yolo", "overlay", "csv"]
 FORMATS: tuple[Format, ...] = get_args(Format)

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffup.annotation import Regions, Support
 from diffup.errors import PrototypesError
-from diffup.images import open_image, to_pil
+from diffup.inputs.annotations import Regions, Support
+from diffup.inputs.images import open_image, to_pil
 
 _PICTURES = ("photo", "foreground", "background")
 
@@ -29,7 +29,7 @@ class KeptSupport:
         photo: RGB.
         foreground: grey, 255 being surely of the class.
         background: grey, 255 being surely not of the class.
-        annotated: see `diffup.annotation.Regions`; None in files that do not say.
+        annotated: see `diffup.inputs.annotations.Regions`; None in files that do not say.
     """
 
     photo: bytes

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from diffup.backbones.base import FrozenBackbone
 from diffup.backbones.checkpoint import load_weights, read_weights
 from diffup.backbones.transformers import fit_config, load_pretrained, vision_part
-from diffup.backbones.two_towers import TwoTowers
 from diffup.errors import BackboneError, WeightsError
 from diffup.text.positions import block_values, run_and_catch, to_map
+from diffup.text.two_towers import TwoTowers
 
 
 class TransformersText(TwoTowers):

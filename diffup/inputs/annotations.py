@@ -20,11 +20,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffup.coordinates import check_beyond_first_pixel, check_not_fractions, kind_of_numbers
 from diffup.errors import AnnotationError
-from diffup.images import ImageLike, describe, read_image
-from diffup.masks import MaskLike, check_mask_size, name_mask, read_mask, seems_inverted
-from diffup.strokes import mark_discs, mark_polyline
+from diffup.inputs.coordinates import check_beyond_first_pixel, check_not_fractions, kind_of_numbers
+from diffup.inputs.images import ImageLike, describe, read_image
+from diffup.inputs.masks import MaskLike, check_mask_size, name_mask, read_mask, seems_inverted
+from diffup.inputs.strokes import mark_discs, mark_polyline
 
 Polyline: TypeAlias = Sequence[tuple[float, float]] | npt.NDArray[Any]
 
@@ -40,7 +40,7 @@ class Mask:
 
     Given is a path, the bytes of a file, a PIL image, a numpy array or a torch tensor of the image's own size: either
     two values, the larger one being the class (bool, 0 and 1, 0 and 255, ...), or soft weights as floats in [0, 1].
-    `diffup.masks.read_mask` tells how colours, palettes and transparency count.
+    `diffup.inputs.masks.read_mask` tells how colours, palettes and transparency count.
 
     Attributes:
         mask: (H, W) float32 in [0, 1] on the CPU.
@@ -213,7 +213,7 @@ def rasterise(annotation: Annotation, size: tuple[int, int], argument: str = "an
     A mask's background is the rest of the image. A box marks every pixel that it touches, the more the nearer to its
     middle, since objects rarely reach into the corners; all outside of the boxes is background, and boxes that leave
     nothing outside say as little as `None`. Scribbles and points say nothing about the other pixels. `None` marks the
-    whole image and no background; `diffup.priors.view_priors.place` then takes what stands out of it for the class.
+    whole image and no background; `diffup.priors.level.place` then takes what stands out of it for the class.
 
     Args:
         annotation: the annotation.

@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from diffup.backbones.base import FrozenBackbone
-from diffup.backbones.two_towers import TwoTowers
 from diffup.text.positions import attention_pool_values, block_values, head_per_position, run_and_catch, to_map
+from diffup.text.two_towers import TwoTowers
 
 
 class OpenClipText(TwoTowers):

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffup.annotation import rasterise
 from diffup.data.weak import AnnotationKind, weaken
 from diffup.errors import TrainingError
+from diffup.inputs.annotations import rasterise
 from diffup.priors.condition import SIZES, SupportFeatures
 from diffup.priors.views import ONE_SHOT_VIEWS, warp
 from diffup.training.bank import Bank

@@ -17,12 +17,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from diffup import images
-from diffup.annotation import Annotation, Box, Mask, Points, Scribble
 from diffup.errors import AnnotationError, FormatError, ImageError
 from diffup.formats.checks import MarksNothing
-from diffup.images import MAX_PIXELS, ImageLike, describe, open_image
-from diffup.masks import read_mask
+from diffup.inputs import images
+from diffup.inputs.annotations import Annotation, Box, Mask, Points, Scribble
+from diffup.inputs.images import MAX_PIXELS, ImageLike, describe, open_image
+from diffup.inputs.masks import read_mask
 
 Corners: TypeAlias = tuple[float, float, float, float]
 T = TypeVar("T")
@@ -227,10 +227,10 @@ def stated_size(record: Mapping[str, Any], height: str, width: str, where: str) 
 
 
 def upright_size(source: str | os.PathLike[str] | Image.Image, where: str) -> tuple[int, int]:
-    """Height and width of an image as `diffup.images.read_image` gives it.
+    """Height and width of an image as `diffup.inputs.images.read_image` gives it.
 
     Raises:
-        FormatError: it is missing or no image, or larger than `diffup.images.MAX_PIXELS`.
+        FormatError: it is missing or no image, or larger than `diffup.inputs.images.MAX_PIXELS`.
     """
     try:
         if isinstance(source, Image.Image):
@@ -276,7 +276,7 @@ def embedded_image(data: bytes, where: str) -> Image.Image:
     """An image from the bytes of its file, its size checked, not yet decoded.
 
     Raises:
-        FormatError: no image, or one larger than `diffup.images.MAX_PIXELS`.
+        FormatError: no image, or one larger than `diffup.inputs.images.MAX_PIXELS`.
     """
     try:
         image = Image.open(io.BytesIO(data))

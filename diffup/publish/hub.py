@@ -13,11 +13,11 @@ from typing import TypeVar
 
 import torch
 
-from diffup.card import model_card
 from diffup.decoder.base import Decoder
 from diffup.decoder.weights import CONFIG, HUB_NAME, WEIGHTS, save_decoder
 from diffup.errors import ConfigError, HubError
-from diffup.files import write_text
+from diffup.publish.model_card import model_card
+from diffup.utils.files import write_text
 
 CARD, TRAINING, SCORES = "README.md", "training.json", "scores.json"
 
@@ -43,7 +43,7 @@ def write_repository(
         decoder: the decoder.
         repo: `"user/repo"`.
         card: a model card of your own, taken as it is; one is written otherwise.
-        scores: see `diffup.card.model_card`.
+        scores: see `diffup.publish.model_card.model_card`.
         training: likewise.
         licence: likewise.
         notes: likewise.
@@ -51,7 +51,7 @@ def write_repository(
 
     Raises:
         ConfigError: the name is none of a repository, both a card and what one is made from are given, or see
-            `diffup.card.model_card`.
+            `diffup.publish.model_card.model_card`.
     """
     check_repository(repo)
     folder = Path(folder)

@@ -205,7 +205,7 @@ def load_model(args: argparse.Namespace) -> DiffUp:
     from diffup import model
     from diffup.backbones import load_backbone
     from diffup.decoder.weights import fetch_decoder, load_decoder
-    from diffup.text.words import text_reader
+    from diffup.text.prompts import text_reader
 
     decoder = load_decoder(model.RELEASED if args.decoder is None else fetch_decoder(args.decoder))
     options = backbone_options(args.backbone_weights, args.input_size)

@@ -15,18 +15,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffup.backbones import Backbone
-from diffup.bulk import Failure
 from diffup.decoder.base import Decoder
 from diffup.decoder.weights import fetch_decoder, load_decoder
 from diffup.errors import ConfigError, DataError
 from diffup.evaluation.sweep import decoder_hash
-from diffup.files import replacing, sole_writer, sweep, write_text
-from diffup.formats.optional import need
 from diffup.label_map import LabelMap
-from diffup.labelling import RECORD, REVISION, LabelReport, compare_settings, digest
+from diffup.labelling.folder import RECORD, REVISION, LabelReport, compare_settings, digest
 from diffup.model import RELEASED, DiffUp
-from diffup.options import sampling_options
 from diffup.prototypes import Prototypes, distinct_classes
+from diffup.stream import Failure
+from diffup.utils.files import replacing, sole_writer, sweep, write_text
+from diffup.utils.optional import need
+from diffup.utils.options import sampling_options
 
 if TYPE_CHECKING:
     import pyarrow

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from diffup.errors import AnnotationError
-from diffup.images import describe
+from diffup.inputs.images import describe
 
 _SLACK = 1e-3  # by which fractions may leave [0, 1]: programs round
 _TINY = 3  # pixels a side, of images in which the first pixel is a likely place

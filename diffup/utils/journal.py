@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from diffup.errors import DataError
-from diffup.files import locked, sole_writer, telling
+from diffup.utils.files import locked, sole_writer, telling
 
 _BLOCK = 2**16
 

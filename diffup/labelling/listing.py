@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from diffup.errors import DataError
-from diffup.images import is_image_name
+from diffup.inputs.images import is_image_name
 
 HIDDEN = "hidden"
 OTHER = "no image by its ending"

@@ -1,0 +1,1 @@
+"""What users give, read and checked: images, masks, annotations, strokes."""

@@ -1,1 +1,0 @@
-"""diffup inside other systems; each module needs an extra of its name."""

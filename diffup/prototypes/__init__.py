@@ -1,0 +1,13 @@
+"""Classes learnt once from supports and names, saved, and used on any number of queries."""
+
+from diffup.prototypes.prototypes import (
+    MAX_CLASSES,
+    Prototypes,
+    check_classes,
+    distinct_classes,
+    has_words,
+    read_shots,
+    teach,
+)
+
+__all__ = ["MAX_CLASSES", "Prototypes", "check_classes", "distinct_classes", "has_words", "read_shots", "teach"]

@@ -1,0 +1,1 @@
+"""Sharing a decoder: the Hugging Face hub, model cards, ONNX."""
