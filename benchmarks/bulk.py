@@ -21,13 +21,14 @@ from unittest.mock import patch
 import torch
 
 from diffup import Box, DiffUp, LabelMap, Prototypes
+from diffup.backbones.encode import encode
 from diffup.inference import read_query
 from diffup.labelling.folder import find_images
 
 STEPS = {
-    "read": "diffup.inference.read_query",
-    "encoder": "diffup.model.DiffUp.encode",
-    "priors": "diffup.model.DiffUp.conditions",
+    "read": "diffup.model.read_query",
+    "encoder": "diffup.inference.encode",
+    "priors": "diffup.inference.condition",
     "decoder": "diffup.inference.sample_ensemble",
     "merge": "diffup.model.to_result",
     "PNG": "diffup.label_map.LabelMap.to_png",
@@ -74,17 +75,17 @@ def main() -> None:
 
 def teach(model: DiffUp, paths: list[Path], number: int) -> Prototypes:
     """A class of one shot; what it shows is of no matter to the cost."""
-    image = read_query(paths[number % len(paths)], model.backbone.input_size)
+    image = read_query(paths[number % len(paths)], "query", model.backbone)
     height, width = image.size
     return model.prototypes(image.pixels, Box(width // 4, height // 4, width // 2, height // 2), name=f"class {number}")
 
 
 def encoder_alone(model: DiffUp, paths: list[Path], batch_size: int) -> float:
     """CPU ms for an image that is ready for the encoder."""
-    queries = [read_query(path, model.backbone.input_size) for path in paths]
+    queries = [read_query(path, "query", model.backbone) for path in paths]
     start = time.process_time()
     for first in range(0, len(queries), batch_size):
-        model.encode([query.resized for query in queries[first : first + batch_size]], batch_size)
+        encode(model.backbone, [query.resized for query in queries[first : first + batch_size]], batch_size)
     return (time.process_time() - start) * 1000 / len(paths)
 
 

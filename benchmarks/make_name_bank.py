@@ -8,18 +8,20 @@ Each of the 1000 classes is told by its WordNet lemmas and definition, as timm (
 
 from __future__ import annotations
 
+import argparse
 import json
 
 import torch
 from safetensors.torch import save_file
 from timm.data import ImageNetInfo
 
-from diffup.text.conse import BANK, CLASSES
+from diffup.text.name_bank import BANK, CLASSES
 from diffup.text.sentences import MINILM, load_sentence_encoder
 from diffup.utils.files import replacing
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()  # it writes into the package: --help must not
     info = ImageNetInfo()
     descriptions = [info.index_to_description(index, detailed=True) for index in range(CLASSES)]
     embeddings = load_sentence_encoder(MINILM)(descriptions)

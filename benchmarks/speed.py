@@ -36,8 +36,9 @@ from fakes import FakeBackbone, make_folder, random_decoder, tiny_config  # noqa
 from timing import ACCEPTED, CLOCKS, Figure, Figures, accept, read_accepted, rows, take_turns  # noqa: E402
 
 from diffup import DiffUp, Mask, Prototypes  # noqa: E402
+from diffup.backbones.encode import encode  # noqa: E402
 from diffup.data.folder import LabelledFolder  # noqa: E402
-from diffup.inference import Query, read_query  # noqa: E402
+from diffup.inference import Query, condition, read_query  # noqa: E402
 from diffup.training.config import EpisodesConfig, TrainConfig, ViewsConfig  # noqa: E402
 from diffup.training.prepare import Sources, build_banks  # noqa: E402
 from diffup.training.processes import Processes  # noqa: E402
@@ -89,7 +90,7 @@ class Bench:
     @cached_property
     def query(self) -> Query:
         """The photo's mirror image, ready for the encoder."""
-        return read_query(self.mirrored, self.model.backbone.input_size)
+        return read_query(self.mirrored, "query", self.model.backbone)
 
     @property
     def mirrored(self) -> np.ndarray:
@@ -109,7 +110,7 @@ class Bench:
 
     def encode(self, count: int = 1) -> list[torch.Tensor]:
         """Features of the query, so many times over."""
-        return self.model.encode([self.query.resized] * count, count)
+        return encode(self.model.backbone, [self.query.resized] * count, count)
 
     def passes(self, jobs: dict[str, Callable[[], object]], rounds: int | None = None) -> Figures:
         """What each job costs, in passes of the encoder that take turns with them."""
@@ -122,7 +123,7 @@ def jobs(bench: Bench) -> Figures:
     """Single calls, and what they consist of."""
     model, query, known = bench.model, bench.mirrored, bench.shots(1)
     levels, small = bench.encode(), bench.query.small[None]
-    condition = model.conditions(levels, known.features, small)
+    one = condition(levels, known.features, small, model.backbone, model.config)
     step = torch.ones(1)
 
     def half() -> object:
@@ -139,9 +140,9 @@ def jobs(bench: Bench) -> Figures:
             "prototypes kept, fast (ensemble=1)": lambda: model.segment(query, known, **FAST),
             "prototypes kept, fast, in bfloat16": half,
             "five shots": lambda: model.segment(query, five, masks),
-            "of it: reading the query": lambda: read_query(query, model.backbone.input_size),
-            "of it: priors": lambda: model.conditions(levels, known.features, small),
-            "of it: decoder, one sample": lambda: model.decoder(torch.zeros(1, 1, 64, 64), step, condition),
+            "of it: reading the query": lambda: read_query(query, "query", model.backbone),
+            "of it: priors": lambda: condition(levels, known.features, small, model.backbone, model.config),
+            "of it: decoder, one sample": lambda: model.decoder(torch.zeros(1, 1, 64, 64), step, one),
         }
     )
 
@@ -211,12 +212,13 @@ def peak(bench: Bench) -> Figures:
     """Floating-point operations a second, as a share of what a large matrix product does."""
     model, side = bench.model, 64 if bench.quick else 1024
     matrix, step = torch.randn(side, side), torch.ones(1)
-    condition = model.conditions(bench.encode(), bench.shots(1).features, bench.query.small[None])
+    features, small = bench.shots(1).features, bench.query.small[None]
+    one = condition(bench.encode(), features, small, model.backbone, model.config)
     images = bench.query.resized[None].to(memory_format=torch.channels_last)
     work: dict[str, Callable[[], object]] = {
         "matrix product": lambda: matrix @ matrix,
-        "U-Net, one sample": lambda: model.decoder(torch.zeros(1, 1, 64, 64), step, condition),
-        "U-Net, two samples": lambda: model.decoder(torch.zeros(2, 1, 64, 64), step.repeat(2), condition.repeat(2)),
+        "U-Net, one sample": lambda: model.decoder(torch.zeros(1, 1, 64, 64), step, one),
+        "U-Net, two samples": lambda: model.decoder(torch.zeros(2, 1, 64, 64), step.repeat(2), one.repeat(2)),
         "encoder": lambda: model.backbone.pyramid(images),
     }
     taken = take_turns(work, bench.rounds, CLOCKS[bench.clock])

@@ -22,11 +22,12 @@ from diffup.data.folder import LabelledFolder
 from diffup.evaluation.episodes import Episode
 from diffup.evaluation.evaluate import THRESHOLDS, EpisodeScore, Evaluator, Overlap, overlaps, summarise
 from diffup.evaluation.meter import Meter
-from diffup.inference import enlarge
 from diffup.model import DiffUp
 from diffup.priors.normalisation import normalise
 from diffup.priors.text import text_similarity
-from diffup.text.conse import read_bank
+from diffup.result import enlarge
+from diffup.text.name_bank import read_bank
+from diffup.text.prompts import read_words
 from diffup.utils.files import write_text
 
 
@@ -65,7 +66,7 @@ def pairs(data: LabelledFolder, split: str, images: int | None) -> list[Episode]
 def raw_overlaps(evaluator: Evaluator, episode: Episode) -> tuple[Overlap, ...]:
     """Overlaps of the mean similarity map over templates, stretched to [0, 1], at each of `THRESHOLDS`."""
     model, data = evaluator.model, evaluator.data
-    embeddings = model.encode_text(data.classes[episode.class_id], evaluator.templates).embeddings
+    embeddings = read_words(model.text_space, data.classes[episode.class_id], evaluator.templates).embeddings
     similar = text_similarity(evaluator.text_features(episode.query), embeddings, model.text_space.vocabulary_mean())
     maps = normalise(similar.flatten(2)).view(similar.shape).mean(dim=1)
     target = data.target(episode.query, episode.class_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,8 +17,7 @@ from torch import Tensor
 
 from diffup.errors import ImageError, PrototypesError
 from diffup.formats.png import encode_label_png, voc_palette, write_label_png
-from diffup.inference import Decoded
-from diffup.result import Segmentation
+from diffup.result import Segmentation, enlarge
 from diffup.utils import pictures
 from diffup.utils.fonts import legend_key
 
@@ -44,47 +44,44 @@ class LabelMap:
         image: (H, W, 3) uint8, the query as RGB, upright.
         labels: (H, W) uint8: 0 is the background, i + 1 the class `names[i]`.
         background: (H, W) float32 in [0, 1], probability of the background.
-        names: of the C classes.
-        decoded: what the decoder said of each class.
+        names: names of the C classes.
+        results: what was found of each class by itself.
     """
 
     image: npt.NDArray[np.uint8]
     labels: npt.NDArray[np.uint8]
     background: npt.NDArray[np.float32]
     names: tuple[str, ...]
-    decoded: tuple[Decoded, ...]
+    results: tuple[Segmentation, ...]
 
     @classmethod
-    def of(cls, image: npt.NDArray[np.uint8], names: Sequence[str], decoded: Sequence[Decoded]) -> LabelMap:
+    def of(cls, names: Sequence[str], results: Sequence[Segmentation]) -> LabelMap:
         """Apply the rule.
 
         Args:
-            image: (H, W, 3), the query.
-            names: of the classes.
-            decoded: what the decoder said of each.
+            names: names of the classes.
+            results: what was found of each class in the same query.
         """
-        labels, total = merge(decoded, (image.shape[0], image.shape[1]))
-        return cls(image, labels.numpy(), (1 / total).numpy(), tuple(names), tuple(decoded))
+        labels, total = merge(results)
+        return cls(results[0].image, labels.numpy(), (1 / total).numpy(), tuple(names), tuple(results))
 
     def __repr__(self) -> str:
         height, width = self.labels.shape
         areas = self._areas()
         parts = ", ".join(f"{name} {area:.1%}" for name, area in zip(self.names, areas, strict=True))
-        return f"LabelMap({width} x {height} pixels: {parts}; {self.decoded[0].backbone})"
+        return f"LabelMap({width} x {height} pixels: {parts}; {self.results[0].backbone})"
 
     @property
     def probabilities(self) -> npt.NDArray[np.float32]:
         """(C, H, W) in [0, 1], of each class; computed at every call."""
-        size = (self.labels.shape[0], self.labels.shape[1])
-        found = [
-            scores(item.probability(size), item.threshold) * torch.from_numpy(self.background) for item in self.decoded
-        ]
+        background = torch.from_numpy(self.background)
+        found = [scores(_probability(item), item.threshold) * background for item in self.results]
         return torch.stack(found).numpy()
 
     @property
     def quality(self) -> dict[str, float]:
         """The IoU that the decoder expects each class's own mask to have, in [0, 1]."""
-        return {name: item.quality for name, item in zip(self.names, self.decoded, strict=True)}
+        return {name: item.quality for name, item in zip(self.names, self.results, strict=True)}
 
     @property
     def palette(self) -> list[tuple[int, int, int]]:
@@ -99,7 +96,7 @@ class LabelMap:
         """
         if name not in self.names:
             raise PrototypesError(f"there is no class {name!r}; the classes are {', '.join(map(repr, self.names))}")
-        return self.decoded[self.names.index(name)].segmentation(self.image)
+        return dataclasses.replace(self.results[self.names.index(name)])  # what it enlarges goes with it
 
     def overlay(self, alpha: float = 0.45, legend: bool = True) -> Image.Image:
         """The query with each class tinted and outlined in its colour.
@@ -166,9 +163,9 @@ class LabelMap:
                 "quality": item.quality,
                 "threshold": item.threshold,
             }
-            for index, (name, area, item) in enumerate(zip(self.names, self._areas(), self.decoded, strict=True))
+            for index, (name, area, item) in enumerate(zip(self.names, self._areas(), self.results, strict=True))
         ]
-        return {"width": width, "height": height, "backbone": self.decoded[0].backbone, "classes": classes}
+        return {"width": width, "height": height, "backbone": self.results[0].backbone, "classes": classes}
 
     def _areas(self) -> list[float]:
         """The part of the image that each class has."""
@@ -176,17 +173,14 @@ class LabelMap:
         return [float(count) for count in counts[1:] / self.labels.size]
 
 
-def to_result(
-    image: npt.NDArray[np.uint8], decoded: Sequence[Decoded], names: Sequence[str] | None
-) -> Segmentation | LabelMap:
+def to_result(results: Sequence[Segmentation], names: Sequence[str] | None) -> Segmentation | LabelMap:
     """The result of one query.
 
     Args:
-        image: (H, W, 3), the query.
-        decoded: what the decoder said of each class.
-        names: of the classes of a label map; None for a segmentation of the only class.
+        results: what was found of each class in it.
+        names: names of the classes of a label map; None for a segmentation of the only class.
     """
-    return decoded[0].segmentation(image) if names is None else LabelMap.of(image, names, decoded)
+    return results[0] if names is None else LabelMap.of(names, results)
 
 
 def scores(probability: Tensor, threshold: float) -> Tensor:
@@ -200,22 +194,27 @@ def scores(probability: Tensor, threshold: float) -> Tensor:
     return clipped / (1 - clipped) * ((1 - threshold) / threshold)
 
 
-def merge(decoded: Sequence[Decoded], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def merge(results: Sequence[Segmentation]) -> tuple[Tensor, Tensor]:
     """The rule of `LabelMap`, one class after the other.
 
     Args:
-        decoded: of at most 255 classes.
-        size: (H, W) of the query.
+        results: what was found of at most 255 classes in one query of H x W pixels.
 
     Returns:
         Labels (H, W) uint8, and the sum of all scores with the background's 1, (H, W) float32.
     """
+    size = results[0].size
     labels, best, total = torch.zeros(size, dtype=torch.uint8), torch.zeros(size), torch.ones(size)
-    for index, item in enumerate(decoded):
-        probability = item.probability(size)
+    for index, item in enumerate(results):
+        probability = _probability(item)
         score = scores(probability, item.threshold)
         total += score
         wins = (probability > item.threshold) & (score > best)
         labels[wins] = index + 1
         best[wins] = score[wins]
     return labels, total
+
+
+def _probability(result: Segmentation) -> Tensor:
+    """(H, W) in [0, 1]; enlarged anew each time, so that many classes in a large photo do not fill the memory."""
+    return enlarge(torch.from_numpy(result.maps[:1]), result.size)[0]

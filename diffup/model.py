@@ -3,38 +3,41 @@
 from __future__ import annotations
 
 import copy
+import functools
 import os
-import tempfile
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from pathlib import Path
-from typing import Any, Literal, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 import torch
 from tqdm import tqdm
 
 from diffup.backbones import Backbone, load_backbone
-from diffup.conditioning import Conditioner
 from diffup.decoder.base import Decoder
 from diffup.decoder.config import DecoderConfig
-from diffup.decoder.diffusion import Diffusion
+from diffup.decoder.options import Sampling, SamplingKeywords, SamplingOptions, sampling_options
 from diffup.decoder.weights import fetch_decoder, load_decoder, save_decoder
 from diffup.errors import AnnotationError, BackboneError
-from diffup.inference import decode, decoder_rounds, look_again, query_reader, starting_noise
+from diffup.inference import Query, decode, decoder_rounds, read_query
 from diffup.inputs.annotations import AnnotationLike
 from diffup.inputs.images import ImageLike
 from diffup.label_map import LabelMap, to_result
 from diffup.prototypes import Prototypes, check_classes, has_words, read_shots, teach
 from diffup.result import Segmentation
 from diffup.stream import Outcome, check_stream, stream
+from diffup.text.load import find_text_space
 from diffup.text.space import TextSpace
 from diffup.text.templates import Templates, resolve_names
-from diffup.utils.options import placed, resolve_device, sampling_options, seeded
+from diffup.utils.options import placed, resolve_device
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 RELEASED = Path(__file__).parent / "weights" / "default"
 """The decoder that comes with the package."""
 
 
-class DiffUp(Conditioner):
+class DiffUp:
     """Few-shot segmentation with an exchangeable encoder.
 
     The decoder is the only trained part and knows nothing of the encoder; `upgrade` puts the same decoder behind
@@ -70,7 +73,6 @@ class DiffUp(Conditioner):
         own = copy.deepcopy(decoder).eval().requires_grad_(False)  # the caller's goes on as it is
         self.decoder = own.to(self.device).to(memory_format=torch.channels_last)
         self.backbone = _load(decoder.config.backbone if backbone is None else backbone, self.device)
-        self.diffusion = Diffusion(decoder.config)
         self.text_backbone = text_backbone
         if self.config.low_level_channels and self.backbone.fingerprint != self.config.low_level_encoder:
             raise BackboneError(f"backbone={self.backbone.name!r} ({self.backbone.fingerprint}): {self._tie}")
@@ -89,6 +91,18 @@ class DiffUp(Conditioner):
     def config(self) -> DecoderConfig:
         """The decoder's config."""
         return self.decoder.config
+
+    @functools.cached_property
+    def text_space(self) -> TextSpace:
+        """The encoder that reads texts, loaded when it is first needed.
+
+        Raises:
+            BackboneError: neither the encoder nor `text_backbone` reads texts.
+            MissingPackageError, WeightsError: what reads texts cannot be loaded.
+        """
+        space = find_text_space(self.backbone, self.text_backbone)
+        named = self.text_backbone is None or isinstance(self.text_backbone, str)
+        return space.to(self.device) if named else placed(space, self.device)
 
     def __repr__(self) -> str:
         parameters = sum(parameter.numel() for parameter in self.decoder.parameters())
@@ -137,55 +151,24 @@ class DiffUp(Conditioner):
         """
         save_decoder(folder, self.decoder.state_dict(), self.config, dtype)
 
-    def push_to_hub(
-        self,
-        repo: str,
-        *,
-        card: str | os.PathLike[str] | None = None,
-        scores: str | os.PathLike[str] | None = None,
-        training: str | os.PathLike[str] | None = None,
-        licence: str | None = None,
-        notes: str | None = None,
-        private: bool = False,
-        revision: str | None = None,
-        message: str | None = None,
-        token: str | bool | None = None,
-        dtype: torch.dtype = torch.float32,
-    ) -> str:
+    def push_to_hub(self, repo: str, **options: Any) -> str:
         """Upload the decoder, and only the decoder, with a model card to the Hugging Face hub.
 
         Args:
-            repo: `"user/repo"`, made if needed.
-            card: a model card of your own; otherwise one is written from the next four.
-            scores: the `scores.json` of `diffup evaluate`, made with this decoder.
-            training: the `config.json` of the training run.
-            licence: identifier in lower case, such as `apache-2.0`.
-            notes: Markdown of your own, such as where the data come from.
-            private: of a repository that is made: only its owner sees it.
-            revision: branch, made if needed; the main one by default.
-            message: commit message.
-            token: the hub client's; what it is logged in with by default.
-            dtype: precision of the weights file; `torch.float16` halves it.
+            repo: name of the repository, `"user/repo"`, made if needed.
+            **options: keyword arguments of `diffup.publish.hub.push`: sources of the card (`scores`, `training`,
+                `licence`, `notes`) or a `card` of your own, `private`, `revision`, `message`, `token`, `dtype`.
 
         Returns:
             Address of the commit.
 
         Raises:
-            ConfigError: an argument is wrong, or a file is of another decoder; nothing was sent.
+            ConfigError: an argument is wrong, or a file belongs to another decoder; nothing was sent.
             HubError: the hub cannot be reached, is switched off (`HF_HUB_OFFLINE`), or refuses.
         """
-        from diffup.publish.hub import upload, write_repository
+        from diffup.publish.hub import push
 
-        made_from: dict[str, Any] = {
-            "card": card,
-            "scores": scores,
-            "training": training,
-            "licence": licence,
-            "notes": notes,
-        }
-        with tempfile.TemporaryDirectory() as folder:
-            write_repository(folder, self.decoder, repo, dtype=dtype, **made_from)
-            return upload(folder, repo, private=private, revision=revision, message=message, token=token)
+        return push(self.decoder, repo, **options)
 
     def upgrade(self, backbone: str | Backbone | Sequence[str | Backbone], **options: Any) -> DiffUp:
         """The same decoder, its weights shared, behind another encoder. Nothing is trained.
@@ -244,18 +227,11 @@ class DiffUp(Conditioner):
         self,
         query: ImageLike,
         support: Sequence[Prototypes],
-        annotation: None = None,
         *,
-        text: None = None,
-        templates: None = None,
-        steps: int | None = None,
-        ensemble: int | None = None,
-        threshold: float | None = None,
-        seed: int = 0,
-        generator: torch.Generator | None = None,
-        zoom: bool = False,
+        options: SamplingOptions | None = None,
         trace: bool = False,
         progress: bool = False,
+        **sampling: Unpack[SamplingKeywords],
     ) -> LabelMap: ...
 
     @overload
@@ -267,14 +243,10 @@ class DiffUp(Conditioner):
         *,
         text: str | Sequence[str] | None = None,
         templates: Templates | None = None,
-        steps: int | None = None,
-        ensemble: int | None = None,
-        threshold: float | None = None,
-        seed: int = 0,
-        generator: torch.Generator | None = None,
-        zoom: bool = False,
+        options: SamplingOptions | None = None,
         trace: bool = False,
         progress: bool = False,
+        **sampling: Unpack[SamplingKeywords],
     ) -> Segmentation: ...
 
     def segment(
@@ -285,14 +257,10 @@ class DiffUp(Conditioner):
         *,
         text: str | Sequence[str] | None = None,
         templates: Templates | None = None,
-        steps: int | None = None,
-        ensemble: int | None = None,
-        threshold: float | None = None,
-        seed: int = 0,
-        generator: torch.Generator | None = None,
-        zoom: bool = False,
+        options: SamplingOptions | None = None,
         trace: bool = False,
         progress: bool = False,
+        **sampling: Unpack[SamplingKeywords],
     ) -> Segmentation | LabelMap:
         """Mark a class, which supports, a name or both tell, or several classes in the query image.
 
@@ -305,17 +273,11 @@ class DiffUp(Conditioner):
             text: name of the class, such as `"a red bus"`, or several that mean the same; alone or besides supports.
             templates: sentences that names are put into, each of them one more view of the query (UAPF): a list, one
                 sentence, or `"clip7"` or `"clip80"`; by default `"a photo of a {}."`.
-            steps: DDIM steps, 1 to 250; more are slower. By default the config's.
-            ensemble: samples that are averaged. By default the config's.
-            threshold: probability above which a pixel is marked, in (0, 1). By default that of the prototypes, or else
-                the config's.
-            seed: seed of the sampling noise; the same seed gives the same result.
-            generator: used instead of the seed.
-            zoom: look again at crops around what was found and merge what they show (`diffup.zoom`): finer outlines of
-                small and thin things in large images, for up to two further runs of the encoder and the decoder. The
-                quality and the trace remain those of the first pass.
+            options: how masks are sampled.
             trace: keep the noisy masks of the first sample.
             progress: show a progress bar.
+            **sampling: fields of `SamplingOptions` (`steps`, `ensemble`, `threshold`, `seed`, `generator`), which count
+                more than those of `options`.
 
         Returns:
             Mask, probability, uncertainty and quality at the query's own size; for a list of prototypes a label map.
@@ -329,24 +291,23 @@ class DiffUp(Conditioner):
             MissingPackageError: a package that reads text is not installed.
             ConfigError: steps, ensemble, threshold or templates cannot be used.
         """
-        steps, ensemble, _ = self.sampling_options(steps, ensemble, threshold)
+        chosen = sampling_options(options, sampling).resolve(self.config)
         several = isinstance(support, list | tuple) and any(isinstance(item, Prototypes) for item in support)
         learnt = several or isinstance(support, Prototypes)
         for argument, value in (("annotation", annotation), ("text", text), ("templates", templates)):
             if learnt and value is not None:
                 raise AnnotationError(f"{argument}: prototypes have theirs inside; make them with it")
-        image = query_reader(self, text is not None or has_words(support))(query, "query")
+        image = self._query_reader(text is not None or has_words(support))(query, "query")
         if learnt:
             classes = check_classes(support, self)
         else:
             images = cast("ImageLike | Sequence[ImageLike] | None", support)
             classes = [self.prototypes(images, annotation, text=text, templates=templates, name="object")]
-        noise = starting_noise(ensemble, seeded(seed) if generator is None else generator)
-        rounds = steps * decoder_rounds(1, len(classes), 1 if self.config.deterministic else ensemble, self.device)
+        ensemble = 1 if self.config.deterministic else chosen.ensemble
+        rounds = chosen.steps * decoder_rounds(1, len(classes), ensemble, self.device)
         with tqdm(total=rounds, desc="sampling", disable=not progress) as bar:
-            (found,) = decode(self, [image], classes, threshold, noise, steps, trace, on_step=lambda: bar.update(1))
-        found = look_again(self, image, classes, found, noise, steps) if zoom else found
-        return to_result(image.pixels, found, [item.name for item in classes] if several else None)
+            (found,) = self._decode([image], classes, chosen, trace, on_step=lambda: bar.update(1))
+        return to_result(found, [item.name for item in classes] if several else None)
 
     def segment_many(
         self,
@@ -356,11 +317,9 @@ class DiffUp(Conditioner):
         batch_size: int = 8,
         workers: int = 4,
         on_error: Literal["record", "raise"] = "record",
-        steps: int | None = None,
-        ensemble: int | None = None,
-        threshold: float | None = None,
-        seed: int = 0,
+        options: SamplingOptions | None = None,
         progress: bool = False,
+        **sampling: Unpack[SamplingKeywords],
     ) -> Iterator[Outcome]:
         """Mark one or several classes in many images, and give the results one after the other, in their order.
 
@@ -374,11 +333,9 @@ class DiffUp(Conditioner):
             workers: threads that read images.
             on_error: what to do with an image that cannot be read: `record` gives a `Failure` in its place and goes
                 on, `raise` raises.
-            steps: see `segment`.
-            ensemble: see `segment`.
-            threshold: see `segment`.
-            seed: see `segment`; the same noise for every image.
+            options: how masks are sampled; the starting noise is the same for every image.
             progress: show a progress bar.
+            **sampling: fields of `SamplingOptions`, as for `segment`.
 
         Returns:
             An iterator: for every query a `Segmentation`, for a list of prototypes a `LabelMap`, or a `Failure`.
@@ -389,15 +346,14 @@ class DiffUp(Conditioner):
             ImageError: from the iterator, with `on_error="raise"`: an image cannot be read.
         """
         check_stream(queries, batch_size, workers, on_error)
-        steps, ensemble, _ = self.sampling_options(steps, ensemble, threshold)
+        chosen = sampling_options(options, sampling).resolve(self.config)
         classes = check_classes(prototypes, self)
         names = None if isinstance(prototypes, Prototypes) else [item.name for item in classes]
-        noise = starting_noise(ensemble, seeded(seed))
         results = stream(
             queries,
-            read=query_reader(self, has_words(prototypes)),
-            decode=lambda batch: decode(self, batch, classes, threshold, noise, steps),
-            finish=lambda query, decoded: to_result(query.pixels, decoded, names),
+            read=self._query_reader(has_words(prototypes)),
+            decode=lambda batch: self._decode(batch, classes, chosen),
+            finish=lambda found: to_result(found, names),
             batch_size=batch_size,
             workers=workers,
             record=on_error == "record",
@@ -405,15 +361,30 @@ class DiffUp(Conditioner):
         total = len(queries) if isinstance(queries, Sized) else None
         return iter(tqdm(results, desc="images", total=total, disable=not progress))
 
-    def sampling_options(
-        self, steps: int | None, ensemble: int | None, threshold: float | None
-    ) -> tuple[int, int, float]:
-        """Steps, ensemble and threshold, the config's where None.
+    def _query_reader(self, has_text: bool) -> Callable[[ImageLike, str], Query]:
+        """A function of an image and its name in messages that makes it ready for this model."""
+        text_space = self.text_space if has_text else None
+        return lambda source, argument: read_query(source, argument, self.backbone, text_space)
 
-        Raises:
-            ConfigError: one is out of range.
-        """
-        return sampling_options(self.config, steps, ensemble, threshold)
+    def _decode(
+        self,
+        queries: Sequence[Query],
+        classes: Sequence[Prototypes],
+        sampling: Sampling,
+        trace: bool = False,
+        on_step: Callable[[], object] | None = None,
+    ) -> list[list[Segmentation]]:
+        """`diffup.inference.decode` with this model's encoder, decoder and, where a class has text, text space."""
+        return decode(
+            queries,
+            classes,
+            sampling,
+            backbone=self.backbone,
+            decoder=self.decoder,
+            text_space=self.text_space if has_words(classes) else None,
+            trace=trace,
+            on_step=on_step,
+        )
 
 
 def _load(backbone: str | Backbone | Sequence[str | Backbone], device: torch.device, **options: Any) -> Backbone:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image
 
 from diffup.errors import ImageError
@@ -17,25 +19,25 @@ from diffup.formats.detections import to_detections
 from diffup.inputs.masks import bounding_box
 from diffup.utils import pictures
 from diffup.utils.files import checked_ending, replacing
+from diffup.utils.resize import resize_maps
 
-_MAPS = ("prior", "probability", "variance", "error_map")
+MAPS = ("probability", "variance", "error_map", "prior")
+"""The maps of a result, in the order of `Segmentation.maps`."""
 
 
 @dataclass(frozen=True, eq=False)
 class Segmentation:
     """The class in one query image.
 
+    The decoder's maps are kept at their own size. The mask and the maps at the query's size are made when they are
+    first read, so that a stream of results holds none that nobody reads.
+
     Attributes:
         image: (H, W, 3) uint8, the query as RGB, upright.
-        mask: (H, W) bool, where the class is.
-        probability: (H, W) float32 in [0, 1], the mean over the ensemble of samples.
-        variance: (H, W) float32 in [0, 0.25], over the ensemble: where the samples disagree.
+        maps: (4, h, w) float32, probability, variance, error map and prior at the decoder's size.
         quality: the IoU that the decoder expects its samples to have, in [0, 1], each cut at a probability of 1/2,
             whatever `threshold` is (DQM, section 4 and eqs. 18 to 20).
-        error_map: (H, W) float32 in [-2, 2], the decoder's own estimate of what its samples lack (positive) or have too
-            much (negative), `x_0 - x_t`, averaged over them (DQM).
-        prior: (H, W) float32 in [0, 1], the mean of the fused priors: what is known without the decoder (eq. 12).
-        threshold: on the probability, that gave the mask.
+        threshold: probability above which a pixel is in the mask, in (0, 1).
         backbone: name of the encoder.
         trace: (S, h, w) float32, `x_t` of the first sample along the sampling, about -1 to 1; `None` if not recorded.
         trace_timesteps: the time step t of each of the S states.
@@ -45,29 +47,24 @@ class Segmentation:
     """
 
     image: npt.NDArray[np.uint8]
-    mask: npt.NDArray[np.bool_]
-    probability: npt.NDArray[np.float32]
-    variance: npt.NDArray[np.float32]
+    maps: npt.NDArray[np.float32]
     quality: float
-    error_map: npt.NDArray[np.float32]
-    prior: npt.NDArray[np.float32]
     threshold: float
     backbone: str
     trace: npt.NDArray[np.float32] | None = None
     trace_timesteps: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.mask.ndim != 2 or not self.mask.size:
-            raise ImageError(f"mask: expected a shape (H, W) of at least one pixel, got {self.mask.shape}.")
-        size = self.mask.shape
+        if self.image.ndim != 3 or not self.image.size:
+            raise ImageError(f"image: expected a shape (H, W, 3) of at least one pixel, got {self.image.shape}.")
         expected: dict[str, tuple[tuple[int | str, ...], type[np.generic]]] = {
-            "mask": (size, np.bool_),
-            "image": ((*size, 3), np.uint8),
-            **dict.fromkeys(_MAPS, (size, np.float32)),
+            "image": ((*self.image.shape[:2], 3), np.uint8),
+            "maps": ((len(MAPS), *_sides(self.maps)), np.float32),
         }
+        if 0 in self.maps.shape:
+            raise ImageError(f"maps: expected a shape (4, h, w) of at least one position, got {self.maps.shape}.")
         if self.trace is not None:
-            state_size = self.trace.shape[1:] if self.trace.ndim == 3 else ("h", "w")
-            expected["trace"] = ((len(self.trace_timesteps), *state_size), np.float32)
+            expected["trace"] = ((len(self.trace_timesteps), *_sides(self.trace)), np.float32)
         for name, (shape, dtype) in expected.items():
             array = getattr(self, name)
             if array.shape != shape or array.dtype != dtype:
@@ -79,8 +76,45 @@ class Segmentation:
         if not 0.0 <= self.quality <= 1.0:
             raise ImageError(f"quality: expected a number in [0, 1], got {self.quality}.")
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the query in pixels."""
+        return self.image.shape[0], self.image.shape[1]
+
+    @functools.cached_property
+    def mask(self) -> npt.NDArray[np.bool_]:
+        """(H, W) bool, where the class is."""
+        return self.probability > self.threshold
+
+    @functools.cached_property
+    def probability(self) -> npt.NDArray[np.float32]:
+        """(H, W) float32 in [0, 1], the mean over the ensemble of samples."""
+        return self._enlarged("probability")
+
+    @functools.cached_property
+    def variance(self) -> npt.NDArray[np.float32]:
+        """(H, W) float32 in [0, 0.25], the variance over the ensemble: where the samples disagree."""
+        return self._enlarged("variance")
+
+    @functools.cached_property
+    def error_map(self) -> npt.NDArray[np.float32]:
+        """(H, W) float32 in [-2, 2], what the decoder thinks its samples lack (positive) or have too much (negative).
+
+        It is `x_0 - x_t`, averaged over the samples (DQM).
+        """
+        return self._enlarged("error_map")
+
+    @functools.cached_property
+    def prior(self) -> npt.NDArray[np.float32]:
+        """(H, W) float32 in [0, 1], the mean of the fused priors: what is known without the decoder (eq. 12)."""
+        return self._enlarged("prior")
+
+    def _enlarged(self, name: str) -> npt.NDArray[np.float32]:
+        index = MAPS.index(name)
+        return enlarge(torch.from_numpy(self.maps[index : index + 1]), self.size)[0].numpy()
+
     def __repr__(self) -> str:
-        height, width = self.mask.shape
+        height, width = self.size
         return (
             f"Segmentation({width} x {height} pixels, {self.mask.mean():.1%} of them marked, "
             f"quality {self.quality:.2f}, {self.backbone})"
@@ -128,7 +162,7 @@ class Segmentation:
         Returns:
             `image`, `mask`, `probability`, `variance`, `error_map` and `prior`, as the attributes have them; no copies.
         """
-        return {name: getattr(self, name) for name in ("image", "mask", *_MAPS)}
+        return {name: getattr(self, name) for name in ("image", "mask", *MAPS)}
 
     def to_pil(self) -> Image.Image:
         """The mask as a PIL image of mode "L", 0 and 255, at the query's size."""
@@ -195,7 +229,7 @@ class Segmentation:
             box [x0, y0, x1, y1] as `Box` counts it, or `None` for an empty mask; `quality`; `uncertainty`, the standard
             deviation over the ensemble, averaged over the image, in [0, 0.5]; `threshold`; `backbone`.
         """
-        height, width = self.mask.shape
+        height, width = self.size
         box = bounding_box(self.mask)
         return {
             "width": width,
@@ -221,7 +255,9 @@ class Segmentation:
             ImageError: a height below 1.
         """
         _check_positive(height, "height")
-        prior, probability, variance, error_map = (pictures.shrink(getattr(self, name), height) for name in _MAPS)
+        prior, probability, variance, error_map = (
+            pictures.shrink(getattr(self, name), height) for name in ("prior", "probability", "variance", "error_map")
+        )
         panels = [
             ("mask", np.asarray(self.overlay())),
             ("prior", pictures.grey(prior)),
@@ -253,3 +289,20 @@ class Segmentation:
 def _check_positive(value: int, name: str) -> None:
     if value < 1:
         raise ImageError(f"{name}: expected at least 1, got {value}.")
+
+
+def enlarge(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Bring decoder maps to an image's size.
+
+    Args:
+        maps: (N, h, w).
+        size: the image's (height, width).
+
+    Returns:
+        (N, H, W) on the CPU.
+    """
+    return resize_maps(maps[None], size)[0].cpu()
+
+
+def _sides(maps: npt.NDArray[Any]) -> tuple[int | str, ...]:
+    return maps.shape[1:] if maps.ndim == 3 else ("h", "w")

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from diffup.errors import ConfigError, ImageError
-from diffup.inference import Decoded, Query
+from diffup.inference import Query
 from diffup.inputs.images import ImageLike, describe
 from diffup.label_map import LabelMap
 from diffup.result import Segmentation
@@ -45,8 +45,8 @@ Outcome: TypeAlias = Segmentation | LabelMap | Failure
 def stream(
     queries: Iterable[ImageLike],
     read: Callable[[ImageLike, str], Query],
-    decode: Callable[[Sequence[Query]], list[list[Decoded]]],
-    finish: Callable[[Query, Sequence[Decoded]], Segmentation | LabelMap],
+    decode: Callable[[Sequence[Query]], list[list[Segmentation]]],
+    finish: Callable[[Sequence[Segmentation]], Segmentation | LabelMap],
     *,
     batch_size: int,
     workers: int,
@@ -59,8 +59,8 @@ def stream(
     Args:
         queries: images, drawn as they are needed.
         read: makes a query ready; it is called in threads.
-        decode: what the decoder says of a batch.
-        finish: makes a result of that.
+        decode: looks for every class in a batch of queries.
+        finish: makes the result of a query from what was found of every class.
         batch_size: queries decoded together.
         workers: threads that read.
         record: give a `Failure` for what cannot be read, instead of raising.
@@ -121,8 +121,8 @@ def _called(source: ImageLike) -> str:
 
 def _results(
     batch: Sequence[Query | Failure],
-    decode: Callable[[Sequence[Query]], list[list[Decoded]]],
-    finish: Callable[[Query, Sequence[Decoded]], Segmentation | LabelMap],
+    decode: Callable[[Sequence[Query]], list[list[Segmentation]]],
+    finish: Callable[[Sequence[Segmentation]], Segmentation | LabelMap],
     record: bool,
 ) -> Iterator[Outcome]:
     """Results of one batch, one at a time, since those of large images are large."""
@@ -130,7 +130,7 @@ def _results(
     decoded = iter(decode(good) if good else [])
     for item in batch:
         if isinstance(item, Query):
-            yield finish(item, next(decoded))
+            yield finish(next(decoded))
         elif record:
             yield item
         else:

@@ -14,6 +14,7 @@ import torch
 from quickstart import coins, score
 
 from diffup import DiffUp, load_backbone
+from diffup.backbones.encode import encode
 from diffup.inputs.images import read_image
 
 ENCODERS = ("bundled:efficientnet_lite0", "bundled:efficientnet_lite1", "bundled:efficientnet_lite2")
@@ -31,7 +32,7 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{'encoder':28} {'channels of its levels':>22} {'IoU':>5} {'time':>7}")
     for name, encoder in encoders.items():
         swapped = model.upgrade(encoder)  # the decoder's weights are shared, nothing is trained
-        channels = "/".join(str(level.shape[1]) for level in swapped.encode([read_image(scene.query)]))
+        channels = "/".join(str(level.shape[1]) for level in encode(swapped.backbone, [read_image(scene.query)]))
         start = time.perf_counter()
         result = swapped.segment(scene.query, support=scene.support, annotation=scene.annotations["mask"])
         seconds = time.perf_counter() - start

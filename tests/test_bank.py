@@ -20,7 +20,7 @@ from torch import Tensor
 from diffup.backbones import JointBackbone, members_of
 from diffup.data.folder import LabelledFolder
 from diffup.errors import BackboneError
-from diffup.priors.condition import fused_priors
+from diffup.priors.condition import PriorMaps, prior_maps
 from diffup.priors.config import PriorConfig
 from diffup.priors.level import pool_to_grid
 from diffup.priors.views import ONE_SHOT_VIEWS
@@ -176,11 +176,11 @@ def test_priors_of_a_joint_encoder_are_its_members(
     banks = build_banks(Sources.find(LabelledFolder.open(shapes), CONFIG), CONFIG, [joint], tmp_path, progress=False)
     seen = []
 
-    def spy(*args: object, **options: object) -> list[Tensor]:
+    def spy(*args: object, **options: object) -> PriorMaps:
         seen.append(options["members"])
-        return fused_priors(*args, **options)
+        return prior_maps(*args, **options)
 
-    monkeypatch.setattr(trainer_module, "fused_priors", spy)
+    monkeypatch.setattr(trainer_module, "prior_maps", spy)
     trainer_of(banks).advance()
     assert seen == [members_of(joint)] and len(seen[0][0]) == 2
 

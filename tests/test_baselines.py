@@ -41,7 +41,7 @@ def parameters(config: DecoderConfig) -> int:
 
 def samples_of(decoder: Decoder, condition: Condition, ensemble: int = 3, seed: int = 0) -> Tensor:
     noise = draw_noise(condition, ensemble, torch.Generator().manual_seed(seed))
-    return sample(decoder, Diffusion(decoder.config), condition, noise, decoder.config.steps).probability
+    return sample(decoder, condition, noise, decoder.config.steps).probability
 
 
 # --- networks --------------------------------------------------------------------------------------------------------
@@ -66,7 +66,7 @@ def test_one_pass_answers(system: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(type(decoder), "forward", forward)
     noise = draw_noise(condition, 3, torch.Generator().manual_seed(0))
-    samples = sample(decoder, Diffusion(config), condition, noise, 1, trace=True)
+    samples = sample(decoder, condition, noise, 1, trace=True)
     count = 3 if system == "gan" else 1  # the others have no randomness to average over
     assert samples.probability.shape == (2, count, 64, 64)
     assert samples.probability.min() >= 0 and samples.probability.max() <= 1

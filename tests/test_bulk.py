@@ -141,14 +141,14 @@ def test_images_are_read_while_others_are_decoded() -> None:
     def read(source: object, argument: str) -> Query:
         if next(begun) < 3:
             together.wait(timeout=300)
-        return read_query(source, (8, 8), argument)
+        return read_query(source, argument, FakeBackbone(input_size=(8, 8)))
 
     queries = [QUERIES[i % 3] for i in range(8)]
     results = stream(
         queries,
         read,
-        lambda batch: [[] for _ in batch],
-        lambda query, decoded: query.size,
+        lambda batch: [query.size for query in batch],
+        lambda size: size,
         batch_size=2,
         workers=3,
         record=True,

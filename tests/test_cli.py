@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from diffup import Box, DiffUp, Points, Scribble, __version__, cli
-from diffup.commands.arguments import split_backbone
+from diffup.backbones.named import split_backbone
 from diffup.decoder.weights import load_decoder, save_decoder
 from diffup.training.config import TrainConfig
 
@@ -115,18 +115,6 @@ def test_segment_options_reach_encoder_and_sampler(
     assert expected.items() <= settings.items()
     assert Image.open("out/trace.png").width > 0
     assert capsys.readouterr() == ("", "")
-
-
-def test_segment_zoom(photos: Path, decoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[bool] = []
-    plain = DiffUp.segment
-    monkeypatch.setattr(
-        DiffUp, "segment", lambda self, *args, **options: asked.append(options["zoom"]) or plain(self, *args, **options)
-    )
-    for options in ([], ["--zoom"]):
-        assert segment(decoder, "--support", "a.png", *options) == 0
-        assert json.loads(Path("out/result.json").read_text())["settings"]["zoom"] is bool(options)
-    assert asked == [False, True]
 
 
 def test_segment_seed(photos: Path, decoder: Path) -> None:

@@ -216,9 +216,7 @@ def sampled(ensemble: int = 2, batch: int = 2, seed: int = 0, **options: object)
     config = tiny_config()
     condition = random_condition(config.priors, batch)
     start = draw_noise(condition, ensemble, torch.Generator().manual_seed(seed))
-    return config, condition, start, sample(
-        random_decoder(config).eval(), Diffusion(config), condition, start, 3, **options
-    )  # fmt: skip
+    return config, condition, start, sample(random_decoder(config).eval(), condition, start, 3, **options)
 
 
 def test_samples_have_their_shapes_and_ranges() -> None:
@@ -234,7 +232,7 @@ def test_samples_have_their_shapes_and_ranges() -> None:
 
 def test_each_query_and_each_member_of_the_ensemble_is_sampled_by_itself() -> None:
     config, condition, start, together = sampled(ensemble=3)
-    decoder, diffusion = random_decoder(config).eval(), Diffusion(config)
+    decoder = random_decoder(config).eval()
     for query in range(2):
         one = Condition(
             tuple(level[query : query + 1] for level in condition.levels),
@@ -242,9 +240,9 @@ def test_each_query_and_each_member_of_the_ensemble_is_sampled_by_itself() -> No
             condition.image[query : query + 1],
         )
         for member in range(3):
-            alone = sample(decoder, diffusion, one, start[query : query + 1, member : member + 1], 3)
+            alone = sample(decoder, one, start[query : query + 1, member : member + 1], 3)
             assert torch.allclose(alone.probability[0, 0], together.probability[query, member], atol=1e-4)
-        alone = sample(decoder, diffusion, one, start[query : query + 1], 3)
+        alone = sample(decoder, one, start[query : query + 1], 3)
         assert torch.allclose(alone.error[0], together.error[query], atol=1e-4)
         assert torch.allclose(alone.iou[0], together.iou[query], atol=1e-4)
 

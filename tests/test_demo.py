@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -15,17 +16,18 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from diffup import Box, DiffUp, Mask, Scribble, cli
+from diffup.decoder.options import SamplingOptions
 from diffup.decoder.weights import save_decoder
 from diffup.demo import downloads, session, views
 from diffup.demo.encoders import Encoders, installed_encoders, installed_reader
 from diffup.demo.examples import KINDS, Shot, read_editor, read_paint
 from diffup.demo.scenes import SCENES
-from diffup.demo.session import Sampling, Session, Taught
+from diffup.demo.session import Session, Taught
 from diffup.errors import AnnotationError, ConfigError, ImageError, PrototypesError
 from diffup.label_map import LabelMap
 from diffup.prototypes import Prototypes
 
-SAMPLING = Sampling(steps=3, ensemble=2, threshold=0.5)
+SAMPLING = SamplingOptions(steps=3, ensemble=2, threshold=0.5)
 
 
 def fake(variant: str | None, *, input_size: int = 64) -> FakeBackbone:
@@ -136,7 +138,7 @@ def test_the_page_gives_what_the_library_gives(encoders: Encoders, taught: Sessi
         ]
         expected = model.segment(photo(), classes, steps=3, ensemble=2, threshold=0.5)
         assert result.names == ("square", "disc")
-        assert result.decoded[0].backbone == name
+        assert result.results[0].backbone == name
         assert (result.labels == expected.labels).all()
         assert np.allclose(result.probabilities, expected.probabilities, atol=1e-4)
     assert (state.results[0].probabilities != state.results[1].probabilities).any()
@@ -199,7 +201,7 @@ def test_what_is_missing_is_told(encoders: Encoders, taught: Session) -> None:
     with pytest.raises(ConfigError, match="this page offers fake:a, fake:bbb"):
         session.segment(taught, encoders, ["timm:resnet50"], SAMPLING)
     with pytest.raises(ConfigError, match="steps"):
-        session.segment(taught, encoders, ["fake:a"], Sampling(0, 1, 0.5))
+        session.segment(taught, encoders, ["fake:a"], SamplingOptions(steps=0, ensemble=1, threshold=0.5))
     for name in ("", "  ", "a\nb", "x" * 61):
         with pytest.raises(PrototypesError, match="Give the class a name"):
             session.add_painted(Session(), name, editor(), "mask")
@@ -271,7 +273,8 @@ def test_a_class_that_is_not_found_is_named(encoders: Encoders, taught: Session)
 
 def test_large_results_become_small_pictures(encoders: Encoders, taught: Session) -> None:
     result = session.segment(taught, encoders, ["fake:a"], SAMPLING).results[0]
-    large = LabelMap.of(np.zeros((1300, 2600, 3), np.uint8), result.names, result.decoded)
+    image = np.zeros((1300, 2600, 3), np.uint8)
+    large = LabelMap.of(result.names, [dataclasses.replace(found, image=image) for found in result.results])
     for view in views.VIEWS:
         picture = views.draw(large, "square", view)
         assert picture.width <= views.SIDE and picture.height <= views.SIDE

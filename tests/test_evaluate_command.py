@@ -20,7 +20,7 @@ from diffup import cli
 from diffup.data.folder import LabelledFolder
 from diffup.data.open import DATASETS, open_dataset
 from diffup.data.pascal5i import COCO_TO_PASCAL
-from diffup.decoder.weights import load_decoder, save_decoder
+from diffup.decoder.weights import decoder_hash, load_decoder, save_decoder
 from diffup.errors import ConfigError, DataError
 from diffup.evaluation import sweep, table
 from diffup.evaluation.episodes import Episode, draw_episodes
@@ -244,10 +244,10 @@ def test_the_key_changes_with_everything_but_names() -> None:
 
 def test_the_decoders_hash_is_of_weights_and_config(decoder: Path) -> None:
     plain, config = load_decoder(decoder), tiny_config(backbone="fake", steps=2, ensemble=1)
-    assert sweep.decoder_hash(plain) == sweep.decoder_hash(random_decoder(config))
-    assert sweep.decoder_hash(plain) == sweep.decoder_hash(random_decoder(tiny_config(backbone="other", steps=3)))
-    assert sweep.decoder_hash(plain) != sweep.decoder_hash(random_decoder(config, seed=1))
-    assert sweep.decoder_hash(plain) != sweep.decoder_hash(random_decoder(tiny_config(shift="none")))
+    assert decoder_hash(plain) == decoder_hash(random_decoder(config))
+    assert decoder_hash(plain) == decoder_hash(random_decoder(tiny_config(backbone="other", steps=3)))
+    assert decoder_hash(plain) != decoder_hash(random_decoder(config, seed=1))
+    assert decoder_hash(plain) != decoder_hash(random_decoder(tiny_config(shift="none")))
 
 
 def test_a_record_gives_back_what_it_was_given(tmp_path: Path) -> None:

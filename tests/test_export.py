@@ -18,7 +18,6 @@ from PIL import Image
 from diffup import DiffUp, cli
 from diffup.decoder.base import Decoder
 from diffup.decoder.config import DecoderConfig
-from diffup.decoder.diffusion import Diffusion
 from diffup.decoder.format import FORMAT
 from diffup.decoder.sampling import Samples, draw_noise, sample
 from diffup.decoder.weights import load_decoder, save_decoder
@@ -59,7 +58,7 @@ def by_torch(decoder: Decoder, folder: Path, steps: int, ensemble: int = 2) -> S
     condition = random_condition(decoder.config.priors, batch=1)
     noise = draw_noise(condition, ensemble, torch.Generator().manual_seed(3))
     save_condition(folder / "condition.npz", condition, noise, (70, 90))
-    return sample(decoder, Diffusion(decoder.config), condition, noise, steps)
+    return sample(decoder, condition, noise, steps)
 
 
 def test_numpy_samples_the_same_masks(exported: tuple[Decoder, Path], tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from diffup import DiffUp, cli
 from diffup.decoder.weights import save_decoder
 from diffup.errors import ConfigError, HubError, WeightsError
 from diffup.publish.hub import write_repository
+from diffup.publish.model_card import CardSources
 from diffup.training.config import TrainConfig
 
 
@@ -213,16 +214,16 @@ def test_what_is_not_known_is_not_stated(tmp_path: Path) -> None:
 
 
 def test_rounding_after_the_scores_is_said(scores: Path, tmp_path: Path) -> None:
-    folder = write_repository(tmp_path / "half", model_of().decoder, "a/b", scores=scores, dtype=torch.float16)
+    folder = write_repository(tmp_path / "half", model_of().decoder, "a/b", CardSources(scores), dtype=torch.float16)
     assert "before the weights were rounded to float16" in (folder / "README.md").read_text()
 
 
 def test_scores_and_settings_of_another_decoder_are_refused(scores: Path, training: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="are of another decoder"):
-        write_repository(tmp_path / "out", model_of(seed=1).decoder, "a/b", scores=scores)
+        write_repository(tmp_path / "out", model_of(seed=1).decoder, "a/b", CardSources(scores))
     other = random_decoder(tiny_config(signal_scale=0.5))
     with pytest.raises(ConfigError, match="another config"):
-        write_repository(tmp_path / "out", other, "a/b", training=training)
+        write_repository(tmp_path / "out", other, "a/b", CardSources(training=training))
     assert not (tmp_path / "out").exists()
 
 
@@ -231,12 +232,12 @@ def test_bad_files_and_names_are_refused(tmp_path: Path, training: Path) -> None
     (tmp_path / "bad.json").write_text('{"rows": [{"fold": 1}]}')
     (tmp_path / "card.md").write_text("# Mine")
     for options, named in (
-        ({"scores": tmp_path / "none.json"}, "there is no such file"),
-        ({"scores": training}, "is no scores.json"),
-        ({"scores": tmp_path / "bad.json"}, "a row lacks"),
-        ({"licence": "MIT: yes"}, "licence='MIT: yes'"),
+        ({"sources": CardSources(tmp_path / "none.json")}, "there is no such file"),
+        ({"sources": CardSources(training)}, "is no scores.json"),
+        ({"sources": CardSources(tmp_path / "bad.json")}, "a row lacks"),
+        ({"sources": CardSources(licence="MIT: yes")}, "licence='MIT: yes'"),
         ({"card": tmp_path / "none.md"}, "there is no such file"),
-        ({"card": tmp_path / "card.md", "licence": "mit"}, "taken as it is"),
+        ({"card": tmp_path / "card.md", "sources": CardSources(licence="mit")}, "taken as it is"),
     ):
         with pytest.raises(ConfigError, match=named):
             write_repository(tmp_path / "out", decoder, "a/b", **options)

@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from diffup.errors import FormatError
-from diffup.label_files import names_of, yaml_string
+from diffup.labelling.files import names_of, yaml_string
 from diffup.labelling.folder import _coco, _yolo_data, quality_table
 from diffup.utils.files import write_text
 

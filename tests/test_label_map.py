@@ -18,8 +18,9 @@ from torch import Tensor
 from diffup import DiffUp, LabelMap, Prototypes
 from diffup.decoder.base import Decoder
 from diffup.errors import FormatError, ImageError, PrototypesError
-from diffup.inference import CPU_DECODER_BATCH, DECODER_BATCH, Decoded, decoder_batches
+from diffup.inference import CPU_DECODER_BATCH, DECODER_BATCH, decoder_batches
 from diffup.label_map import merge
+from diffup.result import Segmentation
 
 QUERY, _ = shape_image((1, 2, 3), (60, 150), seed=4)
 NAMES = ("square", "disc", "triangle")
@@ -125,10 +126,13 @@ def test_progress_counts_every_step(
 # --- the rule --------------------------------------------------------------------------------------------------------
 
 
-def decoded(probability: Tensor, threshold: float) -> Decoded:
+BLANK = np.zeros((64, 64, 3), np.uint8)
+
+
+def decoded(probability: Tensor, threshold: float, image: np.ndarray = BLANK) -> Segmentation:
     maps = torch.zeros(4, 64, 64)
     maps[0] = probability
-    return Decoded(maps, 0.5, threshold, "fake")
+    return Segmentation(image, maps.numpy(), 0.5, threshold, "fake")
 
 
 probabilities = st.lists(st.floats(0, 1, width=32), min_size=1, max_size=5)
@@ -138,7 +142,7 @@ probabilities = st.lists(st.floats(0, 1, width=32), min_size=1, max_size=5)
 @given(values=probabilities, thresholds=st.lists(st.floats(0.05, 0.95), min_size=5, max_size=5))
 def test_the_rule_at_one_pixel(values: list[float], thresholds: list[float]) -> None:
     items = [decoded(torch.tensor(p), t) for p, t in zip(values, thresholds, strict=False)]
-    result = LabelMap.of(np.zeros((64, 64, 3), np.uint8), [str(i) for i in range(len(items))], items)
+    result = LabelMap.of([str(i) for i in range(len(items))], items)
     assert (result.labels == result.labels[0, 0]).all()
     label = int(result.labels[0, 0])
     passing = [i for i, item in enumerate(items) if float(item.maps[0, 0, 0]) > np.float32(item.threshold)]
@@ -155,8 +159,9 @@ def test_the_rule_at_one_pixel(values: list[float], thresholds: list[float]) -> 
 
 def test_the_rule_by_hand() -> None:
     """Odds over the odds at the threshold: 0.6 of 0.5 is 1.5, 0.5 of 0.25 is 3, 0.2 of 0.25 is 0.75."""
-    items = [decoded(torch.tensor(p), t) for p, t in ((0.6, 0.5), (0.5, 0.25), (0.2, 0.25))]
-    labels, total = merge(items, (2, 3))
+    image = np.zeros((2, 3, 3), np.uint8)
+    items = [decoded(torch.tensor(p), t, image) for p, t in ((0.6, 0.5), (0.5, 0.25), (0.2, 0.25))]
+    labels, total = merge(items)
     assert labels.shape == (2, 3) and (labels == 2).all()
     assert torch.allclose(total, torch.full((2, 3), 1 + 1.5 + 3 + 0.75), rtol=1e-5)
 
@@ -164,13 +169,14 @@ def test_the_rule_by_hand() -> None:
 def test_equal_thresholds_give_the_most_probable_class() -> None:
     generator = torch.Generator().manual_seed(0)
     maps = torch.rand(4, 64, 64, generator=generator)
-    labels, _ = merge([decoded(values, 0.25) for values in maps], (64, 64))
+    labels, _ = merge([decoded(values, 0.25) for values in maps])
     expected = torch.where(maps.amax(dim=0) > 0.25, maps.argmax(dim=0) + 1, 0)
     assert torch.equal(labels.long(), expected)
 
 
 def test_certainty_is_finite() -> None:
-    labels, total = merge([decoded(torch.tensor(1.0), 0.5), decoded(torch.tensor(0.0), 0.5)], (4, 4))
+    image = np.zeros((4, 4, 3), np.uint8)
+    labels, total = merge([decoded(torch.tensor(p), 0.5, image) for p in (1.0, 0.0)])
     assert (labels == 1).all() and bool(total.isfinite().all())
 
 
@@ -182,7 +188,7 @@ def handmade() -> LabelMap:
     maps = torch.full((2, 64, 64), 0.1)
     maps[0, :, :28], maps[1, :, 36:] = 0.9, 0.8
     image = np.full((64, 64, 3), 100, np.uint8)
-    return LabelMap.of(image, ("dog", "a cat with a long name"), [decoded(values, 0.5) for values in maps])
+    return LabelMap.of(("dog", "a cat with a long name"), [decoded(values, 0.5, image) for values in maps])
 
 
 def test_overlay_and_legend() -> None:
@@ -203,7 +209,7 @@ def test_overlay_and_legend() -> None:
 
 def test_an_empty_label_map_has_no_legend() -> None:
     image = np.full((20, 30, 3), 9, np.uint8)
-    empty = LabelMap.of(image, ("dog",), [decoded(torch.tensor(0.1), 0.5)])
+    empty = LabelMap.of(("dog",), [decoded(torch.tensor(0.1), 0.5, image)])
     assert (np.asarray(empty.overlay()) == image).all()
 
 

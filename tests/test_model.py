@@ -24,11 +24,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from diffup import Box, DiffUp, Mask, Points, Scribble, Segmentation
+from diffup.backbones.encode import encode
 from diffup.decoder.weights import CONFIG, WEIGHTS
 from diffup.errors import AnnotationError, BackboneError, ConfigError, ImageError, WeightsError
-from diffup.inference import enlarge
 from diffup.inputs.annotations import pair_supports
+from diffup.priors.support import encode_supports
 from diffup.result import Segmentation as Result
+from diffup.result import enlarge
 
 QUERY, TRUTH = shape_image((1, 2), (70, 100), seed=1)
 SUPPORT, LABELS = shape_image((1,), (80, 64), seed=2)
@@ -352,14 +354,14 @@ def test_an_encoder_that_breaks_the_protocol_is_caught(
 
 
 def test_encode_gives_four_levels_whatever_the_images_sizes(model: DiffUp) -> None:
-    levels = model.encode([torch.rand(3, 20, 30), torch.rand(3, 96, 96), torch.rand(3, 200, 10)])
+    levels = encode(model.backbone, [torch.rand(3, 20, 30), torch.rand(3, 96, 96), torch.rand(3, 200, 10)])
     assert [tuple(level.shape) for level in levels] == [(3, 8, 24, 24), (3, 12, 12, 12), (3, 16, 6, 6), (3, 24, 3, 3)]
 
 
 def test_a_single_support_is_encoded_as_three_views(model: DiffUp) -> None:
-    supports = model.encode_supports(pair_supports(SUPPORT, MASK))
+    supports = encode_supports(model.backbone, pair_supports(SUPPORT, MASK))
     assert supports.foreground.shape == (1, 3, 128, 128) and supports.levels[0].shape[:2] == (1, 3)
-    several = model.encode_supports(pair_supports([SUPPORT, SECOND], [MASK, None]))
+    several = encode_supports(model.backbone, pair_supports([SUPPORT, SECOND], [MASK, None]))
     assert several.foreground.shape == (1, 2, 128, 128)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +28,40 @@ def result() -> Segmentation:
     generator = np.random.default_rng(0)
     return Segmentation(
         image=image,
-        mask=probability > 0.5,
-        probability=probability,
-        variance=np.full((HEIGHT, WIDTH), 0.04, dtype=np.float32),
+        maps=np.stack(
+            [
+                probability,
+                np.full((HEIGHT, WIDTH), 0.04, dtype=np.float32),
+                np.linspace(-2, 2, HEIGHT * WIDTH, dtype=np.float32).reshape(HEIGHT, WIDTH),
+                probability / 2,
+            ]
+        ),
         quality=0.75,
-        error_map=np.linspace(-2, 2, HEIGHT * WIDTH, dtype=np.float32).reshape(HEIGHT, WIDTH),
-        prior=probability / 2,
         threshold=0.5,
         backbone="bundled:efficientnet_lite0",
         trace=generator.normal(size=(10, 64, 64)).astype(np.float32),
         trace_timesteps=tuple(range(249, -1, -25)),
     )
+
+
+def marked(result: Segmentation, mask: np.ndarray) -> Segmentation:
+    """The result with another mask."""
+    return replace(result, maps=np.concatenate([mask[None] * np.float32(0.8), result.maps[1:]]))
+
+
+def test_maps_are_enlarged_when_they_are_read(result: Segmentation) -> None:
+    maps = np.zeros((4, 9, 12), dtype=np.float32)
+    maps[:, 2:6, 3:8] = np.array([0.8, 0.04, -1, 0.4], dtype=np.float32)[:, None, None]
+    small = replace(result, maps=maps, trace=None, trace_timesteps=())
+    assert set(vars(small)) == {field.name for field in fields(Segmentation)}, "nothing at the image's size yet"
+    for name, value in (("probability", 0.8), ("variance", 0.04), ("error_map", -1), ("prior", 0.4)):
+        enlarged = getattr(small, name)
+        assert enlarged.shape == (HEIGHT, WIDTH) and enlarged.dtype == np.float32
+        assert enlarged is getattr(small, name), "once only"
+        assert (enlarged[25:55, 35:75] == np.float32(value)).all()
+        assert not enlarged[:15].any() and not enlarged[:, 85:].any()
+    np.testing.assert_array_equal(small.mask, small.probability > 0.5)
+    assert small.mask[25:55, 35:75].all() and small.mask.dtype == bool
 
 
 def test_the_overlay_tints_the_mask_outlines_it_and_leaves_the_rest(result: Segmentation) -> None:
@@ -53,9 +77,9 @@ def test_the_overlay_tints_the_mask_outlines_it_and_leaves_the_rest(result: Segm
 
 
 def test_an_empty_mask_and_a_full_one_have_no_outline(result: Segmentation) -> None:
-    empty = replace(result, mask=np.zeros((HEIGHT, WIDTH), dtype=bool))
+    empty = marked(result, np.zeros((HEIGHT, WIDTH), dtype=bool))
     np.testing.assert_array_equal(np.asarray(empty.overlay()), result.image)
-    full = replace(result, mask=np.ones((HEIGHT, WIDTH), dtype=bool))
+    full = marked(result, np.ones((HEIGHT, WIDTH), dtype=bool))
     np.testing.assert_array_equal(np.asarray(full.overlay(alpha=0)), result.image)
 
 
@@ -82,9 +106,9 @@ def test_saving_replaces_a_file_whole_or_not_at_all(
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="disk full"):
         patch.setattr(Image.Image, "save", fail_half_way)
-        replace(result, mask=~result.mask).save(path)
+        marked(result, ~result.mask).save(path)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
-    replace(result, mask=~result.mask).save(path)
+    marked(result, ~result.mask).save(path)
     np.testing.assert_array_equal(np.asarray(Image.open(path)) > 0, ~result.mask)
 
 
@@ -107,7 +131,7 @@ def test_the_summary_is_json(result: Segmentation) -> None:
         "threshold": 0.5,
         "backbone": "bundled:efficientnet_lite0",
     }
-    assert replace(result, mask=np.zeros_like(result.mask)).summary()["box"] is None
+    assert marked(result, np.zeros_like(result.mask)).summary()["box"] is None
 
 
 def test_the_overview_shows_five_pictures(result: Segmentation) -> None:
@@ -127,8 +151,7 @@ def test_the_outline_grows_with_the_image(result: Segmentation) -> None:
     def large(array: np.ndarray) -> np.ndarray:
         return array.repeat(16, axis=0).repeat(16, axis=1)
 
-    maps = {name: large(getattr(result, name)) for name in ("image", "mask", "probability", "variance")}
-    grown = replace(result, **maps, prior=large(result.prior), error_map=large(result.error_map))
+    grown = replace(result, image=large(result.image), maps=np.stack([large(map_) for map_ in result.maps]))
     outlined = (np.asarray(grown.overlay(colour=(1, 2, 3), alpha=0)) == (1, 2, 3)).all(axis=2)
     width = round(0.004 * 16 * HEIGHT)
     assert width > 1
@@ -168,14 +191,17 @@ def test_faulty_requests_for_pictures(result: Segmentation) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"mask": np.zeros(5, dtype=bool)}, r"mask: expected a shape \(H, W\)"),
-        ({"mask": np.zeros((0, 5), dtype=bool)}, "at least one pixel"),
-        ({"mask": np.zeros((HEIGHT, WIDTH), dtype=np.uint8)}, "mask: expected .* type bool, got .* uint8"),
-        ({"image": np.zeros((HEIGHT, WIDTH), dtype=np.uint8)}, r"image: expected shape \(90, 120, 3\)"),
+        ({"image": np.zeros(5, dtype=np.uint8)}, r"image: expected a shape \(H, W, 3\)"),
+        ({"image": np.zeros((0, 5, 3), dtype=np.uint8)}, "at least one pixel"),
+        ({"maps": np.zeros((4, HEIGHT, WIDTH), dtype=np.uint8)}, "maps: expected .* type float32, got .* uint8"),
+        ({"image": np.zeros((HEIGHT, WIDTH), dtype=np.uint8)}, r"image: expected a shape \(H, W, 3\).*\(90, 120\)"),
+        ({"image": np.zeros((HEIGHT, WIDTH, 4), dtype=np.uint8)}, r"image: expected shape \(90, 120, 3\)"),
         ({"image": np.zeros((HEIGHT, WIDTH, 3))}, "image: expected .* type uint8"),
-        ({"probability": np.zeros((WIDTH, HEIGHT), dtype=np.float32)}, r"probability: .* got \(120, 90\)"),
-        ({"variance": np.zeros((HEIGHT, WIDTH))}, "variance: .* float32, got .* float64"),
-        ({"error_map": np.full((HEIGHT, WIDTH), np.nan, dtype=np.float32)}, "error_map: contains NaN"),
+        ({"maps": np.zeros((3, WIDTH, HEIGHT), dtype=np.float32)}, r"maps: .*\(4, 120, 90\).* got \(3, 120, 90\)"),
+        ({"maps": np.zeros((WIDTH, HEIGHT), dtype=np.float32)}, r"maps: .*\(4, 'h', 'w'\).* got \(120, 90\)"),
+        ({"maps": np.zeros((4, HEIGHT, WIDTH))}, "maps: .* float32, got .* float64"),
+        ({"maps": np.full((4, HEIGHT, WIDTH), np.nan, dtype=np.float32)}, "maps: contains NaN"),
+        ({"maps": np.zeros((4, 0, WIDTH), dtype=np.float32)}, "maps: .*at least one"),
         ({"trace": np.zeros((10, 64), dtype=np.float32)}, r"trace: expected shape \(10, 'h', 'w'\)"),
         ({"trace_timesteps": (1, 2)}, r"trace: expected shape \(2, 64, 64\)"),
         ({"quality": 1.5}, r"quality: expected a number in \[0, 1\], got 1.5"),
@@ -209,7 +235,7 @@ def test_arrays_and_the_mask_as_a_picture(result: Segmentation, tmp_path: Path) 
 def two_parts(result: Segmentation) -> Segmentation:
     mask = result.mask.copy()
     mask[70:80, 100:110] = True
-    return replace(result, mask=mask)
+    return marked(result, mask)
 
 
 def test_coco_annotations_of_a_result(result: Segmentation) -> None:
@@ -220,7 +246,7 @@ def test_coco_annotations_of_a_result(result: Segmentation) -> None:
     assert annotation == {"image_id": 7, "category_id": 18, "area": 2000, "bbox": [30, 20, 50, 40], "iscrowd": 0}
     parts = two_parts(result).to_coco(instances=True, encoding="polygon")
     assert [part["bbox"] for part in parts] == [[30, 20, 50, 40], [100, 70, 10, 10]]
-    assert replace(result, mask=np.zeros_like(result.mask)).to_coco() == []
+    assert marked(result, np.zeros_like(result.mask)).to_coco() == []
 
 
 @pytest.mark.filterwarnings("ignore")  # supervision's own, on OpenCV
@@ -234,7 +260,7 @@ def test_detections_of_a_result(result: Segmentation) -> None:
     assert detections["class_name"].tolist() == ["dog"]
     parts = two_parts(result).to_supervision(instances=True)
     assert parts.xyxy.tolist() == [[30, 20, 80, 60], [100, 70, 110, 80]]
-    assert len(replace(result, mask=np.zeros_like(result.mask)).to_supervision()) == 0
+    assert len(marked(result, np.zeros_like(result.mask)).to_supervision()) == 0
     shown = supervision.MaskAnnotator().annotate(result.image.copy(), detections)
     assert (shown != result.image).any(axis=2)[result.mask].all()
 
@@ -243,3 +269,37 @@ def test_supervision_is_optional(result: Segmentation, monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, "supervision", None)
     with pytest.raises(MissingPackageError, match=r'supervision: pip install "diffup\[supervision\]"'):
         result.to_supervision()
+
+
+PEAK = """
+import resource, sys
+import numpy as np
+from fakes import FakeBackbone, random_decoder, tiny_config
+from diffup import DiffUp
+mask = np.zeros((200, 200), dtype=bool)
+mask[50:150, 50:150] = True
+small = np.random.default_rng(0).integers(0, 255, (200, 200, 3)).astype(np.uint8)
+model = DiffUp(random_decoder(tiny_config(threshold=0.3)), FakeBackbone(), "cpu")
+model.segment(small, small, mask).to_numpy()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+arrays = model.segment(sys.argv[1], small, mask).to_numpy()
+assert all(array.shape[:2] == (4000, 6000) for array in arrays.values())
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts memory as Linux does")
+def test_a_large_photo_takes_less_than_a_gibibyte(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (40, 60, 3)).astype(np.uint8)
+    Image.fromarray(noise).resize((6000, 4000)).save(tmp_path / "large.jpg")
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, str(tmp_path / "large.jpg")],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        cwd=Path(__file__).parent,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 1024, f"{done.stdout} MiB"

@@ -147,11 +147,6 @@ def test_streams(model: DiffUp, square: Prototypes, both: Prototypes) -> None:
             assert np.abs(result[prototypes.name].prior - alone.prior).max() < 1e-4
 
 
-def test_a_second_look_goes_by_names_too(model: DiffUp, square: Prototypes) -> None:
-    assert model.segment(QUERY, square, zoom=True).probability.shape == TRUTH.shape
-    assert isinstance(model.segment(QUERY, [square], zoom=True), LabelMap)
-
-
 # --- files -----------------------------------------------------------------------------------------------------------
 
 

@@ -29,7 +29,8 @@ from diffup.errors import BackboneError, WeightsError
 from diffup.text import load_text_space
 from diffup.text import open_clip as open_clip_text
 from diffup.text import transformers as transformers_text
-from diffup.text.conse import BANK, CLASSES, ConseSpace, read_bank
+from diffup.text.conse import ConseSpace
+from diffup.text.name_bank import BANK, CLASSES, read_bank
 from diffup.text.positions import block_values, run_and_catch
 
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}

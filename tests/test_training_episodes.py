@@ -16,6 +16,7 @@ from torch import Tensor
 
 from diffup.errors import TrainingError
 from diffup.priors import PriorConfig
+from diffup.priors.condition import PriorMaps
 from diffup.training.augment import move
 from diffup.training.config import EpisodesConfig, PerturbConfig
 from diffup.training.perturb import perturb
@@ -230,22 +231,23 @@ def test_the_last_two_levels_trade_places() -> None:
     assert torch.allclose(third + fourth, torch.tensor(0.7))
 
 
-def moved(config: PerturbConfig, seed: int = 0) -> tuple[list[Tensor], Episodes, Episodes]:
+def moved(config: PerturbConfig, seed: int = 0) -> tuple[PriorMaps, Episodes, Episodes]:
     """Episodes of a bright square, whose priors, images and edges all show the square, moved."""
     square = torch.full((6, 1, 64, 64), -1.0)
     square[:, :, 16:36, 8:28] = 1
     shown = torch.nn.functional.interpolate(square * 0.5 + 0.5, (128, 128))
     images = shown.expand(-1, 3, -1, -1)
     before = Episodes([], None, images, images[:, :2], square, torch.ones_like(square))  # type: ignore[arg-type]
-    fused, after = move([shown] * 4, before, config, torch.Generator().manual_seed(seed))
-    return fused, before, after
+    maps = PriorMaps((shown,) * 4, images, images[:, :2], torch.ones(6))
+    changed, after = move(maps, before, config, torch.Generator().manual_seed(seed))
+    return changed, before, after
 
 
 def test_moved_episodes_stay_together() -> None:
-    fused, before, after = moved(PerturbConfig())
-    half = [torch.nn.functional.avg_pool2d(m, 2) for m in (*fused, after.images[:, :1], after.edges[:, 1:])]
-    for maps in half:
-        assert (maps - (after.mask * 0.5 + 0.5)).abs().mean() < 0.01
+    maps, before, after = moved(PerturbConfig())
+    half = [torch.nn.functional.avg_pool2d(m, 2) for m in (*maps.fused, maps.images[:, :1], maps.edges[:, 1:])]
+    for shown in half:
+        assert (shown - (after.mask * 0.5 + 0.5)).abs().mean() < 0.01
     assert not torch.allclose(after.mask, before.mask)
     areas = (after.mask > 0).sum(dim=(1, 2, 3)) / (before.mask > 0).sum(dim=(1, 2, 3))
     assert areas.max() / areas.min() > 1.2 and areas.min() > 0.25

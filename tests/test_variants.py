@@ -15,6 +15,7 @@ from fakes import FakeBackbone, random_condition, random_decoder, shape_image, t
 from runs import CONFIG, DECODER_CONFIG, STILL, encoder, trainer_of
 
 from diffup import DiffUp
+from diffup.backbones.encode import encode
 from diffup.data.folder import LabelledFolder
 from diffup.decoder.build import build_decoder
 from diffup.decoder.config import DecoderConfig
@@ -94,7 +95,7 @@ def test_the_evaluator_hands_the_same_features_on(tied: DiffUp, shapes: Path, mo
     episodes = draw_episodes(folder, "test", [1, 2], 1, 2, seed=0)
     Evaluator(tied, folder).run(episodes)
     for index, episode in enumerate(episodes):
-        low = pool_to_grid(tied.encode([folder.image(episode.query)])[0], tied.config.priors.grid)
+        low = pool_to_grid(encode(tied.backbone, [folder.image(episode.query)])[0], tied.config.priors.grid)
         assert torch.allclose(seen[0].low_level[index], low[0], atol=1e-5)
 
 

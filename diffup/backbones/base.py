@@ -27,14 +27,14 @@ _REVISION = 1  # of the features themselves; raise it when the same weights and 
 
 
 @runtime_checkable
-class Backbone(Protocol):
-    """A frozen image encoder. Any object with these members may be given in place of a backbone name.
+class FrozenEncoder(Protocol):
+    """What encoders of images and text spaces have in common.
 
     Attributes:
         name: Name for messages and reports, e.g. `"bundled:efficientnet_lite0"`.
         input_size: (height, width) in pixels that the caller resizes images to.
-        fingerprint: Stable text that changes whenever the features would change; caches and reports go by it.
-        device: Where the weights are and where `pyramid` expects its images.
+        fingerprint: Stable text that changes whenever features would change; caches and reports go by it.
+        device: Where the weights are and where images are expected.
     """
 
     @property
@@ -49,6 +49,18 @@ class Backbone(Protocol):
     @property
     def device(self) -> torch.device: ...  # noqa: D102
 
+    def to(self, device: torch.device | str) -> Self:
+        """Move the weights to a device and return the encoder on it."""
+        ...
+
+
+@runtime_checkable
+class Backbone(FrozenEncoder, Protocol):
+    """A frozen image encoder. Any object with these members may be given in place of a backbone name.
+
+    Besides `pyramid` it has the attributes of `FrozenEncoder`: `name`, `input_size`, `fingerprint`, `device`, `to`.
+    """
+
     def pyramid(self, images: Tensor) -> list[Tensor]:
         """Encode images at four levels.
 
@@ -58,10 +70,6 @@ class Backbone(Protocol):
         Returns:
             Four float32 tensors (B, C_l, h_l, w_l), fine to coarse, without gradient.
         """
-        ...
-
-    def to(self, device: torch.device | str) -> Backbone:
-        """Move the weights to a device and return the backbone."""
         ...
 
 

@@ -7,11 +7,11 @@ import hashlib
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from diffup.backbones.base import Backbone, check_pyramid
 from diffup.errors import BackboneError
+from diffup.utils.resize import resize_maps
 
 
 class JointBackbone:
@@ -78,13 +78,13 @@ class JointBackbone:
         joined = []
         for found in zip(*self._encode(images), strict=True):
             size = (max(level.shape[2] for level in found), max(level.shape[3] for level in found))
-            joined.append(torch.cat([_resize(level, size) for level in found], dim=1))
+            joined.append(torch.cat([resize_maps(level, size) for level in found], dim=1))
         return joined
 
     def _encode(self, images: Tensor) -> list[list[Tensor]]:
         found = []
         for member in self.members:
-            resized = _resize(images, member.input_size).clamp(0, 1)
+            resized = resize_maps(images, member.input_size).clamp(0, 1)
             found.append(check_pyramid(member.pyramid(resized), member.name, len(images)))
         return found
 
@@ -96,9 +96,3 @@ class JointBackbone:
 def members_of(backbone: Backbone) -> tuple[tuple[int, ...], ...]:
     """How the channels of each level are shared out among the members of a backbone; empty for a single encoder."""
     return backbone.widths if isinstance(backbone, JointBackbone) else ()
-
-
-def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    if tuple(maps.shape[-2:]) == size:
-        return maps
-    return F.interpolate(maps, size, mode="bilinear", align_corners=False, antialias=True)

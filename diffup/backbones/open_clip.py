@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,9 +33,6 @@ from diffup.backbones.registry import near_misses
 from diffup.backbones.timm import DEFAULT_INPUT_SIZE, patch_size, stage_maps, stage_strides
 from diffup.errors import BackboneError, WeightsError
 
-if TYPE_CHECKING:
-    from diffup.text.space import TextSpace
-
 _TEXT_POSITIONS = ("positional_embedding", "text.positional_embedding")
 _RESNET_STRIDES = [4, 4, 8, 16, 32]  # CLIP's ResNets: three-convolution stem with pooling, then four stages
 
@@ -62,19 +59,6 @@ class OpenClipBackbone(FrozenBackbone):
         if _is_vit(tower) and wanted[-1] == len(tower.transformer.resblocks) - 1 and tower.attn_pool is None:
             maps[-1] = normalise_map(tower.ln_post, maps[-1])
         return [maps[wanted.index(level)] for level in self.levels]
-
-    def text_space(self) -> TextSpace:
-        """The text space of the same model; its text tower is loaded now.
-
-        Raises:
-            BackboneError: No dense text-space features are known for this tower.
-            WeightsError: The weights cannot be had.
-        """
-        from diffup.text import open_clip as open_clip_text
-
-        if self.load_model is None:
-            raise BackboneError(f"backbone '{self.name}' was built without its model: it has no text tower")
-        return open_clip_text.build(self, self.load_model(), self.architecture)
 
 
 def build(

@@ -27,7 +27,7 @@ from typing import Any, TypeVar, cast
 from diffup.backbones.base import Backbone
 from diffup.backbones.joint import JointBackbone
 from diffup.errors import BackboneError, DiffUpError
-from diffup.suggestions import close_to, did_you_mean
+from diffup.utils.suggestions import close_to, did_you_mean
 
 GROUP = "diffup.backbones"
 """The entry-point group that backbone plugins register under."""

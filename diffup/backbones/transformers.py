@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,9 +35,6 @@ from diffup.backbones.checkpoint import (
 from diffup.backbones.downloads import missing_files
 from diffup.backbones.timm import DEFAULT_INPUT_SIZE
 from diffup.errors import BackboneError, WeightsError
-
-if TYPE_CHECKING:
-    from diffup.text.space import TextSpace
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _FINAL_NORMS = ("layernorm", "post_layernorm", "norm", "rms_norm")
@@ -70,17 +67,6 @@ class TransformersBackbone(FrozenBackbone):
         """The maps of the chosen stages or blocks."""
         maps = stage_maps(self.encoder, images.flip(1) if self.flip_channels else images)
         return [maps[level] for level in self.levels]
-
-    def text_space(self) -> TextSpace:
-        """The text space of the same CLIP or SigLIP; its text tower is loaded now.
-
-        Raises:
-            BackboneError: The model reads no texts, or no dense text-space features are known for it.
-            WeightsError: Text tower or tokenizer cannot be had, or the checkpoint that the encoder is from lacks them.
-        """
-        from diffup.text import transformers as transformers_text
-
-        return transformers_text.build(self, self.name.partition(":")[2], self.pretrained, self.checkpoint)
 
 
 def build(

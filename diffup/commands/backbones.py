@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from diffup.commands.arguments import add_command, at_least, load_named
+from diffup.commands.arguments import add_command, at_least
 from diffup.errors import ConfigError
 
 EXAMPLES = """examples:
@@ -56,6 +56,7 @@ def check(args: argparse.Namespace) -> None:
         ConformanceError: a check failed.
     """
     from diffup.backbones.conformance import check_backbone
+    from diffup.backbones.named import load_named
 
     report = check_backbone(load_named(args.check, args.input_size, "--check"))
     if args.json:

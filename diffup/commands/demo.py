@@ -45,11 +45,11 @@ def run(args: argparse.Namespace) -> None:
     from diffup.demo.encoders import Encoders, installed_encoders, installed_reader
     from diffup.demo.serve import serve
     from diffup.text import load_text_space
-    from diffup.text.prompts import text_reader
+    from diffup.text.load import text_tower
 
     print("diffup: loading the model ...", flush=True)
     model = load_model(args)
-    reader = args.text_backbone or (installed_reader() if text_reader(model.backbone) is None else None)
+    reader = args.text_backbone or (installed_reader() if text_tower(model.backbone) is None else None)
     if reader is not None:  # now, so that a name that is wrong is told now, and once for all encoders
         model.text_backbone = load_text_space(reader).to(model.device)
     tied = bool(model.config.low_level_channels)  # a DiffUp+LFE decoder works behind its own encoder alone

@@ -14,7 +14,6 @@ from diffup.commands.arguments import (
     add_text_backbone,
     at_least,
     distinct,
-    load_named,
     open_data,
     several,
     shared_plan,
@@ -94,6 +93,7 @@ def score(args: argparse.Namespace, decoder: Decoder, name: str) -> list[dict[st
     Returns:
         The rows, as `scores.json` holds them.
     """
+    from diffup.backbones.named import load_named
     from diffup.evaluation import table
     from diffup.evaluation.record import EpisodeRecord
     from diffup.evaluation.sweep import Candidate, sweep

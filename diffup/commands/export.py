@@ -65,18 +65,20 @@ def _load_decoder(args: argparse.Namespace) -> Decoder:
 def _write_condition(args: argparse.Namespace, path: Path) -> Decoder:
     """Write the condition that the model's encoder gives; its decoder."""
     from diffup.decoder.sampling import draw_noise
+    from diffup.inference import query_condition, read_query
     from diffup.inputs.annotations import pair_supports
-    from diffup.inputs.images import read_image
+    from diffup.priors.support import encode_supports
     from diffup.publish.export import save_condition
     from diffup.utils.options import seeded
 
     existing_file(args.condition, "--condition", "give one photo")
     annotations = [read_annotation(support) for support in args.supports]
     model = load_model(args)
-    query = read_image(args.condition, argument="--condition")
+    query = read_query(args.condition, "--condition", model.backbone)
     with as_given(args.supports):
-        supports = model.encode_supports(pair_supports([support.image for support in args.supports], annotations))
-    condition = model.condition(query, supports)
+        supports = pair_supports([support.image for support in args.supports], annotations)
+    support = encode_supports(model.backbone, supports)
+    condition = query_condition(query, support, model.backbone, model.config)
     noise = draw_noise(condition, model.config.ensemble, seeded(args.seed))
-    save_condition(path, condition, noise, (query.shape[1], query.shape[2]))
+    save_condition(path, condition, noise, query.size)
     return model.decoder

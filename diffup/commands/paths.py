@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from diffup.errors import ConfigError
-from diffup.suggestions import neighbour_of
+from diffup.utils.suggestions import neighbour_of
 
 _FILE_ENDINGS = (
     *(".bmp", ".csv", ".gif", ".html", ".jpeg", ".jpg", ".json", ".jsonl", ".md", ".npy", ".npz", ".onnx", ".pdf"),

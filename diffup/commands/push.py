@@ -29,9 +29,9 @@ def add(commands: Any) -> None:
     card.add_argument("--training", metavar="FILE", type=Path, help="config.json of the training run")
     card.add_argument("--licence", metavar="NAME", help="in lower case, such as apache-2.0; default: not stated")
     card.add_argument("--notes", metavar="FILE", type=Path, help="Markdown that the card ends with")
-    parser.add_argument("--private", action="store_true", help="of a repository that is made: only its owner sees it")
+    parser.add_argument("--private", action="store_true", help="make a new repository visible to its owner only")
     parser.add_argument("--revision", metavar="BRANCH", help="branch, made if needed; default: the main one")
-    parser.add_argument("--message", metavar="TEXT", help="of the commit")
+    parser.add_argument("--message", metavar="TEXT", help="commit message")
     parser.add_argument("--half", action="store_true", help="weights in float16, a file of half the size")
     parser.add_argument("--dry-run", metavar="OUT", type=Path, help="write the repository to this folder, send nothing")
 
@@ -48,19 +48,15 @@ def run(args: argparse.Namespace) -> None:
 
     from diffup.decoder.weights import load_decoder
     from diffup.publish.hub import upload, write_repository
+    from diffup.publish.model_card import CardSources
 
     decoder = load_decoder(args.decoder)
-    made_from = {
-        "card": args.card,
-        "scores": args.scores,
-        "training": args.training,
-        "licence": args.licence,
-        "notes": None if args.notes is None else args.notes.read_text(encoding="utf-8"),
-        "dtype": torch.float16 if args.half else torch.float32,
-    }
-    if args.dry_run is not None:
-        print(f"repository: {write_repository(args.dry_run, decoder, args.repo, **made_from)}")
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        write_repository(folder, decoder, args.repo, **made_from)
+    notes = None if args.notes is None else args.notes.read_text(encoding="utf-8")
+    sources = CardSources(args.scores, args.training, args.licence, notes)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = temporary if args.dry_run is None else args.dry_run
+        write_repository(folder, decoder, args.repo, sources, args.card, torch.float16 if args.half else torch.float32)
+        if args.dry_run is not None:
+            print(f"repository: {folder}")
+            return
         print(upload(folder, args.repo, private=args.private, revision=args.revision, message=args.message))

@@ -50,11 +50,6 @@ def add(commands: Any) -> None:
     add_text(parser)
     add_model(parser)
     add_decoding(parser)
-    parser.add_argument(
-        "--zoom",
-        action="store_true",
-        help="look again at crops around what was found: for small or thin things in large photos",
-    )
     parser.add_argument("--trace", action="store_true", help="also write trace.png, the noisy masks along the way")
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
 
@@ -80,7 +75,6 @@ def run(args: argparse.Namespace) -> None:
             ensemble=args.ensemble,
             threshold=args.threshold,
             seed=args.seed,
-            zoom=args.zoom,
             trace=args.trace,
             progress=not args.quiet and sys.stderr.isatty(),
         )
@@ -146,7 +140,6 @@ def _facts(args: argparse.Namespace, model: DiffUp, result: Segmentation, second
             "ensemble": args.ensemble or model.config.ensemble,
             "threshold": result.threshold,
             "seed": args.seed,
-            "zoom": args.zoom,
             "device": str(model.device),
         },
         "versions": {"diffup": __version__, "torch": torch.__version__, "python": platform.python_version()},

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from diffup.suggestions import close_to, did_you_mean
+from diffup.utils.suggestions import close_to, did_you_mean
 
 _USES = {
     "segment": "one QUERY at a time; for the photos of a folder: diffup label FOLDER --prototypes FILE",

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from diffup.commands.arguments import add_command, at_least, backbone_options, distinct_backbones, split_backbone
+from diffup.commands.arguments import add_command, at_least
 from diffup.commands.paths import existing_file, existing_folder, output_folder
 
 if TYPE_CHECKING:
@@ -87,6 +87,7 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> None:
     """Train a decoder, or go on with a run that was interrupted."""
     from diffup.backbones import load_backbone
+    from diffup.backbones.named import backbone_options, distinct_backbones, split_backbone
     from diffup.data.open import open_dataset
     from diffup.training.processes import is_main
     from diffup.training.trainer import train

@@ -6,17 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from diffup.commands.arguments import (
-    add_command,
-    add_data,
-    add_sampling,
-    at_least,
-    distinct_backbones,
-    load_named,
-    open_data,
-    several,
-    shared_plan,
-)
+from diffup.commands.arguments import add_command, add_data, add_sampling, at_least, open_data, several, shared_plan
 from diffup.commands.evaluate import RECORD
 from diffup.commands.paths import output_folder
 from diffup.errors import ConfigError
@@ -63,6 +53,7 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Score every pair, draw the pictures, write `report.html` and `upgrade.json`."""
+    from diffup.backbones.named import distinct_backbones, load_named
     from diffup.decoder.weights import fetch_decoder, load_decoder
     from diffup.evaluation.record import EpisodeRecord
     from diffup.evaluation.report import UpgradeMatrix, render

@@ -12,7 +12,7 @@ from diffup.data.folder import LabelledFolder
 from diffup.data.fss1000 import FSS1000
 from diffup.data.pascal5i import Pascal5i
 from diffup.errors import ConfigError
-from diffup.suggestions import did_you_mean
+from diffup.utils.suggestions import did_you_mean
 
 DATASETS = ("folder", "pascal5i", "coco_to_pascal", "coco20i", "fss1000")
 """Names of `open_dataset`; `coco_to_pascal` is PASCAL in the folds that decoders of COCO-20i have not seen."""

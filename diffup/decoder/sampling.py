@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from diffup.decoder.base import Decoder
@@ -75,8 +76,7 @@ def draw_noise(condition: Condition, ensemble: int, generator: torch.Generator) 
 
 @torch.no_grad()
 def sample(
-    denoiser: Decoder,
-    diffusion: Diffusion,
+    decoder: Decoder,
     condition: Condition,
     noise: Tensor,
     steps: int,
@@ -86,9 +86,8 @@ def sample(
     """Sample masks by DDIM from given noise.
 
     Args:
-        denoiser: the trained network.
-        diffusion: its process.
-        condition: of B queries.
+        decoder: the trained network.
+        condition: the condition of B queries.
         noise: (B, n, s, s) of `draw_noise`.
         steps: number of steps, 1 to T.
         trace: keep x_t of the first sample.
@@ -98,23 +97,24 @@ def sample(
         ConfigError: `steps` is out of range.
         WeightsError: the decoder's answer is not finite.
     """
+    diffusion = Diffusion(decoder.config)
     timesteps = diffusion.schedule(steps)
-    if denoiser.config.deterministic:
+    if decoder.config.deterministic:
         noise = noise[:, :1]
     batch, ensemble = noise.shape[:2]
     repeated = condition.repeat(ensemble)
-    y = noise.transpose(0, 1).reshape(batch * ensemble, 1, *noise.shape[2:])
+    y = rearrange(noise, "b n h w -> (n b) 1 h w")
     seen: list[Tensor] = []
     mask = torch.zeros_like(y)
     for index, t in enumerate(timesteps):
         now = torch.full((len(y),), t, device=y.device)
         x = diffusion.observe(y, repeated.prior, now)
         seen.append(x[:batch, 0])
-        mask = diffusion.estimate(denoiser(x, now / diffusion.timesteps, repeated).output.float(), y, now)
+        mask = diffusion.estimate(decoder(x, now / diffusion.timesteps, repeated).output.float(), y, now)
         y = diffusion.step(mask, y, t, timesteps[index + 1] if index + 1 < steps else -1)
         if on_step is not None:
             on_step()
-    error, iou = denoiser.judge(mask, repeated.image)
+    error, iou = decoder.judge(mask, repeated.image)
     if not all(bool(part.isfinite().all()) for part in (mask, error, iou)):
         raise WeightsError(
             "the decoder's answer holds NaN or infinity: its weights are too large, or of another precision than the "
@@ -139,8 +139,7 @@ def sample_batches(queries: int, ensemble: int, device: torch.device) -> list[tu
 
 
 def sample_ensemble(
-    denoiser: Decoder,
-    diffusion: Diffusion,
+    decoder: Decoder,
     condition: Condition,
     noise: Tensor,
     steps: int,
@@ -150,8 +149,7 @@ def sample_ensemble(
     """`sample` in batches whose memory does not grow with the number of samples or queries.
 
     Args:
-        denoiser: the trained network.
-        diffusion: its process.
+        decoder: the trained network.
         condition: of B queries.
         noise: (B, n, s, s) of `draw_noise`; of a decoder without randomness the first of each query is enough.
         steps: number of steps, 1 to T.
@@ -161,13 +159,13 @@ def sample_ensemble(
     Raises:
         ConfigError, WeightsError: see `sample`.
     """
-    if denoiser.config.deterministic:
+    if decoder.config.deterministic:
         noise = noise[:, :1]
     whole: list[Ensemble] = []
     for rows, members in sample_batches(len(noise), noise.shape[1], noise.device):
         first = members.start == 0
         some = condition.rows(rows)
-        samples = sample(denoiser, diffusion, some, noise[rows, members], steps, trace and first, on_step)
+        samples = sample(decoder, some, noise[rows, members], steps, trace and first, on_step)
         if first:
             whole.append(_ensemble(samples))
         else:
@@ -211,4 +209,4 @@ def _joined(a: Ensemble, count: int, b: Ensemble, more: int) -> Ensemble:
 
 def _per_query(values: Tensor, ensemble: int) -> Tensor:
     """Undo `Condition.repeat`: (n * B, ...) -> (B, n, ...)."""
-    return values.reshape(ensemble, -1, *values.shape[1:]).transpose(0, 1)
+    return rearrange(values, "(n b) ... -> b n ...", n=ensemble)

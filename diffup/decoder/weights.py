@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from diffup.backbones.base import hash_weights
 from diffup.decoder.base import Decoder
 from diffup.decoder.build import build_decoder
 from diffup.decoder.config import DecoderConfig
@@ -114,3 +117,9 @@ def fetch_decoder(source: str | os.PathLike[str], revision: str | None = None) -
 
 def _fits(name: str, expected: Mapping[str, torch.Size], tensors: Mapping[str, Tensor]) -> bool:
     return name in expected and name in tensors and tensors[name].shape == expected[name]
+
+
+def decoder_hash(decoder: Decoder) -> str:
+    """SHA-256 (hex) of a decoder's weights and of its config, but for the defaults that every setting spells out."""
+    neutral = replace(decoder.config, backbone="", steps=1, ensemble=1)
+    return hashlib.sha256(f"{hash_weights(decoder)} {neutral.to_json()}".encode()).hexdigest()

@@ -35,7 +35,7 @@ def write_files(session: Session, folder: Path) -> list[Path]:
     result = session.results[0]
     height, width = result.labels.shape
     ids = range(1, len(result.names) + 1)
-    scores = [item.quality for item in result.decoded]
+    scores = [item.quality for item in result.results]
     document = coco_document(
         [{"id": 1, "file_name": session.query_name, "width": width, "height": height}],
         coco_annotations(result.labels, 1, ids, scores=scores),
@@ -48,7 +48,7 @@ def write_files(session: Session, folder: Path) -> list[Path]:
     for number, name in enumerate(result.names, start=1):
         stem = f"{number}_" + re.sub(r"[^\w-]+", "_", name)[:40]  # 40 letters of any script fit in a file name
         files.append(write_mask_png(folder / f"{stem}.png", result[name].mask))
-        taught = session.taught.get((result.decoded[0].backbone, name))
+        taught = session.taught.get((result.results[0].backbone, name))
         if taught is not None:
             files.append(taught.prototypes.save(folder / f"{stem}.safetensors"))
     return files

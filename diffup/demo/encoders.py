@@ -6,12 +6,11 @@ import importlib.util
 from collections.abc import Sequence
 
 from diffup.backbones.bundled import BUNDLES
-from diffup.commands.arguments import load_named, split_backbone
+from diffup.backbones.named import load_named, split_backbone
 from diffup.errors import ConfigError
 from diffup.model import DiffUp
 from diffup.text import conse, sentences
-from diffup.text.prompts import text_reader
-from diffup.text.space import CONSE
+from diffup.text.load import CONSE, text_tower
 
 
 class Encoders:
@@ -44,10 +43,9 @@ class Encoders:
     def reader(self) -> str | None:
         """Name of what reads words, behind every encoder; None where nothing does."""
         given = self.first.text_backbone
-        reader = text_reader(self.first.backbone) if given is None else given
-        if reader is None or isinstance(reader, str):
-            return reader
-        return str(getattr(reader, "name", type(reader).__name__))
+        if given is None:
+            return None if text_tower(self.first.backbone) is None else self.first.backbone.name
+        return given if isinstance(given, str) else given.name
 
     def get(self, name: str) -> DiffUp:
         """The decoder behind the encoder of this name."""

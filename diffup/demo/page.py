@@ -12,12 +12,13 @@ from typing import Any
 
 from PIL import Image
 
+from diffup.decoder.options import SamplingOptions
 from diffup.demo import session as work
 from diffup.demo.downloads import write_files
 from diffup.demo.encoders import Encoders
 from diffup.demo.examples import KINDS
 from diffup.demo.scenes import SCENES
-from diffup.demo.session import Sampling, Session
+from diffup.demo.session import Session
 from diffup.demo.views import VIEWS, compare, describe, draw, legend
 from diffup.errors import DiffUpError, ImageError
 from diffup.utils.optional import need
@@ -254,7 +255,8 @@ def _wire_results(gr: Any, encoders: Encoders, state: Any, mark: dict[str, Any],
         name: str | None,
     ) -> list[Any]:
         chosen = [encoder] if other in (_NONE, encoder) else [encoder, other]
-        session = work.segment(session, encoders, chosen, Sampling(int(steps), int(ensemble), threshold))
+        options = SamplingOptions(steps=int(steps), ensemble=int(ensemble), threshold=threshold)
+        session = work.segment(session, encoders, chosen, options)
         results = session.results
         names = list(results[0].names)
         name = name if name in names else names[0]

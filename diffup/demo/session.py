@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from diffup.decoder.options import SamplingOptions
 from diffup.demo.encoders import Encoders
 from diffup.demo.examples import WORD, Shot, read_editor, read_paint
 from diffup.errors import ConfigError, ImageError, PrototypesError
@@ -59,16 +60,6 @@ class Session:
     def names(self) -> list[str]:
         """The classes, in the order of their first example."""
         return list(dict.fromkeys(shot.name for shot in self.shots))
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the decoder is sampled; see `DiffUp.segment`."""
-
-    steps: int
-    ensemble: int
-    threshold: float
-    seed: int = 0
 
 
 def add_painted(session: Session, name: str, editor: Mapping[str, Any] | None, kind: str) -> Session:
@@ -167,14 +158,14 @@ def prototypes(model: DiffUp, shots: Sequence[Shot], before: Taught | None = Non
     return Taught(shots, model.prototypes(name=shots[0].name, **given))
 
 
-def segment(session: Session, encoders: Encoders, chosen: Sequence[str], sampling: Sampling) -> Session:
+def segment(session: Session, encoders: Encoders, chosen: Sequence[str], options: SamplingOptions) -> Session:
     """Mark every class in the photo, once with each of the chosen encoders.
 
     Args:
         session: with examples and a photo.
         encoders: that the page offers.
         chosen: names of some of them.
-        sampling: how.
+        options: how masks are sampled.
 
     Raises:
         ImageError: there is no photo.
@@ -196,10 +187,7 @@ def segment(session: Session, encoders: Encoders, chosen: Sequence[str], samplin
             model.segment(
                 session.query,
                 classes,
-                steps=sampling.steps,
-                ensemble=sampling.ensemble,
-                threshold=sampling.threshold,
-                seed=sampling.seed,
+                options=options,
                 trace=True,
             )
         )

@@ -62,7 +62,7 @@ def describe(result: LabelMap) -> str:
         rows.append(f"| {name} | {item['quality']:.2f} | {item['area_fraction']:.1%} | {uncertainty:.3f} |")
     head = ["| class | predicted IoU | area | uncertainty |", "|---|---|---|---|"]
     hint = f"\n\nNot found: {', '.join(missing)}. A lower threshold (under *Sampling*) or another example may help."
-    return "\n".join([f"**{_escape(result.decoded[0].backbone)}**", "", *head, *rows]) + (hint if missing else "")
+    return "\n".join([f"**{_escape(result.results[0].backbone)}**", "", *head, *rows]) + (hint if missing else "")
 
 
 def compare(first: LabelMap, second: LabelMap) -> str:

@@ -6,7 +6,7 @@ from typing import cast, get_args
 
 from diffup.data.weak import AnnotationKind
 from diffup.errors import ConfigError
-from diffup.suggestions import did_you_mean
+from diffup.utils.suggestions import did_you_mean
 
 TEXT = "text"
 

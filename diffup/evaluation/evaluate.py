@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -17,15 +17,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from diffup.backbones.encode import encode
 from diffup.data.base import Dataset, Target
 from diffup.data.weak import AnnotationKind, weaken
+from diffup.decoder.options import Sampling, SamplingKeywords, SamplingOptions, refuse_generator, sampling_options
 from diffup.decoder.sampling import draw_noise, sample_ensemble
 from diffup.errors import ConfigError, DataError
 from diffup.evaluation.annotations import split_annotation
 from diffup.evaluation.episodes import Episode
 from diffup.evaluation.features import FeatureCache
 from diffup.evaluation.meter import Meter
-from diffup.inference import enlarge
+from diffup.inference import condition, text_prior_maps
 from diffup.inputs.annotations import Support, rasterise
 from diffup.inputs.images import resize_image
 from diffup.model import DiffUp
@@ -33,7 +35,13 @@ from diffup.priors.condition import EDGE_SIDE, Condition, SupportFeatures
 from diffup.priors.level import pool_to_grid
 from diffup.priors.support import plan_views, support_features
 from diffup.priors.views import IDENTITY, View, warp
+from diffup.result import enlarge
+from diffup.text.prompts import read_words
+from diffup.text.space import dense_features
 from diffup.text.templates import Templates
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(1, 20))
 """Thresholds that every episode is scored at, besides the model's own."""
@@ -178,13 +186,11 @@ class Evaluator:
         episodes: Sequence[Episode],
         annotation: str = "mask",
         *,
-        steps: int | None = None,
-        ensemble: int | None = None,
-        threshold: float | None = None,
-        seed: int = 0,
+        options: SamplingOptions | None = None,
         batch_size: int = BATCH_SIZE,
         bf16: bool = False,
         done: Collection[int] = (),
+        **sampling: Unpack[SamplingKeywords],
     ) -> Iterator[list[EpisodeScore]]:
         """Score episodes batch by batch.
 
@@ -192,14 +198,12 @@ class Evaluator:
             episodes: the stream.
             annotation: kind that the supports' masks are weakened to, `text` for the class's name alone, or both, such
                 as `mask+text`.
-            steps: DDIM steps; the config's by default.
-            ensemble: samples averaged; the config's by default.
-            threshold: probability above which a pixel is marked; the config's by default.
-            seed: seed of weak annotations and noise.
-            batch_size: episodes sampled together.
+            options: how masks are sampled; the seed is that of weak annotations too.
+            batch_size: number of episodes that are sampled together.
             bf16: sample in bfloat16.
             done: indices of episodes that are left out. A batch that holds others too is sampled as a whole, so that
                 rounding is the same.
+            **sampling: fields of `SamplingOptions`, which count more than those of `options`.
 
         Raises:
             ConfigError: an option is out of range or unknown, or the data set cannot give this kind of annotation.
@@ -210,7 +214,9 @@ class Evaluator:
         if batch_size < 1:
             raise ConfigError(f"batch_size={batch_size}: it must be 1 or more")
         check_annotation(self.data, annotation)
-        steps, ensemble, threshold = self.model.sampling_options(steps, ensemble, threshold)
+        chosen = sampling_options(options, sampling)
+        refuse_generator(chosen)
+        resolved = chosen.resolve(self.model.config)
         batches = [
             range(start, min(start + batch_size, len(episodes))) for start in range(0, len(episodes), batch_size)
         ]
@@ -218,7 +224,7 @@ class Evaluator:
         return (
             [
                 score
-                for score in self._batch(episodes, indices, annotation, steps, ensemble, threshold, seed, bf16)
+                for score in self._batch(episodes, indices, annotation, resolved, chosen.seed, bf16)
                 if score.index in left
             ]
             for indices in batches
@@ -230,9 +236,7 @@ class Evaluator:
         episodes: Sequence[Episode],
         indices: range,
         annotation: str,
-        steps: int,
-        ensemble: int,
-        threshold: float,
+        sampling: Sampling,
         seed: int,
         bf16: bool,
     ) -> list[EpisodeScore]:
@@ -240,13 +244,13 @@ class Evaluator:
         for index in indices:
             weak, noise = episode_generators(seed, index)
             conditions.append(self._condition(episodes[index], annotation, weak))
-            noises.append(draw_noise(conditions[-1], ensemble, noise))
-        condition = Condition.cat(conditions)
+            noises.append(draw_noise(conditions[-1], sampling.ensemble, noise))
+        together = Condition.cat(conditions)
         with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
-            samples = sample_ensemble(model.decoder, model.diffusion, condition, torch.cat(noises), steps)
-        maps = torch.stack([samples.mean.float(), condition.prior[:, 0] * 0.5 + 0.5], dim=1)
+            samples = sample_ensemble(model.decoder, together, torch.cat(noises), sampling.steps)
+        maps = torch.stack([samples.mean.float(), together.prior[:, 0] * 0.5 + 0.5], dim=1)
         return [
-            self._compare(index, episodes[index], maps[at], threshold, float(samples.iou[at]))
+            self._compare(index, episodes[index], maps[at], sampling.threshold(), float(samples.iou[at]))
             for at, index in enumerate(indices)
         ]
 
@@ -271,7 +275,7 @@ class Evaluator:
         levels = [level[None] for level in self._encoded(episode.query, IDENTITY, read)]
         text = self._text_maps(episode, levels) if named else None
         small = resize_image(read(episode.query), (EDGE_SIDE, EDGE_SIDE))[None].to(model.device)
-        return model.conditions(levels, features, small, text)
+        return condition(levels, features, small, model.backbone, model.config, text)
 
     def _supports(
         self, episode: Episode, kind: AnnotationKind, generator: np.random.Generator, read: Callable[[str], Tensor]
@@ -290,13 +294,18 @@ class Evaluator:
         """Maps of the class's name in the query, (1, V, h, w)."""
         model, class_id = self.model, episode.class_id
         if class_id not in self._embeddings:
-            self._embeddings[class_id] = model.encode_text(self.data.classes[class_id], self.templates).embeddings
-        return model.text_maps(levels, self.text_features(episode.query), self._embeddings[class_id])
+            self._embeddings[class_id] = read_words(
+                model.text_space, self.data.classes[class_id], self.templates
+            ).embeddings
+        dense = self.text_features(episode.query)
+        return text_prior_maps(
+            levels, dense, self._embeddings[class_id], model.backbone, model.text_space, model.config
+        )
 
     def text_features(self, name: str) -> Tensor:
         """Dense text-space features of an image of the data set, (1, C, h, w)."""
         key = ("text", self.model.text_space.fingerprint, self.data.name, name)
-        return self.cache.get(key, lambda: [self.model.dense_text_features([self.data.image(name)])])[0]
+        return self.cache.get(key, lambda: [dense_features(self.model.text_space, [self.data.image(name)])])[0]
 
     def _encoded(self, name: str, view: View, read: Callable[[str], Tensor]) -> list[Tensor]:
         """Features of a view of an image, pooled to the grid that the priors compare them on.
@@ -304,12 +313,12 @@ class Evaluator:
         One view at a time: rounding must not depend on what else is encoded.
         """
 
-        def encode() -> list[Tensor]:
+        def compute() -> list[Tensor]:
             image = warp(resize_image(read(name), self.model.backbone.input_size)[None], view)[0]
-            levels = zip(self.model.encode([image]), self.model.config.feature_grids, strict=True)
+            levels = zip(encode(self.model.backbone, [image]), self.model.config.feature_grids, strict=True)
             return [pool_to_grid(level, grid)[0] for level, grid in levels]
 
-        return self.cache.get((*self._encoder, self.data.name, name, view), encode)
+        return self.cache.get((*self._encoder, self.data.name, name, view), compute)
 
 
 def episode_generators(seed: int, index: int) -> tuple[np.random.Generator, torch.Generator]:

@@ -18,8 +18,10 @@ from diffup.decoder.diffusion import Diffusion
 from diffup.decoder.quality import mask_iou
 from diffup.evaluation.episodes import Episode
 from diffup.evaluation.evaluate import episode_generators, weaken_support
+from diffup.inference import query_condition, read_query
 from diffup.inputs.annotations import pair_supports
 from diffup.model import DiffUp
+from diffup.priors.support import encode_supports
 from diffup.result import Segmentation
 from diffup.utils import pictures
 
@@ -112,21 +114,21 @@ def error_strips(
     """
     weak, generator = episode_generators(seed, index)
     masks = [weaken_support(data, name, episode.class_id, "mask", weak) for name in episode.supports]
-    query = data.image(episode.query)
-    support = model.encode_supports(pair_supports([data.image(name) for name in episode.supports], masks))
-    condition = model.condition(query, support)
+    query = read_query(data.image(episode.query), "query", model.backbone)
+    supports = pair_supports([data.image(name) for name in episode.supports], masks)
+    condition = query_condition(query, encode_supports(model.backbone, supports), model.backbone, model.config)
+    diffusion = Diffusion(model.config)
     target = torch.from_numpy(data.target(episode.query, episode.class_id).mask).float()[None, None]
     side = condition.prior.shape[-1]
     x0 = F.interpolate(target, (side, side), mode="bilinear", antialias=True).gt(0.5).to(model.device) * 2.0 - 1
     noise = torch.randn(x0.shape, generator=generator).to(x0)
-    shown = np.ascontiguousarray((query * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
     strips = []
     for label, ratio in NOISE_RATIOS.items():
-        t = torch.tensor([noise_step(model.diffusion, ratio)], device=model.device)
-        x = model.diffusion.observe(model.diffusion.add_noise(x0, noise, t), condition.prior, t)
+        t = torch.tensor([noise_step(diffusion, ratio)], device=model.device)
+        x = diffusion.observe(diffusion.add_noise(x0, noise, t), condition.prior, t)
         predicted, quality = model.decoder.judge(x, condition.image)
         panels = [
-            ("query", shown),
+            ("query", query.pixels),
             (f"x_t, t = {int(t)}", pictures.grey(_map(x) / 2 + 0.5)),
             ("predicted error", pictures.signed(_map(predicted) / 2)),
             ("true error", pictures.signed(_map(x0 - x) / 2)),

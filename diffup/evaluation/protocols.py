@@ -33,7 +33,7 @@ from diffup.data.pascal5i import FOLDS as PASCAL_FOLDS
 from diffup.data.pascal5i import pair_lists, read_pascal_list
 from diffup.errors import ConfigError, DataError, DiffUpError
 from diffup.evaluation.episodes import Episode
-from diffup.suggestions import did_you_mean
+from diffup.utils.suggestions import did_you_mean
 
 ProtocolName: TypeAlias = Literal["hsnet", "bam"]
 """Protocols of the literature."""

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, cast
 
 from tqdm import tqdm
 
-from diffup.backbones.base import hash_weights
 from diffup.data.base import Benchmark, Dataset, Target
 from diffup.data.folder import LabelledFolder
 from diffup.data.open import fold_numbers
-from diffup.decoder.base import Decoder
+from diffup.decoder.options import SamplingOptions
+from diffup.decoder.weights import decoder_hash
 from diffup.errors import ConfigError
 from diffup.evaluation.annotations import split_annotation
 from diffup.evaluation.episodes import Episode, draw_episodes
@@ -276,8 +275,10 @@ def settings_of(candidate: Candidate, data: Dataset, plan: ResolvedPlan) -> Iter
     found = []
     for combination in itertools.product(*values):
         varied: dict[str, Any] = dict(zip(names, combination, strict=True))
-        options = model.sampling_options(varied["steps"], varied["ensemble"], plan.threshold)
-        sampling = dict(zip(("steps", "ensemble", "threshold"), options, strict=True))
+        options = SamplingOptions(steps=varied["steps"], ensemble=varied["ensemble"], threshold=plan.threshold).resolve(
+            model.config
+        )
+        sampling = {"steps": options.steps, "ensemble": options.ensemble, "threshold": options.threshold()}
         if model.config.deterministic:
             sampling["ensemble"] = 1
         words = {}
@@ -285,9 +286,3 @@ def settings_of(candidate: Candidate, data: Dataset, plan: ResolvedPlan) -> Iter
             words = {"text": model.text_space.fingerprint, "templates": " | ".join(resolve_templates(plan.templates))}
         found.append(Setting(**(base | varied | sampling | words)))
     return dict.fromkeys(found)
-
-
-def decoder_hash(decoder: Decoder) -> str:
-    """SHA-256 (hex) of a decoder's weights and of its config, but for the defaults that every setting spells out."""
-    neutral = replace(decoder.config, backbone="", steps=1, ensemble=1)
-    return hashlib.sha256(f"{hash_weights(decoder)} {neutral.to_json()}".encode()).hexdigest()

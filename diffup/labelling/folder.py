@@ -18,10 +18,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from diffup.decoder.options import SamplingOptions, refuse_generator
+from diffup.decoder.weights import decoder_hash
 from diffup.errors import ConfigError, DataError, StorageError
-from diffup.evaluation.sweep import decoder_hash
 from diffup.formats.coco import coco_annotations, coco_document
-from diffup.label_files import (
+from diffup.label_map import LabelMap
+from diffup.labelling.files import (
     PLACES,
     PhotoFacts,
     facts_of,
@@ -32,7 +34,6 @@ from diffup.label_files import (
     write_files,
     yaml_string,
 )
-from diffup.label_map import LabelMap
 from diffup.labelling.listing import Listing, list_images
 from diffup.model import DiffUp
 from diffup.prototypes import Prototypes, check_classes
@@ -56,32 +57,25 @@ REVISION = 1
 
 
 @dataclass(frozen=True)
-class LabelPlan:
-    """What to write, and how the decoder is sampled.
+class LabelPlan(SamplingOptions):
+    """What to write, and how masks are sampled (the fields of `SamplingOptions`).
 
-    Args:
+    Attributes:
         formats: `png` label maps, `coco` one instances file, `yolo` text files, `overlay` pictures, `csv` the table
             of predicted quality.
         encoding: of COCO's masks: `rle` (exact and short) or `polygon` (which labelling tools can edit).
         instances: in COCO, make an object of every connected part instead of one of each class in an image.
-        steps: see `DiffUp.segment`.
-        ensemble: see `DiffUp.segment`.
-        threshold: see `DiffUp.segment`.
-        seed: see `DiffUp.segment`.
 
     Raises:
-        ConfigError: no format, or an unknown one, or an unknown encoding.
+        ConfigError: no format, an unknown one, an unknown encoding, or a generator instead of a seed.
     """
 
     formats: tuple[Format, ...] = ("png", "csv")
     encoding: Literal["rle", "polygon"] = "rle"
     instances: bool = False
-    steps: int | None = None
-    ensemble: int | None = None
-    threshold: float | None = None
-    seed: int = 0
 
     def __post_init__(self) -> None:
+        refuse_generator(self)
         chosen = tuple(name for name in FORMATS if name in self.formats)
         if not self.formats or len(chosen) < len(set(self.formats)):
             raise ConfigError(f"formats={self.formats!r}: choose one or more of {', '.join(FORMATS)}")
@@ -185,10 +179,7 @@ def label_folder(
             classes,
             batch_size=batch_size,
             workers=workers,
-            steps=plan.steps,
-            ensemble=plan.ensemble,
-            threshold=plan.threshold,
-            seed=plan.seed,
+            options=plan,
         )
         names = names_of(images, state.names)
         with tqdm(total=len(images), initial=len(images) - len(left), desc="images", disable=not progress) as bar:
@@ -300,20 +291,19 @@ def _need_packages(plan: LabelPlan) -> None:
 
 def _settings(model: DiffUp, classes: Sequence[Prototypes], plan: LabelPlan) -> dict[str, Any]:
     """All that the written files depend on, besides the images; ready for JSON."""
-    steps, ensemble, _ = model.sampling_options(plan.steps, plan.ensemble, plan.threshold)
-    thresholds = [plan.threshold or item.threshold or model.config.threshold for item in classes]
+    sampling = plan.resolve(model.config)
     return {
         "revision": REVISION,
         "classes": [item.name for item in classes],
         "prototypes": [digest(item) for item in classes],
         "backbone": model.backbone.fingerprint,
         "decoder": decoder_hash(model.decoder)[:16],
-        "thresholds": thresholds,
+        "thresholds": [sampling.threshold(item.threshold) for item in classes],
         "formats": list(plan.formats),
         "encoding": plan.encoding,
         "instances": plan.instances,
-        "steps": steps,
-        "ensemble": ensemble,
+        "steps": sampling.steps,
+        "ensemble": sampling.ensemble,
         "seed": plan.seed,
     }
 

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from diffup.backbones import Backbone
 from diffup.decoder.base import Decoder
-from diffup.decoder.weights import fetch_decoder, load_decoder
+from diffup.decoder.options import SamplingOptions, refuse_generator
+from diffup.decoder.weights import decoder_hash, fetch_decoder, load_decoder
 from diffup.errors import ConfigError, DataError
-from diffup.evaluation.sweep import decoder_hash
 from diffup.label_map import LabelMap
 from diffup.labelling.folder import RECORD, REVISION, LabelReport, compare_settings, digest
 from diffup.model import RELEASED, DiffUp
@@ -26,7 +26,6 @@ from diffup.prototypes import Prototypes, distinct_classes
 from diffup.stream import Failure
 from diffup.utils.files import replacing, sole_writer, sweep, write_text
 from diffup.utils.optional import need
-from diffup.utils.options import sampling_options
 
 if TYPE_CHECKING:
     import pyarrow
@@ -39,10 +38,10 @@ _PURPOSE = "labelling with Ray"
 
 
 @dataclass(frozen=True)
-class RayPlan:
-    """What workers load, what they do with their images, and how many there are.
+class RayPlan(SamplingOptions):
+    """What workers load, how they sample masks (the fields of `SamplingOptions`), and how many there are.
 
-    Args:
+    Attributes:
         decoder: see `DiffUp.from_pretrained`; read where the plan is used and sent to the workers.
         revision: of a hub repository.
         backbone: name of the encoder, which each worker loads for itself, or an object, which is pickled; by default
@@ -58,13 +57,9 @@ class RayPlan:
             a fixed number leave a core for Ray's own tasks.
         num_cpus: cores of a worker; PyTorch uses as many threads, rounded down.
         num_gpus: GPUs of a worker, parts of one included.
-        steps: see `DiffUp.segment`.
-        ensemble: see `DiffUp.segment`.
-        threshold: see `DiffUp.segment`.
-        seed: see `DiffUp.segment`.
 
     Raises:
-        ConfigError: a number is out of range.
+        ConfigError: a number is out of range, or a generator is given instead of a seed.
     """
 
     decoder: str | os.PathLike[str] | None = None
@@ -78,12 +73,9 @@ class RayPlan:
     concurrency: int | tuple[int, int] | None = None
     num_cpus: float = 1
     num_gpus: float = 0
-    steps: int | None = None
-    ensemble: int | None = None
-    threshold: float | None = None
-    seed: int = 0
 
     def __post_init__(self) -> None:
+        refuse_generator(self)
         for name in ("batch_size", "readers", "task_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}: it must be 1 or more")
@@ -142,10 +134,7 @@ class Labeller:
             self.classes,
             batch_size=plan.batch_size,
             workers=plan.readers,
-            steps=plan.steps,
-            ensemble=plan.ensemble,
-            threshold=plan.threshold,
-            seed=plan.seed,
+            options=plan,
         )
         found = pyarrow.Table.from_pylist([_row(result) for result in results], schema=_fields())
         kept = rows if _is_text(rows, column) else rows.drop_columns([column])
@@ -260,7 +249,7 @@ def label_into(
 def _load_decoder(plan: RayPlan) -> Decoder:
     """The plan's decoder; its sampling options are checked."""
     decoder = load_decoder(RELEASED if plan.decoder is None else fetch_decoder(plan.decoder, plan.revision))
-    sampling_options(decoder.config, plan.steps, plan.ensemble, plan.threshold)
+    plan.resolve(decoder.config)
     return decoder
 
 
@@ -289,8 +278,7 @@ def _row(result: object) -> dict[str, Any]:
 
 def _settings(decoder: Decoder, classes: Sequence[Prototypes], plan: RayPlan, key: str) -> dict[str, Any]:
     """All that the written rows depend on, besides the images; ready for JSON."""
-    config = decoder.config
-    steps, ensemble, _ = sampling_options(config, plan.steps, plan.ensemble, plan.threshold)
+    sampling = plan.resolve(decoder.config)
     return {
         "revision": REVISION,
         "key": key,
@@ -298,9 +286,9 @@ def _settings(decoder: Decoder, classes: Sequence[Prototypes], plan: RayPlan, ke
         "prototypes": [digest(item) for item in classes],
         "backbone": [item.fingerprint for item in classes],
         "decoder": decoder_hash(decoder)[:16],
-        "thresholds": [plan.threshold or item.threshold or config.threshold for item in classes],
-        "steps": steps,
-        "ensemble": ensemble,
+        "thresholds": [sampling.threshold(item.threshold) for item in classes],
+        "steps": sampling.steps,
+        "ensemble": sampling.ensemble,
         "seed": plan.seed,
     }
 

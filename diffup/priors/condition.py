@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import torch
-import torch.nn.functional as F
+from einops import rearrange, repeat
 from torch import Tensor
 
 from diffup.priors.config import PriorConfig
@@ -27,6 +27,7 @@ from diffup.priors.level import (
     view_priors,
 )
 from diffup.priors.text import text_views
+from diffup.utils.resize import resize_maps
 
 SIZES = (64, 32, 16, 8)
 """Sides of the four condition levels, fine to coarse, and of the decoder's."""
@@ -110,6 +111,25 @@ class SupportFeatures:
     annotated: Tensor
 
 
+@dataclass(frozen=True)
+class PriorMaps:
+    """What a condition is assembled from. Training changes these at random before they are put together.
+
+    Attributes:
+        fused: four tensors of `fused_priors`.
+        images: (B, 3, H, W) in [0, 1], the query images.
+        edges: (B, 2, H, W) in [0, 1] of `edge_maps`; unused if `PriorConfig.edges` is off.
+        share: (B,) in [0, 1] of `possible_share`; unused if `PriorConfig.calibration` is off.
+        low_level: (B, C_0, h_0, w_0), the query's first feature level; None but for DiffUp+LFE.
+    """
+
+    fused: tuple[Tensor, ...]
+    images: Tensor
+    edges: Tensor
+    share: Tensor
+    low_level: Tensor | None = None
+
+
 def possible_share(support: SupportFeatures) -> Tensor:
     """Share of the supports that may be the class, that is, is not known to be background.
 
@@ -161,7 +181,7 @@ def fused_priors(
         priors, once = zip(*(_member_priors(part, side, text, grid, config) for part, side in parts), strict=True)
         channels = _fuse_views(torch.cat(priors, dim=1), _weights(support, text).repeat(1, len(widths)), config)
         maps = torch.cat([*channels, torch.stack(once).mean(dim=0)], dim=1)
-        levels.append(maps.view(len(features), -1, min(features.shape[2], grid), min(features.shape[3], grid)))
+        levels.append(rearrange(maps, "b n (h w) -> b n h w", h=min(features.shape[2], grid)))
     return levels
 
 
@@ -178,8 +198,8 @@ def _member_priors(
     once = [features.new_zeros(len(features), 0, features.shape[2] * features.shape[3])]
     priors = []
     if support is not None:
-        pooled = pool_to_grid(views.flatten(0, 1), grid)
-        views = pooled.view(*views.shape[:2], *pooled.shape[1:])
+        pooled = pool_to_grid(rearrange(views, "b k c h w -> (b k) c h w"), grid)
+        views = rearrange(pooled, "(b k) c h w -> b k c h w", b=len(views))
         regions = (support.foreground, support.background, support.annotated)
         placed = place(views, *regions, config)
         priors.append(view_priors(features, spread, views, *regions, placed, config))
@@ -216,27 +236,58 @@ def edge_maps(images: Tensor) -> Tensor:
     return torch.cat([canny(images), sobel(images)], dim=1)
 
 
-def assemble(fused: Sequence[Tensor], images: Tensor, edges: Tensor, share: Tensor, config: PriorConfig) -> Condition:
-    """Put fused priors and edges together into the four condition levels.
+def prior_maps(
+    query: Sequence[Tensor],
+    support: SupportFeatures | None,
+    images: Tensor,
+    config: PriorConfig,
+    low_level: bool = False,
+    text: Tensor | None = None,
+    members: Members = (),
+    edges: Tensor | None = None,
+) -> PriorMaps:
+    """Everything that a condition is assembled from.
 
     Args:
-        fused: four tensors of `fused_priors`.
-        images: (B, 3, H, W) in [0, 1], query images.
-        edges: (B, 2, H, W) in [0, 1] of `edge_maps`; unused if `config.edges` is off.
-        share: (B,) in [0, 1] of `possible_share`; unused if `config.calibration` is off.
+        query: four tensors (B, C_l, h_l, w_l), the queries' features.
+        support: the support side, from the same encoder; None for zero-shot.
+        images: (B, 3, H, W) in [0, 1], the query images, H = W = `EDGE_SIDE`.
+        config: which priors are made and how.
+        low_level: hand the query's first feature level on, for DiffUp+LFE (Table 9).
+        text: (B, V, h, w) in [0, 1], maps of the class's name; see `fused_priors`.
+        members: how the channels are shared out among the members of a joint backbone, see `Members`.
+        edges: (B, 2, H, W) in [0, 1] of `edge_maps`, where they are known already.
+    """
+    if edges is None:
+        edges = edge_maps(images) if config.edges else images.new_zeros(())
+    return PriorMaps(
+        fused=tuple(fused_priors(query, support, config, text, members)),
+        images=images,
+        edges=edges,
+        share=images.new_ones(len(images)) if support is None else possible_share(support),
+        low_level=pool_to_grid(query[0].float(), config.grid) if low_level else None,
+    )
+
+
+def assemble(maps: PriorMaps, config: PriorConfig) -> Condition:
+    """Put prior maps together into the four condition levels.
+
+    Args:
+        maps: the maps of `prior_maps`.
         config: the same config.
     """
     levels = []
     for index, side in enumerate(SIZES):
-        sources = list(fused) if config.layout == "all" else [fused[index]]
-        channels = [_resize(source, side) for source in sources]
+        sources = maps.fused if config.layout == "all" else maps.fused[index : index + 1]
+        channels = [resize_maps(source, (side, side)) for source in sources]
         if config.edges:
-            channels.append(_resize(edges, side))
+            channels.append(resize_maps(maps.edges, (side, side)))
         if config.calibration:
-            channels.append(share[:, None, None, None].expand(-1, 1, side, side))
+            channels.append(repeat(maps.share, "b -> b 1 h w", h=side, w=side))
         levels.append(torch.cat(channels, dim=1) * 2 - 1)
-    prior = mean_prior(fused, SIZES[0], len(config.kinds))
-    return Condition(tuple(levels), prior * 2 - 1, _resize(images, SIZES[0]) * 2 - 1)
+    prior = mean_prior(maps.fused, SIZES[0], len(config.kinds))
+    image = resize_maps(maps.images, (SIZES[0], SIZES[0]))
+    return Condition(tuple(levels), prior * 2 - 1, image * 2 - 1, maps.low_level)
 
 
 def mean_prior(fused: Sequence[Tensor], side: int, kinds: int) -> Tensor:
@@ -250,7 +301,9 @@ def mean_prior(fused: Sequence[Tensor], side: int, kinds: int) -> Tensor:
     Returns:
         (B, 1, side, side) in [0, 1].
     """
-    return torch.stack([_resize(level[:, :kinds].mean(dim=1, keepdim=True), side) for level in fused[-2:]]).mean(dim=0)
+    return torch.stack(
+        [resize_maps(level[:, :kinds].mean(dim=1, keepdim=True), (side, side)) for level in fused[-2:]]
+    ).mean(dim=0)
 
 
 def build_condition(
@@ -262,23 +315,15 @@ def build_condition(
     text: Tensor | None = None,
     members: Members = (),
 ) -> Condition:
-    """The whole way from features to the condition.
+    """The whole way from features to the condition: `prior_maps`, then `assemble`.
 
     Args:
-        query: four tensors (B, C_l, h_l, w_l) of the query's features.
+        query: four tensors (B, C_l, h_l, w_l), the queries' features.
         support: the support side, from the same encoder; None for zero-shot.
         images: (B, 3, H, W) in [0, 1], the query images, H = W = `EDGE_SIDE`.
-        config: which priors and how.
+        config: which priors are made and how.
         low_level: hand the query's first feature level on, for DiffUp+LFE (Table 9).
         text: (B, V, h, w) in [0, 1], maps of the class's name; see `fused_priors`.
-        members: see `Members`.
+        members: how the channels are shared out among the members of a joint backbone, see `Members`.
     """
-    edges = edge_maps(images) if config.edges else images.new_zeros(())
-    share = images.new_ones(len(images)) if support is None else possible_share(support)
-    condition = assemble(fused_priors(query, support, config, text, members), images, edges, share, config)
-    return replace(condition, low_level=pool_to_grid(query[0].float(), config.grid)) if low_level else condition
-
-
-def _resize(maps: Tensor, side: int) -> Tensor:
-    """Bilinear to (side, side), antialiased when it shrinks."""
-    return F.interpolate(maps, (side, side), mode="bilinear", align_corners=False, antialias=True)
+    return assemble(prior_maps(query, support, images, config, low_level, text, members), config)

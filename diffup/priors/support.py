@@ -6,9 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
+from diffup.backbones import Backbone
+from diffup.backbones.encode import encode
 from diffup.inputs.annotations import Support
+from diffup.inputs.images import resize_image
 from diffup.priors.condition import EDGE_SIDE, SupportFeatures
 from diffup.priors.level import pool_to_grid
 from diffup.priors.similarity import resize_weights
@@ -41,6 +45,28 @@ def view_regions(supports: Sequence[Support], plan: Sequence[tuple[int, View]]) 
     """
     regions = [resize_weights(torch.stack([s.regions.foreground, s.regions.background]), _SIZE) for s in supports]
     return torch.cat([warp(regions[index][None], view) for index, view in plan])
+
+
+def encode_supports(
+    backbone: Backbone, supports: Sequence[Support], plan: Sequence[tuple[int, View]] | None = None
+) -> SupportFeatures:
+    """The support side of an episode; a single support comes as its three views (UAPF).
+
+    Args:
+        backbone: the encoder.
+        supports: annotated images of `diffup.inputs.annotations.pair_supports`.
+        plan: other views than those of `plan_views`.
+
+    Returns:
+        A batch of one, on the encoder's device.
+
+    Raises:
+        BackboneError: the encoder breaks the protocol.
+    """
+    plan = plan_views(len(supports)) if plan is None else plan
+    resized = [resize_image(support.image, backbone.input_size) for support in supports]
+    levels = encode(backbone, [warp(resized[index][None], view)[0] for index, view in plan])
+    return support_features(levels, supports, plan)
 
 
 def support_features(
@@ -78,8 +104,8 @@ def pool_support(features: SupportFeatures, grids: Sequence[int]) -> SupportFeat
     """
     levels = []
     for level, grid in zip(features.levels, grids, strict=True):
-        pooled = pool_to_grid(level.flatten(0, 1).float(), grid)
-        levels.append(pooled.view(*level.shape[:2], *pooled.shape[1:]))
+        pooled = pool_to_grid(rearrange(level.float(), "b k c h w -> (b k) c h w"), grid)
+        levels.append(rearrange(pooled, "(b k) c h w -> b k c h w", b=len(level)))
     return replace(features, levels=tuple(levels))
 
 

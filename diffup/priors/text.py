@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from diffup.priors.affinity import affinity, enhance
 from diffup.priors.normalisation import Normalisation, normalise
 from diffup.priors.similarity import unit
+from diffup.utils.resize import resize_maps
 
 _POWER = 2.0  # of the affinity
 
@@ -44,7 +44,7 @@ def text_maps(similar: Tensor, query: Tensor, widths: Sequence[int] = ()) -> Ten
         (B, V, h, w) in [0, 1], each stretched to the whole range.
     """
     centred = (query - query.mean(dim=(2, 3), keepdim=True)).flatten(2)
-    resized = _resize(similar, query).flatten(2)
+    resized = resize_maps(similar, (query.shape[2], query.shape[3])).flatten(2)
     members = torch.split(centred, list(widths) or query.shape[1], dim=1)
     spread = torch.stack([enhance(resized, affinity(member, _POWER)) for member in members]).mean(dim=0)
     return normalise(spread).view(*spread.shape[:2], *query.shape[2:])
@@ -66,12 +66,6 @@ def text_views(maps: Tensor, features: Tensor, spread: Tensor | None, kinds: int
     Returns:
         (B, V, M, h * w) in [0, 1].
     """
-    views = _resize(maps, features).flatten(2)
+    views = resize_maps(maps, (features.shape[2], features.shape[3])).flatten(2)
     views = normalise(views if spread is None else enhance(views, spread), method)
     return views[:, :, None].expand(-1, -1, kinds, -1)
-
-
-def _resize(maps: Tensor, like: Tensor) -> Tensor:
-    """Bilinear to the resolution of other maps, antialiased when it shrinks."""
-    size = (like.shape[2], like.shape[3])
-    return F.interpolate(maps, size, mode="bilinear", align_corners=False, antialias=True)

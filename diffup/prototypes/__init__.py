@@ -2,6 +2,7 @@
 
 from diffup.prototypes.prototypes import (
     MAX_CLASSES,
+    PrototypeEncoder,
     Prototypes,
     check_classes,
     distinct_classes,
@@ -10,4 +11,13 @@ from diffup.prototypes.prototypes import (
     teach,
 )
 
-__all__ = ["MAX_CLASSES", "Prototypes", "check_classes", "distinct_classes", "has_words", "read_shots", "teach"]
+__all__ = [
+    "MAX_CLASSES",
+    "PrototypeEncoder",
+    "Prototypes",
+    "check_classes",
+    "distinct_classes",
+    "has_words",
+    "read_shots",
+    "teach",
+]

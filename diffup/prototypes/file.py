@@ -54,7 +54,7 @@ def feature_tensors(features: SupportFeatures) -> dict[str, Tensor]:
     return tensors | {"regions": _compact(regions)} | flags
 
 
-def read_words(tensors: dict[str, Tensor], facts: dict[str, Any] | None) -> Words | None:
+def read_text_prompt(tensors: dict[str, Tensor], facts: dict[str, Any] | None) -> Words | None:
     """The names of a file, checked.
 
     Raises:

@@ -9,24 +9,43 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from diffup.backbones import Backbone
+from diffup.decoder.config import DecoderConfig
 from diffup.errors import AnnotationError, ConfigError, PrototypesError
 from diffup.inputs.annotations import AnnotationLike, Support, pair_supports
 from diffup.inputs.images import ImageLike
 from diffup.priors.condition import SupportFeatures
-from diffup.priors.support import change_support, join_views, plain_views, pool_support
-from diffup.prototypes.file import FORMAT, VERSION, feature_tensors, read_facts, read_features, read_words
+from diffup.priors.support import change_support, encode_supports, join_views, plain_views, pool_support
+from diffup.prototypes.file import FORMAT, VERSION, feature_tensors, read_facts, read_features, read_text_prompt
 from diffup.prototypes.kept_supports import KeptSupport, pack, unpack
-from diffup.text.prompts import Words
+from diffup.text.prompts import Words, read_words
+from diffup.text.space import TextSpace
 from diffup.text.templates import Templates
 from diffup.utils.files import checked_ending, named_in_utf8, replacing
 
-if TYPE_CHECKING:
-    from diffup.model import DiffUp
+
+class PrototypeEncoder(Protocol):
+    """What prototypes are made with: an encoder, its text space, and the decoder's priors. A `DiffUp` is one."""
+
+    @property
+    def backbone(self) -> Backbone:
+        """The encoder of images."""
+        ...
+
+    @property
+    def text_space(self) -> TextSpace:
+        """The encoder of text prompts, loaded when it is first needed."""
+        ...
+
+    @property
+    def config(self) -> DecoderConfig:
+        """The decoder's config, which says how priors are made."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +104,7 @@ class Prototypes:
             parts += [f"{count} sentence{'s' if count > 1 else ''}", self.words.space]
         return f"Prototypes({self.name!r}, {', '.join(parts)}{', images kept' if self.kept else ''})"
 
-    def check(self, model: DiffUp) -> None:
+    def check(self, model: PrototypeEncoder) -> None:
         """Raise `PrototypesError` unless these were made with the model's encoder, input size, grid and text space.
 
         Raises:
@@ -106,13 +125,13 @@ class Prototypes:
     def _made_with(self) -> dict[str, Any]:
         return {"fingerprint": self.fingerprint, "input_size": self.input_size, "grid": self.grid}
 
-    def _fits(self, model: DiffUp) -> bool:
+    def _fits(self, model: PrototypeEncoder) -> bool:
         """Whether features, if there are any, are of the model's encoder and grid."""
         return self.features is None or self._made_with == _maker(model)
 
     def add(
         self,
-        model: DiffUp,
+        model: PrototypeEncoder,
         support: ImageLike | Sequence[ImageLike] | None = None,
         annotation: AnnotationLike | Sequence[AnnotationLike] = None,
         *,
@@ -148,7 +167,9 @@ class Prototypes:
         if self.features is None:
             return teach(model, supports, words, self.name, self.threshold)
         old = change_support(self.features, lambda tensor: tensor[:, : self.shots])  # the unchanged view comes first
-        new = pool_support(model.encode_supports(supports, plain_views(len(supports))), model.config.priors.grids)
+        new = pool_support(
+            encode_supports(model.backbone, supports, plain_views(len(supports))), model.config.priors.grids
+        )
         return dataclasses.replace(
             self,
             features=join_views([old, new]),
@@ -157,7 +178,7 @@ class Prototypes:
             kept=(*self.kept, *map(KeptSupport.of, supports)) if self.kept else (),
         )
 
-    def rebuild(self, model: DiffUp) -> Prototypes:
+    def rebuild(self, model: PrototypeEncoder) -> Prototypes:
         """The same class for another encoder, from the kept images, and another text space, from the sentences.
 
         Args:
@@ -223,7 +244,7 @@ class Prototypes:
                 facts = read_facts(file.metadata(), path)
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
             kept = unpack(tensors, facts.pop("kept"))
-            words = read_words(tensors, facts.pop("words", None))
+            words = read_text_prompt(tensors, facts.pop("words", None))
             facts["input_size"] = (int(facts["input_size"][0]), int(facts["input_size"][1]))
             features = read_features(tensors, facts["shots"]) if facts["shots"] else None
             return cls(features=features, words=words, kept=kept, **facts)
@@ -236,7 +257,7 @@ class Prototypes:
 
 
 def read_shots(
-    model: DiffUp,
+    model: PrototypeEncoder,
     support: ImageLike | Sequence[ImageLike] | None,
     annotation: AnnotationLike | Sequence[AnnotationLike],
     text: str | Sequence[str] | None,
@@ -252,12 +273,12 @@ def read_shots(
         raise AnnotationError(f"support: there is none. Give {problem}, or images of the class with support=")
     if text is None and templates is not None:
         raise ConfigError("templates: they are what names are put into; give text too")
-    words = None if text is None else model.encode_text(text, templates)
+    words = None if text is None else read_words(model.text_space, text, templates)
     return [] if support is None else list(pair_supports(support, annotation)), words
 
 
 def teach(
-    model: DiffUp,
+    model: PrototypeEncoder,
     supports: Sequence[Support],
     words: Words | None,
     name: str,
@@ -281,7 +302,9 @@ def teach(
         raise PrototypesError("keep_images=True: there are names alone and no support image to keep")
     prototypes = Prototypes(
         name=name,
-        features=pool_support(model.encode_supports(supports), model.config.priors.grids) if supports else None,
+        features=pool_support(encode_supports(model.backbone, supports), model.config.priors.grids)
+        if supports
+        else None,
         shots=len(supports),
         backbone=model.backbone.name,
         words=words,
@@ -291,7 +314,7 @@ def teach(
     return dataclasses.replace(prototypes, kept=tuple(map(KeptSupport.of, supports))) if keep_images else prototypes
 
 
-def check_classes(given: object, model: DiffUp) -> list[Prototypes]:
+def check_classes(given: object, model: PrototypeEncoder) -> list[Prototypes]:
     """The classes of one or several prototypes, which must fit the model and each other.
 
     Raises:
@@ -344,7 +367,7 @@ _NO_IMAGES = (
 )
 
 
-def _maker(model: DiffUp) -> dict[str, Any]:
+def _maker(model: PrototypeEncoder) -> dict[str, Any]:
     """What features of supports depend on, besides these."""
     height, width = model.backbone.input_size
     return {

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -16,7 +17,7 @@ import torch
 from diffup.decoder.base import Decoder
 from diffup.decoder.weights import CONFIG, HUB_NAME, WEIGHTS, save_decoder
 from diffup.errors import ConfigError, HubError
-from diffup.publish.model_card import model_card
+from diffup.publish.model_card import CardSources, model_card
 from diffup.utils.files import write_text
 
 CARD, TRAINING, SCORES = "README.md", "training.json", "scores.json"
@@ -24,41 +25,78 @@ CARD, TRAINING, SCORES = "README.md", "training.json", "scores.json"
 _Result = TypeVar("_Result")
 
 
-def write_repository(
-    folder: str | os.PathLike[str],
+def push(
     decoder: Decoder,
     repo: str,
     *,
-    card: str | os.PathLike[str] | None = None,
     scores: str | os.PathLike[str] | None = None,
     training: str | os.PathLike[str] | None = None,
     licence: str | None = None,
     notes: str | None = None,
+    card: str | os.PathLike[str] | None = None,
+    private: bool = False,
+    revision: str | None = None,
+    message: str | None = None,
+    token: str | bool | None = None,
     dtype: torch.dtype = torch.float32,
-) -> Path:
-    """Write what a repository of a decoder holds: weights, config, card, and the files that the card is made from.
+) -> str:
+    """Upload a decoder, and only the decoder, with a model card to the Hugging Face hub.
 
     Args:
-        folder: made if needed.
         decoder: the decoder.
-        repo: `"user/repo"`.
-        card: a model card of your own, taken as it is; one is written otherwise.
-        scores: see `diffup.publish.model_card.model_card`.
-        training: likewise.
-        licence: likewise.
-        notes: likewise.
+        repo: name of the repository, `"user/repo"`, made if needed.
+        scores: path of the `scores.json` that `diffup evaluate` wrote for this decoder, for the card.
+        training: path of the training run's `config.json`, for the card.
+        licence: licence identifier in lower case, such as `apache-2.0`, for the card.
+        notes: Markdown that the card ends with, such as where the data come from.
+        card: path of a model card of your own, instead of one that is written.
+        private: whether only the owner sees a repository that is made.
+        revision: branch, made if needed; the main one by default.
+        message: commit message.
+        token: access token; by default the one that the hub's client is logged in with.
+        dtype: precision of the weights file; `torch.float16` halves it.
+
+    Returns:
+        Address of the commit.
+
+    Raises:
+        ConfigError: an argument is wrong, or a file belongs to another decoder; nothing was sent.
+        HubError: the hub cannot be reached, is switched off (`HF_HUB_OFFLINE`), or refuses.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        write_repository(folder, decoder, repo, CardSources(scores, training, licence, notes), card, dtype)
+        return upload(folder, repo, private=private, revision=revision, message=message, token=token)
+
+
+def write_repository(
+    folder: str | os.PathLike[str],
+    decoder: Decoder,
+    repo: str,
+    sources: CardSources | None = None,
+    card: str | os.PathLike[str] | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Path:
+    """Write what a decoder's repository holds: weights, config, card, and the files that the card is made from.
+
+    Args:
+        folder: the folder, made if needed.
+        decoder: the decoder.
+        repo: name of the repository, `"user/repo"`.
+        sources: what the model card is made from.
+        card: path of a model card of your own, taken as it is; one is written otherwise.
         dtype: precision of the weights file; `torch.float16` halves it.
 
     Raises:
-        ConfigError: the name is none of a repository, both a card and what one is made from are given, or see
-            `diffup.publish.model_card.model_card`.
+        ConfigError: `repo` is no name of a repository, both a card and sources are given, or a source is wrong
+            (`diffup.publish.model_card.model_card`).
     """
     check_repository(repo)
     folder = Path(folder)
+    sources = CardSources() if sources is None else sources
     if card is None:
-        text = model_card(decoder, repo, scores=scores, training=training, licence=licence, notes=notes, dtype=dtype)
+        text = model_card(decoder, repo, sources, dtype)
     else:
-        if any(given is not None for given in (scores, training, licence, notes)):
+        if sources != CardSources():
             raise ConfigError(
                 f"card={str(card)!r}: a card of your own is taken as it is; leave scores, training, licence and notes"
             )
@@ -67,7 +105,7 @@ def write_repository(
         text = Path(card).read_text(encoding="utf-8")
     save_decoder(folder, decoder.state_dict(), decoder.config, dtype)
     write_text(folder / CARD, text)
-    for source, name in ((training, TRAINING), (scores, SCORES)):
+    for source, name in ((sources.training, TRAINING), (sources.scores, SCORES)):
         if source is not None:
             shutil.copyfile(source, folder / name)
     return folder
@@ -85,12 +123,12 @@ def upload(
     """Upload a folder of `write_repository` in one commit; the repository and the branch are made if needed.
 
     Args:
-        folder: of `write_repository`.
-        repo: `"user/repo"`.
-        private: of a repository that is made: only its owner sees it; as the owner's default is, otherwise.
+        folder: a folder that `write_repository` wrote.
+        repo: name of the repository, `"user/repo"`.
+        private: whether only the owner sees a repository that is made; by default as the owner's settings say.
         revision: branch; the main one by default.
-        message: of the commit.
-        token: the hub client's; what it is logged in with by default.
+        message: commit message.
+        token: access token; by default the one that the hub's client is logged in with.
 
     Returns:
         Address of the commit.
@@ -114,7 +152,7 @@ def upload(
             allow_patterns=[CONFIG, WEIGHTS, CARD, TRAINING, SCORES],
         ).commit_url
 
-    return reaching(send, f"push to {repo!r}")
+    return hub_errors(send, f"push to {repo!r}")
 
 
 def check_repository(name: str) -> None:
@@ -127,7 +165,7 @@ def check_repository(name: str) -> None:
         raise ConfigError(f"{name!r} is no name of a hub repository; give 'user/repo'")
 
 
-def reaching(call: Callable[[], _Result], what: str) -> _Result:
+def hub_errors(call: Callable[[], _Result], what: str) -> _Result:
     """The result of calls to the hub, whose client raises many kinds of errors, as one kind.
 
     Raises:

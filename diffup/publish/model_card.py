@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ import torch
 from diffup import __version__
 from diffup.decoder.base import Decoder
 from diffup.decoder.format import FORMAT
+from diffup.decoder.weights import decoder_hash
 from diffup.errors import ConfigError
-from diffup.evaluation.sweep import decoder_hash
 from diffup.training.config import TrainConfig
 
 NOT_STATED = "Not stated."
@@ -33,30 +33,39 @@ _SAMPLING = ("steps", "ensemble", "threshold")
 _FIGURES = {"episodes": "episodes", "miou": "mIoU", "fb_iou": "FB-IoU", "prior_best_miou": "prior, best threshold"}
 
 
+@dataclass(frozen=True)
+class CardSources:
+    """What a model card is made from. What no source says is "Not stated.", never guessed.
+
+    Attributes:
+        scores: path of the `scores.json` that `diffup evaluate` wrote for this decoder.
+        training: path of the training run's `config.json`.
+        licence: licence identifier in lower case, such as `apache-2.0`.
+        notes: Markdown that the card ends with, such as where the data come from.
+    """
+
+    scores: str | os.PathLike[str] | None = None
+    training: str | os.PathLike[str] | None = None
+    licence: str | None = None
+    notes: str | None = None
+
+
 def model_card(
-    decoder: Decoder,
-    name: str,
-    *,
-    scores: str | os.PathLike[str] | None = None,
-    training: str | os.PathLike[str] | None = None,
-    licence: str | None = None,
-    notes: str | None = None,
-    dtype: torch.dtype = torch.float32,
+    decoder: Decoder, name: str, sources: CardSources | None = None, dtype: torch.dtype = torch.float32
 ) -> str:
-    """Markdown of a model card. What no file says is "Not stated.", never guessed.
+    """Write the Markdown of a model card.
 
     Args:
         decoder: the decoder.
-        name: of its repository, `"user/repo"`.
-        scores: the `scores.json` of `diffup evaluate`, made with this decoder.
-        training: the `config.json` of the training run.
-        licence: identifier in lower case, such as `apache-2.0`.
-        notes: Markdown of your own, such as where the data come from.
+        name: name of its repository, `"user/repo"`.
+        sources: what the card is made from.
         dtype: precision of the weights file.
 
     Raises:
-        ConfigError: the licence is no identifier, or a file cannot be read, or is of another decoder.
+        ConfigError: the licence is no identifier, or a file cannot be read or belongs to another decoder.
     """
+    sources = CardSources() if sources is None else sources
+    scores, training, licence, notes = sources.scores, sources.training, sources.licence, sources.notes
     if licence is not None and not _LICENCE.fullmatch(licence):
         raise ConfigError(f"licence={licence!r}: give an identifier in lower case, such as apache-2.0 or mit")
     rounded = any(not torch.equal(value, value.to(dtype).to(value.dtype)) for value in decoder.state_dict().values())

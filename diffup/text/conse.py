@@ -8,24 +8,19 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from diffup.backbones.base import FrozenBackbone, resolve_input_size, resolve_levels
 from diffup.backbones.checkpoint import load_weights, read_weights
 from diffup.errors import BackboneError, WeightsError
+from diffup.text.name_bank import CLASSES, read_bank
 from diffup.text.positions import head_per_position, normalised
 from diffup.text.sentences import MINILM, SentenceEncoder, load_sentence_encoder
-
-CLASSES = 1000
-BANK = Path(__file__).parent / "imagenet_names.safetensors"
-"""Embeddings of ImageNet's class names and definitions, made by `benchmarks/make_name_bank.py`."""
 
 DEFAULT_CLASSIFIER = "efficientnet_lite2"
 
@@ -161,15 +156,6 @@ def build(
         encoder = load_sentence_encoder(sentence_encoder) if isinstance(sentence_encoder, str) else sentence_encoder
         sentence_encoder, bank = encoder, encoder(descriptions)
     return ConseSpace(f"conse:{variant}", classifier, bank, sentence_encoder)
-
-
-def read_bank(path: Path = BANK) -> tuple[list[str], Tensor]:
-    """Class names with their definitions, and their unit embeddings (1000, C) as float32, in ImageNet's order."""
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        descriptions: list[str] = json.loads(file.metadata()["descriptions"])
-        return descriptions, F.normalize(file.get_tensor("embeddings").float(), dim=1)
 
 
 def _timm_classifier(

@@ -8,6 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from diffup.backbones.base import FrozenBackbone
+from diffup.backbones.open_clip import OpenClipBackbone
+from diffup.errors import BackboneError
 from diffup.text.positions import attention_pool_values, block_values, head_per_position, run_and_catch, to_map
 from diffup.text.two_towers import TwoTowers
 
@@ -27,11 +29,19 @@ class OpenClipText(TwoTowers):
         return embeddings
 
 
-def build(backbone: FrozenBackbone, model: Any, architecture: str) -> OpenClipText:
-    """The text space of a backbone and the whole model that it is the visual tower of."""
+def build(backbone: OpenClipBackbone) -> OpenClipText:
+    """The text space of a backbone's own model; its text tower is loaded now.
+
+    Raises:
+        BackboneError: No dense text-space features are known for this tower.
+        WeightsError: The weights cannot be had.
+    """
     import open_clip
 
-    tokenizer = open_clip.get_tokenizer(architecture, context_length=getattr(model, "context_length", None))
+    if backbone.load_model is None:
+        raise BackboneError(f"backbone '{backbone.name}' was built without its model: it has no text tower")
+    model = backbone.load_model()
+    tokenizer = open_clip.get_tokenizer(backbone.architecture, context_length=getattr(model, "context_length", None))
     return OpenClipText(backbone, model, tokenizer)
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -122,17 +121,3 @@ def run_and_catch(model: nn.Module, layer: nn.Module, *inputs: Tensor, **options
 def to_map(tokens: Tensor, size: tuple[int, int], prefix: int) -> Tensor:
     """Tokens (B, prefix + h * w, C) as a map (B, C, h, w), the first `prefix` left out."""
     return tokens[:, prefix:].mT.reshape(len(tokens), tokens.shape[2], *size)
-
-
-def mean_of_vocabulary(embed: Any) -> Tensor:
-    """Mean unit embedding of a hundred of ImageNet's class names in the default template, (C,).
-
-    Args:
-        embed: Texts to unit embeddings (N, C).
-    """
-    from diffup.text.conse import read_bank
-    from diffup.text.templates import DEFAULT, prompts
-
-    names = [description.split(":")[0].split(",")[0] for description in read_bank()[0][::10]]
-    mean: Tensor = torch.mean(embed(prompts(names, [DEFAULT])), dim=0)
-    return mean

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffup.backbones import Backbone
-from diffup.errors import BackboneError, PrototypesError
-from diffup.text.space import TextCapable, TextSpace, load_text_space, text_remedy
+from diffup.errors import PrototypesError
+from diffup.text.space import TextSpace
 from diffup.text.templates import Templates, prompts, resolve_names, resolve_templates
 
 
@@ -78,28 +77,3 @@ def read_words(space: TextSpace, text: str | Sequence[str], templates: Templates
         ConfigError: the templates cannot be used.
     """
     return embed(space, list(dict.fromkeys(prompts(resolve_names(text), resolve_templates(templates)))))
-
-
-def text_reader(backbone: Backbone) -> TextCapable | None:
-    """What of an encoder may read text; of a joint one the first member with a text tower."""
-    members = getattr(backbone, "members", (backbone,))
-    return next((member for member in members if isinstance(member, TextCapable)), None)
-
-
-def text_space_of(backbone: Backbone, text_backbone: str | TextSpace | None) -> TextSpace:
-    """The text space of a model.
-
-    Args:
-        backbone: its encoder, see `text_reader`.
-        text_backbone: of `DiffUp`.
-
-    Raises:
-        BackboneError: `text_backbone` cannot be found, or there is none and the encoder has no text tower.
-        MissingPackageError, WeightsError: it cannot be loaded.
-    """
-    if text_backbone is not None:
-        return load_text_space(text_backbone)
-    reader = text_reader(backbone)
-    if reader is not None:
-        return reader.text_space()
-    raise BackboneError(f"text: the encoder {backbone.name!r} cannot read it. {text_remedy()}")

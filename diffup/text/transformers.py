@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from diffup.backbones.base import FrozenBackbone
 from diffup.backbones.checkpoint import load_weights, read_weights
-from diffup.backbones.transformers import fit_config, load_pretrained, vision_part
+from diffup.backbones.transformers import TransformersBackbone, fit_config, load_pretrained, vision_part
 from diffup.errors import BackboneError, WeightsError
 from diffup.text.positions import block_values, run_and_catch, to_map
 from diffup.text.two_towers import TwoTowers
@@ -46,23 +45,16 @@ class TransformersText(TwoTowers):
         return F.normalize(getattr(output, "pooler_output", output).float(), dim=1)
 
 
-def build(
-    backbone: FrozenBackbone, variant: str, download: bool, checkpoint: str | Path | None = None
-) -> TransformersText:
-    """The text space of a backbone of family `transformers`.
-
-    Args:
-        backbone: The vision part.
-        variant: Repository or folder.
-        download: Load weights; else they are random.
-        checkpoint: Local file of the weights of the whole model, instead of the repository's.
+def build(backbone: TransformersBackbone) -> TransformersText:
+    """The text space of a backbone's own CLIP or SigLIP; its text tower is loaded now.
 
     Raises:
-        BackboneError: The model has no text tower, or no dense features are known for it.
-        WeightsError: Weights or tokenizer cannot be had, or the checkpoint lacks the text tower.
+        BackboneError: The model reads no texts, or no dense text-space features are known for it.
+        WeightsError: Text tower or tokenizer cannot be had, or the checkpoint that the encoder is from lacks them.
     """
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 
+    variant, download, checkpoint = backbone.name.partition(":")[2], backbone.pretrained, backbone.checkpoint
     weights = None if checkpoint is None else read_weights(checkpoint, backbone.name)
     try:
         config = AutoConfig.from_pretrained(variant)

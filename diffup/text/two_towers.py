@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +12,9 @@ from torch import Tensor
 
 from diffup.backbones.base import FrozenBackbone, hash_weights
 from diffup.errors import BackboneError
-from diffup.text.positions import mean_of_vocabulary, normalised
+from diffup.text.name_bank import read_bank
+from diffup.text.positions import normalised
+from diffup.text.templates import DEFAULT, prompts
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -94,3 +96,13 @@ class TwoTowers(ABC):
     @abstractmethod
     def _embed(self, texts: list[str]) -> Tensor:
         """Unit embeddings of a batch of texts, (N, C)."""
+
+
+def mean_of_vocabulary(embed: Callable[[Sequence[str]], Tensor]) -> Tensor:
+    """Mean unit embedding of a hundred of ImageNet's class names in the default template, (C,).
+
+    Args:
+        embed: function from N texts to unit embeddings (N, C).
+    """
+    names = [description.split(":")[0].split(",")[0] for description in read_bank()[0][::10]]
+    return torch.mean(embed(prompts(names, [DEFAULT])), dim=0)

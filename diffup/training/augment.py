@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from diffup.priors.condition import PriorMaps
 from diffup.training.config import PerturbConfig
 from diffup.training.processes import ALL, Share
 from diffup.training.sampler import Episodes
@@ -19,23 +19,23 @@ _LEAST_LEFT = 0.3
 
 
 def move(
-    fused: Sequence[Tensor],
+    maps: PriorMaps,
     episodes: Episodes,
     config: PerturbConfig,
     generator: torch.Generator,
     share: Share = ALL,
-) -> tuple[list[Tensor], Episodes]:
+) -> tuple[PriorMaps, Episodes]:
     """Mirror, zoom, turn and shift every query with all that belongs to it.
 
     Args:
-        fused: four tensors (B, M, h_l, w_l) of `priors.condition.fused_priors`.
-        episodes: the batch; its query images, edges, masks move along, its features do not.
+        maps: the priors, images and edges of the queries.
+        episodes: the batch; its masks move along, its features, images and edges do not.
         config: how far.
         generator: source of randomness, on the CPU.
         share: which rows of the batch these are.
 
     Returns:
-        The moved priors and episodes.
+        The moved maps and episodes.
     """
     batch, device = len(episodes.mask), episodes.mask.device
     flips = torch.where(share.rand(batch, generator=generator) < 0.5, -1.0, 1.0)
@@ -46,13 +46,13 @@ def move(
     kept = _warp(object_seen, moved).sum(dim=(1, 2, 3)) >= _LEAST_LEFT * object_seen.sum(dim=(1, 2, 3))
     matrices = torch.where(kept[:, None, None], moved, still)
     changed = replace(
-        episodes,
-        images=_warp(episodes.images, matrices),
-        edges=_warp(episodes.edges, matrices),
-        mask=_warp(episodes.mask, matrices),
-        valid=_warp(episodes.valid, matrices),
+        maps,
+        fused=tuple(_warp(level, matrices) for level in maps.fused),
+        images=_warp(maps.images, matrices),
+        edges=_warp(maps.edges, matrices),
+        low_level=None if maps.low_level is None else _warp(maps.low_level, matrices),
     )
-    return [_warp(level, matrices) for level in fused], changed
+    return changed, replace(episodes, mask=_warp(episodes.mask, matrices), valid=_warp(episodes.valid, matrices))
 
 
 def _matrices(flips: Tensor, free: Tensor, config: PerturbConfig) -> Tensor:

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 
-from diffup.cli import FAILED
 from diffup.decoder.weights import load_decoder, save_decoder
 from diffup.errors import ConfigError, DiffUpError
 
@@ -57,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         average_decoders(args.decoders, args.output)
     except (DiffUpError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return FAILED
+        return 2  # as `diffup` does
     return 0
 
 

@@ -25,9 +25,8 @@ from diffup.decoder.diffusion import Diffusion
 from diffup.decoder.losses import Losses, answer_loss, decoder_loss
 from diffup.decoder.weights import load_decoder, save_decoder
 from diffup.errors import ConfigError, TrainingError
-from diffup.priors.condition import SIZES, Condition, Members, assemble, fused_priors, possible_share
+from diffup.priors.condition import Condition, Members, assemble, prior_maps
 from diffup.priors.config import PriorConfig
-from diffup.priors.level import pool_to_grid
 from diffup.training.adversary import Adversary
 from diffup.training.augment import move
 from diffup.training.checkpoint import (
@@ -298,16 +297,13 @@ class Trainer:
     ) -> tuple[Condition, Episodes]:
         priors, changes = self._priors(generator), self.config.perturb
         with torch.no_grad():
-            maps = fused_priors(episodes.query, episodes.support, priors, members=members)
-            if self.config.decoder.low_level_channels:
-                maps.append(pool_to_grid(episodes.query[0], priors.grid))
+            low_level = bool(self.config.decoder.low_level_channels)
+            sides = (episodes.query, episodes.support, episodes.images)
+            maps = prior_maps(*sides, priors, low_level, members=members, edges=episodes.edges)
             if changes.moves:
                 maps, episodes = move(maps, episodes, changes, generator, self.share)
-            fused = perturb(maps[: len(SIZES)], changes, priors, generator, self.share)
-            low_level = maps[len(SIZES) :]
-            share = possible_share(episodes.support)
-            condition = assemble(fused, episodes.images, episodes.edges, share, priors)
-            return replace(condition, low_level=low_level[0] if low_level else None), episodes
+            fused = perturb(maps.fused, changes, priors, generator, self.share)
+            return assemble(replace(maps, fused=tuple(fused)), priors), episodes
 
     def _priors(self, generator: torch.Generator) -> PriorConfig:
         """The priors of a batch: the decoder's, under a metric that is drawn where there are several to draw from."""

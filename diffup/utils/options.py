@@ -1,4 +1,4 @@
-"""Options that a user gives, checked: device, seed, and how the decoder is sampled."""
+"""Options that every part of the library takes: a device and a seed."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
-from diffup.decoder.config import MAX_ENSEMBLE, DecoderConfig
-from diffup.decoder.diffusion import check_steps
 from diffup.errors import ConfigError
 
 
@@ -22,31 +20,7 @@ class _Movable(Protocol):
 Movable = TypeVar("Movable", bound=_Movable)
 
 MAX_SEED = 2**32 - 1
-"""Of training and of streams of episodes; numpy's legacy generator takes no larger one."""
-
-
-def sampling_options(
-    config: DecoderConfig, steps: int | None, ensemble: int | None, threshold: float | None
-) -> tuple[int, int, float]:
-    """Steps, ensemble and threshold, the config's where None.
-
-    Raises:
-        ConfigError: one is out of range.
-    """
-    steps = config.steps if steps is None else steps
-    ensemble = config.ensemble if ensemble is None else ensemble
-    threshold = config.threshold if threshold is None else threshold
-    for name, value in (("steps", steps), ("ensemble", ensemble)):
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise ConfigError(f"{name}={value!r}: it must be a whole number")
-    if isinstance(threshold, bool) or not isinstance(threshold, float | int):
-        raise ConfigError(f"threshold={threshold!r}: it must be a number")
-    check_steps(config, steps)
-    if not 1 <= ensemble <= MAX_ENSEMBLE:
-        raise ConfigError(f"ensemble={ensemble}: it must be 1 to {MAX_ENSEMBLE}")
-    if not 0 < threshold < 1:
-        raise ConfigError(f"threshold={threshold}: it must lie between 0 and 1")
-    return steps, ensemble, threshold
+"""Largest seed of training and of episode streams; numpy's legacy generator takes no larger one."""
 
 
 def seeded(seed: int) -> torch.Generator:

@@ -1,0 +1,130 @@
+"""How a decoder is sampled: what the caller asks for, checked against what the decoder can do."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, replace
+from typing import TypedDict
+
+import torch
+from torch import Tensor
+
+from diffup.decoder.config import MAX_ENSEMBLE, DecoderConfig
+from diffup.decoder.diffusion import check_steps
+from diffup.errors import ConfigError
+from diffup.priors.condition import SIZES
+from diffup.utils.options import seeded
+
+
+class SamplingKeywords(TypedDict, total=False):
+    """The fields of `SamplingOptions`, for functions that take them as keyword arguments too."""
+
+    steps: int | None
+    ensemble: int | None
+    threshold: float | None
+    seed: int
+    generator: torch.Generator | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions:
+    """How masks are sampled. Functions that take this object take its fields as keyword arguments too.
+
+    Attributes:
+        steps: number of DDIM steps, 1 to 250; more are slower. The decoder's own number if None.
+        ensemble: number of samples that are averaged, 1 to 1000. The decoder's own number if None.
+        threshold: probability above which a pixel is marked, in (0, 1). If None, the threshold of the prototypes, or
+            else the decoder's own.
+        seed: seed of the starting noise, a whole number of 64 bits; the same seed gives the same result.
+        generator: source of the starting noise instead of the seed.
+    """
+
+    steps: int | None = None
+    ensemble: int | None = None
+    threshold: float | None = None
+    seed: int = 0
+    generator: torch.Generator | None = None
+
+    def resolve(self, config: DecoderConfig) -> Sampling:
+        """The options with the decoder's own values where they say nothing.
+
+        Args:
+            config: config of the decoder that is sampled.
+
+        Raises:
+            ConfigError: a value is out of range or of the wrong type.
+        """
+        steps = config.steps if self.steps is None else self.steps
+        ensemble = config.ensemble if self.ensemble is None else self.ensemble
+        for name, value in (("steps", steps), ("ensemble", ensemble)):
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise ConfigError(f"{name}={value!r}: it must be a whole number")
+        check_steps(config, steps)
+        if not 1 <= ensemble <= MAX_ENSEMBLE:
+            raise ConfigError(f"ensemble={ensemble}: it must be 1 to {MAX_ENSEMBLE}")
+        if self.threshold is not None:
+            if isinstance(self.threshold, bool) or not isinstance(self.threshold, float | int):
+                raise ConfigError(f"threshold={self.threshold!r}: it must be a number")
+            if not 0 < self.threshold < 1:
+                raise ConfigError(f"threshold={self.threshold}: it must lie between 0 and 1")
+        generator = seeded(self.seed) if self.generator is None else self.generator
+        return Sampling(steps, ensemble, self.threshold, config.threshold, generator)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Sampling options of one decoder, complete and checked.
+
+    Attributes:
+        steps: number of DDIM steps.
+        ensemble: number of samples that are averaged.
+        override: threshold that the caller gave for every class, in (0, 1); None if there is none.
+        default: the decoder's own threshold, in (0, 1).
+        generator: source of the starting noise.
+    """
+
+    steps: int
+    ensemble: int
+    override: float | None
+    default: float
+    generator: torch.Generator
+
+    def threshold(self, own: float | None = None) -> float:
+        """The threshold of a class: the caller's, or else the class's own, or else the decoder's.
+
+        Args:
+            own: threshold of the class's prototypes, in (0, 1); None if they have none.
+        """
+        return next(value for value in (self.override, own, self.default) if value is not None)
+
+    @functools.cached_property
+    def noise(self) -> Tensor:
+        """Starting noise of every query: (ensemble, 64, 64), standard normal.
+
+        It is drawn once, on the generator's device, so that a seed means one result.
+        """
+        shape = (self.ensemble, SIZES[0], SIZES[0])
+        return torch.randn(shape, generator=self.generator, device=self.generator.device)
+
+
+def refuse_generator(options: SamplingOptions) -> None:
+    """Refuse a generator where results are written and gone on with: only a seed can be put on record.
+
+    Raises:
+        ConfigError: a generator is given.
+    """
+    if options.generator is not None:
+        raise ConfigError("generator: results that are put on record need a seed; give seed= instead")
+
+
+def sampling_options(options: SamplingOptions | None, keywords: SamplingKeywords) -> SamplingOptions:
+    """The options that a call gives as an object, as keyword arguments or both; a keyword argument counts more.
+
+    Args:
+        options: the object, or None.
+        keywords: fields of `SamplingOptions` by name.
+
+    Raises:
+        TypeError: there is no such field.
+    """
+    return replace(SamplingOptions() if options is None else options, **keywords)
