@@ -513,11 +513,11 @@ def test_an_ensemble_is_computed_in_bounded_batches_and_is_that_of_all_samples(
     config = tiny_config(steps=1)
     decoder, condition = random_decoder(config).eval(), random_condition(config.priors, queries)
     noise = draw_noise(condition, ensemble, torch.Generator().manual_seed(0))
-    whole = sample(decoder, Diffusion(config), condition, noise, 1, trace=True)
+    whole = sample(decoder, condition, noise, 1, trace=True)
     sizes: list[int] = []
     plain = type(decoder).forward
     monkeypatch.setattr(type(decoder), "forward", lambda self, x, *rest: sizes.append(len(x)) or plain(self, x, *rest))
-    found = sample_ensemble(decoder, Diffusion(config), condition, noise, 1, trace=True)
+    found = sample_ensemble(decoder, condition, noise, 1, trace=True)
     assert max(sizes) <= CPU_BATCH * torch.get_num_threads() and sum(sizes) == queries * ensemble
     assert len(sizes) == len(sample_batches(queries, ensemble, torch.device("cpu")))
     for got, expected in (
@@ -532,5 +532,5 @@ def test_an_ensemble_is_computed_in_bounded_batches_and_is_that_of_all_samples(
 
 def test_an_ensemble_of_one_batch_is_that_batch_bit_for_bit() -> None:
     config, condition, noise, samples = sampled(ensemble=3)
-    found = sample_ensemble(random_decoder(config).eval(), Diffusion(config), condition, noise, 3)
+    found = sample_ensemble(random_decoder(config).eval(), condition, noise, 3)
     assert torch.equal(found.mean, samples.probability.mean(dim=1)) and torch.equal(found.iou, samples.iou)
