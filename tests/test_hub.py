@@ -249,4 +249,4 @@ def test_the_command_tells_errors(decoder_folder: Path, tmp_path: Path, capsys: 
     assert cli.main(["push", str(decoder_folder), "shapes"]) == 2
     assert "'user/repo'" in capsys.readouterr().err
     assert cli.main(["push", str(tmp_path / "nothing"), "a/b"]) == 2
-    assert "no config.json" in capsys.readouterr().err
+    assert "FOLDER: there is no folder" in capsys.readouterr().err
