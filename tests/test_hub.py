@@ -134,7 +134,7 @@ def test_the_clients_own_settings_hold_in_a_process_of_its_own(hub: loopback.Hub
     def run(code: str, **more: str) -> subprocess.CompletedProcess[str]:
         environment = os.environ | settings | {"HF_HUB_DISABLE_XET": "1"} | more
         command = [sys.executable, "-c", code]
-        return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
+        return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600)
 
     pushed = run(push)
     assert pushed.returncode == 0, pushed.stderr
