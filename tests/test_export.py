@@ -125,7 +125,7 @@ def test_export_command_and_a_program_without_torch(
         f"runpy.run_path({str(PROGRAM)!r})['main'](['out', '-o', 'mask.png']); "
         "print([name for name in ('torch', 'diffup') if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
     mask = np.asarray(Image.open("mask.png")) > 0
     near_threshold = np.abs(expected.probability - config.threshold) < TOLERANCE

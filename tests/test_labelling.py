@@ -694,5 +694,5 @@ def test_prototypes_of_another_encoder(work: Path, photos: Path, capsys: pytest.
     assert cli.main([*TEACH, *A, "--quiet"]) == 0
     command = ["label", str(photos), "--prototypes", "square.safetensors", "-o", "out", *MODEL, "--input-size", "64"]
     assert cli.main(command) == cli.FAILED
-    assert "build them from the support images" in capsys.readouterr().err
+    assert "Give what they were made with: --input-size 96" in capsys.readouterr().err
     assert not Path("out").exists()

@@ -105,12 +105,18 @@ def _covers(font: Font, text: str) -> bool:
     text = unicodedata.normalize("NFC", text)
     if any(_needs_shaping(letter) for letter in text) and not features.check("raqm"):
         return False
-    plain = font.font_variant(layout_engine=ImageFont.Layout.BASIC)
-    return all(letter == " " or _has_glyph(plain, letter) for letter in text)
+    return all(letter == " " or _has_glyph(font, letter) for letter in text)
 
 
+@functools.cache
+def _unshaped(font: ImageFont.FreeTypeFont) -> ImageFont.FreeTypeFont:
+    """The font without the library Raqm, which draws a lone character in another way than within a text."""
+    return font.font_variant(layout_engine=ImageFont.Layout.BASIC)
+
+
+@functools.lru_cache(maxsize=4096)
 def _has_glyph(font: ImageFont.FreeTypeFont, letter: str) -> bool:
-    missing, drawn = font.getmask(_MISSING), font.getmask(letter)
+    missing, drawn = _unshaped(font).getmask(_MISSING), _unshaped(font).getmask(letter)
     return (drawn.size, bytes(drawn)) != (missing.size, bytes(missing))
 
 
