@@ -241,7 +241,7 @@ def test_another_revision_of_the_code_makes_new_banks(monkeypatch: pytest.Monkey
     for revision in (1, 2, 3):
         monkeypatch.setattr(bank_module, "REVISION", revision)
         names.add(bank_module.bank_name("whole", {"length": 3}))
-    assert len(names) == 3 and "whole-c702f0e01729f7ae" in names
+    assert len(names) == 3
 
 
 def test_views_look_as_in_this_revision(banks: Banks) -> None:

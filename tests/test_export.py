@@ -17,8 +17,7 @@ from PIL import Image
 
 from diffup import DiffUp, cli
 from diffup.decoder.base import Decoder
-from diffup.decoder.config import DecoderConfig
-from diffup.decoder.format import FORMAT
+from diffup.decoder.config import FORMAT, DecoderConfig
 from diffup.decoder.sampling import Samples, draw_noise, sample
 from diffup.decoder.weights import load_decoder, save_decoder
 from diffup.errors import ConfigError, ExportError, MissingPackageError

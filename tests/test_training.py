@@ -19,8 +19,7 @@ import torch
 from fakes import make_folder, random_decoder
 from PIL import Image
 from runs import CONFIG, DECODER_CONFIG, STILL, Interrupt, assert_identical, encoder, state, trainer_of
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from diffup.backbones import Backbone
 from diffup.data.folder import LabelledFolder
@@ -348,20 +347,6 @@ def test_a_run_on_other_data_is_not_gone_on_with(tmp_path: Path) -> None:
     Image.fromarray(mask).save(data / "masks" / "train0.png")
     with pytest.raises(TrainingError, match="data: "):
         go_on(3)
-
-
-def test_a_run_from_before_checkpoints_knew_their_data_is_gone_on_with(
-    run: Callable[..., Path], tmp_path: Path
-) -> None:
-    run(tmp_path, stop_after=1)
-    tensors, step = load_file(tmp_path / CHECKPOINT), {"step": "1"}
-    with safe_open(tmp_path / CHECKPOINT, "pt") as file:
-        identity = json.loads(file.metadata()["config"])
-    del identity["data"], identity["backgrounds"]
-    save_file(tensors, tmp_path / CHECKPOINT, metadata={**step, "config": json.dumps(identity)})
-    run(tmp_path, stop_after=2)
-    with safe_open(tmp_path / CHECKPOINT, "pt") as file:
-        assert {"data", "backgrounds"} <= json.loads(file.metadata()["config"]).keys()
 
 
 def test_a_damaged_checkpoint_is_said_so(run: Callable[..., Path], tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from diffup import __version__
 from diffup.errors import ConfigError
 from diffup.priors.config import LEVELS, PriorConfig
 
@@ -20,6 +21,14 @@ System = Literal["diffusion", "one_step", "gan", "prior"]
 
 MAX_ENSEMBLE = 1000
 """Most samples of a query."""
+
+
+FORMAT = 2
+"""Version of a decoder folder's `config.json`. A new one is due whenever a file that is read as before would mean
+another decoder: a field renamed, removed, or with a default that is not what files without it meant."""
+
+FORMAT_KEY = "format_version"
+"""Where the file says so."""
 
 
 @dataclass(frozen=True)
@@ -193,17 +202,35 @@ class DecoderConfig:
         return dataclasses.replace(other, **{name: getattr(self, name) for name in choices}) == self
 
     def to_json(self) -> str:
-        """The config as JSON text, fields by name."""
-        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+        """The text of a decoder folder's `config.json`: the version of the format, and the fields by name."""
+        return json.dumps({FORMAT_KEY: FORMAT, **dataclasses.asdict(self)}, indent=2) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> DecoderConfig:
-        """Read the config from JSON text.
+    def from_json(cls, text: str, source: str = "the config") -> DecoderConfig:
+        """Read the text of a `config.json`. Fields that it lacks have their defaults.
+
+        Args:
+            text: JSON object of fields by name; one without a version is taken to be of the present one.
+            source: name of the file in messages.
 
         Raises:
-            ConfigError: the text is not a JSON object, or has an unknown field, or a field of another type.
+            ConfigError: the text is no JSON object, its format is another version, or a field is unknown or of another
+                type.
         """
-        return parse_config(cls, text, "the config")
+        fields = parse_object(text, source)
+        version = fields.pop(FORMAT_KEY, FORMAT)
+        if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+            raise ConfigError(f"{source}: {FORMAT_KEY} must be a whole number from 1 on, not {version!r}")
+        if version != FORMAT:
+            remedy = (
+                "install a newer version: pip install --upgrade diffup"
+                if version > FORMAT
+                else "it is of a version before the first release; take another decoder, or train it again"
+            )
+            raise ConfigError(
+                f"{source} is of format {version}, and diffup {__version__} reads format {FORMAT}; {remedy}"
+            )
+        return from_dict(cls, fields)
 
 
 ConfigT = typing.TypeVar("ConfigT")
@@ -220,22 +247,23 @@ _LIMITS = {
 }
 
 
-def parse_config(cls: type[ConfigT], text: str, what: str) -> ConfigT:
-    """Build a config dataclass from JSON text.
+def parse_object(text: str, source: str) -> dict[str, Any]:
+    """The JSON object that a text holds.
 
     Args:
-        cls: see `from_dict`.
         text: the JSON.
-        what: what to call it in messages.
+        source: name of the text in messages.
 
     Raises:
-        ConfigError: see `DecoderConfig.from_json`.
+        ConfigError: the text is not JSON, or no object.
     """
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{what} is not valid JSON: {error}") from error
-    return from_dict(cls, data)
+        raise ConfigError(f"{source} is not valid JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{source} must be a JSON object, not {type(data).__name__}")
+    return data
 
 
 def from_dict(cls: type[ConfigT], data: Any, where: str = "") -> ConfigT:
@@ -247,7 +275,7 @@ def from_dict(cls: type[ConfigT], data: Any, where: str = "") -> ConfigT:
         where: dotted path for messages.
 
     Raises:
-        ConfigError: see `DecoderConfig.from_json`.
+        ConfigError: an unknown field, or one of another type.
     """
     if not isinstance(data, dict):
         raise ConfigError(f"{where.rstrip('.') or 'the config'} must be a JSON object, not {type(data).__name__}")

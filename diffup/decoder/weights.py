@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,7 +19,6 @@ from diffup.backbones.base import hash_weights
 from diffup.decoder.base import Decoder
 from diffup.decoder.build import build_decoder
 from diffup.decoder.config import DecoderConfig
-from diffup.decoder.format import read_config, write_config
 from diffup.errors import WeightsError
 from diffup.utils.files import named_in_utf8, replacing, write_text
 
@@ -47,7 +47,7 @@ def save_decoder(
     tensors = {name: value.detach().to("cpu", dtype).contiguous() for name, value in weights.items()}
     with replacing(folder / WEIGHTS) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt"})
-    write_text(folder / CONFIG, write_config(config))
+    write_text(folder / CONFIG, config.to_json())
 
 
 def load_decoder(folder: str | os.PathLike[str]) -> Decoder:
@@ -61,7 +61,9 @@ def load_decoder(folder: str | os.PathLike[str]) -> Decoder:
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise WeightsError(f"{folder} has no {name}; a decoder folder holds {CONFIG} and {WEIGHTS}")
-    config = read_config((folder / CONFIG).read_text(encoding="utf-8", errors="replace"), str(folder / CONFIG))
+    config = DecoderConfig.from_json(
+        (folder / CONFIG).read_text(encoding="utf-8", errors="replace"), str(folder / CONFIG)
+    )
     try:
         with named_in_utf8(folder / WEIGHTS) as readable:
             tensors = load_file(readable)
@@ -121,5 +123,6 @@ def _fits(name: str, expected: Mapping[str, torch.Size], tensors: Mapping[str, T
 
 def decoder_hash(decoder: Decoder) -> str:
     """SHA-256 (hex) of a decoder's weights and of its config, but for the defaults that every setting spells out."""
-    neutral = replace(decoder.config, backbone="", steps=1, ensemble=1)
-    return hashlib.sha256(f"{hash_weights(decoder)} {neutral.to_json()}".encode()).hexdigest()
+    neutral = dataclasses.replace(decoder.config, backbone="", steps=1, ensemble=1)
+    facts = json.dumps(dataclasses.asdict(neutral), indent=2) + "\n"
+    return hashlib.sha256(f"{hash_weights(decoder)} {facts}".encode()).hexdigest()

@@ -24,7 +24,6 @@ from torch import Tensor, nn
 
 from diffup.decoder.base import Decoder
 from diffup.decoder.diffusion import Diffusion
-from diffup.decoder.format import write_config
 from diffup.decoder.weights import CONFIG
 from diffup.errors import ConfigError, ExportError, MissingPackageError
 from diffup.priors.condition import SIZES, Condition
@@ -136,7 +135,7 @@ def export_decoder(
             with replacing(path) as temporary:
                 _write(program, stem, temporary, name)
                 written[path] = _check(module, temporary, name, decoder)
-    write_text(folder / CONFIG, write_config(decoder.config))
+    write_text(folder / CONFIG, decoder.config.to_json())
     return written
 
 

@@ -14,7 +14,7 @@ import torch
 
 from diffup import __version__
 from diffup.decoder.base import Decoder
-from diffup.decoder.format import FORMAT
+from diffup.decoder.config import FORMAT
 from diffup.decoder.weights import decoder_hash
 from diffup.errors import ConfigError
 from diffup.training.config import TrainConfig

@@ -108,8 +108,7 @@ class Bank:
 
 def bank_name(group: str, facts: dict[str, Any]) -> str:
     """Folder name of a bank: its group and a hash of what its content depends on."""
-    if REVISION > 1:  # the first revision left no trace in the names
-        facts = {**facts, "revision": REVISION}
+    facts = {**facts, "revision": REVISION}
     return f"{group}-{hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]}"
 
 

@@ -14,9 +14,6 @@ from torch import Tensor
 from diffup.errors import TrainingError
 from diffup.utils.files import named_in_utf8, replacing
 
-PHOTOS = ("data", "backgrounds")
-"""Fields of a run's identity that tell the files it is trained on."""
-
 
 def save_checkpoint(
     path: Path,
@@ -62,8 +59,6 @@ def load_checkpoint(path: Path, config: str) -> tuple[dict[str, dict[str, Tensor
             theirs, ours = json.loads(facts["config"]), json.loads(config)
             if not isinstance(theirs, dict):
                 raise TrainingError(f"{path} is not a training checkpoint; delete it or choose another folder")
-            # Runs from before checkpoints knew their photos go on without this check.
-            ours = {name: value for name, value in ours.items() if name in theirs or name not in PHOTOS}
             planned, wanted = theirs.get("steps"), ours.get("steps")
             raised = planned if isinstance(planned, int) and isinstance(wanted, int) and planned < wanted else None
             if {**theirs, "steps": wanted} == ours and planned != wanted and raised is None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from diffup.decoder.config import DecoderConfig, from_dict, parse_config
+from diffup.decoder.config import DecoderConfig, from_dict, parse_object
 from diffup.errors import ConfigError
 from diffup.priors.similarity import check_metric
 from diffup.utils.options import MAX_SEED
@@ -292,7 +292,7 @@ class TrainConfig:
         Raises:
             ConfigError: not JSON, or an unknown or wrong field.
         """
-        return parse_config(cls, text, "the training config")
+        return from_dict(cls, parse_object(text, "the training config"))
 
 
 def _override(base: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:

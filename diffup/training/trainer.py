@@ -49,10 +49,6 @@ CHECKPOINT = "checkpoint.safetensors"
 DECODER = "decoder"
 CONFIG = "config.json"
 
-_LATER = ("metrics", "adversarial_weight", "r1_weight")
-_LATER_OF_VIEWS = ("images",)
-_LATER_OF_DECODER = ("system", "low_level_channels", "low_level_width", "low_level_encoder")
-
 
 def train(
     data: TrainingData | str | os.PathLike[str],
@@ -413,16 +409,7 @@ def _schedule(step: int, config: TrainConfig) -> float:
 def _identity(
     config: TrainConfig, backbones: Sequence[Backbone], initial: Decoder | None, photos: dict[str, str]
 ) -> str:
-    facts, defaults = json.loads(config.to_json()), json.loads(TrainConfig().to_json())
-    # Fields that came later count where they are used, so that older runs can be gone on with.
-    for part, usual, names in (
-        (facts, defaults, _LATER),
-        (facts["views"], defaults["views"], _LATER_OF_VIEWS),
-        (facts["decoder"], defaults["decoder"], _LATER_OF_DECODER),
-    ):
-        for name in names:
-            if part[name] == usual[name]:
-                del part[name]
+    facts = json.loads(config.to_json())
     facts["backbones"] = [backbone.fingerprint for backbone in backbones]
     facts["initial"] = None if initial is None else hash_weights(initial)
     return json.dumps({**facts, **photos})
