@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -93,11 +94,9 @@ CHANGES = {
 def test_features_of_any_size(change: str, metric: str, conversion: str) -> None:
     query, support, images = random_episode()
     query = [CHANGES[change](level) for level in query]
-    support = type(support)(
-        tuple(CHANGES[change](level.flatten(0, 1)).unflatten(0, level.shape[:2]) for level in support.levels),
-        support.foreground,
-        support.background,
-        support.valid,
+    support = replace(
+        support,
+        levels=tuple(CHANGES[change](level.flatten(0, 1)).unflatten(0, level.shape[:2]) for level in support.levels),
     )
     for normalisation in NORMALISATIONS:
         config = PriorConfig(metric=metric, conversion=conversion, normalisation=normalisation, grid=8)
@@ -114,9 +113,7 @@ def test_an_encoder_with_any_features_gives_a_mask(change: str) -> None:
 @pytest.mark.parametrize("scale", [1e4, 1e8, 1e30])
 def test_priors_do_not_depend_on_the_scale_of_features(scale: float) -> None:
     query, support, _ = random_episode()
-    larger = type(support)(
-        tuple(level * scale for level in support.levels), support.foreground, support.background, support.valid
-    )
+    larger = replace(support, levels=tuple(level * scale for level in support.levels))
     before = fused_priors(query, support, PriorConfig(grid=8))
     after = fused_priors([level * scale for level in query], larger, PriorConfig(grid=8))
     for a, b in zip(before, after, strict=True):

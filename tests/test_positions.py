@@ -22,6 +22,7 @@ from diffup.backbones.base import normalise_map
 from diffup.backbones.open_clip import _take_grid
 from diffup.backbones.timm import stage_strides
 from diffup.errors import WeightsError
+from diffup.text import load_text_space
 
 Sides = int | tuple[int, int]
 
@@ -194,7 +195,7 @@ def test_open_clip_texts_of_a_checkpoint_of_another_grid_and_length(tmp_path: Pa
     with torch.no_grad():
         tokens = open_clip.get_tokenizer("posed-ViT", context_length=12)(texts)
         expected = model.encode_text(tokens, normalize=True)
-    assert torch.allclose(backbone.text_space().embed(texts), expected, atol=1e-6)
+    assert torch.allclose(load_text_space(backbone).embed(texts), expected, atol=1e-6)
 
 
 def test_open_clip_resnets_of_another_size(tmp_path: Path) -> None:

@@ -367,7 +367,7 @@ def _to_weights(values: npt.NDArray[Any], source: MaskLike, argument: str) -> np
 def _check_scale(values: npt.NDArray[Any], high: float, source: MaskLike, argument: str) -> None:
     """Refuse weights that are small labels divided by 255, as torchvision's `ToTensor` makes them."""
     labels = values * 255.0
-    if 0 < high < 11 / 255 and np.abs(labels - np.rint(labels)).max() < 1e-3:
+    if 0.5 < high * 255 < 11 and np.abs(labels - np.rint(labels)).max() < 1e-3:
         raise AnnotationError(
             f"{argument}: {describe(source)} has no weight above {high:.3g}, and all of them are whole numbers divided "
             "by 255: labels, it seems, that were scaled as if they were grey values. Choose the class, for example "
