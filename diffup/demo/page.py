@@ -81,7 +81,7 @@ def _teach_column(gr: Any, reader: str | None) -> dict[str, Any]:
         transforms=(),
         layers=False,
         format="png",
-        brush=gr.Brush(colors=["#28c850"], color_mode="fixed"),
+        brush=gr.Brush(default_size=8, colors=["#28c850"], color_mode="fixed"),
         height=_HEIGHT,
         elem_id="editor",
     )
@@ -338,7 +338,7 @@ def _plain(message: object) -> str:
 
 
 def _reveal(event: Any, selector: str, block: str) -> None:
-    """Scroll to what an event made, if it succeeds, once it is there and its pictures have their size.
+    """Scroll to what an event made, if it succeeds; again while pictures above it or in it still take their place.
 
     Args:
         event: as `_connect` gives it.
@@ -349,15 +349,20 @@ def _reveal(event: Any, selector: str, block: str) -> None:
 
 
 _REVEAL = """async () => {
-    const wait = (milliseconds) => new Promise((done) => setTimeout(done, milliseconds));
-    const there = () => {
+    let place = "", left = 100;
+    const stop = () => { left = 0; };  // somebody scrolls or goes on
+    const acts = ["wheel", "touchstart", "pointerdown", "keydown"];
+    acts.forEach((act) => window.addEventListener(act, stop, { once: true, passive: true }));
+    for (; left > 0; left--) {
+        await new Promise((done) => setTimeout(done, 50));
         const element = document.querySelector("%(selector)s");
-        const loaded = element && [...element.querySelectorAll("img")].every((image) => image.complete);
-        return loaded && element.getBoundingClientRect().height > 0 ? element : null;
-    };
-    await wait(100);
-    for (let i = 0; i < 60 && !there(); i++) await wait(50);
-    there()?.scrollIntoView({ behavior: "smooth", block: "%(block)s" });
+        const box = element?.getBoundingClientRect();
+        const now = box && `${Math.round(box.top + window.scrollY)} ${Math.round(box.height)}`;
+        if (!box?.height || now === place) continue;
+        place = now;
+        element.scrollIntoView({ behavior: "smooth", block: "%(block)s" });
+    }
+    acts.forEach((act) => window.removeEventListener(act, stop));
 }"""
 
 
