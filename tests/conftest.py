@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import kernels
 import pytest
 import torch
 from fakes import FakeBackbone, make_folder
@@ -42,14 +43,7 @@ def shared() -> Path:
 
 @pytest.fixture(autouse=True, scope="session")
 def _kernels() -> None:
-    """What computes: one thread unless OMP_NUM_THREADS says otherwise, and oneDNN unless DIFFUP_TEST_MKLDNN=0.
-
-    One thread is as fast on the small tensors of the tests; more fight with whatever else runs.
-    """
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)
-    if os.environ.get("DIFFUP_TEST_MKLDNN") == "0":
-        torch.backends.mkldnn.enabled = False
+    kernels.choose()
 
 
 @pytest.fixture(autouse=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
+import kernels
 import numpy as np
 import pytest
 import torch
@@ -32,7 +33,6 @@ def segment(model: DiffUp, seed: int) -> Segmentation:
 
 
 def in_a_process(seed: int) -> np.ndarray:
-    torch.set_num_threads(1)
     return segment(build(), seed).probability
 
 
@@ -71,6 +71,6 @@ def test_threads_may_upgrade_and_save_what_others_use(alone: list[Segmentation],
 def test_workers(method: str, alone: list[Segmentation]) -> None:
     if method not in multiprocessing.get_all_start_methods():
         pytest.skip(f"no {method} here")
-    with ProcessPoolExecutor(2, multiprocessing.get_context(method)) as pool:
+    with ProcessPoolExecutor(2, multiprocessing.get_context(method), kernels.choose) as pool:
         for probability, expected in zip(pool.map(in_a_process, range(4), timeout=500), alone[:4], strict=True):
             assert (probability == expected.probability).all()

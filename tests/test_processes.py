@@ -164,8 +164,8 @@ ONE_OF_TWO = """
 import faulthandler, sys
 faulthandler.dump_traceback_later(540, exit=True)  # says where it waits for the other one
 sys.path.insert(0, sys.argv[1])
-import test_processes, torch
-torch.set_num_threads(1)
+import kernels, test_processes
+kernels.choose()
 getattr(test_processes, sys.argv[2])(*sys.argv[3:])
 """
 

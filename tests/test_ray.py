@@ -152,6 +152,18 @@ def expected(model: DiffUp, classes: list[Prototypes], photos: list[str]) -> dic
     return dict(zip(photos, model.segment_many(photos, classes, batch_size=2), strict=True))
 
 
+@pytest.fixture(scope="module")
+def expected_of_workers(decoder: Path, classes: list[Prototypes], photos: list[str]) -> dict[str, LabelMap | Failure]:
+    """What one process says that Ray starts: with as many threads, and the same kernels, as a worker has."""
+
+    @ray.remote(num_cpus=0.5)
+    def label() -> list[LabelMap | Failure]:
+        model = DiffUp.from_pretrained(decoder, backbone=FakeBackbone(), device="cpu")
+        return list(model.segment_many(photos, classes, batch_size=2))
+
+    return dict(zip(photos, ray.get(label.remote()), strict=True))
+
+
 def dataset(photos: list[str]) -> Any:
     return ray.data.from_items([{"path": path, "number": number} for number, path in enumerate(photos)])
 
@@ -214,19 +226,19 @@ def test_a_killed_worker_loses_nothing(
     classes: list[Prototypes],
     photos: list[str],
     plan: RayPlan,
-    expected: dict[str, Any],
+    expected_of_workers: dict[str, Any],
     tmp_path: Path,
 ) -> None:
     watched = Watched(tmp_path, kill_at=2)  # in the middle of its first task
     plan = replace(plan, backbone=watched, concurrency=workers)
-    check(label_dataset(dataset(photos), classes, plan).take_all(), expected)
+    check(label_dataset(dataset(photos), classes, plan).take_all(), expected_of_workers)
     encoded = watched.images_by_process()
     assert 0 < encoded.pop(int((tmp_path / "killed").read_text())) < plan.task_size  # lost with the process
     assert encoded.total() >= COUNT - 1  # so other processes did everything, what was lost too
 
 
 def test_failed_and_resumed(
-    classes: list[Prototypes], photos: list[str], plan: RayPlan, expected: dict[str, Any], tmp_path: Path
+    classes: list[Prototypes], photos: list[str], plan: RayPlan, expected_of_workers: dict[str, Any], tmp_path: Path
 ) -> None:
     """A run fails in the middle; the next one does what is left and nothing else."""
     out, seen, again = (tmp_path / name for name in ("out", "seen", "again"))
@@ -241,10 +253,10 @@ def test_failed_and_resumed(
     report = label_into(dataset(photos), out, classes, replace(plan, backbone=Watched(again)))
     assert Watched(again).images_by_process().total() == report.labelled == COUNT - 1 - len(before)
     assert report.known == len(before)
-    assert report.failed == {photos[-1]: expected[photos[-1]].reason}
+    assert report.failed == {photos[-1]: expected_of_workers[photos[-1]].reason}
     assert [path.name for path in report.files] == ["labels", "errors"]
     rows = [row for folder in report.files for row in rows_of(folder)]
-    check(rows, expected)
+    check(rows, expected_of_workers)
     assert [row for row in rows if row in before] == before
     assert not list(out.rglob(".*"))
     with pytest.raises(DataError, match="seed: 0 there, 3 here"):

@@ -199,11 +199,11 @@ def test_killed_between_checkpoint_and_decoder_the_decoder_is_not_left_behind(
 KILLED = """
 import os, signal, sys
 sys.path.insert(0, sys.argv[1])
-import torch
+import kernels
 import runs
 from pathlib import Path
 from diffup.training import bank, checkpoint, trainer
-torch.set_num_threads(1)
+kernels.choose()
 bank.CHUNK = 10
 encoder, out, cache, moment = runs.encoder(), Path(sys.argv[3]), Path(sys.argv[4]), sys.argv[5]
 plain_pyramid, plain_save, count = encoder.pyramid, checkpoint.save_file, [0]

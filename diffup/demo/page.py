@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import functools
-import html
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from diffup.decoder.options import SamplingOptions
+from diffup.demo import events
 from diffup.demo import session as work
 from diffup.demo.downloads import write_files
 from diffup.demo.encoders import Encoders
@@ -20,7 +18,7 @@ from diffup.demo.examples import KINDS
 from diffup.demo.scenes import SCENES
 from diffup.demo.session import Session
 from diffup.demo.views import VIEWS, compare, describe, draw, legend
-from diffup.errors import DiffUpError, ImageError
+from diffup.errors import ImageError
 from diffup.utils.optional import need
 
 KEPT_SECONDS = 3600
@@ -82,7 +80,7 @@ def _teach_column(gr: Any, reader: str | None) -> dict[str, Any]:
         transforms=(),
         layers=False,
         format="png",
-        brush=gr.Brush(colors=["#28c850"], color_mode="fixed"),
+        brush=gr.Brush(default_size=8, colors=["#28c850"], color_mode="fixed"),
         height=_HEIGHT,
         elem_id="editor",
     )
@@ -174,7 +172,7 @@ def _wire(
 ) -> None:
     """Connect the components with what they do."""
     taught = [state, teach["gallery"], teach["tools"], teach["chosen"]]
-    on = functools.partial(_connect, gr)
+    on = functools.partial(events.connect, gr)
 
     def gallery(session: Session) -> list[Any]:
         pictures = [(shot.picture(), f"{shot.name}: {shot.kind}") for shot in session.shots]
@@ -200,7 +198,7 @@ def _wire(
         return [work.set_query(session, path), gr.Column(visible=False)]
 
     painted = [state, teach["name"], teach["editor"], teach["kind"]]
-    added = _work(gr, teach["add"], "Adding ...", add, painted, [*taught, teach["editor"]])
+    added = events.work(gr, teach["add"], "Adding ...", add, painted, [*taught, teach["editor"]])
     named = on(
         teach["add_word"].click,
         lambda session, word: [*gallery(work.add_word(session, word)), ""],
@@ -208,7 +206,7 @@ def _wire(
         [*taught, teach["word"]],
     )
     for event in (added, named):
-        _reveal(event, "#shots", "nearest")
+        events.reveal(event, "#shots", "nearest")
     on(
         teach["remove"].click,
         lambda session, index: gallery(work.remove_shot(session, index)),
@@ -219,7 +217,7 @@ def _wire(
     teach["gallery"].select(_selected(gr), None, teach["chosen"], show_progress="hidden", api_visibility="private")
     for name, button in scenes.items():
         loaded = [*taught, teach["editor"], mark["query"], teach["name"], show["all"]]
-        _reveal(on(button.click, functools.partial(load, name), [state], loaded), "#mark", "nearest")
+        events.reveal(on(button.click, functools.partial(load, name), [state], loaded), "#mark", "nearest")
     chosen = on(mark["query"].change, choose, [state, mark["query"]], [state, show["all"]])
     on(  # the photo that is seen is the one that is marked
         chosen.failure,
@@ -229,12 +227,12 @@ def _wire(
     )
     _wire_results(gr, encoders, state, mark, show)
     for component in (teach["editor"], mark["query"]):
-        _guard(gr, component)
+        events.guard(gr, component)
 
 
 def _wire_results(gr: Any, encoders: Encoders, state: Any, mark: dict[str, Any], show: dict[str, Any]) -> None:
     """Connect the run, the views and the downloads."""
-    on = functools.partial(_connect, gr)
+    on = functools.partial(events.connect, gr)
     drawn = [show["first picture"], show["second picture"], show["legend"]]
 
     def look(session: Session, view: str, name: str | None) -> list[Any]:
@@ -279,7 +277,7 @@ def _wire_results(gr: Any, encoders: Encoders, state: Any, mark: dict[str, Any],
 
     sampling = [mark[name] for name in ("encoder", "other", "steps", "ensemble", "threshold")]
     outputs = [show[name] for name in ("all", "class", "agreement", "first table", "second column", "second table")]
-    marked = _work(
+    marked = events.work(
         gr,
         mark["mark"],
         "Marking ...",
@@ -287,80 +285,10 @@ def _wire_results(gr: Any, encoders: Encoders, state: Any, mark: dict[str, Any],
         [state, *sampling, show["view"], show["class"]],
         [state, *drawn, *outputs, show["files"]],
     )
-    _reveal(marked, "#results", "start")
+    events.reveal(marked, "#results", "start")
     for control in (show["view"], show["class"]):
         on(control.input, look, [state, show["view"], show["class"]], drawn)
-    _reveal(on(show["make"].click, make, [state], [show["files"]]), "#files", "nearest")
-
-
-def _connect(gr: Any, event: Any, function: Callable[..., Any], inputs: list[Any], outputs: list[Any]) -> Any:
-    """Call a function at an event, one at a time over all events, and show its errors as messages.
-
-    Progress is hidden because Gradio shows an event's error where its progress would be: as a plate over every output,
-    which may be the image that somebody is painting on.
-
-    Returns:
-        The event, for what follows it.
-    """
-
-    @functools.wraps(function)
-    def told(*values: Any) -> Any:
-        try:
-            return function(*values)
-        except DiffUpError as error:
-            raise gr.Error(_plain(error), print_exception=False) from error
-        except Exception as error:
-            message = f"{type(error).__name__}: {error}. This is a fault of the page; its terminal has the details."
-            raise gr.Error(_plain(message)) from error
-
-    return event(
-        told,
-        inputs,
-        outputs,
-        show_progress="hidden",
-        concurrency_id="work",
-        concurrency_limit=1,
-        api_visibility="private",
-    )
-
-
-def _work(gr: Any, button: Any, label: str, function: Callable[..., Any], inputs: list[Any], outputs: list[Any]) -> Any:
-    """Call a function that may take long at the click of a button, which says so meanwhile; else as `_connect`."""
-    quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-    began = button.click(lambda: gr.Button(label, interactive=False), None, button, **quiet)
-    event = _connect(gr, began.then, function, inputs, outputs)
-    for ended in (event.success, event.failure):  # Gradio 6 does not call `then` after a failure
-        ended(lambda: gr.Button(button.value, interactive=True), None, button, **quiet)
-    return event
-
-
-def _plain(message: object) -> str:
-    """Text for Gradio's messages, which are HTML."""
-    return html.escape(str(message), quote=False)
-
-
-def _reveal(event: Any, selector: str, block: str) -> None:
-    """Scroll to what an event made, if it succeeds, once it is there and its pictures have their size.
-
-    Args:
-        event: as `_connect` gives it.
-        selector: CSS selector of the element to show.
-        block: where in the window, as of JavaScript's `scrollIntoView`.
-    """
-    event.success(None, js=_REVEAL % {"selector": selector, "block": block}, api_visibility="private")
-
-
-_REVEAL = """async () => {
-    const wait = (milliseconds) => new Promise((done) => setTimeout(done, milliseconds));
-    const there = () => {
-        const element = document.querySelector("%(selector)s");
-        const loaded = element && [...element.querySelectorAll("img")].every((image) => image.complete);
-        return loaded && element.getBoundingClientRect().height > 0 ? element : null;
-    };
-    await wait(100);
-    for (let i = 0; i < 60 && !there(); i++) await wait(50);
-    there()?.scrollIntoView({ behavior: "smooth", block: "%(block)s" });
-}"""
+    events.reveal(on(show["make"].click, make, [state], [show["files"]]), "#files", "nearest")
 
 
 def _selected(gr: Any) -> Callable[..., Any]:
@@ -371,29 +299,3 @@ def _selected(gr: Any) -> Callable[..., Any]:
 
     select.__annotations__["event"] = gr.SelectData  # Gradio looks at the annotation, and is not imported above
     return select
-
-
-def _guard(gr: Any, component: Any) -> None:
-    """Hand on an `ImageError` for what cannot be read as an image, where Gradio would fail before the event's function.
-
-    It lasts as long as no event changes a property of the component, for which Gradio would build another.
-
-    Args:
-        gr: the module.
-        component: that reads images.
-    """
-    read = component.preprocess
-
-    def preprocess(payload: Any) -> Any:
-        try:
-            return read(payload)
-        except Image.DecompressionBombError:
-            return ImageError(f"{component.label}: {work.TOO_LARGE}")
-        except Exception as error:  # Pillow's decoders raise nearly anything for a damaged file
-            reason = f" ({error.message})" if isinstance(error, gr.Error) else ""
-            return ImageError(
-                f"{component.label}: this file cannot be read as an image{reason}. Give an intact PNG, JPEG or WebP "
-                "file."
-            )
-
-    component.preprocess = preprocess

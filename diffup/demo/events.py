@@ -1,0 +1,114 @@
+"""What all events of the page have in common: their errors are messages, and what they made comes into view."""
+
+from __future__ import annotations
+
+import functools
+import html
+from collections.abc import Callable
+from typing import Any
+
+from PIL import Image
+
+from diffup.demo.session import TOO_LARGE
+from diffup.errors import DiffUpError, ImageError
+
+
+def connect(gr: Any, event: Any, function: Callable[..., Any], inputs: list[Any], outputs: list[Any]) -> Any:
+    """Call a function at an event, one at a time over all events, and show its errors as messages.
+
+    Progress is hidden because Gradio shows an event's error where its progress would be: as a plate over every output,
+    which may be the image that somebody is painting on.
+
+    Returns:
+        The event, for what follows it.
+    """
+
+    @functools.wraps(function)
+    def told(*values: Any) -> Any:
+        try:
+            return function(*values)
+        except DiffUpError as error:
+            raise gr.Error(_plain(error), print_exception=False) from error
+        except Exception as error:
+            message = f"{type(error).__name__}: {error}. This is a fault of the page; its terminal has the details."
+            raise gr.Error(_plain(message)) from error
+
+    return event(
+        told,
+        inputs,
+        outputs,
+        show_progress="hidden",
+        concurrency_id="work",
+        concurrency_limit=1,
+        api_visibility="private",
+    )
+
+
+def work(gr: Any, button: Any, label: str, function: Callable[..., Any], inputs: list[Any], outputs: list[Any]) -> Any:
+    """Call a function that may take long at the click of a button, which says so meanwhile; else as `connect`."""
+    quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+    began = button.click(lambda: gr.Button(label, interactive=False), None, button, **quiet)
+    event = connect(gr, began.then, function, inputs, outputs)
+    for ended in (event.success, event.failure):  # Gradio 6 does not call `then` after a failure
+        ended(lambda: gr.Button(button.value, interactive=True), None, button, **quiet)
+    return event
+
+
+def _plain(message: object) -> str:
+    """Text for Gradio's messages, which are HTML."""
+    return html.escape(str(message), quote=False)
+
+
+def reveal(event: Any, selector: str, block: str) -> None:
+    """Scroll to what an event made, if it succeeds; again while pictures above it or in it still take their place.
+
+    Args:
+        event: as `connect` gives it.
+        selector: CSS selector of the element to show.
+        block: where in the window, as of JavaScript's `scrollIntoView`.
+    """
+    event.success(None, js=_REVEAL % {"selector": selector, "block": block}, api_visibility="private")
+
+
+_REVEAL = """async () => {
+    let place = "", left = 100;
+    const stop = () => { left = 0; };  // somebody scrolls or goes on
+    const acts = ["wheel", "touchstart", "pointerdown", "keydown"];
+    acts.forEach((act) => window.addEventListener(act, stop, { once: true, passive: true }));
+    for (; left > 0; left--) {
+        await new Promise((done) => setTimeout(done, 50));
+        const element = document.querySelector("%(selector)s");
+        const box = element?.getBoundingClientRect();
+        const now = box && `${Math.round(box.top + window.scrollY)} ${Math.round(box.height)}`;
+        if (!box?.height || now === place) continue;
+        place = now;
+        element.scrollIntoView({ behavior: "smooth", block: "%(block)s" });
+    }
+    acts.forEach((act) => window.removeEventListener(act, stop));
+}"""
+
+
+def guard(gr: Any, component: Any) -> None:
+    """Hand on an `ImageError` for what cannot be read as an image, where Gradio would fail before the event's function.
+
+    It lasts as long as no event changes a property of the component, for which Gradio would build another.
+
+    Args:
+        gr: the module.
+        component: that reads images.
+    """
+    read = component.preprocess
+
+    def preprocess(payload: Any) -> Any:
+        try:
+            return read(payload)
+        except Image.DecompressionBombError:
+            return ImageError(f"{component.label}: {TOO_LARGE}")
+        except Exception as error:  # Pillow's decoders raise nearly anything for a damaged file
+            reason = f" ({error.message})" if isinstance(error, gr.Error) else ""
+            return ImageError(
+                f"{component.label}: this file cannot be read as an image{reason}. Give an intact PNG, JPEG or WebP "
+                "file."
+            )
+
+    component.preprocess = preprocess
