@@ -37,7 +37,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def replacing_together(paths: Sequence[Path], older: Sequence[Path] = ()) -> Iterator[list[Path]]:
-    """Yield temporary paths of files that belong together; all replace their targets if the block ends without an error.
+    """Yield temporary paths of files that belong together; all replace their targets when the block ends without error.
 
     The presence of the last file says that the others are complete: its older version is removed first and the new one
     is moved last, so that it never lies beside files of another run, even if the process is killed.

@@ -1,4 +1,4 @@
-"""An append-only file of JSON objects, one a line, that survives a killed process: its entries are the finished work."""
+"""An append-only file of JSON objects, one a line, that survives a killed process: its entries are finished work."""
 
 from __future__ import annotations
 
