@@ -1,8 +1,8 @@
 """The `config.json` of a decoder folder: the decoder's config and the version of the format that it is written in.
 
-A file of an earlier format is brought to today's by `MIGRATIONS`, one version after the other. A new version is due
-whenever a file that is read as before would mean another decoder: a field renamed, removed, or with a default that is
-not what files without it meant.
+A file of an earlier format is converted by `MIGRATIONS`, one version after the other. A new version is needed whenever
+an existing file would otherwise describe another decoder: when a field is renamed or removed, or a new field's default
+differs from what files without it meant.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from diffup.decoder.config import DecoderConfig, from_dict
 from diffup.errors import ConfigError
 
 FORMAT = 2
-"""The version that is written."""
+"""Version of the format that is written."""
 
 KEY = "format_version"
-"""Where the file says so; one without it is of version 1."""
+"""Name of the version's field; a file without it has version 1."""
 
 Fields = dict[str, Any]
 
@@ -33,23 +33,28 @@ def _name_what_came_later(fields: Fields) -> Fields:
 
 
 MIGRATIONS: dict[int, Callable[[Fields], Fields]] = {1: _name_what_came_later}
-"""For each earlier version, what brings its fields to the next one."""
+"""Functions that convert the fields of each earlier version to the next version."""
 
 
 def write_config(config: DecoderConfig) -> str:
-    """The text of a decoder folder's `config.json`."""
+    """Make the text of a decoder folder's `config.json`.
+
+    Args:
+        config: the decoder's config.
+    """
     return json.dumps({KEY: FORMAT, **json.loads(config.to_json())}, indent=2) + "\n"
 
 
 def read_config(text: str, source: str) -> DecoderConfig:
-    """The config that the text of a `config.json` holds, whatever its version.
+    """Read the config from the text of a `config.json` of any supported version.
 
     Args:
-        text: the JSON.
-        source: what to call it in messages.
+        text: JSON object.
+        source: name of the file in error messages.
 
     Raises:
-        ConfigError: the text is no JSON object, its format is newer than this library, or a field is unknown or wrong.
+        ConfigError: the text is not a JSON object, its format is newer than this library, or a field is unknown or
+            wrong.
     """
     try:
         fields = json.loads(text)
