@@ -133,9 +133,12 @@ def _fits(name: str, expected: Mapping[str, torch.Size], tensors: Mapping[str, T
 
 
 def decoder_hash(decoder: Decoder) -> str:
-    """SHA-256 (hex) of a decoder's weights and config, without default encoder, steps and ensemble.
+    """SHA-256 (hex) of a decoder's weights and config, except its default encoder, steps and ensemble.
 
-    Results record those three themselves, so the hash does not depend on them.
+    Every run states these three itself, so the hash does not depend on them.
+
+    Args:
+        decoder: the decoder.
     """
     neutral = replace(decoder.config, backbone="", steps=1, ensemble=1)
     return hashlib.sha256(f"{hash_weights(decoder)} {neutral.to_json()}".encode()).hexdigest()
