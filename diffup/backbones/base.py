@@ -344,7 +344,15 @@ def _is_whole(value: object) -> bool:
 
 
 def normalise_map(norm: nn.Module, level: Tensor) -> Tensor:
-    """Apply a ViT's token norm to a map (B, C, h, w), over the channels of every position."""
+    """Apply a ViT's token norm to a map, over the channels of every position.
+
+    Args:
+        norm: normalisation layer for tokens (..., C).
+        level: (B, C, h, w).
+
+    Returns:
+        (B, C, h, w).
+    """
     normalised: Tensor = norm(level.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
     return normalised
 

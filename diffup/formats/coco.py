@@ -120,7 +120,7 @@ def coco_document(
     """Make the content of an instances file, ready for `json.dumps`.
 
     Args:
-        images: dictionaries with `id`, `file_name`, `width` and `height`; other fields are kept.
+        images: dictionaries with `id`, `file_name`, `width` and `height` (pixels); other fields are copied.
         annotations: annotations of all images, as `coco_annotations` makes them; their ids are counted from 1.
         categories: dictionaries with `id` and `name`, or names alone, whose ids are counted from 1.
 

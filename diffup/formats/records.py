@@ -132,8 +132,8 @@ def read_huggingface(
         on_error: "raise" the error of a faulty row, or "skip" the row.
 
     Returns:
-        Support images as they are in the rows, and a `Mask` or a `Box` for each; `skipped` lists the faulty rows. Boxes
-        without area are ignored if their image has others.
+        Support images in the form that the rows have, and a `Mask` or a `Box` for each; `skipped` lists the faulty
+        rows. Boxes without area are ignored if their image has others.
 
     Raises:
         FormatError: a row has another form, or none has the class. The message names the row and the column.

@@ -49,7 +49,7 @@ def kind_of_numbers(value: object) -> str:
     """Guess what a bare list or tuple of numbers is meant to be.
 
     Args:
-        value: what the user gave as an annotation.
+        value: value that was given as an annotation.
 
     Returns:
         Text for an error message that shows how to write it as a `Box`, `Points` or `Scribble`; empty if `value` is

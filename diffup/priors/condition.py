@@ -36,7 +36,7 @@ EDGE_SIDE = 128
 """Side in pixels of the query image in which edges are detected, before they are resized to the levels."""
 
 TEXT_WEIGHT = 3.0
-"""Weight of all text prompts of a class together in the fusion, where a support view has 1: that of one support."""
+"""Total weight of a class's text prompts in the fusion; each of the three views of a single support has weight 1."""
 
 Members: TypeAlias = tuple[tuple[int, ...], ...]
 """For each of the four levels, channels of each member of a joint backbone; empty for a single backbone."""

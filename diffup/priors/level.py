@@ -179,7 +179,15 @@ def calibrated_contrast(
 
 
 def centre(features: Tensor, config: PriorConfig) -> Tensor:
-    """Subtract from features (N, C, h, w) their image's mean if `PriorConfig.centre` is on."""
+    """Subtract each image's mean feature if `PriorConfig.centre` is on.
+
+    Args:
+        features: (N, C, h, w), features of images.
+        config: config of the priors.
+
+    Returns:
+        (N, C, h, w).
+    """
     return features - features.mean(dim=(2, 3), keepdim=True) if config.centre else features
 
 

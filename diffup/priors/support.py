@@ -131,7 +131,12 @@ def join_views(parts: Sequence[SupportFeatures]) -> SupportFeatures:
 
 
 def change_support(features: SupportFeatures, change: Callable[[Tensor], Tensor]) -> SupportFeatures:
-    """Apply a function to every tensor of support features, all of which begin with (B, K)."""
+    """Apply a function to every tensor of support features.
+
+    Args:
+        features: support features of B episodes.
+        change: function of one tensor; all tensors have the leading dimensions (B, K).
+    """
     return replace(
         features,
         levels=tuple(map(change, features.levels)),

@@ -207,11 +207,11 @@ def named_in_utf8(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write a text file atomically, in UTF-8, its line ends as they are.
+    """Write a text file atomically, in UTF-8, without changing line ends.
 
     Args:
         path: the file to write; its folder is made if needed.
-        text: its content.
+        text: content of the file.
 
     Raises:
         FormatError: the text holds half a character (a lone surrogate), which UTF-8 cannot hold.

@@ -1,4 +1,4 @@
-"""Which class names a picture's fonts can show, and what the legend shows in place of the others."""
+"""Fonts for class names in pictures, and the texts that a legend shows for names that no font has."""
 
 from __future__ import annotations
 

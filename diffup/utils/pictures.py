@@ -131,7 +131,12 @@ def legend_width(width: int) -> int:
 
 
 def shrink(values: npt.NDArray[np.float32], height: int) -> npt.NDArray[np.float32]:
-    """Resize (H, W) values to a height in pixels with antialiasing, keeping their proportions; lower ones stay."""
+    """Shrink values to a height with antialiasing, keeping their proportions; lower ones are unchanged.
+
+    Args:
+        values: (H, W) float32.
+        height: greatest height in pixels.
+    """
     if values.shape[0] <= height:
         return values
     width = max(1, round(values.shape[1] * height / values.shape[0]))
