@@ -193,7 +193,7 @@ def run_with_names(photo: str, folder: str, name: str, encoding: str) -> tuple[l
 
 
 @given(photo=PATHS, folder=PATHS, name=PATHS, encoding=st.sampled_from(ENCODINGS))
-def test_names_in_every_script_and_encoding(families: None, photo: str, folder: str, name: str, encoding: str) -> None:
+def test_names_in_every_script_and_encoding(offline: None, photo: str, folder: str, name: str, encoding: str) -> None:
     assume(all(len(os.fsencode(text)) < 150 for text in (photo, folder)) and folder[0] != "." != photo[0])
     assume(Path(folder).suffix == "" == Path(photo).suffix)
     statuses, errors = run_with_names(photo, folder, name, encoding)

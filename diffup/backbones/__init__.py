@@ -1,7 +1,7 @@
 """Frozen, exchangeable image encoders, loaded by name: `load_backbone("timm:resnet50")`.
 
-A family of backbones is an entry point of the group `diffup.backbones`; see `registry` for how to add one, and
-`conformance` and `testing` for what tells whether it keeps the protocol.
+A family of backbones is an entry point of the group `diffup.backbones`; `registry` documents how to add one, and
+`conformance` and `testing` check that a backbone follows the protocol.
 """
 
 from diffup.backbones.base import Backbone, FrozenBackbone, check_pyramid

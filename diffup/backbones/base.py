@@ -1,4 +1,4 @@
-"""What an encoder must offer to stand before the decoder, and the frozen module that all built-in families share."""
+"""The protocol of image encoders, and the frozen module that all built-in families share."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 LEVELS = 4
-"""Number of feature levels that every backbone hands over (the paper's section 3.1)."""
+"""Number of feature levels of every backbone (paper, section 3.1)."""
 
 MAX_SIDE = 8192
-"""Largest side of images that an encoder is fed, in pixels."""
+"""Greatest side in pixels of an encoder's input images."""
 
 _TARGET_STRIDES = (4, 8, 16, 32)
-_REVISION = 1  # of the features themselves; raise it when the same weights and options come to give other features
+_REVISION = 1  # part of fingerprints; increase it when the same weights and options give other features
 
 
 @runtime_checkable
 class FrozenEncoder(Protocol):
-    """What encoders of images and text spaces have in common.
+    """The members that image encoders and text spaces share.
 
     Attributes:
-        name: Name for messages and reports, e.g. `"bundled:efficientnet_lite0"`.
+        name: name for messages and reports, e.g. `"bundled:efficientnet_lite0"`.
         input_size: (height, width) in pixels that the caller resizes images to.
-        fingerprint: Stable text that changes whenever features would change; caches and reports go by it.
-        device: Where the weights are and where images are expected.
+        fingerprint: text that is stable and changes whenever features would change; caches and reports are keyed by it.
+        device: device of the weights, on which images are expected.
     """
 
     @property
@@ -56,9 +56,9 @@ class FrozenEncoder(Protocol):
 
 @runtime_checkable
 class Backbone(FrozenEncoder, Protocol):
-    """A frozen image encoder. Any object with these members may be given in place of a backbone name.
+    """A frozen image encoder. Any object with these members can be used in place of a backbone name.
 
-    Besides `pyramid` it has the attributes of `FrozenEncoder`: `name`, `input_size`, `fingerprint`, `device`, `to`.
+    In addition to `pyramid` it has the members of `FrozenEncoder`: `name`, `input_size`, `fingerprint`, `device`, `to`.
     """
 
     def pyramid(self, images: Tensor) -> list[Tensor]:
@@ -74,24 +74,24 @@ class Backbone(FrozenEncoder, Protocol):
 
 
 class FrozenBackbone(nn.Module):
-    """Base of the built-in backbones: everything but the feature function, which a subclass supplies as `features`.
+    """Base of the built-in backbones; a subclass supplies the feature function `features`.
 
-    The encoder is in evaluation mode for good, BatchNorm included (`train()` changes nothing), its parameters require
-    no gradient, and `pyramid` records none. It may be cast to float16 or bfloat16; images and levels stay float32.
-    The weights are taken to stay as they are after construction: their hash is computed once per precision.
+    The encoder is always in evaluation mode, BatchNorm included (`train()` changes nothing), its parameters require no
+    gradient, and `pyramid` records none. It may be cast to float16 or bfloat16; images and levels remain float32. The
+    weights must not change after construction, since their hash is computed once per precision.
 
     Args:
-        name: Full name, `family:variant`.
-        encoder: The network; it is frozen in place.
-        input_size: (height, width) in pixels.
-        levels: Four indices into the encoder's stages or blocks, as `resolve_levels` returns them.
-        mean: Mean of the RGB channels that the encoder was trained with, for images in [0, 1].
-        std: Standard deviation likewise.
-        multiple: (height, width) divisors that the sides of every image must have, e.g. the patch size of a ViT.
-        layout: Layout of the maps that `features` returns.
+        name: full name, `family:variant`.
+        encoder: network, which is frozen in place.
+        input_size: (height, width) in pixels that the caller resizes images to.
+        levels: four indices of the encoder's stages or blocks, fine to coarse, from 0.
+        mean: mean of the RGB channels that the encoder was trained with, for images in [0, 1].
+        std: standard deviation of the RGB channels that the encoder was trained with, for images in [0, 1].
+        multiple: (height, width) in pixels that the sides of every image must be multiples of, e.g. a ViT's patch size.
+        layout: layout of the maps that `features` returns.
 
     Raises:
-        BackboneError: If `input_size` does not agree with `multiple`.
+        BackboneError: `input_size` is not a multiple of `multiple`.
     """
 
     mean: Tensor
@@ -124,7 +124,7 @@ class FrozenBackbone(nn.Module):
         check_size(input_size, multiple, f"backbone '{name}': input_size")
 
     def features(self, images: Tensor) -> Sequence[Tensor]:
-        """Run the encoder on normalised images (B, 3, H, W) and return the four maps of `levels`, in `layout`."""
+        """Run the encoder on normalised images (B, 3, H, W) and return the maps of the four `levels`, in `layout`."""
         raise NotImplementedError(f"{type(self).__name__} must define features()")
 
     @property
@@ -134,7 +134,7 @@ class FrozenBackbone(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Precision that the encoder computes in."""
+        """Precision in which the encoder computes."""
         return next((p.dtype for p in self.encoder.parameters() if p.is_floating_point()), torch.float32)
 
     @property
@@ -154,7 +154,7 @@ class FrozenBackbone(nn.Module):
         return f"{self.name}-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]}"
 
     def train(self, mode: bool = True) -> Self:
-        """Stay in evaluation mode whatever `mode` says, so that a parent's `train()` cannot thaw the encoder."""
+        """Stay in evaluation mode whatever `mode` is, so that a parent's `train()` cannot unfreeze the encoder."""
         return super().train(False)
 
     @torch.no_grad()
@@ -168,8 +168,8 @@ class FrozenBackbone(nn.Module):
             Four float32 tensors (B, C_l, h_l, w_l), fine to coarse.
 
         Raises:
-            BackboneError: If the images have another layout, range, device or a size the encoder cannot take, or if the
-                encoder's output breaks the protocol.
+            BackboneError: the images have another layout, range or device, or a size that the encoder cannot take; or
+                the encoder's output breaks the protocol.
         """
         self._check_images(images)
         normalised = (images.float() - self.mean.float()) / self.std.float()
@@ -189,7 +189,7 @@ class FrozenBackbone(nn.Module):
         return check_pyramid([m.float().contiguous() for m in maps], self.name, len(images))
 
     def _check_images(self, images: Tensor) -> None:
-        """Refuse whatever would give meaningless features."""
+        """Refuse images that would give meaningless features."""
         if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
             shape = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
             raise BackboneError(f"backbone '{self.name}': images must be a tensor (B, 3, H, W), got {shape}")
@@ -211,18 +211,18 @@ class FrozenBackbone(nn.Module):
 
 
 def check_pyramid(levels: Any, name: str, batch: int) -> list[Tensor]:
-    """Hold a backbone's output against the protocol.
+    """Check that a backbone's output follows the protocol.
 
     Args:
-        levels: What `pyramid` returned.
-        name: The backbone's name, for the message.
-        batch: Number of images that it was given.
+        levels: output of `pyramid`.
+        name: name of the backbone in error messages.
+        batch: number of images that were encoded, B.
 
     Returns:
         The same levels as a list of four tensors (B, C_l, h_l, w_l).
 
     Raises:
-        BackboneError: Saying exactly which level breaks which rule.
+        BackboneError: a level breaks a rule; the message names both.
     """
 
     def fail(problem: str) -> BackboneError:
@@ -258,21 +258,24 @@ def check_pyramid(levels: Any, name: str, batch: int) -> list[Tensor]:
 
 
 def spread_levels(stages: int) -> tuple[int, ...]:
-    """The stages at 1/4, 1/2, 3/4 and all of the depth, e.g. (2, 5, 8, 11) of 12.
+    """Indices of the stages at 1/4, 1/2, 3/4 and all of the depth, e.g. (2, 5, 8, 11) of 12.
 
-    With fewer than four stages some repeat, the deepest first: (0, 1, 2, 2) of 3, (0, 0, 1, 1) of 2.
+    With fewer than four stages some are repeated, the deepest first: (0, 1, 2, 2) of 3, (0, 0, 1, 1) of 2.
+
+    Args:
+        stages: number of stages or blocks.
     """
     return tuple(-(-(level + 1) * stages // LEVELS) - 1 for level in range(LEVELS))
 
 
 def select_levels(strides: Sequence[int]) -> tuple[int, ...]:
-    """Choose four of an encoder's stages when the user names none.
+    """Choose four of an encoder's stages by default.
 
-    Stages with strides 4, 8, 16 and 32 are taken where all exist (the last stage of each stride); otherwise the last
-    four stages. Encoders that keep one stride (ViTs) and those with fewer than four stages follow `spread_levels`.
+    They are the last stages of strides 4, 8, 16 and 32 if all exist, else the last four stages. Encoders of one stride
+    (ViTs) and those with fewer than four stages follow `spread_levels`.
 
     Args:
-        strides: Stride of every stage in pixels, fine to coarse.
+        strides: stride of every stage in pixels, fine to coarse.
 
     Returns:
         Four indices, non-decreasing.
@@ -286,16 +289,19 @@ def select_levels(strides: Sequence[int]) -> tuple[int, ...]:
 
 
 def resolve_levels(levels: Sequence[int] | None, strides: Sequence[int], name: str) -> tuple[int, ...]:
-    """The user's choice of levels made absolute, or the default of `select_levels`.
+    """Check the user's choice of levels and make its indices non-negative; None is the default of `select_levels`.
 
     Args:
-        levels: Four indices of stages (hierarchical encoders) or blocks (ViTs), fine to coarse; negative ones count
-            from the end and repeats are allowed. None for the default.
-        strides: Stride of every stage in pixels.
-        name: The backbone's name, for the message.
+        levels: four indices of stages (hierarchical encoders) or blocks (ViTs), fine to coarse; negative ones count
+            from the end, and repetitions are allowed. None for the default.
+        strides: stride of every stage in pixels.
+        name: name of the backbone in error messages.
+
+    Returns:
+        Four indices, non-decreasing.
 
     Raises:
-        BackboneError: If there are not four of them, or one is out of range or out of order.
+        BackboneError: there are not four indices, or one is out of range or out of order.
     """
     if not strides:
         raise BackboneError(f"backbone '{name}' has no feature stages to choose levels from")
@@ -315,10 +321,14 @@ def resolve_levels(levels: Sequence[int] | None, strides: Sequence[int], name: s
 
 
 def resolve_input_size(input_size: int | Sequence[int], name: str) -> tuple[int, int]:
-    """An `input_size` option as (height, width).
+    """Turn an `input_size` option into (height, width).
+
+    Args:
+        input_size: side in pixels, or (height, width) in pixels, at most `MAX_SIDE`.
+        name: name of the backbone in error messages.
 
     Raises:
-        BackboneError: If it is neither a positive integer nor two of them.
+        BackboneError: `input_size` is neither a positive integer nor two of them, or too large.
     """
     size: tuple[Any, ...] = tuple(input_size) if isinstance(input_size, Sequence) else (input_size, input_size)
     if len(size) != 2 or not all(_is_whole(side) and 1 <= side <= MAX_SIDE for side in size):
@@ -334,19 +344,41 @@ def _is_whole(value: object) -> bool:
 
 
 def normalise_map(norm: nn.Module, level: Tensor) -> Tensor:
-    """Apply a ViT's token norm to a map (B, C, h, w), over the channels of every position."""
+    """Apply a ViT's token norm to a map, over the channels of every position.
+
+    Args:
+        norm: normalisation layer for tokens (..., C).
+        level: (B, C, h, w).
+
+    Returns:
+        (B, C, h, w).
+    """
     normalised: Tensor = norm(level.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
     return normalised
 
 
 def nearest_size(size: tuple[int, int], multiple: tuple[int, int]) -> tuple[int, int]:
-    """The size (height, width) nearest to `size` whose sides are multiples of `multiple`; the larger one of two."""
+    """The nearest size whose sides are multiples of given numbers; of two at equal distance, the larger.
+
+    Args:
+        size: (height, width) in pixels.
+        multiple: (height, width) in pixels that the sides must be multiples of.
+    """
     height, width = (max(1, (2 * s + m) // (2 * m)) * m for s, m in zip(size, multiple, strict=True))
     return height, width
 
 
 def check_size(size: tuple[int, int], multiple: tuple[int, int], what: str) -> None:
-    """Raise BackboneError where a size (height, width) is not made of multiples, naming the nearest that is."""
+    """Check that the sides of a size are multiples of given numbers.
+
+    Args:
+        size: (height, width) in pixels.
+        multiple: (height, width) in pixels that the sides must be multiples of.
+        what: name of the size in error messages.
+
+    Raises:
+        BackboneError: a side is not a multiple; the message names the nearest size that is allowed.
+    """
     if size[0] % multiple[0] or size[1] % multiple[1]:
         near = nearest_size(size, multiple)
         raise BackboneError(
@@ -356,9 +388,12 @@ def check_size(size: tuple[int, int], multiple: tuple[int, int], what: str) -> N
 
 
 def hash_weights(module: nn.Module) -> str:
-    """SHA-256 (hex) of a module's weights: names, types, shapes and values, whatever the device.
+    """SHA-256 (hex) of a module's weights: names, types, shapes and values, independent of the device.
 
     BatchNorm's batch counters are left out: they have no effect on a frozen encoder, and weight files differ in them.
+
+    Args:
+        module: the module.
     """
     digest = hashlib.sha256()
     for key, value in sorted(module.state_dict().items()):

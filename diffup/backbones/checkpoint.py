@@ -1,4 +1,4 @@
-"""Reading encoder weights from local files, never by unpickling code."""
+"""Reading encoder weights from local files, without unpickling code."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from diffup.errors import WeightsError
 from diffup.utils.files import named_in_utf8
 
 _HEADS = ("classifier", "head", "head_dist", "fc", "last_linear", "pooler")
-_ADDED = ("hidden_states_norms",)  # norms without training that backbone classes of transformers put on their outputs
+_ADDED = ("hidden_states_norms",)  # untrained norms that backbone classes of transformers apply to their outputs
 _WRAPPERS = ("state_dict", "model", "module")
-_IDLE = (  # what follows from the architecture, or does nothing in a frozen encoder
+_IDLE = (  # tensors that follow from the architecture, or have no effect in a frozen encoder
     "num_batches_tracked",
     "position_ids",
     "relative_position_index",
@@ -28,7 +28,7 @@ _IDLE = (  # what follows from the architecture, or does nothing in a frozen enc
 )
 _POSITIONS = ("pos_embed", "positional_embedding", "position_embeddings", "position_embedding.weight")
 BIASES = "relative_position_bias_table"
-"""How the names of tables of relative positions end."""
+"""Ending of the names of tables of relative positions."""
 
 Size = tuple[int, int]
 
@@ -41,11 +41,14 @@ def read_weights(path: str | Path, name: str) -> dict[str, Tensor]:
     A dict wrapped as `{"state_dict": ...}`, `{"model": ...}` or with the prefix `module.` is unwrapped.
 
     Args:
-        path: Local file.
-        name: The backbone it is for, for the message.
+        path: local file.
+        name: name of the backbone in error messages.
+
+    Returns:
+        Tensors by name.
 
     Raises:
-        WeightsError: If the file is missing, unreadable or holds something else.
+        WeightsError: the file is missing, unreadable or holds something else.
     """
     file = Path(path)
     if not file.is_file():
@@ -80,21 +83,22 @@ def load_weights(
     convert: Converter | None = None,
     heads: bool = False,
 ) -> None:
-    """Put weights into an encoder, all of them.
+    """Load weights into an encoder, and check that they are complete.
 
     Heads and tensors without effect (BatchNorm's `num_batches_tracked`, mask tokens, tables that follow from the
-    architecture) may be absent or superfluous; nothing else may.
+    architecture) may be missing or superfluous; nothing else may.
 
     Args:
-        module: The encoder; its precision is kept.
-        weights: State dict.
-        source: Where the weights come from, for the message.
-        name: The backbone, for the message.
-        convert: Applied to the weights when they do not fit as they are, e.g. to rename them.
-        heads: The classifier must be there too.
+        module: encoder; its precision does not change.
+        weights: state dict.
+        source: origin of the weights in error messages.
+        name: name of the backbone in error messages.
+        convert: function that converts the weights if they do not fit unchanged, e.g. renames them.
+        heads: whether the classifier is required too.
 
     Raises:
-        WeightsError: Listing the tensors that are missing, unexpected or of another shape, the likeliest cause first.
+        WeightsError: tensors are missing, unexpected or of another shape; the message lists them, the likeliest cause
+            first.
     """
     best, problems = weights, _compare(module, weights, heads)
     if problems and convert is not None:
@@ -102,7 +106,7 @@ def load_weights(
             converted = dict(convert(dict(weights)))
         except Exception:  # a converter meets arbitrary keys; the plain comparison says more than its traceback
             converted = weights
-        # Of a file that a converter brings nearer, what still differs is the fault, not the names it has as it is.
+        # If conversion reduces the differences, the message shows the remaining ones, not the file's original names.
         best, problems = min(
             (best, problems), (converted, _compare(module, converted, heads)), key=lambda pair: pair[1].count
         )
@@ -113,14 +117,14 @@ def load_weights(
 
 
 def find_positions(weights: Mapping[str, Tensor], width: int) -> Tensor | None:
-    """The table of absolute positions of an image encoder, under whatever name it has in a file.
+    """Find the table of an image encoder's absolute position embeddings, whatever its name in a file.
 
     Args:
-        weights: State dict, of the encoder or of a larger model.
-        width: Channels of the encoder's tokens.
+        weights: state dict of the encoder or of a larger model.
+        width: channels C of the encoder's tokens.
 
     Returns:
-        (..., N, C), or (1, h, w, C); None where there is none.
+        (..., N, C), or (1, h, w, C); None if there is none.
     """
     found = [key for key, value in weights.items() if key.endswith(_POSITIONS) and 2 <= value.ndim <= 4]
     found = [key for key in found if weights[key].shape[-1] == width]
@@ -129,16 +133,19 @@ def find_positions(weights: Mapping[str, Tensor], width: int) -> Tensor | None:
 
 
 def grid_of_positions(tokens: int, own_tokens: int, own: Size, others: Sequence[Size] = ()) -> Size | None:
-    """The grid of a checkpoint's positions; its class and register tokens are as many as the architecture's.
+    """Infer the grid of a checkpoint's position embeddings, given the same number of class and register tokens.
+
+    Warns (`UserWarning`) if the grid is one of `others`.
 
     Args:
-        tokens: Positions in the checkpoint.
-        own_tokens: Positions in the architecture.
-        own: (height, width) of the architecture's grid.
-        others: Further grids that it may be, where it is not square.
+        tokens: number of positions in the checkpoint, class and register tokens included.
+        own_tokens: number of positions in the architecture, class and register tokens included.
+        own: (height, width) of the architecture's grid in patches.
+        others: further (height, width) to try if the grid is not square.
 
     Returns:
-        The architecture's own grid, a square, or one of the others; None where none has as many positions.
+        (height, width) in patches: the architecture's own grid, a square, or one of the others; None if none has that
+        number of positions.
     """
     count = tokens - (own_tokens - own[0] * own[1])
     side = math.isqrt(max(count, 0))
@@ -156,16 +163,29 @@ def grid_of_positions(tokens: int, own_tokens: int, own: Size, others: Sequence[
 
 
 def window_of_biases(length: int, own_length: int, own: Size) -> Size | None:
-    """The window of a checkpoint's table of relative positions, as `grid_of_positions` is of absolute ones."""
+    """Infer the window of a checkpoint's table of relative positions.
+
+    Args:
+        length: number of entries of the checkpoint's table.
+        own_length: number of entries of the architecture's table.
+        own: (height, width) of the architecture's window in patches.
+
+    Returns:
+        (height, width) in patches: the architecture's own window or a square; None if neither has that table length.
+    """
     count = length - (own_length - (2 * own[0] - 1) * (2 * own[1] - 1))
     side = (math.isqrt(max(count, 0)) + 1) // 2
     return next((w for w in (own, (side, side)) if (2 * w[0] - 1) * (2 * w[1] - 1) == count), None)
 
 
 def part_of_larger(weights: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
-    """The weights of a module out of those of a larger model, e.g. a CLIP's visual tower, under the module's own names.
+    """Select the weights of a module from those of a larger model, e.g. a CLIP's visual tower, under its own names.
 
-    The prefix that the module has in the larger model is the one under which most of its entries are found.
+    The module's prefix in the larger model is the one under which most of its entries are found.
+
+    Args:
+        weights: state dict of the larger model.
+        module: the module.
     """
     own = module.state_dict()
     first = next(iter(own))
@@ -177,12 +197,15 @@ def part_of_larger(weights: Mapping[str, Tensor], module: nn.Module) -> dict[str
 def describe_differences(
     missing: Sequence[str], shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]], entries: int
 ) -> str:
-    """What `load_weights` says of an encoder that its own library has loaded; empty where nothing is amiss.
+    """Describe how weights differ from an encoder that its own library loaded, in the words of `load_weights`' error.
 
     Args:
-        missing: Names of tensors that the weights lack.
-        shapes: Of tensors whose shapes differ, those in the weights and in the encoder.
-        entries: Number of the encoder's tensors.
+        missing: names of the encoder's tensors that the weights lack.
+        shapes: shapes in the weights and in the encoder, by name, of tensors whose shapes differ.
+        entries: number of the encoder's tensors.
+
+    Returns:
+        Text for an error message; empty if nothing essential differs.
     """
     lacking = sorted(key for key in missing if not _optional(key, heads=False))
     found = {key: pair for key, pair in sorted(shapes.items()) if not _optional(key, heads=False)}
@@ -192,13 +215,13 @@ def describe_differences(
 
 @dataclass(frozen=True)
 class _Differences:
-    """How weights differ from an encoder's.
+    """Differences between weights and an encoder.
 
     Attributes:
-        missing: Names that the weights lack.
-        unexpected: Names that the encoder lacks.
-        shapes: Of names that both have, the shapes in the weights and in the encoder where they differ.
-        shared: How many names both have.
+        missing: names of tensors that the weights lack.
+        unexpected: names of tensors that the encoder lacks.
+        shapes: shapes in the weights and in the encoder, by name, of tensors whose shapes differ.
+        shared: number of names that both have.
     """
 
     missing: list[str]

@@ -1,9 +1,8 @@
-"""Does an encoder keep the backbone protocol? For authors of plugins: `check_backbone` says in words what is wrong.
+"""Checks that an encoder follows the backbone protocol; for authors of plugins, `check_backbone` explains each fault.
 
 Every check is a small function that takes a `_Trial` (the backbone, two images and its levels for them) and returns
-None where all is well, raises `_Failure` with a sentence that names the problem and the remedy, or `_NotChecked` with
-the reason.
-`diffup.backbones.testing` makes a pytest class of them.
+None if it passes, raises `_Failure` with a sentence that names the problem and the remedy, or `_NotChecked` with the
+reason. `diffup.backbones.testing` makes a pytest class of the checks.
 """
 
 from __future__ import annotations
@@ -22,29 +21,29 @@ from diffup.errors import BackboneError, ConformanceError
 
 Outcome = Literal["ok", "failed", "not checked"]
 
-_TOLERANCE = 1e-3  # of the largest value: another batch size or thread may choose other kernels
-_DEVICE_TOLERANCE = 2e-2  # another device computes convolutions in TF32
-_FAINT = 1e-4  # of the largest value: random weights may let the image fade out on the way through a deep network
-_MARGIN = 1.25  # a map of two or three positions sees the whole image from each of them
+_TOLERANCE = 1e-3  # relative to the largest value: another batch size or thread may choose other kernels
+_DEVICE_TOLERANCE = 2e-2  # relative to the largest value: another device computes convolutions in TF32
+_FAINT = 1e-4  # relative to the largest value: with random weights a deep network may nearly lose the image
+_MARGIN = 1.25  # each position of a map of two or three positions sees the whole image
 _THREADS = 4
 
 
 class _Failure(Exception):
-    """A rule is broken; the text says which, and what to do."""
+    """A rule is broken; the message names it and the remedy."""
 
 
 class _NotChecked(Exception):
-    """A rule cannot be checked here; the text says why."""
+    """A rule cannot be checked here; the message gives the reason."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What came of one check.
+    """Result of one check.
 
     Attributes:
-        check: A name of `CHECKS`.
+        check: name of the check, one of `CHECKS`.
         outcome: `"ok"`, `"failed"`, or `"not checked"`.
-        message: What is wrong and what to do, or why it was not checked; empty where all is well.
+        message: fault and remedy, or the reason for not checking; empty if the check passed.
     """
 
     check: str
@@ -54,11 +53,11 @@ class Finding:
 
 @dataclass(frozen=True)
 class Report:
-    """What `check_backbone` found; its text is made for people.
+    """Results of `check_backbone`; `str(report)` is a readable table.
 
     Attributes:
-        backbone: Name of the backbone.
-        findings: One for each name of `CHECKS`, in that order.
+        backbone: name of the backbone.
+        findings: result of each check, in the order of `CHECKS`.
     """
 
     backbone: str
@@ -71,7 +70,7 @@ class Report:
 
     @property
     def problems(self) -> tuple[Finding, ...]:
-        """The checks that failed."""
+        """Findings of the checks that failed."""
         return tuple(finding for finding in self.findings if finding.outcome == "failed")
 
     def __str__(self) -> str:
@@ -86,31 +85,31 @@ class Report:
         return "\n".join([f"backbone '{self.backbone}' {verdict}", *lines])
 
     def raise_for_problems(self) -> None:
-        """Do nothing where no check failed.
+        """Raise an error if a check failed.
 
         Raises:
-            ConformanceError: With the whole report as its text.
+            ConformanceError: a check failed; the message is the whole report.
         """
         if not self.ok:
             raise ConformanceError(str(self))
 
 
 def check_backbone(backbone: str | Backbone, **options: Any) -> Report:
-    """Hold an encoder against everything that the library expects of one, and say what is wrong.
+    """Check that an encoder follows the backbone protocol, and report every fault.
 
-    About twenty images are encoded, at `input_size` and near it; nothing about the backbone is changed. The checks see
-    the encoder from outside only: that its features are any good, a decoder must tell.
+    About twenty images are encoded, at `input_size` and near it; the backbone is not changed. The checks do not measure
+    the quality of the features; only an evaluation with a decoder does.
 
     Args:
-        backbone: Name of an installed or registered family, or an object that is to serve as a backbone.
-        **options: Of the family's factory, with a name; e.g. a small `input_size`, which is faster.
+        backbone: name of a backbone, or an object to be used as one.
+        **options: options of the family's factory if `backbone` is a name, e.g. a small `input_size`, which is faster.
 
     Returns:
         One finding for each of `CHECKS`.
 
     Raises:
-        BackboneError: If there is no such backbone, or it cannot be built.
-        WeightsError: If its weights cannot be had.
+        BackboneError: there is no such backbone, or it cannot be built.
+        WeightsError: its weights cannot be loaded.
 
     Examples:
         >>> report = check_backbone("bundled:efficientnet_lite0", input_size=128)
@@ -133,7 +132,7 @@ def check_backbone(backbone: str | Backbone, **options: Any) -> Report:
 
 
 def _run(name: str, check: Callable[[_Trial], None], trial: _Trial) -> Finding:
-    """One finding; the random state of torch is left as it was."""
+    """Run one check, and restore torch's random state."""
     try:
         with torch.random.fork_rng(devices=[]):
             check(trial)
@@ -147,26 +146,26 @@ def _run(name: str, check: Callable[[_Trial], None], trial: _Trial) -> Finding:
 
 
 class _Trial:
-    """A backbone and its levels for two images of noise at its input size, once they are known to be levels."""
+    """A backbone, and its levels for two images of noise at its input size once the check `levels` has passed."""
 
     def __init__(self, backbone: Backbone) -> None:
         self.backbone = backbone
         self.levels: list[Tensor] = []
 
     def noise(self, size: tuple[int, int] | None = None, seed: int = 0) -> Tensor:
-        """Two images (2, 3, H, W)."""
+        """Two images of noise, (2, 3, H, W) in [0, 1], of a size or the backbone's input size."""
         size = size or self.backbone.input_size
         generator = torch.Generator().manual_seed(seed)
         return torch.rand(2, 3, *size, generator=generator).to(self.backbone.device)
 
     def encode(self, images: Tensor) -> list[Tensor]:
-        """The levels of images, checked."""
+        """Encode images and check the levels."""
         with torch.no_grad():  # gradients have a check of their own
             return check_pyramid(self.backbone.pyramid(images), self.backbone.name, len(images))
 
 
 def _check_members(trial: _Trial) -> None:
-    """The attributes exist, with sensible values that do not change from one look to the next."""
+    """The attributes exist, with sensible values that do not change from one access to the next."""
     backbone = trial.backbone
     missing = [m for m in ("name", "input_size", "fingerprint", "device", "pyramid", "to") if not hasattr(backbone, m)]
     if missing:
@@ -195,7 +194,7 @@ def _check_levels(trial: _Trial) -> None:
 
 
 def _check_gradients(trial: _Trial) -> None:
-    """No gradient is recorded, even where the caller records them, and no parameter waits for one."""
+    """No gradient is recorded, even if the caller records gradients, and no parameter requires one."""
     with torch.enable_grad():
         levels = trial.backbone.pyramid(trial.noise())
     held = [str(index) for index, level in enumerate(levels) if level.requires_grad]
@@ -242,7 +241,7 @@ def _check_batch(trial: _Trial) -> None:
 
 
 def _check_images(trial: _Trial) -> None:
-    """The caller's images are left alone."""
+    """The caller's images are not changed."""
     images = trial.noise()
     before = images.clone()
     trial.encode(images)
@@ -251,7 +250,7 @@ def _check_images(trial: _Trial) -> None:
 
 
 def _check_range(trial: _Trial) -> None:
-    """Images in [0, 1], black and white too, give features that depend on them."""
+    """Features depend on images in [0, 1], black and white ones included."""
     black, white = (trial.encode(torch.full_like(trial.noise(), value)) for value in (0.0, 1.0))
     maps = zip(trial.levels, black, white, strict=True)
     change = max(max(_difference(level, dark), _difference(light, dark)) for level, dark, light in maps)
@@ -269,7 +268,7 @@ def _check_range(trial: _Trial) -> None:
 
 
 def _check_orientation(trial: _Trial) -> None:
-    """Height is height: what changes at the top right of an image changes the top right of its levels the most."""
+    """A change at the top right of an image changes its levels most at the top right: no axis is swapped or flipped."""
     height, width = trial.backbone.input_size
     grey = torch.full((1, 3, height, width), 0.5, device=trial.backbone.device)
     changed = grey.clone()
@@ -345,7 +344,7 @@ def _check_device(trial: _Trial) -> None:
 
 
 def _check_threads(trial: _Trial) -> None:
-    """Several threads may encode at a time."""
+    """Several threads can encode at the same time."""
     images = [trial.noise(seed=seed) for seed in range(_THREADS)]
     expected = [trial.encode(batch) for batch in images]
     found: dict[int, list[Tensor] | Exception] = {}
@@ -355,7 +354,7 @@ def _check_threads(trial: _Trial) -> None:
         barrier.wait()
         try:
             found[index] = trial.encode(images[index])
-        except Exception as error:  # told by the thread that waits
+        except Exception as error:  # raised below, in the waiting thread
             found[index] = error
 
     threads = [threading.Thread(target=encode, args=(index,)) for index in range(_THREADS)]
@@ -372,13 +371,13 @@ def _check_threads(trial: _Trial) -> None:
 
 
 def _difference(a: Tensor, b: Tensor) -> float:
-    """Largest difference as a share of the largest value."""
+    """Largest difference, relative to the largest value."""
     scale = max(float(a.abs().max()), float(b.abs().max()), 1e-12)
     return float((a - b).abs().max()) / scale
 
 
 def _same(got: Sequence[Tensor], expected: Sequence[Tensor], what: str, tolerance: float = _TOLERANCE) -> None:
-    """Fail where levels differ by more than rounding."""
+    """Raise `_Failure` if levels differ by more than rounding."""
     for index, (a, b) in enumerate(zip(got, expected, strict=True)):
         b = b.to(a.device)
         if a.shape != b.shape:
@@ -402,4 +401,4 @@ _CHECKS: dict[str, Callable[[_Trial], None]] = {
     "threads": _check_threads,
 }
 CHECKS: tuple[str, ...] = tuple(_CHECKS)
-"""Names of the checks, in the order in which they are made."""
+"""Names of the checks, in the order in which they run."""

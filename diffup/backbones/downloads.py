@@ -1,4 +1,4 @@
-"""What to say when the files of an encoder are neither here nor to be had."""
+"""The error for an encoder's files that are neither on this machine nor can be downloaded."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from diffup.errors import WeightsError
 
 
 def missing_files(name: str, what: str, remedy: str, error: Exception) -> WeightsError:
-    """The error for files that the Hugging Face hub, or another server, did not give.
+    """Make the error for files that could not be downloaded from the Hugging Face hub or another server.
 
-    The frameworks look into the hub's cache first and respect its offline mode; the message names both, because an
-    encoder that loads on one machine and not on another is mostly a matter of these two.
+    The frameworks read the hub's cache first and respect its offline mode; the message names both, because they usually
+    explain why an encoder loads on one machine and not on another.
 
     Args:
-        name: The backbone.
-        what: What it needs, e.g. `"the weights 'timm/resnet50.tv_in1k'"`.
-        remedy: What to download where, and how to point to it; a sentence.
-        error: Why it failed.
+        name: name of the backbone.
+        what: missing files, e.g. `"the weights 'timm/resnet50.tv_in1k'"`.
+        remedy: sentence that says what to download, and how to give its path.
+        error: reason of the failure.
     """
     from huggingface_hub import constants
 

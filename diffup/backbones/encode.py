@@ -1,4 +1,4 @@
-"""Images of any size through a frozen encoder, in batches."""
+"""Encoding images of any size with a frozen encoder, in batches."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from diffup.backbones.base import Backbone, check_pyramid
 from diffup.inputs.images import resize_image
 
 BATCH_SIZE = 8
-"""Images that are encoded together unless the caller says otherwise."""
+"""Default number of images that are encoded together."""
 
 
 def encode(backbone: Backbone, images: Sequence[Tensor], batch_size: int = BATCH_SIZE) -> list[Tensor]:
     """Encode images at the encoder's input size.
 
     Args:
-        backbone: the encoder.
-        images: (3, H, W) in [0, 1] each, of any sizes.
-        batch_size: greatest number of images that are encoded together; on a CPU no more than there are threads, since
-            more push each other out of the caches.
+        backbone: encoder.
+        images: N images, (3, H, W) in [0, 1] each, of any sizes.
+        batch_size: greatest number of images that are encoded together; on a CPU at most the number of threads, since
+            larger batches do not fit the caches.
 
     Returns:
         Four levels (N, C_l, h_l, w_l), on the encoder's device.

@@ -1,4 +1,4 @@
-"""Several encoders at once: each is one more set of views for the fusion of priors (UAPF)."""
+"""Joint backbones of several encoders: each member adds views to the fusion of priors (UAPF)."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from diffup.utils.resize import resize_maps
 
 
 class JointBackbone:
-    """Encoders whose levels lie side by side in the channels; the priors take them apart again (`members_of`).
+    """Several encoders as one, their levels concatenated along the channels; the priors split them by `members_of`.
 
-    Every member sees the image at its own input size. Nothing is compared across members, so their features may differ
-    in width, stride and scale.
+    Every member sees the image at its own input size. Features of different members are never compared, so they may
+    differ in channels, stride and scale.
 
     Args:
         members: two or more encoders on one device.
 
     Raises:
-        BackboneError: fewer than two are given, or they are on several devices.
+        BackboneError: there are fewer than two members, or they are on several devices.
     """
 
     def __init__(self, members: Sequence[Backbone]) -> None:
@@ -42,13 +42,13 @@ class JointBackbone:
 
     @property
     def input_size(self) -> tuple[int, int]:
-        """The largest height and width among the members'."""
+        """(height, width) in pixels, the largest among the members'."""
         heights, widths = zip(*(member.input_size for member in self.members), strict=True)
         return max(heights), max(widths)
 
     @property
     def fingerprint(self) -> str:
-        """Follows from the members' fingerprints, in order."""
+        """Hash of the members' fingerprints, in order."""
         facts = "\n".join(member.fingerprint for member in self.members)
         return f"joint-{hashlib.sha256(facts.encode()).hexdigest()[:16]}"
 
@@ -59,7 +59,7 @@ class JointBackbone:
 
     @functools.cached_property
     def widths(self) -> tuple[tuple[int, ...], ...]:
-        """Channels of every member, at each of the four levels; the first reading encodes an empty image."""
+        """Channels of every member at each of the four levels; the first access encodes a black image."""
         levels = self._encode(torch.zeros(1, 3, *self.input_size, device=self.device))
         return tuple(tuple(level.shape[1] for level in found) for found in zip(*levels, strict=True))
 
@@ -70,7 +70,7 @@ class JointBackbone:
             images: (B, 3, H, W) RGB in [0, 1], of `input_size`.
 
         Returns:
-            Four float32 tensors (B, sum of C_l, h_l, w_l), as fine as the finest member's.
+            Four float32 tensors (B, sum of the members' C_l, h_l, w_l), at the finest member's resolution.
 
         Raises:
             BackboneError: a member breaks the protocol.
@@ -89,10 +89,14 @@ class JointBackbone:
         return found
 
     def to(self, device: torch.device | str) -> JointBackbone:
-        """Move all members."""
+        """Move all members to a device, and return a joint backbone of them."""
         return JointBackbone([member.to(device) for member in self.members])
 
 
 def members_of(backbone: Backbone) -> tuple[tuple[int, ...], ...]:
-    """How the channels of each level are shared out among the members of a backbone; empty for a single encoder."""
+    """Channels of each member of a joint backbone, for each of the four levels; empty for a single encoder.
+
+    Args:
+        backbone: the encoder.
+    """
     return backbone.widths if isinstance(backbone, JointBackbone) else ()

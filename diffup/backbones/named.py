@@ -1,4 +1,4 @@
-"""Encoders as text says them, `NAME[=CHECKPOINT][@PIXELS]`: on the command line and on the web page."""
+"""Encoders given as text, `NAME[=CHECKPOINT][@PIXELS]`, on the command line and on the web page."""
 
 from __future__ import annotations
 
@@ -12,7 +12,18 @@ from diffup.errors import ConfigError
 
 
 def split_backbone(text: str, option: str = "--backbone") -> tuple[str, dict[str, Any]]:
-    """The name and the options that `NAME[=CHECKPOINT][@PIXELS]` gives."""
+    """Split the text of an encoder into its name and options.
+
+    Args:
+        text: `NAME[=CHECKPOINT][@PIXELS]`.
+        option: name of the command-line option in error messages.
+
+    Returns:
+        Name of the backbone, and keyword options of `load_backbone`.
+
+    Raises:
+        ConfigError: the text has another form.
+    """
     sized = re.fullmatch(r"(.*)@(\d+)", text)
     named, pixels = sized.groups() if sized else (text, None)
     name, equals, checkpoint = named.partition("=")
@@ -22,7 +33,15 @@ def split_backbone(text: str, option: str = "--backbone") -> tuple[str, dict[str
 
 
 def distinct_backbones(texts: Sequence[str], option: str = "--backbone") -> dict[str, str]:
-    """What was given of each encoder, `NAME[=CHECKPOINT][@PIXELS]`, by its name, which may come once."""
+    """Key texts of encoders by the encoders' names, each of which may occur once.
+
+    Args:
+        texts: `NAME[=CHECKPOINT][@PIXELS]` of each encoder.
+        option: name of the command-line option in error messages.
+
+    Raises:
+        ConfigError: a name occurs twice, or a text has another form.
+    """
     found: dict[str, str] = {}
     for text in texts:
         name, _ = split_backbone(text, option)
@@ -33,12 +52,27 @@ def distinct_backbones(texts: Sequence[str], option: str = "--backbone") -> dict
 
 
 def backbone_options(checkpoint: str | None, input_size: int | None) -> dict[str, Any]:
-    """The options of an encoder that were given."""
+    """Keyword options of `load_backbone`, without those that are None.
+
+    Args:
+        checkpoint: local file of weights, or None.
+        input_size: side of the input images in pixels, or None.
+    """
     given = {"checkpoint_path": checkpoint, "input_size": input_size}
     return {name: value for name, value in given.items() if value is not None}
 
 
 def load_named(text: str, input_size: int | None, option: str = "--backbone") -> Backbone:
-    """The encoder that `NAME[=CHECKPOINT][@PIXELS]` says; `input_size` is of one that names no size."""
+    """Load the encoder that a text names.
+
+    Args:
+        text: `NAME[=CHECKPOINT][@PIXELS]`.
+        input_size: side of the input images in pixels if the text names none; None for the encoder's default.
+        option: name of the command-line option in error messages.
+
+    Raises:
+        ConfigError: the text has another form.
+        BackboneError, MissingPackageError, WeightsError: the encoder cannot be loaded.
+    """
     name, options = split_backbone(text, option)
     return load_backbone(name, **backbone_options(None, input_size) | options)

@@ -34,15 +34,15 @@ from diffup.backbones.timm import DEFAULT_INPUT_SIZE, patch_size, stage_maps, st
 from diffup.errors import BackboneError, WeightsError
 
 _TEXT_POSITIONS = ("positional_embedding", "text.positional_embedding")
-_RESNET_STRIDES = [4, 4, 8, 16, 32]  # CLIP's ResNets: three-convolution stem with pooling, then four stages
+_RESNET_STRIDES = [4, 4, 8, 16, 32]  # CLIP's ResNets: stem of three convolutions with pooling, then four stages
 
 
 class OpenClipBackbone(FrozenBackbone):
     """The visual tower of an OpenCLIP model: CLIP's ResNets and ViTs, and towers that come from timm.
 
     Attributes:
-        architecture: OpenCLIP's name of the architecture, which its tokenizer goes by.
-        load_model: Builds the whole model with the same weights, for its text tower.
+        architecture: OpenCLIP's name of the architecture, for its tokenizer.
+        load_model: function without arguments that builds the whole model with the same weights, for its text tower.
     """
 
     architecture: str = ""
@@ -69,21 +69,21 @@ def build(
     checkpoint_path: str | Path | None = None,
     pretrained: bool = True,
 ) -> FrozenBackbone:
-    """Visual towers of OpenCLIP, e.g. `open_clip:ViT-B-16/openai`.
+    """Build the visual tower of an OpenCLIP model, e.g. `open_clip:ViT-B-16/openai`.
 
     Args:
-        variant: ARCH/PRETRAINED as `open_clip.list_pretrained()` has them; ARCH alone with `checkpoint_path` or
+        variant: ARCH/PRETRAINED as listed by `open_clip.list_pretrained()`; ARCH alone with `checkpoint_path` or
             `pretrained=False`; or `hf-hub:REPO` or `local-dir:FOLDER`.
-        levels: Four indices of stages (ResNets: stem and four stages) or blocks (ViTs), fine to coarse.
-        input_size: Pixels, or (height, width). Default: 400, for ViTs the nearest multiple of the patch; towers whose
-            size cannot be changed keep their own. Position embeddings are resized once, when the tower is built, from
-            the grid that the weights were trained at.
-        checkpoint_path: Local safetensors or torch file of the whole CLIP or of its visual tower.
-        pretrained: False for random weights.
+        levels: four indices of stages (ResNets: stem and four stages) or blocks (ViTs), fine to coarse.
+        input_size: side in pixels, or (height, width). Default: 400, for ViTs the nearest multiple of the patch; towers
+            whose size cannot be changed keep their own. Position embeddings are resized once, when the tower is built,
+            from the grid that the weights were trained at.
+        checkpoint_path: local safetensors or torch file of the whole CLIP or of its visual tower.
+        pretrained: whether to load weights; False for random ones.
 
     Raises:
-        BackboneError: If OpenCLIP does not know the name, or the tower cannot take `input_size`.
-        WeightsError: If the weights cannot be downloaded or do not fit.
+        BackboneError: OpenCLIP does not know the name, or the tower cannot take `input_size`.
+        WeightsError: the weights cannot be downloaded or do not fit the tower.
     """
     if variant is None:
         raise BackboneError("family 'open_clip' needs ARCH/PRETRAINED, e.g. 'open_clip:ViT-B-16/openai'")
@@ -120,7 +120,7 @@ def _load_model(
     checkpoint: str | Path | None,
     requested: Size | None,
 ) -> Any:
-    """The whole model, text tower included."""
+    """Load the whole model, text tower included."""
     if checkpoint is None:
         return _create(architecture, tag, name, download)
     weights = read_weights(checkpoint, name)
@@ -136,7 +136,7 @@ def _load_model(
 
 
 def _take_grid(tower: Any, weights: Mapping[str, Tensor], requested: Size | None) -> None:
-    """Give a tower tables of positions as large as those of a checkpoint, to be loaded next."""
+    """Resize a tower's tables of positions to those of a checkpoint that is loaded next."""
     part = part_of_larger(weights, tower)
     if hasattr(tower, "attnpool") and "attnpool.positional_embedding" in part:  # one size; dense features go without
         tower.attnpool.positional_embedding = nn.Parameter(part["attnpool.positional_embedding"].clone())
@@ -157,7 +157,7 @@ def _take_grid(tower: Any, weights: Mapping[str, Tensor], requested: Size | None
 
 
 def _grid_of_trunk(trunk: Any, part: Mapping[str, Tensor], requested: Size | None) -> Size | None:
-    """The grid of a checkpoint's positions, of a tower that comes from timm; None where it has none of its own."""
+    """The grid of a checkpoint's positions for a tower from timm; None if it has no positions of its own."""
     weights, state = {key.removeprefix("trunk."): value for key, value in part.items()}, trunk.state_dict()
     own, theirs = (find_positions(tables, trunk.num_features) for tables in (state, weights))
     grid: Size = tuple(trunk.patch_embed.grid_size)
@@ -174,7 +174,7 @@ def _patches(size: Size, patch: Sequence[int]) -> Size:
 
 
 def _parse(variant: str, name: str, download: bool) -> tuple[str, str | None]:
-    """Architecture and tag, checked against what OpenCLIP knows."""
+    """Split a variant into architecture and tag, and check that OpenCLIP knows them."""
     import open_clip
 
     if variant.startswith(("hf-hub:", "local-dir:")):
@@ -196,7 +196,7 @@ def _parse(variant: str, name: str, download: bool) -> tuple[str, str | None]:
 
 
 def _create(architecture: str, tag: str | None, name: str, download: bool, length: int | None = None) -> Any:
-    """A newly built model, for texts of a length where that is not the architecture's own."""
+    """Build a model, for texts of another length than the architecture's if one is given."""
     import open_clip
 
     try:
@@ -223,7 +223,7 @@ def _create(architecture: str, tag: str | None, name: str, download: bool, lengt
 
 
 def _tower(model: Any, architecture: str, tag: str | None, download: bool) -> Any:
-    """The visual tower of a model; the text tower is let go."""
+    """The visual tower of a model, with the normalisation of the named weights."""
     import open_clip
 
     tower: Any = model.visual
@@ -235,7 +235,7 @@ def _tower(model: Any, architecture: str, tag: str | None, download: bool) -> An
 
 
 def _weights_source(architecture: str, tag: str | None) -> tuple[str, str]:
-    """Where the weights of a name lie, and how to get them."""
+    """Location of the weights of a name, and how to download them."""
     import open_clip
 
     if tag is None:  # hf-hub: or local-dir:
@@ -253,7 +253,7 @@ def _is_vit(tower: Any) -> bool:
 
 
 def _describe(tower: Any, name: str) -> tuple[list[int], Size]:
-    """Strides of the stages or blocks, and what the sides of an image must be divisible by."""
+    """Strides of the stages or blocks, and (height, width) that the sides of an image must be multiples of."""
     if hasattr(tower, "trunk"):
         strides = stage_strides(tower.trunk, name)
         return strides, patch_size(tower.trunk, strides)
@@ -265,7 +265,7 @@ def _describe(tower: Any, name: str) -> tuple[list[int], Size]:
 
 
 def _resize(tower: Any, patch: Size, requested: Size | None, name: str) -> Size:
-    """Make the tower take images of the requested or default size, and return that size."""
+    """Adapt the tower to images of the requested or default size, and return that size."""
     side = (DEFAULT_INPUT_SIZE, DEFAULT_INPUT_SIZE)
     size = requested or nearest_size(side, patch)
     own: Size = tuple(tower.image_size) if isinstance(tower.image_size, Sequence) else (tower.image_size,) * 2
@@ -285,7 +285,7 @@ def _resize(tower: Any, patch: Size, requested: Size | None, name: str) -> Size:
 
 
 def _takes(trunk: Any, size: Size, name: str) -> bool:
-    """Whether a tower from timm takes a size as it is, tried on a blank image."""
+    """Whether an unchanged tower from timm takes a size, tried on a blank image."""
     try:
         with torch.no_grad():
             stage_maps(trunk.eval(), torch.zeros(1, 3, *size), [len(stage_strides(trunk, name)) - 1])

@@ -1,4 +1,4 @@
-"""Backbones by name: `family[:variant]`, where a family is an entry point of the group `diffup.backbones`.
+"""Loading backbones by name, `family[:variant]`, where a family is an entry point of the group `diffup.backbones`.
 
 An entry point names a factory: called with the variant (the text after the first colon, or None) and the keyword
 options of `load_backbone`, it returns an object that satisfies `Backbone`. A distribution adds a family in its
@@ -8,8 +8,8 @@ pyproject.toml:
     mine = "my_package.encoders:build"
 
 The module that holds the factory should import its framework inside the factory, because `available_backbones`
-imports that module to read the factory's docstring. What is asked for by name is loaded alone: a broken plugin harms
-nobody else.
+imports that module to read the factory's docstring. `load_backbone` imports only the family that is named, so a broken
+plugin does not affect other families.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Factory = Callable[..., Backbone]
 F = TypeVar("F", bound=Factory)
 
 _JOIN = " + "
-_FOREIGN = (Exception, SystemExit)  # what a module may raise when it is imported; some call sys.exit()
+_FOREIGN = (Exception, SystemExit)  # errors of importing a module; some modules call sys.exit()
 _MEMBERS = ("name", "input_size", "fingerprint", "device", "pyramid", "to")
 _HOW_TO_ADD = (
     f"more families come from packages that declare an entry point in the group '{GROUP}', or from register_backbone()"
@@ -48,12 +48,12 @@ class BackboneFamily:
     """One family of backbones, for listings.
 
     Attributes:
-        family: The part of a backbone name before the colon.
-        origin: The distribution that it comes from, or "runtime" where `register_backbone` added it.
-        description: One line.
-        variants: Names that may follow the colon: all of them, or a few examples.
-        installed: Whether what it needs is installed.
-        hint: What to do where it is not, or about what is missing of it; empty otherwise.
+        family: name of the family, the part of a backbone name before the colon.
+        origin: name of the distribution that provides it, or "runtime" if `register_backbone` added it.
+        description: description in one line.
+        variants: names that may follow the colon, all or a few examples.
+        installed: whether the packages that it needs are installed.
+        hint: command that installs missing packages, or the error of a broken plugin; empty if nothing is missing.
     """
 
     family: str
@@ -66,12 +66,12 @@ class BackboneFamily:
 
 @dataclass(frozen=True)
 class _BuiltIn:
-    """A family that diffup itself brings; works from a source tree too, where no entry point is installed."""
+    """A built-in family; it works from a source tree too, where no entry point is installed."""
 
     target: str
     description: str
     variants: tuple[str, ...]
-    packages: dict[str, str]  # module that must be importable -> what pip installs it as; the first is indispensable
+    packages: dict[str, str]  # module that must be importable -> its name for pip; the first is required
 
 
 _BUILT_IN = {
@@ -104,21 +104,21 @@ _RUNTIME: dict[str, Factory] = {}
 
 
 def load_backbone(backbone: str | Backbone | Sequence[str | Backbone], **options: Any) -> Backbone:
-    """Build a backbone by name, or check an object that is to serve as one.
+    """Build a backbone by name, or check an object to be used as one.
 
     Args:
-        backbone: `family[:variant]`, e.g. `"timm:resnet50.tv_in1k"` or `"bundled:efficientnet_lite0"`; or an object
-            that satisfies the protocol `Backbone`, which is returned as it is; or several of these, as a list or as
-            names joined by `" + "`, which become a `JointBackbone`.
-        **options: Passed to the family's factory, of several to each. The built-in families share `levels` (four
-            indices of stages or blocks), `input_size` (pixels, or (height, width)), `checkpoint_path` (a local
-            safetensors or torch file) and `pretrained` (False for random weights).
+        backbone: name `family[:variant]`, e.g. `"timm:resnet50.tv_in1k"` or `"bundled:efficientnet_lite0"`; or an
+            object that satisfies the protocol `Backbone`, which is returned unchanged; or several of these, as a list
+            or as names joined by `" + "`, which become a `JointBackbone`.
+        **options: options of the family's factory; of several backbones, each gets them. The built-in families share
+            `levels` (four indices of stages or blocks), `input_size` (side in pixels, or (height, width)),
+            `checkpoint_path` (local safetensors or torch file) and `pretrained` (False for random weights).
 
     Raises:
-        BackboneError: If the family or variant is unknown, an option does not exist or has a wrong value, a plugin is
+        BackboneError: the family or variant is unknown, an option does not exist or has a wrong value, a plugin is
             broken or fails to build the encoder, or the object lacks members of the protocol.
-        WeightsError: If the weights cannot be had or do not fit the encoder.
-        MissingPackageError: If the family needs a package that is not installed.
+        WeightsError: the weights cannot be loaded or do not fit the encoder.
+        MissingPackageError: the family needs a package that is not installed.
     """
     if isinstance(backbone, str) and _JOIN in backbone:
         backbone = backbone.split(_JOIN)
@@ -152,17 +152,18 @@ def load_backbone(backbone: str | Backbone | Sequence[str | Backbone], **options
 
 
 def register_backbone(family: str, factory: F) -> F:
-    """Make a family known to `load_backbone` in this process, e.g. from a notebook.
+    """Add a family of backbones in this process, e.g. from a notebook.
 
     Args:
-        family: Name before the colon; must not contain one. A family that exists already is replaced with a warning.
-        factory: Called as `factory(variant, **options)`; `variant` is None where the name has none.
+        family: name of the family, without a colon. A family of the same name is replaced, with a warning.
+        factory: function that is called as `factory(variant, **options)` and returns a `Backbone`; `variant` is None
+            if the backbone's name has none.
 
     Returns:
         The factory, unchanged.
 
     Raises:
-        BackboneError: If the name is empty or contains a colon, or the factory cannot be called.
+        BackboneError: the name is empty or contains a colon, or the factory is not callable.
     """
     if not family or ":" in family or family != family.strip():
         raise BackboneError(f"a backbone family is a non-empty name without colon or outer spaces, got {family!r}")
@@ -176,13 +177,13 @@ def register_backbone(family: str, factory: F) -> F:
 
 @contextmanager
 def temporary_backbones(**factories: Factory) -> Iterator[None]:
-    """Families that are known within a `with` block alone, in the place of all that `register_backbone` added.
+    """Replace all families that `register_backbone` added by others within a `with` block, for tests.
 
-    For tests: what is registered within the block is forgotten after it too. A family that diffup brings may be
-    replaced, without a warning.
+    Families that are registered within the block are removed after it too. A built-in family may be replaced, without a
+    warning.
 
     Args:
-        **factories: Factory of each family, see `register_backbone`.
+        **factories: factory of each family, as for `register_backbone`, by the family's name.
     """
     before = dict(_RUNTIME)
     _RUNTIME.clear()
@@ -195,10 +196,10 @@ def temporary_backbones(**factories: Factory) -> Iterator[None]:
 
 
 def available_backbones() -> list[BackboneFamily]:
-    """The known families, sorted by name.
+    """List the available families of backbones, sorted by name.
 
-    The frameworks behind the built-in families are looked up but not imported. A third-party plugin that cannot be
-    imported is listed as not installed, with a warning that names it.
+    The frameworks of the built-in families are located but not imported. A third-party plugin that cannot be imported
+    is listed as not installed, with a warning that names it.
     """
     found = {family: _describe_built_in(family, spec) for family, spec in _BUILT_IN.items()}
     found |= {family: _describe_plugin(point) for family, point in _plugins().items()}
@@ -207,12 +208,17 @@ def available_backbones() -> list[BackboneFamily]:
 
 
 def near_misses(name: str, candidates: list[str]) -> str:
-    """`"; did you mean 'a', 'b'?"`, or a full stop where no candidate is close."""
+    """The end of an error message: `"; did you mean 'a', 'b'?"`, or a full stop if no candidate is close.
+
+    Args:
+        name: name as it was typed.
+        candidates: existing names.
+    """
     return did_you_mean(name, candidates)
 
 
 def _plugins() -> dict[str, EntryPoint]:
-    """Third-party entry points by family. Of several with one name the first wins, after the built-in families."""
+    """Third-party entry points by family. Built-in families take precedence, then the first of one name."""
     points: dict[str, EntryPoint] = {}
     for point in entry_points(group=GROUP):
         built_in = _BUILT_IN.get(point.name)
@@ -239,7 +245,7 @@ def _origin(point: EntryPoint) -> str:
 
 
 def _is_own(family: str) -> bool:
-    """Whether diffup brings the family itself, and no factory of `register_backbone` stands in its place."""
+    """Whether a family is built in and not replaced by `register_backbone`."""
     return family in _BUILT_IN and family not in _RUNTIME
 
 
@@ -266,7 +272,7 @@ def _find_factory(family: str, backbone: str) -> Factory:
 
 
 def _meant(family: str, backbone: str, known: list[str]) -> str:
-    """What somebody meant who left the family out, wrote a slash for the colon, or mistyped the family."""
+    """Suggestion for a name without family, with a slash instead of the colon, or with a mistyped family."""
     text = backbone.strip()
     before, slash, after = text.partition("/")
     variant = text.partition(":")[2]
@@ -280,9 +286,9 @@ def _meant(family: str, backbone: str, known: list[str]) -> str:
 
 
 def _names_without_family(text: str) -> list[str]:
-    """Full names of encoders whose variant is a text, or else close to it."""
+    """Full names of encoders whose variant is a given text, or else close to it."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about plugins that are broken, which is not the matter here
+        warnings.simplefilter("ignore")  # warnings about broken plugins, which are not the issue here
         families = [family for family in available_backbones() if family.installed]
     full = {variant: f"{family.family}:{variant}" for family in families for variant in family.variants}
     if text in full:
@@ -301,7 +307,7 @@ def _load_plugin(point: EntryPoint) -> Factory:
 
 
 def _describe(family: str, origin: str, factory: Factory) -> BackboneFamily:
-    """A family told by its factory: the docstring's first line and an optional attribute `variants`."""
+    """Describe a family by its factory: the docstring's first line and an optional attribute `variants`."""
     lines = (inspect.getdoc(factory) or "").splitlines()
     return BackboneFamily(family, origin, lines[0] if lines else "", tuple(getattr(factory, "variants", ())), True)
 
@@ -309,7 +315,7 @@ def _describe(family: str, origin: str, factory: Factory) -> BackboneFamily:
 def _describe_plugin(point: EntryPoint) -> BackboneFamily:
     try:
         return _describe(point.name, _origin(point), _load_plugin(point))
-    except _FOREIGN as error:  # whatever a foreign module raises must not take the listing down
+    except _FOREIGN as error:  # an error of a foreign module must not break the listing
         problem = f"{type(error).__name__}: {error}"
         warnings.warn(
             f"backbone family '{point.name}' of {_origin(point)} is broken and skipped ({problem})", stacklevel=3
@@ -325,7 +331,7 @@ def _describe_built_in(family: str, spec: _BuiltIn) -> BackboneFamily:
 
 
 def _check_protocol(candidate: object, what: str) -> None:
-    """Name the members that are missing; looks at the class first, so that no property is computed."""
+    """Check that an object has all members of a backbone; its class is checked first, so no property is computed."""
     missing = [m for m in _MEMBERS if not hasattr(type(candidate), m) and not hasattr(candidate, m)]
     if missing:
         raise BackboneError(

@@ -1,4 +1,4 @@
-"""A pytest class for packages that bring a backbone: one test for each check of `diffup.backbones.conformance`.
+"""A pytest class for packages with a backbone of their own: one test for each check of `diffup.backbones.conformance`.
 
 from diffup.backbones.testing import BackboneConformance
 
@@ -18,11 +18,11 @@ from diffup.backbones.conformance import CHECKS, Report, check_backbone
 
 
 class BackboneConformance:
-    """Subclass it in a test module as `Test...` and name the backbone.
+    """Base class of conformance tests; subclass it in a test module as `Test...` and set the backbone.
 
     Attributes:
-        backbone: Name of an installed or registered family, or an object that is to serve as a backbone.
-        options: Of the family's factory, with a name; e.g. `{"input_size": 128}`, which is faster.
+        backbone: name of a backbone, or an object to be used as one.
+        options: options of the family's factory if `backbone` is a name, e.g. `{"input_size": 128}`, which is faster.
     """
 
     backbone: ClassVar[str | Backbone]
@@ -32,7 +32,7 @@ class BackboneConformance:
 
     @pytest.fixture
     def report(self) -> Report:
-        """What `check_backbone` found, once for all tests of the class."""
+        """Report of `check_backbone`, computed once for all tests of the class."""
         kind = type(self)
         if kind._report is None:
             kind._report = check_backbone(self.backbone, **self.options)
@@ -40,7 +40,7 @@ class BackboneConformance:
 
     @pytest.mark.parametrize("check", CHECKS)
     def test_conformance(self, report: Report, check: str) -> None:
-        """The check did not fail; where it could not be made, the test is skipped."""
+        """The check passes; the test is skipped if it cannot be made."""
         finding = next(finding for finding in report.findings if finding.check == check)
         if finding.outcome == "not checked":
             pytest.skip(finding.message)

@@ -33,11 +33,11 @@ from diffup.backbones.registry import near_misses
 from diffup.errors import BackboneError, WeightsError
 
 DEFAULT_INPUT_SIZE = 400
-"""Side in pixels that encoders are fed at, or as near to it as they can take."""
+"""Default side of input images in pixels; encoders that cannot take it use the nearest size that they can."""
 
 
 class TimmBackbone(FrozenBackbone):
-    """A timm model: `forward_intermediates` where it has that, a `features_only` network otherwise."""
+    """A timm model, by `forward_intermediates` if it has that, else as a `features_only` network."""
 
     def features(self, images: Tensor) -> Sequence[Tensor]:
         """The maps of the chosen stages, before any pooling or head."""
@@ -52,21 +52,21 @@ def build(
     checkpoint_path: str | Path | None = None,
     pretrained: bool = True,
 ) -> FrozenBackbone:
-    """Any timm model with intermediate features, e.g. `timm:resnet50.tv_in1k`.
+    """Build a timm model with intermediate features, e.g. `timm:resnet50.tv_in1k`.
 
     Args:
-        variant: timm's model name, with or without tag; `hf-hub:` and `local-dir:` names too.
-        levels: Four indices of stages (CNNs, Swin, ...) or blocks (ViTs), fine to coarse. Default: `select_levels`.
-        input_size: Pixels, or (height, width). Default: 400, or for ViTs the nearest multiple of the patch; encoders
-            that cannot take that get the nearest multiple of 32, else of the size that they were trained at.
-        checkpoint_path: Local safetensors or torch file to take the weights from; nothing is downloaded. Positions of
-            another grid than the architecture's own are kept as they are, and resized once to the input's.
-        pretrained: False for random weights.
+        variant: timm's model name, with or without tag, or an `hf-hub:` or `local-dir:` name.
+        levels: four indices of stages (CNNs, Swin, ...) or blocks (ViTs), fine to coarse. Default: `select_levels`.
+        input_size: side in pixels, or (height, width). Default: 400, or for ViTs the nearest multiple of the patch;
+            encoders that cannot take that get the nearest multiple of 32, else of the size that they were trained at.
+        checkpoint_path: local safetensors or torch file of the weights; nothing is downloaded. Position embeddings of
+            another grid than the architecture's are loaded unchanged and resized once to the input's grid.
+        pretrained: whether to load weights; False for random ones.
 
     Raises:
-        BackboneError: If timm does not know the model, or the model has no intermediate features or cannot take
+        BackboneError: timm does not know the model, or the model has no intermediate features or cannot take
             `input_size`.
-        WeightsError: If the weights cannot be downloaded or do not fit.
+        WeightsError: the weights cannot be downloaded or do not fit the model.
     """
     if variant is None:
         raise BackboneError("family 'timm' needs a model name, e.g. 'timm:resnet50.tv_in1k'")
@@ -97,9 +97,17 @@ def build(
 
 
 def stage_maps(model: Any, images: Tensor, levels: Sequence[int]) -> list[Tensor]:
-    """The maps of the chosen stages or blocks of a timm model, one for each entry of `levels`, repeats included.
+    """The maps of the chosen stages or blocks of a timm model, one for each entry of `levels`, repetitions included.
 
-    The last block of a ViT passes through the final norm, which was trained for it; earlier blocks were not and do not.
+    The final norm is applied to the last block of a ViT, for which it was trained, but not to earlier blocks.
+
+    Args:
+        model: timm model.
+        images: (B, 3, H, W), normalised.
+        levels: indices of stages or blocks, from 0.
+
+    Returns:
+        Maps (B, C_l, h_l, w_l), or in the output format of a `features_only` network.
     """
     wanted = sorted(set(levels))
     if hasattr(model, "forward_intermediates"):
@@ -123,8 +131,12 @@ def stage_maps(model: Any, images: Tensor, levels: Sequence[int]) -> list[Tensor
 def stage_strides(model: nn.Module, name: str) -> list[int]:
     """Stride in pixels of every stage or block that a timm model can return.
 
+    Args:
+        model: timm model.
+        name: name of the backbone in error messages.
+
     Raises:
-        BackboneError: If the model does not describe its stages.
+        BackboneError: the model does not describe its stages.
     """
     info: Any = getattr(model, "feature_info", None)
     if not info:
@@ -133,12 +145,17 @@ def stage_strides(model: nn.Module, name: str) -> list[int]:
 
 
 def patch_size(model: nn.Module, strides: Sequence[int]) -> Size:
-    """(height, width) that the sides of an image must be divisible by: a ViT's patch, and anything for a CNN."""
+    """(height, width) in pixels that the sides of an image must be multiples of: a ViT's patch, (1, 1) for a CNN.
+
+    Args:
+        model: timm model.
+        strides: stride of every stage or block in pixels.
+    """
     if not _is_isotropic(strides):
         return 1, 1
     patch: Any = getattr(getattr(model, "patch_embed", None), "patch_size", strides[0])
     height, width = (patch, patch) if isinstance(patch, int) else patch
-    return max(height, strides[0]), max(width, strides[0])  # behind a convolutional stem the patch is of its map
+    return max(height, strides[0]), max(width, strides[0])  # after a convolutional stem, the patch is in map positions
 
 
 def _is_isotropic(strides: Sequence[int]) -> bool:
@@ -166,16 +183,16 @@ def _check_known(variant: str) -> None:
 
 
 def _trained_options(weights: Mapping[str, Tensor], variant: str, name: str, requested: Size | None) -> dict[str, Any]:
-    """Options under which an architecture has the positions of a checkpoint, none where it has them as it is.
+    """Options with which an architecture has the position tables of a checkpoint; none if it has them by default.
 
-    Its tables say at what size the checkpoint was trained: absolute positions are one for each patch; the windows of
-    relative positions are the whole grid (BEiT), or grow with it (Swin, MaxViT).
+    The tables show the size at which the checkpoint was trained: there is one absolute position for each patch; windows
+    of relative positions are the whole grid (BEiT), or grow with it (Swin, MaxViT).
     """
     probe = _probe(variant, name)
     embed: Any = getattr(probe, "patch_embed", None)
     own, grid = getattr(embed, "img_size", None), getattr(embed, "grid_size", None)
     if own is None or grid is None:
-        own = grid = tuple(probe.pretrained_cfg["input_size"][1:])  # the scale of windows is all that is needed
+        own = grid = tuple(probe.pretrained_cfg["input_size"][1:])  # only the scale of windows is needed
     tables = [_absolute(weights, probe, grid, requested), *_relative(weights, probe)]
     changed = [(old, new) for old, new in filter(None, tables) if old != new]
     if not changed:
@@ -224,10 +241,10 @@ def _relative(weights: Mapping[str, Tensor], probe: Any) -> list[tuple[Size, Siz
 def _build_at(
     options: dict[str, Any], trained: dict[str, Any], variant: str, name: str, download: bool
 ) -> tuple[Any, Size | None]:
-    """The model of a plan, and the size that it has to be brought to once it has its weights.
+    """Build the model of a plan; also returns the size to set after the weights are loaded, or None.
 
-    A model of a fixed size is built at the size that its weights were trained at, where it can change that itself:
-    `set_input_size` knows the grid that it starts from, and a converter of weights can only guess it.
+    A model of a fixed size that can change it is built at the size that its weights were trained at: `set_input_size`
+    knows the grid that it starts from, while a converter of weights can only guess it.
     """
     if "img_size" in options:
         model = _create(variant, name, download=download, **trained)
@@ -237,18 +254,18 @@ def _build_at(
 
 
 def _plan(variant: str, name: str, requested: Size | None, trained: dict[str, Any]) -> tuple[dict[str, Any], Size]:
-    """How to create a model so that it takes images of the requested or a sensible default size.
+    """Choose the options of a model so that it takes images of the requested or a sensible default size.
 
-    Most encoders take any size. Those with a fixed input are asked for dynamic sizes first (ViTs, Swin), then tried as
-    they are (CLIP ResNets: only their pooling head is fixed), then built for the one size. Each attempt is a forward
-    pass of shapes alone, on torch's meta device: it costs neither memory nor arithmetic, and no table of architectures
-    has to be kept.
+    Most encoders take any size. Those with a fixed input are tried with dynamic sizes first (ViTs, Swin), then
+    unchanged (CLIP ResNets: only their pooling head is fixed), then built for the one size. Each attempt is a forward
+    pass of shapes alone, on torch's meta device: it costs neither memory nor arithmetic, and needs no table of
+    architectures.
 
     Args:
-        variant: timm's name.
-        name: The backbone, for the message.
+        variant: timm's model name.
+        name: name of the backbone in error messages.
         requested: (height, width) in pixels; None for a default.
-        trained: Options of the model in every case, see `_trained_options`.
+        trained: options that the weights require, from `_trained_options`.
 
     Returns:
         Further options for `timm.create_model`, and the size.
@@ -282,7 +299,7 @@ def _plan(variant: str, name: str, requested: Size | None, trained: dict[str, An
 
 
 def _probe(variant: str, name: str, **options: Any) -> Any:
-    """The model without weights: on the meta device, or with random weights where it cannot be created there."""
+    """Create the model without weights on the meta device, or with random weights if that fails."""
     try:
         with torch.device("meta"):
             return _create(variant, name, download=False, **options)
@@ -291,18 +308,18 @@ def _probe(variant: str, name: str, **options: Any) -> Any:
 
 
 def _try_size(model: Any, size: Size) -> None:
-    """Run the model on one image of a size; whatever it raises says that it cannot take it."""
+    """Run the model on one image of a size; an exception means that it cannot take the size."""
     device = next(model.parameters()).device
     with torch.no_grad():
         try:
             stage_maps(model.eval(), torch.zeros(1, 3, *size, device=device), range(len(stage_strides(model, "timm"))))
         except (RuntimeError, NotImplementedError) as error:
-            if "meta tensor" not in str(error):  # a forward pass that depends on values: nothing is known against it
+            if "meta tensor" not in str(error):  # else the forward pass depends on values, and the size may be right
                 raise
 
 
 def _create(variant: str, name: str, *, download: bool, **options: Any) -> Any:
-    """A timm model without classifier, `features_only` where it has no `forward_intermediates`."""
+    """Create a timm model without classifier, `features_only` if it has no `forward_intermediates`."""
     import timm
 
     try:
@@ -328,7 +345,7 @@ def _create(variant: str, name: str, *, download: bool, **options: Any) -> Any:
 
 
 def _weights_source(variant: str) -> tuple[str, str]:
-    """Where timm's weights of a name lie, and how to get them."""
+    """Location of timm's weights of a name, and how to download them."""
     import timm
 
     if ":" in variant:
@@ -343,6 +360,6 @@ def _weights_source(variant: str) -> tuple[str, str]:
 
 
 def _layout(model: nn.Module) -> Literal["NCHW", "NHWC"]:
-    """Layout of `stage_maps`: `forward_intermediates` is asked for NCHW, a `features_only` network does as it likes."""
+    """Layout of `stage_maps`: NCHW by `forward_intermediates`, else the format of the `features_only` network."""
     nhwc = not hasattr(model, "forward_intermediates") and "NHWC" in str(getattr(model, "output_fmt", "NCHW"))
     return "NHWC" if nhwc else "NCHW"

@@ -43,9 +43,8 @@ _FINAL_NORMS = ("layernorm", "post_layernorm", "norm", "rms_norm")
 class TransformersBackbone(FrozenBackbone):
     """A vision model of the transformers library.
 
-    Hierarchical models with a backbone class (Swin, ConvNeXt, ResNet, Hiera, ...) give its stages; every other model
-    gives its hidden states, of which ViTs lose the class and register tokens, and the last passes through the final
-    norm.
+    Levels are the stages of hierarchical models with a backbone class (Swin, ConvNeXt, ResNet, Hiera, ...), and the
+    hidden states of every other model, without a ViT's class and register tokens, the last one after the final norm.
     """
 
     def __init__(
@@ -77,21 +76,21 @@ def build(
     checkpoint_path: str | Path | None = None,
     pretrained: bool = True,
 ) -> FrozenBackbone:
-    """Vision models of the transformers library, e.g. `transformers:facebook/dinov2-small`.
+    """Build a vision model of the transformers library, e.g. `transformers:facebook/dinov2-small`.
 
     Args:
-        variant: A repository of the Hugging Face hub, or a local folder with a config.json. Of a model of images and
-            text the vision part is taken.
-        levels: Four indices of stages or blocks, fine to coarse.
-        input_size: Pixels, or (height, width). Default: 400 or the nearest multiple of the patch; a model that cannot
-            take that keeps its own size (SAM: 1024). The position embeddings of SAM's image encoder are resized once to
-            a size that is asked for.
-        checkpoint_path: Local safetensors or torch file of the weights; the configuration still comes from `variant`.
-        pretrained: False for random weights; the configuration still comes from `variant`.
+        variant: repository of the Hugging Face hub, or local folder with a config.json. Of a model of images and text,
+            the vision part is used.
+        levels: four indices of stages or blocks, fine to coarse.
+        input_size: side in pixels, or (height, width). Default: 400 or the nearest multiple of the patch; a model that
+            cannot take that keeps its own size (SAM: 1024). The position embeddings of SAM's image encoder are resized
+            once if a size is given.
+        checkpoint_path: local safetensors or torch file of the weights; the configuration still comes from `variant`.
+        pretrained: whether to load weights; False for random ones. The configuration still comes from `variant`.
 
     Raises:
-        BackboneError: If the model is of a kind whose features cannot be arranged as maps, or cannot take `input_size`.
-        WeightsError: If configuration or weights cannot be had, or do not fit.
+        BackboneError: the model's features cannot be arranged as maps, or it cannot take `input_size`.
+        WeightsError: configuration or weights cannot be loaded, or do not fit each other.
     """
     if variant is None:
         raise BackboneError("family 'transformers' needs a repository, e.g. 'transformers:facebook/dinov2-small'")
@@ -121,10 +120,14 @@ def build(
 
 
 def stage_maps(model: Any, images: Tensor) -> list[Tensor]:
-    """Every stage or block of a transformers model as a map (B, C, h, w).
+    """The maps (B, C, h, w) of every stage or block of a transformers model.
+
+    Args:
+        model: vision model of the transformers library.
+        images: (B, 3, H, W), normalised.
 
     Raises:
-        ValueError: If the model's tokens do not lie on a grid of patches.
+        ValueError: the model's tokens do not lie on a grid of patches.
     """
     if hasattr(model, "channels"):  # a backbone class: it returns the maps of its stages itself
         return list(model(pixel_values=images).feature_maps)
@@ -136,7 +139,7 @@ def stage_maps(model: Any, images: Tensor) -> list[Tensor]:
     else:
         maps = _channels_first(states, images.shape[2] / images.shape[3])
     if maps[0].shape[2:] != maps[-1].shape[2:]:
-        return [level for level in maps if level.shape[2:] != images.shape[2:]]  # some hand back the image too
+        return [level for level in maps if level.shape[2:] != images.shape[2:]]  # some models return the image too
     norm = next((getattr(model, key) for key in _FINAL_NORMS if hasattr(model, key)), None)
     if norm is not None:
         maps[-1] = normalise_map(norm, maps[-1])
@@ -144,7 +147,7 @@ def stage_maps(model: Any, images: Tensor) -> list[Tensor]:
 
 
 def _inputs(model: Any, images: Tensor, patch: Size, grid: Size) -> dict[str, Any]:
-    """What a model's `forward` wants: images, or for SigLIP 2 the pixels of their patches."""
+    """Arguments of a model's `forward`: images, or for SigLIP 2 the pixels of their patches."""
     parameters = inspect.signature(model.forward).parameters
     if "spatial_shapes" in parameters:
         batch, channels = images.shape[:2]
@@ -160,7 +163,7 @@ def _inputs(model: Any, images: Tensor, patch: Size, grid: Size) -> dict[str, An
 
 
 def _grid_of_tokens(state: Tensor, grid: Size, kind: str) -> Tensor:
-    """Tokens (B, N, C) as (B, C, h, w) without the class and register tokens, which come first."""
+    """Arrange tokens (B, N, C) as a map (B, C, h, w), without the class and register tokens, which come first."""
     count = grid[0] * grid[1]
     if state.ndim != 3 or not count <= state.shape[1] < count + min(count, 64):
         shape = tuple(state.shape)
@@ -169,21 +172,21 @@ def _grid_of_tokens(state: Tensor, grid: Size, kind: str) -> Tensor:
 
 
 def _channels_first(states: Sequence[Tensor], aspect: float) -> list[Tensor]:
-    """Maps as NCHW. Of the two layouts it is the one under which all maps together have the image's aspect ratio."""
+    """Arrange maps as NCHW. Their layout is the one in which all maps together have the image's aspect ratio."""
     first = sum(abs(math.log(state.shape[2] / state.shape[3] / aspect)) for state in states)
     last = sum(abs(math.log(state.shape[1] / state.shape[2] / aspect)) for state in states)
     return [state.permute(0, 3, 1, 2) for state in states] if last < first else list(states)
 
 
 def _create(variant: str, name: str, download: bool, weights: Mapping[str, Tensor] | None = None) -> Any:
-    """The model, or its vision part, with the positions of the weights that it is for."""
+    """Build the model, or its vision part, with position tables that fit the weights."""
     from transformers import AutoBackbone, AutoConfig, AutoModel
 
     try:
         config = AutoConfig.from_pretrained(variant)
     except (OSError, ValueError) as error:
         raise missing_files(name, f"the configuration of '{variant}'", remedy(variant), error) from error
-    config.tie_last_hidden_states = False  # else version 5 may hand out the last hidden state already normalised
+    config.tie_last_hidden_states = False  # else version 5 may return the last hidden state already normalised
     staged = hasattr(config, "stage_names") and hasattr(config, "depths")
     if staged:
         config.out_features = [stage for stage in config.stage_names if stage != "stem"]
@@ -205,7 +208,11 @@ def _create(variant: str, name: str, download: bool, weights: Mapping[str, Tenso
 
 
 def remedy(variant: str) -> str:
-    """How to bring a repository to this machine."""
+    """Sentence for an error message: how to download a repository and use it offline.
+
+    Args:
+        variant: name of the repository.
+    """
     return (
         f"On a machine with a network: hf download {variant} --local-dir FOLDER; then name the folder as the encoder: "
         "transformers:FOLDER"
@@ -213,24 +220,29 @@ def remedy(variant: str) -> str:
 
 
 def vision_part(model: Any) -> Any:
-    """The image encoder of CLIP and its like, and of SAM; any other model as it is."""
+    """The image encoder of CLIP-like models and SAM; any other model unchanged.
+
+    Args:
+        model: model of the transformers library.
+    """
     for part in ("vision_model", "vision_encoder"):
         model = getattr(model, part, model)
     return model
 
 
 def load_pretrained(kind: Any, variant: str, name: str, config: Any, text: bool = False) -> Any:
-    """A model with the weights of its repository; what the configuration says of their positions may be wrong.
+    """Load a model with the weights of its repository, correcting the size of position tables in the configuration.
 
     Args:
-        kind: Class of the model, or of transformers' automatic ones.
-        variant: Repository or folder.
-        name: The backbone, for the message.
-        config: The configuration.
-        text: The text tower must be there too.
+        kind: class of the model, or one of transformers' automatic classes.
+        variant: repository or local folder.
+        name: name of the backbone in error messages.
+        config: configuration of the model; its image size is changed if the weights have another.
+        text: whether the text tower's weights are required too.
 
     Raises:
-        WeightsError: The weights are not those of the configuration. The library alone would draw missing ones anew.
+        WeightsError: the weights do not fit the configuration. The library alone would replace missing ones by random
+            ones.
     """
     options: dict[str, Any] = {"config": config, "output_loading_info": True, "ignore_mismatched_sizes": True}
     model, info = kind.from_pretrained(variant, **options)
@@ -251,18 +263,21 @@ def load_pretrained(kind: Any, variant: str, name: str, config: Any, text: bool 
 
 
 def _prefix(model: Any) -> str:
-    """What the names of the image encoder's tensors begin with."""
+    """Prefix of the names of the image encoder's tensors."""
     part = vision_part(model)
     return next(f"{name}." if name else "" for name, module in model.named_modules() if module is part)
 
 
 def fit_config(config: Any, model: Any, weights: Mapping[str, Tensor]) -> bool:
-    """Write the size of the images that weights were trained on into a configuration; whether it said another.
+    """Set the image size in a configuration to that of the images that weights were trained on.
 
     Args:
-        config: Of the whole model.
-        model: Its vision part.
-        weights: Of the whole model or of this part; only shapes are looked at.
+        config: configuration of the whole model, changed in place.
+        model: vision part of the model.
+        weights: state dict of the whole model or of its vision part; only shapes are used.
+
+    Returns:
+        Whether the configuration was changed.
     """
     part, state = getattr(config, "vision_config", config), model.state_dict()
     own_size, patch = getattr(part, "image_size", None), _patch_size(model)
@@ -284,7 +299,7 @@ def fit_config(config: Any, model: Any, weights: Mapping[str, Tensor]) -> bool:
 
 
 def _fit_window(config: Any, state: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> bool:
-    """The same for tables of relative positions: BEiT's window is its grid, Swin's is a setting of its own."""
+    """`fit_config` for tables of relative positions: BEiT's window is its grid, Swin's is a separate setting."""
     own = next((value for key, value in state.items() if key.endswith(BIASES)), None)
     theirs = next((value for key, value in weights.items() if key.endswith(BIASES)), None)
     if own is None or theirs is None or len(own) == len(theirs):
@@ -302,7 +317,7 @@ def _fit_window(config: Any, state: Mapping[str, Tensor], weights: Mapping[str, 
 
 
 def _patch_size(model: Any) -> Size:
-    """(height, width) of a ViT's patch, which the sides of an image must be divisible by; (1, 1) for other models."""
+    """(height, width) in pixels of a ViT's patch, which divides the sides of images; (1, 1) for other models."""
     patch = getattr(model.config, "patch_size", None)
     if hasattr(model, "channels") or not isinstance(patch, (int, list, tuple)) or hasattr(model.config, "depths"):
         return 1, 1
@@ -310,7 +325,7 @@ def _patch_size(model: Any) -> Size:
 
 
 def _choose_size(model: Any, patch: Size, requested: Size | None, name: str) -> tuple[Size, list[int]]:
-    """The first size that the model takes of those in question, tried on a blank image, and its strides there.
+    """Choose the first size that the model takes, tried on a blank image, and its strides at that size.
 
     Strides are rounded to powers of two, because the coarse maps of a CNN round their size up or down.
     """
@@ -337,7 +352,7 @@ def _choose_size(model: Any, patch: Size, requested: Size | None, name: str) -> 
 
 
 def _resize_positions(model: Any, size: Size, patch: Size) -> None:
-    """Make SAM's image encoder take another size; its relative positions follow by themselves."""
+    """Adapt SAM's image encoder to another size; the model itself resizes its relative positions."""
     from timm.layers import resample_abs_pos_embed_nhwc
 
     table: Any = getattr(model, "pos_embed", None)
@@ -353,7 +368,7 @@ def _resize_positions(model: Any, size: Size, patch: Size) -> None:
 
 
 def _normalisation(variant: str, name: str) -> tuple[Sequence[float], Sequence[float], bool]:
-    """Mean and standard deviation from the repository's image processor, and whether the model takes BGR."""
+    """Mean and standard deviation from the repository's image processor, and whether the model expects BGR."""
     from transformers import AutoImageProcessor
 
     try:

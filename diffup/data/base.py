@@ -1,4 +1,4 @@
-"""What evaluation and training need of a data set, and what data sets share: targets, areas of classes, lists."""
+"""The interface of data sets for evaluation and training, and what data sets share: targets, class areas, lists."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from diffup.inputs.images import open_image, read_image, upright_size
 from diffup.inputs.recorded import read_text, same_name, without_ending
 
 Pair: TypeAlias = tuple[str, int]
-"""An image's name and the id of a class in it."""
+"""Name of an image and id of a class that it shows."""
 
 Areas: TypeAlias = dict[str, dict[int, int]]
-"""Pixels of each class in each image, images in the data set's order."""
+"""Pixel counts: image name -> class id -> pixels of the class, images in the data set's order."""
 
 IGNORE = 255
-"""Mask value that counts neither as object nor as background."""
+"""Mask value of pixels that count neither as object nor as background."""
 
 MIN_PIXELS = 2 * 32 * 32
-"""Pixels that a class must cover to make a pair: two cells at stride 32, the filter of OSLSM, PFENet and BAM."""
+"""Least pixels of a class in an (image, class) pair: two cells at stride 32, the filter of OSLSM, PFENet and BAM."""
 
 MIN_AREA_FRACTION = 0.01
-"""The same as a share of a photo, for training views, whose sizes vary."""
+"""The same as a fraction of the image, for training crops, whose sizes vary."""
 
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """What an image is scored against for one class.
+    """Ground truth of one class in an image.
 
     Args:
-        mask: (H, W), where the class is.
-        ignore: (H, W), pixels that do not count; none of them is in `mask`.
+        mask: (H, W) bool, pixels of the class.
+        ignore: (H, W) bool, pixels that are not scored; none of them is in `mask`.
     """
 
     mask: npt.NDArray[np.bool_]
@@ -47,12 +47,13 @@ class Target:
 
 @dataclass(frozen=True)
 class FoldLists:
-    """What HSNet's protocol draws the episodes of one fold from.
+    """Lists from which HSNet's protocol draws the episodes of one fold.
 
     Args:
-        supports: images of each class of the fold, classes and images in list order.
-        queries: (image, class) pairs that are queries in this order; none where the class is drawn first (COCO-20i).
-        once: every query is used exactly once (FSS-1000), whatever number of episodes the protocol draws elsewhere.
+        supports: image names by class id of the fold, classes and images in list order.
+        queries: (image, class) pairs in the order in which they are queries; empty if the class is drawn first
+            (COCO-20i).
+        once: whether every query is used exactly once (FSS-1000), so that the number of episodes is fixed.
     """
 
     supports: dict[int, tuple[str, ...]]
@@ -61,24 +62,24 @@ class FoldLists:
 
 
 class Dataset(Protocol):
-    """Images with the masks of classes, and classes in folds. Class ids are 1-based, as pixel values are."""
+    """Images with masks of classes, and classes in folds. Class ids are 1-based, like pixel values of masks."""
 
     @property
     def name(self) -> str:
-        """Short name, for tables."""
+        """Short name of the data set, for tables."""
 
     @property
     def classes(self) -> dict[int, str]:
         """Class names by id."""
 
     def fold(self, fold: int) -> tuple[int, ...]:
-        """Ids of the classes that are held out in a fold."""
+        """Ids of the classes that are held out in training and tested in a fold."""
 
     def image(self, name: str) -> Tensor:
-        """An image, (3, H, W) in [0, 1]."""
+        """Read an image by name as (3, H, W) float32 in [0, 1]."""
 
     def target(self, name: str, class_id: int) -> Target:
-        """Where a class is in an image."""
+        """Read the ground truth of one class in an image."""
 
 
 class TrainingData(Dataset, Protocol):
@@ -86,37 +87,37 @@ class TrainingData(Dataset, Protocol):
 
     @property
     def ignore(self) -> int:
-        """Mask value that counts neither as object nor as background."""
+        """Mask value of pixels that count neither as object nor as background."""
 
     @property
     def min_area_fraction(self) -> float:
-        """Share of a view that a class must cover to be segmented or shown in it."""
+        """Least fraction of a training crop, in [0, 1], that a class covers as query or support."""
 
     def split(self, name: str) -> tuple[str, ...]:
-        """Image names of a split, "train" among them."""
+        """Image names of a split; there is at least the split "train"."""
 
     def mask(self, name: str) -> npt.NDArray[np.uint8]:
-        """A class-index mask, (H, W)."""
+        """Read the class-index mask of an image, (H, W) uint8."""
 
     def pairs(self, split: str, classes: Collection[int]) -> dict[int, tuple[str, ...]]:
-        """Images of a split that show a class well, of each class that has any, ascending."""
+        """Names of the images of a split that show enough of a class, by class id, ascending; only classes with any."""
 
     def files(self, names: Iterable[str]) -> list[Path]:
-        """The files that these images and their masks are read from."""
+        """Paths of the files that these images and their masks are read from."""
 
 
 class Benchmark(Dataset, Protocol):
     """A data set that the protocols of the literature are defined for."""
 
     def lists(self, fold: int) -> FoldLists:
-        """What HSNet's protocol draws from."""
+        """Lists from which HSNet's protocol draws the episodes of a fold."""
 
     def areas(self, split: str) -> Areas:
-        """Pixels of each class in the images of a split, which BAM's protocol filters by."""
+        """Pixel counts of each class in the images of a split, by which BAM's protocol filters images."""
 
 
 class IndexMasks(ABC):
-    """What data sets share whose masks are class-index images; each says where its files are."""
+    """Base of data sets whose masks are class-index images; a subclass gives the paths of its files."""
 
     ignore: int
 
@@ -128,26 +129,26 @@ class IndexMasks(ABC):
 
     @abstractmethod
     def image_path(self, name: str) -> Path:
-        """Path of an image."""
+        """Path of the image of a name."""
 
     @abstractmethod
     def mask_path(self, name: str) -> Path:
-        """Path of a mask."""
+        """Path of the mask of an image's name."""
 
     def image(self, name: str) -> Tensor:
-        """An image, (3, H, W) in [0, 1].
+        """Read an image as (3, H, W) float32 in [0, 1].
 
         Raises:
-            DataError, ImageError: it is missing or cannot be decoded.
+            DataError, ImageError: the image is missing or cannot be decoded.
         """
         return read_image(self.image_path(name), argument=name)
 
     def mask(self, name: str) -> npt.NDArray[np.uint8]:
-        """A class-index mask, (H, W) uint8.
+        """Read the class-index mask of an image, (H, W) uint8.
 
         Raises:
-            DataError: it is missing, not an index image, of another size than its image, or holds values that are no
-                class.
+            DataError: the mask is missing, not an index image, of another size than its image, or holds values that are
+                not class ids.
         """
         path = self.mask_path(name)
         mask = read_index_mask(path)
@@ -156,43 +157,48 @@ class IndexMasks(ABC):
         return mask
 
     def files(self, names: Iterable[str]) -> list[Path]:
-        """The files of images and their masks.
+        """Paths of the files of images and their masks.
 
         Raises:
-            DataError: one cannot be found.
+            DataError: a file cannot be found.
         """
         return [path for name in names for path in (self.image_path(name), self.mask_path(name))]
 
     def target(self, name: str, class_id: int) -> Target:
-        """Where a class is in an image; pixels of the value `ignore` do not count.
+        """Read the ground truth of one class in an image; pixels of the value `ignore` are not scored.
 
         Raises:
-            DataError: see `mask`.
+            DataError: the mask cannot be used.
         """
         return target_of(self.mask(name), class_id, self.ignore)
 
 
 class FoldedMasks(IndexMasks):
-    """What PASCAL-5i and COCO-20i share: pairs of images and classes by the pixels that a class covers."""
+    """Base of PASCAL-5i and COCO-20i: (image, class) pairs are chosen by the pixels that a class covers."""
 
     ignore = IGNORE
     min_area_fraction = MIN_AREA_FRACTION
 
     @abstractmethod
     def areas(self, split: str) -> Areas:
-        """Pixels of each class in the images of a split."""
+        """Pixel counts of each class in the images of a split."""
 
     def pairs(self, split: str, classes: Collection[int]) -> dict[int, tuple[str, ...]]:
-        """Images in which a class covers 2048 pixels, of each class that has any, ascending."""
+        """Names of the images in which a class covers 2048 pixels, by class id, ascending; only classes with any."""
         found = by_class(pairs_of(self.areas(split), classes), sorted(classes))
         return {c: names for c, names in found.items() if names}
 
 
 def check_layout(root: Path, parts: Iterable[str], layout: str) -> None:
-    """Check that a data set's folder has its parts.
+    """Check that the folder of a data set has the files and folders that it needs.
+
+    Args:
+        root: folder of the data set.
+        parts: paths within it that must exist.
+        layout: description of the expected layout, for the error message.
 
     Raises:
-        DataError: one is missing; names it and shows the layout.
+        DataError: a part is missing.
     """
     for part in parts:
         if not (root / part).exists():
@@ -201,6 +207,11 @@ def check_layout(root: Path, parts: Iterable[str], layout: str) -> None:
 
 def fold_classes(folds: Mapping[int, tuple[int, ...]], fold: int, name: str) -> tuple[int, ...]:
     """Class ids of a fold.
+
+    Args:
+        folds: class ids by fold.
+        fold: number of the fold.
+        name: name of the data set in error messages.
 
     Raises:
         DataError: there is no such fold.
@@ -214,8 +225,8 @@ def read_index_mask(path: Path) -> npt.NDArray[np.uint8]:
     """Read a class-index mask, (H, W) uint8; its size is checked before it is decoded.
 
     Raises:
-        DataError: it is missing or neither a grey nor a palette image.
-        ImageError: it cannot be decoded.
+        DataError: the mask is missing or neither a grey nor a palette image.
+        ImageError: the mask cannot be decoded.
     """
     if not path.exists():
         raise DataError(f"{path} is missing")
@@ -226,16 +237,16 @@ def read_index_mask(path: Path) -> npt.NDArray[np.uint8]:
 
 
 def check_mask_size(size: tuple[int, ...], path: Path, image: Path, name: str) -> None:
-    """Check that a mask has its image's size.
+    """Check that a mask has the size of its image.
 
     Args:
-        size: (height, width) of the mask.
+        size: (height, width) of the mask in pixels.
         path: file of the mask.
         image: file of the image.
-        name: what to call the image in error messages.
+        name: name of the image in error messages.
 
     Raises:
-        DataError: it has another.
+        DataError: the mask has another size.
         ImageError: the image is missing or cannot be read.
     """
     upright = upright_size(image, name)
@@ -247,10 +258,16 @@ def check_mask_size(size: tuple[int, ...], path: Path, image: Path, name: str) -
 
 
 def check_values(mask: npt.NDArray[np.uint8], path: Path, classes: Collection[int], ignore: int) -> None:
-    """Check that a class-index mask holds nothing but classes, background and ignored pixels.
+    """Check that a class-index mask holds only class ids, background and ignored pixels.
+
+    Args:
+        mask: (H, W) class ids.
+        path: file of the mask, for the error message.
+        classes: ids of the data set's classes.
+        ignore: value of ignored pixels.
 
     Raises:
-        DataError: it holds other values.
+        DataError: the mask holds other values.
     """
     values = np.flatnonzero(np.bincount(mask.ravel(), minlength=256)).tolist()
     strangers = [value for value in values if value not in classes and value not in (0, ignore)]
@@ -270,12 +287,12 @@ def check_values(mask: npt.NDArray[np.uint8], path: Path, classes: Collection[in
 
 
 def check_listed_once(names: Iterable[str], where: str, key: Callable[[str], object] | None = None) -> None:
-    """Check that a list names no image twice, not with another ending or in other letters either.
+    """Check that a list names no image twice, even with another suffix or in another letter case.
 
     Args:
-        names: of images.
-        where: what to call the list in error messages.
-        key: what a name stands for; by default the name without its ending, in small letters.
+        names: names of images.
+        where: name of the list in error messages.
+        key: function from a name to a key that is equal for names of one image; `name_key` by default.
 
     Raises:
         DataError: two names mean one image.
@@ -293,15 +310,19 @@ def check_listed_once(names: Iterable[str], where: str, key: Callable[[str], obj
 
 
 def name_key(name: str) -> str:
-    """What names of one image have in common: not the ending, nor capitals, nor how accents and folders are written."""
+    """A key that is equal for names of one image: without suffix, letter case, Unicode form and kind of slash."""
     return same_name(without_ending(name.replace("\\", "/")))
 
 
 def read_lines(path: Path, layout: str) -> list[str]:
-    """The lines of a list.
+    """Read the lines of a list file.
+
+    Args:
+        path: the file.
+        layout: description of the data set's layout, for the error message.
 
     Raises:
-        DataError: it is missing or cannot be read.
+        DataError: the file is missing or cannot be read.
     """
     if not path.is_file():
         raise DataError(f"{path} is missing; {layout}")
@@ -309,22 +330,33 @@ def read_lines(path: Path, layout: str) -> list[str]:
 
 
 def _span(numbers: Collection[int]) -> str:
-    """Numbers in short: 1, 2, 5 or 1 to 80."""
+    """Numbers as short text: "1, 2, 5" or "1 to 80"."""
     ordered = sorted(numbers)
     whole = len(ordered) > 4 and ordered[-1] - ordered[0] == len(ordered) - 1
     return f"{ordered[0]} to {ordered[-1]}" if whole else ", ".join(map(str, ordered)) or "there are none"
 
 
 def target_of(labels: npt.NDArray[np.uint8], class_id: int, ignore: int = IGNORE) -> Target:
-    """The target of one class in a class-index mask (H, W)."""
+    """The ground truth of one class in a class-index mask.
+
+    Args:
+        labels: (H, W) class ids.
+        class_id: id of the class.
+        ignore: value of pixels that are not scored.
+    """
     return Target(labels == class_id, labels == ignore)
 
 
 def class_areas(names: Iterable[str], mask: Callable[[str], npt.NDArray[np.uint8]], ignore: int = IGNORE) -> Areas:
-    """Count the pixels of each class in each image, background and ignored pixels left out.
+    """Count the pixels of each class in each image, without background and ignored pixels.
+
+    Args:
+        names: names of images.
+        mask: function that reads the class-index mask (H, W) of an image's name.
+        ignore: value of ignored pixels.
 
     Raises:
-        DataError: pixels are ignored and none is of a class.
+        DataError: there are ignored pixels and none of any class.
     """
     areas, ignored = {}, False
     for name in names:
@@ -341,14 +373,28 @@ def class_areas(names: Iterable[str], mask: Callable[[str], npt.NDArray[np.uint8
 
 
 def pairs_of(areas: Areas, classes: Collection[int], min_pixels: int = MIN_PIXELS) -> tuple[Pair, ...]:
-    """The (image, class) pairs in which a class covers `min_pixels`, by image and then by class id."""
+    """The (image, class) pairs in which a class covers enough pixels, ordered by image and then by class id.
+
+    Args:
+        areas: pixel counts of classes in images.
+        classes: ids of the classes to consider.
+        min_pixels: least number of pixels of a class.
+    """
     return tuple(
         (name, c) for name, pixels in areas.items() for c in sorted(pixels) if c in classes and pixels[c] >= min_pixels
     )
 
 
 def by_class(pairs: Iterable[Pair], classes: Iterable[int]) -> dict[int, tuple[str, ...]]:
-    """Images of each class, classes in the order given and images in that of the pairs; a class may have none."""
+    """Group (image, class) pairs by class.
+
+    Args:
+        pairs: the pairs; images keep their order.
+        classes: ids of the classes, in the order of the result.
+
+    Returns:
+        Image names by class id; a class may have none.
+    """
     found: dict[int, list[str]] = {c: [] for c in classes}
     for name, c in pairs:
         found[c].append(name)

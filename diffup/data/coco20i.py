@@ -1,8 +1,8 @@
 """COCO-20i: the 80 classes of COCO in four interleaved folds of twenty (the split that BAM calls FWB).
 
 Class ids are 1-based, in COCO's order; HSNet's published lists and streams count them from 0 (id - 1). The other split
-in use, 20 contiguous classes per fold (PANet), is not here. The test images are those of val2014, whichever year the
-image files are of: the releases of 2014 and 2017 hold the same photos under other names.
+in use, 20 contiguous classes per fold (PANet), is not supported. The test images are those of val2014, even if the
+image files are those of the release of 2017, which holds the same photos under other names.
 """
 
 from __future__ import annotations
@@ -61,24 +61,24 @@ CLASSES = dict(enumerate(_NAMES.split(","), start=1))
 """Class names by id."""
 
 FOLDS = {fold: tuple(range(fold + 1, 81, 4)) for fold in range(4)}
-"""Classes of each fold of COCO-20i."""
+"""Class ids by fold of COCO-20i."""
 
 _UNUSED = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}  # category ids of COCO that no object has
 CATEGORIES = dict(zip((c for c in range(1, 91) if c not in _UNUSED), CLASSES, strict=True))
-"""Class id of each category id of COCO's json."""
+"""Class ids by category id of COCO's JSON."""
 
 _SPLITS = {"train": "train2014", "test": "val2014"}
 
 
 @dataclass(frozen=True)
 class Coco20i(FoldedMasks):
-    """COCO-20i. Names of images are `val2014/COCO_val2014_000000000042.jpg`, as in HSNet's lists, for either year.
+    """COCO-20i. Names of images are `val2014/COCO_val2014_000000000042.jpg`, as in HSNet's lists, for either release.
 
     Args:
-        root: the folder.
-        year: release that the image files are of.
-        list_folder: folder of lists in HSNet's format; without one, lists are made from the masks.
-        mask_folder: where masks are read, and written when they are rendered.
+        root: folder of the data set.
+        year: release of the image files.
+        list_folder: folder of lists in HSNet's format; with None, lists are made from the masks.
+        mask_folder: folder that masks are read from, and written to when they are rendered.
     """
 
     root: Path
@@ -98,17 +98,18 @@ class Coco20i(FoldedMasks):
         lists: str | os.PathLike[str] | None = None,
         masks: str | os.PathLike[str] | None = None,
     ) -> Coco20i:
-        """Open the data set and check its layout. Nothing is rendered until it is needed; see `prepare`.
+        """Open the data set and check its layout. Masks are rendered when they are needed, or all at once by `prepare`.
 
         Args:
-            root: the folder.
-            year: release that the image files are of, 2014 or 2017.
-            lists: folder of HSNet's lists `fold0.pkl` .. `fold3.pkl`, or the same as JSON. By default the pairs are all
-                those of val2014 in which a class covers 2048 pixels, images by name.
-            masks: folder of masks. Give HSNet's own (its `annotations`) to score against exactly those.
+            root: folder of the data set.
+            year: release of the image files, 2014 or 2017.
+            lists: folder of HSNet's lists `fold0.pkl` .. `fold3.pkl`, or the same as JSON. By default all (image,
+                class) pairs of val2014 in which a class covers 2048 pixels, images by name.
+            masks: folder of masks; `ROOT/masks` by default. Give HSNet's own (its `annotations`) to score against
+                exactly those.
 
         Raises:
-            DataError: something is missing.
+            DataError: a file or folder is missing.
         """
         root = Path(root)
         if year not in (2014, 2017):
@@ -154,7 +155,7 @@ class Coco20i(FoldedMasks):
         """Path of an image.
 
         Raises:
-            DataError: with `year=2017`, neither folder holds it, or the name ends in no image id.
+            DataError: with `year=2017`, neither folder holds the image, or its name does not end in an image id.
         """
         if self.year == 2014:
             return self._photo(name) or self.root / name
@@ -171,24 +172,24 @@ class Coco20i(FoldedMasks):
         return files.search(file, name, DataError)
 
     def mask_path(self, name: str) -> Path:
-        """Path of a mask, which may not have been rendered yet."""
+        """Path of the mask of an image, which may not have been rendered yet."""
         return self.mask_folder / Path(name).with_suffix(".png")
 
     def mask(self, name: str) -> npt.NDArray[np.uint8]:
-        """A class-index mask, (H, W) uint8; rendered and kept as PNG where it is missing.
+        """Read the class-index mask of an image, (H, W) uint8; a missing one is rendered and saved as PNG.
 
         Polygons are filled by pycocotools, in file order, later ones over earlier ones; crowd regions are background.
 
         Raises:
-            DataError: its annotations are missing or damaged, or it has another size than its image.
-            MissingPackageError: it must be rendered and pycocotools is not installed.
+            DataError: the annotations are missing or damaged, or the mask has another size than its image.
+            MissingPackageError: the mask must be rendered and pycocotools is not installed.
         """
         mask = self._rendered(name)
         check_mask_size(mask.shape, self.mask_path(name), self.image_path(name), name)
         return mask
 
     def _rendered(self, name: str) -> npt.NDArray[np.uint8]:
-        """The mask, whatever the size of the image, whose file is not looked at."""
+        """Read or render the mask without comparing its size with the image's file."""
         path = self.mask_path(name)
         if not path.exists():
             regions, size = self._objects(name)
@@ -200,24 +201,26 @@ class Coco20i(FoldedMasks):
         return mask
 
     def instances(self, name: str, class_id: int) -> npt.NDArray[np.int32]:
-        """Instances of a class, (H, W) int32: 0 where there is none, else the number of the object in file order.
+        """Instances of a class in an image, (H, W) int32: 0 for none, else the number of the object in file order.
 
         Raises:
-            DataError, MissingPackageError: see `mask`.
+            DataError: the annotations are missing or damaged.
+            MissingPackageError: pycocotools is not installed.
         """
         regions, size = self._objects(name)
         own = (region for category, region in regions if CATEGORIES[category] == class_id)
         return _paint(enumerate(own, start=1), size, name)
 
     def prepare(self, split: str, progress: bool = False) -> None:
-        """Render the masks of a split that are missing and count their areas, which are kept beside them.
+        """Render the missing masks of a split, count the pixels of each class, and save the counts beside the masks.
 
         Args:
             split: "train" or "test".
-            progress: show a progress bar: 40504 test images take minutes.
+            progress: whether to show a progress bar; the 40504 test images take minutes.
 
         Raises:
-            DataError, MissingPackageError: see `mask`.
+            DataError: the annotations are missing or damaged.
+            MissingPackageError: masks must be rendered and pycocotools is not installed.
         """
         names = self.split(split)
         areas = class_areas(tqdm(names, desc=f"masks of {_folder_of(split)}", disable=not progress), self._rendered)
@@ -225,10 +228,11 @@ class Coco20i(FoldedMasks):
         write_text(self._areas_path(split), json.dumps(self._areas[split]))
 
     def areas(self, split: str) -> Areas:
-        """Pixels of each class in each image of a split that has any; see `prepare`.
+        """Pixel counts of each class in the images of a split that show any; calls `prepare` if they are not saved yet.
 
         Raises:
-            DataError, MissingPackageError: see `mask`; the kept areas are damaged.
+            DataError: the annotations are missing or damaged, or the saved counts are damaged.
+            MissingPackageError: masks must be rendered and pycocotools is not installed.
         """
         path = self._areas_path(split)
         if split not in self._areas and not path.exists():
@@ -242,7 +246,7 @@ class Coco20i(FoldedMasks):
         return self._areas[split]
 
     def lists(self, fold: int) -> FoldLists:
-        """What HSNet's protocol draws from: its lists if they were given, else the pairs of the test images.
+        """Lists from which HSNet's protocol draws a fold: its own if they were given, else the test images' pairs.
 
         Raises:
             DataError: there is no such fold, or a list cannot be read.
@@ -274,7 +278,7 @@ class Coco20i(FoldedMasks):
 
 @dataclass(frozen=True)
 class _Annotations:
-    """An instances json: (id, (height, width)) by image name, and objects by image id, without crowds."""
+    """An instances file: (id, (height, width)) by image name, (category id, segmentation) by image id, no crowds."""
 
     path: Path
     images: dict[str, tuple[int, tuple[int, int]]]
@@ -315,7 +319,7 @@ def _folder_of(split: str) -> str:
 
 
 def _paint(regions: Iterable[tuple[int, Any]], size: tuple[int, int], name: str) -> npt.NDArray[np.int32]:
-    """(H, W) image of (value, segmentation), later ones over earlier ones."""
+    """Paint (value, segmentation) pairs into an (H, W) image, later ones over earlier ones."""
     labels = np.zeros(size, dtype=np.int32)
     for value, region in regions:
         try:
@@ -328,7 +332,7 @@ def _paint(regions: Iterable[tuple[int, Any]], size: tuple[int, int], name: str)
 
 
 def _region(region: Any, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
-    """The pixels of an object; none for polygons without area."""
+    """The (H, W) bool mask of an object; empty for polygons without area."""
     try:
         return decode_segmentation(region, size)
     except MarksNothing:
@@ -336,7 +340,7 @@ def _region(region: Any, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
 
 
 def _slashes(name: str) -> str:
-    """A name of an image as Windows' tools write it too."""
+    """An image's name with forward slashes; tools on Windows write backslashes."""
     return name.replace("\\", "/")
 
 
@@ -344,7 +348,7 @@ def _slashes(name: str) -> str:
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Reads dicts, lists, strings and numbers, which need no import; a pickle that names anything else could run it."""
+    """Reads only dicts, lists, strings and numbers, which need no import; any other name in a pickle could run code."""
 
     def find_class(self, module: str, name: str) -> Any:
         raise pickle.UnpicklingError(f"it holds {module}.{name}, and lists are plain dicts, lists, strings and numbers")
@@ -359,16 +363,16 @@ def _list_file(folder: Path, fold: int) -> Path:
 
 
 def read_coco_list(path: str | os.PathLike[str], fold: int) -> FoldLists:
-    """Read a list of HSNet's test images: a pickle, or the same as JSON, of {0-based class id: [image, ...]}.
+    """Read one of HSNet's lists of test images: a pickle, or the same as JSON, of {0-based class id: [image, ...]}.
 
-    Nothing but dicts, lists, strings and numbers is accepted of a pickle, because a pickle from elsewhere can run code.
+    A pickle may hold only dicts, lists, strings and numbers, because a pickle from elsewhere can run code.
 
     Args:
         path: the file, `.pkl` or `.json`.
-        fold: its fold.
+        fold: number of the fold that the list belongs to, 0 to 3.
 
     Raises:
-        DataError: it is missing or damaged, holds other objects, or its classes are not those of the fold.
+        DataError: the file is missing or damaged, holds other objects, or its classes are not those of the fold.
     """
     path, classes = Path(path), fold_classes(FOLDS, fold, "coco20i")
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""A folder of labelled images: `images/`, `masks/` and `splits.json`, the format that training and evaluation read."""
+"""Folders of labelled images: `images/`, `masks/` and `splits.json`, the format for training and evaluation."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class LabelledFolder(IndexMasks):
     Args:
         root: the folder.
         classes: class names by id, 1-based.
-        folds: class ids of each fold.
-        images: image names of each split.
-        ignore: mask value that counts neither as object nor as background.
-        min_area_fraction: share of the image that a class must cover to make an (image, class) pair.
+        folds: class ids by fold.
+        images: image names by split.
+        ignore: mask value of pixels that count neither as object nor as background.
+        min_area_fraction: least fraction of the image, in [0, 1], that a class covers in an (image, class) pair.
     """
 
     root: Path
@@ -50,8 +50,11 @@ class LabelledFolder(IndexMasks):
     def open(cls, root: str | os.PathLike[str]) -> LabelledFolder:
         """Open a folder and check its layout.
 
+        Args:
+            root: the folder.
+
         Raises:
-            DataError: something is missing or not as `LAYOUT` says.
+            DataError: something is missing or differs from `LAYOUT`.
         """
         root = Path(root)
         check_layout(root, ("images", "masks", "splits.json"), LAYOUT)
@@ -80,7 +83,7 @@ class LabelledFolder(IndexMasks):
         return data
 
     def _check_lists(self) -> None:
-        """Check that no image is listed twice, and none for training that is listed for testing."""
+        """Check that no image is listed twice, and none both for training and for testing."""
         where = f"{self.root / 'splits.json'}: split"
         for split, names in self.images.items():
             check_listed_once(names, f"{where} {split!r}", self._file_of)
@@ -95,18 +98,18 @@ class LabelledFolder(IndexMasks):
                 )
 
     def _file_of(self, name: str) -> object:
-        """The mask of an image, by which two names of one image are known; the name where there is none."""
+        """A key that is equal for two names of one image: the path of its mask, or else the name."""
         return self._found("masks", name) or name_key(name)
 
     def _found(self, part: str, name: str) -> Path | None:
-        """The file of an image or mask, or `None`."""
+        """Path of an image or mask; `None` if it is missing."""
         endings = {".png"} if part == "masks" else image_endings()
         files = self._pictures.setdefault(part, Pictures(self.root / part, endings))
         return files.search(name, f"{self.root / part}", DataError)
 
     @property
     def name(self) -> str:
-        """The folder's own name."""
+        """Name of the folder, for tables."""
         return self.root.resolve().name
 
     def split(self, name: str) -> tuple[str, ...]:
@@ -122,7 +125,7 @@ class LabelledFolder(IndexMasks):
         return self.images[name]
 
     def fold(self, fold: int) -> tuple[int, ...]:
-        """Class ids of a fold, the ones held out in training.
+        """Class ids of a fold, which are held out in training.
 
         Raises:
             DataError: there is no such fold.
@@ -133,7 +136,7 @@ class LabelledFolder(IndexMasks):
         """Path of an image.
 
         Raises:
-            DataError: it is missing.
+            DataError: the image is missing.
         """
         path = self._found("images", name)
         if path is None:
@@ -143,10 +146,10 @@ class LabelledFolder(IndexMasks):
         return path
 
     def mask_path(self, name: str) -> Path:
-        """Path of a mask.
+        """Path of the mask of an image.
 
         Raises:
-            DataError: it is missing.
+            DataError: the mask is missing.
         """
         path = self._found("masks", name)
         if path is None:
@@ -154,21 +157,25 @@ class LabelledFolder(IndexMasks):
         return path
 
     def files(self, names: Iterable[str]) -> list[Path]:
-        """The files of images, their masks, and `splits.json`.
+        """Paths of the files of images and their masks, and of `splits.json`.
 
         Raises:
-            DataError: one is missing.
+            DataError: a file is missing.
         """
         return [*super().files(names), self.root / "splits.json"]
 
     def pairs(self, split: str, classes: Collection[int]) -> dict[int, tuple[str, ...]]:
-        """The (image, class) pairs of a split: a class counts where it covers `min_area_fraction` of the image.
+        """The (image, class) pairs of a split in which a class covers `min_area_fraction` of the image.
+
+        Args:
+            split: name of the split.
+            classes: ids of the classes to consider.
 
         Returns:
-            Image names of each class that has any, classes in ascending order.
+            Image names by class id, classes in ascending order; only classes with any.
 
         Raises:
-            DataError: see `mask`; or the masks hold ignored pixels and no class at all.
+            DataError: there is no such split, a mask cannot be used, or the masks hold ignored pixels and no class.
         """
         sizes = dict[str, int]()
 
@@ -187,12 +194,12 @@ class LabelledFolder(IndexMasks):
 
 
 def _names(listed: Any) -> tuple[str, ...]:
-    """The image names of a split."""
+    """Check the image names of a split in `splits.json`."""
     if not isinstance(listed, list) or not all(isinstance(name, str | int) for name in listed):
         raise TypeError("a split is a list of image names")
     return tuple(str(name) for name in listed)
 
 
 def square_mask(mask: npt.NDArray[np.uint8], side: int) -> Tensor:
-    """Resize an index mask to (side, side) by nearest neighbour, uint8."""
+    """Resize an index mask (H, W) uint8 to (side, side) pixels by nearest neighbour."""
     return torch.from_numpy(np.array(Image.fromarray(mask).resize((side, side), Image.Resampling.NEAREST)))

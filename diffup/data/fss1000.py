@@ -1,7 +1,7 @@
 """FSS-1000: 1000 classes of ten images each, one object class per image.
 
-HSNet counts the training categories from 0, the validation categories from 520 and the test categories from 760, each
-part sorted by name; class ids here are one more.
+HSNet numbers the training categories from 0, the validation categories from 520 and the test categories from 760, each
+split sorted by name; class ids here are greater by one.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ _NUMBERS = tuple(str(number) for number in range(1, 11))
 
 @dataclass(frozen=True)
 class FSS1000:
-    """Categories of FSS-1000; they all are fold 0.
+    """Categories of FSS-1000; all of them are fold 0.
 
     Args:
-        root: the folder of categories.
+        root: folder of the data set, with a folder for each category.
         classes: category names by class id.
     """
 
@@ -62,13 +62,13 @@ class FSS1000:
         """Open the data set and check that every category has its ten images and masks.
 
         Args:
-            root: the folder of categories.
-            categories: file with the category names of a split. By default every category that is there, numbered
-                from 1; published figures are of the 240 official test categories, so give their list to compare.
-            split: which split `categories` lists; its ids follow from it. Not used without a list.
+            root: folder of the data set, with a folder for each category.
+            categories: file with the category names of a split. By default all categories in the folder, numbered from
+                1; published figures are for the 240 official test categories, so give their list to compare.
+            split: split that `categories` lists, which fixes the class ids. Not used without a list.
 
         Raises:
-            DataError: something is missing.
+            DataError: a file or folder is missing.
         """
         root = Path(root)
         if not root.is_dir():
@@ -90,11 +90,11 @@ class FSS1000:
         return data
 
     def image_path(self, name: str) -> Path:
-        """Path of an image CATEGORY/NUMBER."""
+        """Path of the image with the name CATEGORY/NUMBER."""
         return self._path(name, _PHOTOS)
 
     def mask_path(self, name: str) -> Path:
-        """Path of a mask."""
+        """Path of the mask of an image."""
         return self._path(name, _MASKS)
 
     def _path(self, name: str, endings: tuple[str, ...]) -> Path:
@@ -109,7 +109,7 @@ class FSS1000:
         return "fss1000"
 
     def fold(self, fold: int) -> tuple[int, ...]:
-        """Class ids of a fold; there is fold 0 alone.
+        """Class ids of a fold; there is only fold 0.
 
         Raises:
             DataError: there is no such fold.
@@ -117,18 +117,18 @@ class FSS1000:
         return fold_classes({0: tuple(self.classes)}, fold, self.name)
 
     def image(self, name: str) -> Tensor:
-        """An image CATEGORY/NUMBER, (3, H, W) in [0, 1].
+        """Read the image with the name CATEGORY/NUMBER as (3, H, W) float32 in [0, 1].
 
         Raises:
-            ImageError: it is missing or cannot be decoded.
+            ImageError: the image is missing or cannot be decoded.
         """
         return read_image(self.image_path(name), argument=name)
 
     def target(self, name: str, class_id: int) -> Target:
-        """Where the class is in an image of its category; nothing is ignored.
+        """Read the ground truth of a class in an image of its category; no pixel is ignored.
 
         Raises:
-            DataError: the image is of another category, or the mask of another size or without values from 128 on.
+            DataError: the image is of another category, or the mask has another size or only values below 128.
             ImageError: the image or the mask is missing or cannot be decoded.
         """
         if self.classes.get(class_id) != name.rpartition("/")[0]:
@@ -143,7 +143,7 @@ class FSS1000:
         return Target(mask, np.zeros_like(mask))
 
     def areas(self, split: str) -> Areas:
-        """There are none: BAM's protocol is not defined for FSS-1000.
+        """Not available: BAM's protocol is not defined for FSS-1000.
 
         Raises:
             DataError: always.
@@ -151,7 +151,7 @@ class FSS1000:
         raise DataError("protocol='bam' has no rule for FSS-1000: use 'hsnet'")
 
     def lists(self, fold: int) -> FoldLists:
-        """Every image is a query once, in the order of file names (1, 10, 2, ...); supports are numbers 1 to 10.
+        """Lists for HSNet's protocol: every image is a query once, in the order of file names (1, 10, 2, ...).
 
         Raises:
             DataError: there is no such fold.

@@ -1,4 +1,4 @@
-"""Data sets by name, as the command line gives them."""
+"""Opening data sets by name, as the command line does."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from diffup.errors import ConfigError
 from diffup.utils.suggestions import did_you_mean
 
 DATASETS = ("folder", "pascal5i", "coco_to_pascal", "coco20i", "fss1000")
-"""Names of `open_dataset`; `coco_to_pascal` is PASCAL in the folds that decoders of COCO-20i have not seen."""
+"""Names that `open_dataset` takes; `coco_to_pascal` is PASCAL in folds that decoders trained on COCO-20i never saw."""
 
 
 def open_dataset(
@@ -26,18 +26,18 @@ def open_dataset(
     masks: str | os.PathLike[str] | None = None,
     year: int | None = None,
 ) -> Dataset:
-    """Open a data set.
+    """Open a data set by name.
 
     Args:
         name: one of `DATASETS`.
-        root: its folder.
-        lists: HSNet's lists: a folder for PASCAL-5i and COCO-20i, a file of categories for FSS-1000.
-        masks: folder of masks, for COCO-20i.
-        year: release that the image files are of, for COCO-20i; 2014 by default.
+        root: folder of the data set.
+        lists: path of HSNet's lists: a folder for PASCAL-5i and COCO-20i, a file of categories for FSS-1000.
+        masks: folder of masks, for COCO-20i only.
+        year: release of the image files, 2014 (default) or 2017, for COCO-20i only.
 
     Raises:
-        ConfigError: an unknown name, or an option that the data set does not have.
-        DataError: the folder is not laid out as the data set's.
+        ConfigError: the name is unknown, or the data set has no such option.
+        DataError: the folder does not have the data set's layout.
     """
     takes = {"pascal5i": ("lists",), "coco_to_pascal": ("lists",), "coco20i": ("lists", "masks", "year")}
     takes["fss1000"] = ("lists",)
@@ -58,7 +58,7 @@ def open_dataset(
 
 
 def fold_numbers(data: Dataset) -> tuple[int, ...]:
-    """The folds that a data set has, of those that `open_dataset` opens."""
+    """Numbers of the folds of a data set that `open_dataset` opened."""
     if isinstance(data, LabelledFolder | Pascal5i):
         return tuple(data.folds)
     return tuple(COCO_FOLDS) if isinstance(data, Coco20i) else (0,)

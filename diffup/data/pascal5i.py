@@ -1,6 +1,6 @@
 """PASCAL-5i: VOC 2012 with the masks of SBD (`SegmentationClassAug`), 20 classes in four folds of five.
 
-Class ids are 1-based as in the masks; HSNet's published lists and streams count them from 0 (id - 1).
+Class ids are 1-based, as in the masks; HSNet's published lists and streams count them from 0 (id - 1).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ CLASSES = dict(enumerate(_NAMES.split(), start=1))
 """Class names by id, in VOC's order."""
 
 FOLDS = {fold: tuple(range(5 * fold + 1, 5 * fold + 6)) for fold in range(4)}
-"""Classes of each fold of PASCAL-5i."""
+"""Class ids by fold of PASCAL-5i."""
 
 COCO_TO_PASCAL = {
     0: (1, 4, 9, 11, 12, 15),
@@ -55,7 +55,7 @@ COCO_TO_PASCAL = {
     2: (3, 7, 16, 17, 19, 20),
     3: (5, 8, 10, 14),
 }
-"""COCO-20i to PASCAL: the classes that a decoder trained on COCO-20i fold f has not seen (FPTrans's table)."""
+"""COCO-20i to PASCAL: by fold, the class ids that a decoder trained on that fold of COCO-20i never saw (FPTrans)."""
 
 _LINE = re.compile(r"(\S+)__(\d{1,2})")
 _VAL = "ImageSets/Segmentation/val.txt"
@@ -67,9 +67,9 @@ class Pascal5i(FoldedMasks):
 
     Args:
         root: the VOC 2012 folder.
-        folds: class ids of each fold.
-        list_folder: folder of lists in HSNet's format; without one, lists are made from the masks.
-        name: of the data set, for tables.
+        folds: class ids by fold.
+        list_folder: folder of lists in HSNet's format; with None, lists are made from the masks.
+        name: name of the data set, for tables.
     """
 
     root: Path
@@ -91,12 +91,12 @@ class Pascal5i(FoldedMasks):
 
         Args:
             root: the VOC 2012 folder.
-            lists: folder of HSNet's lists `fold0.txt` .. `fold3.txt`. By default the pairs are all those of `val.txt`
+            lists: folder of HSNet's lists `fold0.txt` .. `fold3.txt`. By default all (image, class) pairs of `val.txt`
                 in which a class covers 2048 pixels, which differ by a few percent from HSNet's.
-            from_coco: take the folds of `COCO_TO_PASCAL`.
+            from_coco: use the folds `COCO_TO_PASCAL`, for decoders trained on COCO-20i.
 
         Raises:
-            DataError: something is missing.
+            DataError: a file or folder is missing.
         """
         root = Path(root)
         check_layout(root, ("JPEGImages", "SegmentationClassAug"), LAYOUT)
@@ -138,11 +138,11 @@ class Pascal5i(FoldedMasks):
         return tuple(sorted(set(self._pictures("SegmentationClassAug").names()) - set(test)))
 
     def image_path(self, name: str) -> Path:
-        """Path of an image."""
+        """Path of the image of a name."""
         return self._pictures("JPEGImages").search(name, name, DataError) or self.root / "JPEGImages" / f"{name}.jpg"
 
     def mask_path(self, name: str) -> Path:
-        """Path of a mask."""
+        """Path of the mask of an image."""
         folder = "SegmentationClassAug"
         return self._pictures(folder).search(name, name, DataError) or self.root / folder / f"{name}.png"
 
@@ -151,16 +151,16 @@ class Pascal5i(FoldedMasks):
         return self._files.setdefault(folder, Pictures(self.root / folder, endings))
 
     def instances(self, name: str, class_id: int) -> npt.NDArray[np.uint8]:
-        """Instances of a class, (H, W) uint8: 0 where there is none, else the number of the object.
+        """Instances of a class in an image, (H, W) uint8: 0 for none, else the number of the object.
 
         Raises:
-            DataError: the image has no `SegmentationObject`, which SBD's images lack.
+            DataError: the image has no file in `SegmentationObject`; SBD's images have none.
         """
         objects = read_index_mask(self.root / "SegmentationObject" / f"{name}.png")
         return np.where((self.mask(name) == class_id) & (objects != IGNORE), objects, 0).astype(np.uint8)
 
     def areas(self, split: str) -> Areas:
-        """Pixels of each class in each image of a split; reads every mask once.
+        """Pixel counts of each class in the images of a split; reads every mask once.
 
         Raises:
             DataError: there is no such split, or a mask is missing.
@@ -170,7 +170,7 @@ class Pascal5i(FoldedMasks):
         return self._areas[split]
 
     def lists(self, fold: int) -> FoldLists:
-        """What HSNet's protocol draws from: its lists if they were given, else the pairs of the test images.
+        """Lists from which HSNet's protocol draws a fold: its own if they were given, else the test images' pairs.
 
         Raises:
             DataError: there is no such fold, or a list cannot be read.
@@ -184,19 +184,27 @@ class Pascal5i(FoldedMasks):
 
 
 def pair_lists(pairs: tuple[Pair, ...], classes: tuple[int, ...]) -> FoldLists:
-    """Lists whose queries are the (image, class) pairs in their order."""
+    """Make lists whose queries are (image, class) pairs in their order.
+
+    Args:
+        pairs: the pairs.
+        classes: class ids of the fold.
+    """
     return FoldLists(by_class(pairs, classes), pairs)
 
 
 def read_pascal_list(path: str | os.PathLike[str], fold: int) -> tuple[Pair, ...]:
-    """Read a list of HSNet's: lines `IMAGEID__CC`, CC = 1-based class id.
+    """Read one of HSNet's lists: lines `IMAGEID__CC`, CC = 1-based class id.
 
     Args:
         path: the file.
-        fold: the fold of PASCAL-5i whose classes it holds.
+        fold: number of the fold of PASCAL-5i whose classes the list holds, 0 to 3.
+
+    Returns:
+        (image, class) pairs in the order of the lines.
 
     Raises:
-        DataError: it is missing or empty, a line is not of this form, or names a class of another fold.
+        DataError: the file is missing or empty, or a line has another form or names a class of another fold.
     """
     path, classes = Path(path), fold_classes(FOLDS, fold, "pascal5i")
     pairs = []

@@ -1,11 +1,10 @@
-"""Weak annotations made from masks: what a user in a hurry would have drawn. Pure functions of a seeded generator.
+"""Weak annotations derived from masks, as a user would draw them. Pure functions of a seeded generator.
 
 A tight box around the whole mask and free-form strokes clipped to it are VRP-SAM's protocol (Sun et al., CVPR 2024), a
 box around every connected component is BAM's (Lang et al., CVPR 2022), boxes of instances and a scribble along the
-medial axis are PANet's (Wang et al., ICCV 2019). Masks that are too large, too small or out of place stand for careless
-or automatic ones.
+medial axis are PANet's (Wang et al., ICCV 2019). Dilated, eroded and shifted masks simulate careless or automatic ones.
 
-The first five kinds are fast enough to draw anew for every training episode, well under a millisecond at 128 x 128; the
+The first five kinds are fast enough to be drawn for every training episode, well under a millisecond at 128 x 128; the
 others need scipy or scikit-image (`pip install "diffup[eval]"`).
 """
 
@@ -36,35 +35,34 @@ AnnotationKind: TypeAlias = Literal[
 ]
 """The kinds of annotation that `weaken` makes."""
 
-_STROKES = (1, 3)  # of a scribble
-_VERTICES = (2, 5)  # of a stroke
-_WIDTHS = (0.01, 0.04)  # of a stroke, as a part of the shorter side; the default for a user's own is 0.02
-_POINTS = (1, 5)
-_WIDTH = 0.02  # of a stroke along the medial axis, as a part of the shorter side
-_AMOUNT = 0.1  # of an inaccurate mask, in object sizes
+_STROKES = (1, 3)  # range of the number of strokes of a scribble
+_VERTICES = (2, 5)  # range of the number of vertices of a stroke
+_WIDTHS = (0.01, 0.04)  # range of stroke widths as a fraction of the shorter side; the default of `Scribble` is 0.02
+_POINTS = (1, 5)  # range of the number of points
+_WIDTH = 0.02  # width of a stroke along the medial axis, as a fraction of the shorter side
+_AMOUNT = 0.1  # default error of an inaccurate mask, in object sizes
 _NEIGHBOURS = ((1, 0), (0, 1), (-1, 0), (0, -1), (1, 1), (-1, 1), (-1, -1), (1, -1))
-_DIRECTIONS = 16  # of a shift that are tried until some of the object stays within the image
+_DIRECTIONS = 16  # directions of a shift that are tried until some of the object stays within the image
 
 
 def weaken(
     mask: npt.NDArray[Any], kind: AnnotationKind, generator: np.random.Generator, amount: float | None = None
 ) -> Annotation:
-    """Replace a mask by an annotation of the given kind.
+    """Derive an annotation of some kind from a mask.
 
     Args:
-        mask: (H, W), non-zero where the object is; of "instance_box" integers, the number of the instance.
-        kind: "mask" (as it is), "box" (tight), "scribble" (1 to 3 strokes), "points" (1 to 5), "none",
+        mask: (H, W), non-zero in the object; for "instance_box" integers, the number of the instance.
+        kind: "mask" (unchanged), "box" (tight), "scribble" (1 to 3 strokes), "points" (1 to 5), "none",
             "component_box" (one per connected component), "instance_box" (one per instance), "medial_scribble" (one
             stroke along the medial axis), or an inaccurate mask: "dilated", "eroded" or "shifted".
-        generator: source of all randomness; touched by "scribble", "points", "medial_scribble" and "shifted" alone.
-        amount: how far an inaccurate mask is off, in object sizes (the square root of the area) and at least a pixel;
-            0.1 by default.
+        generator: source of randomness; only "scribble", "points", "medial_scribble" and "shifted" draw from it.
+        amount: error of an inaccurate mask in object sizes (square root of the area), at least a pixel; None is 0.1.
 
     Raises:
-        AnnotationError: the mask is not two-dimensional or is empty, `amount` is not positive or leaves nothing in the
-            image, or "instance_box" is given a mask without instances.
-        ConfigError: an unknown kind, or an amount for one that has none.
-        MissingPackageError: the kind needs scipy or scikit-image.
+        AnnotationError: the mask is not two-dimensional or is empty, `amount` is not positive or moves the whole object
+            out of the image, or "instance_box" is given a mask without instances.
+        ConfigError: the kind is unknown, or an amount is given for a kind that has none.
+        MissingPackageError: the kind needs scipy or scikit-image, which is not installed.
     """
     if kind in ("dilated", "eroded", "shifted"):
         return Mask(_inaccurate(_checked(mask), kind, generator, _AMOUNT if amount is None else amount))
@@ -92,7 +90,10 @@ def weaken(
 
 
 def tight_box(mask: npt.NDArray[Any]) -> Box:
-    """The smallest box that holds the whole mask, (H, W) and non-zero where the object is.
+    """The smallest box around the whole object.
+
+    Args:
+        mask: (H, W), non-zero in the object.
 
     Raises:
         AnnotationError: the mask is not two-dimensional or is empty.
@@ -103,7 +104,10 @@ def tight_box(mask: npt.NDArray[Any]) -> Box:
 
 
 def component_boxes(mask: npt.NDArray[Any]) -> Box:
-    """A tight box around every connected component (of eight neighbours) of a mask, (H, W) and non-zero in the object.
+    """A tight box around every connected component (of eight neighbours).
+
+    Args:
+        mask: (H, W), non-zero in the object.
 
     Raises:
         AnnotationError: the mask is not two-dimensional or is empty.
@@ -118,10 +122,11 @@ def instance_boxes(instances: npt.NDArray[Any]) -> Box:
     """A tight box around every instance.
 
     Args:
-        instances: (H, W) integers: 0 where there is no object, else the number of the instance.
+        instances: (H, W) integers: 0 for the background, else the number of the instance.
 
     Raises:
-        AnnotationError: not two-dimensional, empty, or not integers, so that instances cannot be told apart.
+        AnnotationError: the array is not two-dimensional, is empty, or does not hold integers, so that instances cannot
+            be distinguished.
     """
     instances = np.asarray(instances)
     if instances.dtype.kind not in "iu":
@@ -134,11 +139,11 @@ def instance_boxes(instances: npt.NDArray[Any]) -> Box:
 
 
 def random_points(mask: npt.NDArray[Any], generator: np.random.Generator, count: int = 1) -> Points:
-    """Distinct random pixels of the mask, `count` of them or all there are.
+    """Draw distinct random pixels of the object; all of them if there are fewer than asked for.
 
     Args:
-        mask: (H, W), non-zero where the object is.
-        generator: source of all randomness.
+        mask: (H, W), non-zero in the object.
+        generator: source of randomness.
         count: number of points, at least 1.
 
     Raises:
@@ -155,19 +160,19 @@ def random_scribble(
     strokes: int | None = None,
     width: float | None = None,
 ) -> Scribble:
-    """Smooth free-form strokes through random pixels of the mask, clipped to it.
+    """Draw smooth free-form strokes through random pixels of the object, clipped to it.
 
-    Each stroke is a Catmull-Rom curve through 2 to 5 pixels, taken in their order along a random direction, as a hand
-    sweeps over an object.
+    Each stroke is a Catmull-Rom curve through 2 to 5 pixels, ordered along a random direction, as a hand sweeps over an
+    object.
 
     Args:
-        mask: (H, W), non-zero where the object is.
-        generator: source of all randomness.
-        strokes: their number, at least 1; `None` draws 1 to 3.
-        width: of all strokes, in pixels; `None` draws 1 to 4 % of the shorter side.
+        mask: (H, W), non-zero in the object.
+        generator: source of randomness.
+        strokes: number of strokes, at least 1; `None` draws 1 to 3.
+        width: width of all strokes in pixels; `None` draws 1 to 4 % of the image's shorter side.
 
     Returns:
-        A scribble that holds a stroke image (H, W), a non-empty part of the mask.
+        A scribble with a stroke image (H, W), a non-empty subset of the mask.
 
     Raises:
         AnnotationError: the mask is not two-dimensional or is empty, or `strokes` or `width` is not positive.
@@ -191,22 +196,22 @@ def random_scribble(
 
 
 def medial_scribble(mask: npt.NDArray[Any], generator: np.random.Generator, width: float | None = None) -> Scribble:
-    """One stroke along the medial axis of one connected component, clipped to it.
+    """Draw one stroke along the medial axis of one connected component, clipped to it.
 
-    The stroke is the longest shortest path of the medial axis, side branches left out; the component is drawn with a
+    The stroke is the longest shortest path of the medial axis, without side branches; the component is drawn with a
     probability proportional to its area.
 
     Args:
-        mask: (H, W), non-zero where the object is.
-        generator: source of all randomness.
-        width: of the stroke, in pixels; `None` is 2 % of the shorter side.
+        mask: (H, W), non-zero in the object.
+        generator: source of randomness.
+        width: width of the stroke in pixels; `None` is 2 % of the image's shorter side.
 
     Returns:
-        A scribble that holds a stroke image (H, W), a non-empty part of the mask.
+        A scribble with a stroke image (H, W), a non-empty subset of the mask.
 
     Raises:
         AnnotationError: the mask is not two-dimensional or is empty, or `width` is not positive.
-        MissingPackageError: scikit-image is not installed.
+        MissingPackageError: scipy or scikit-image is not installed.
     """
     mask = _checked(mask)
     width = _positive("width", _WIDTH * min(mask.shape) if width is None else width)
@@ -223,7 +228,14 @@ def medial_scribble(mask: npt.NDArray[Any], generator: np.random.Generator, widt
 
 
 def dilate_mask(mask: npt.NDArray[Any], radius: float) -> npt.NDArray[np.bool_]:
-    """A mask (H, W) grown by `radius` pixels, bool.
+    """Dilate a mask by a disc.
+
+    Args:
+        mask: (H, W), non-zero in the object.
+        radius: radius of the disc in pixels.
+
+    Returns:
+        (H, W) bool.
 
     Raises:
         AnnotationError: the mask is not two-dimensional or is empty, or `radius` is not positive.
@@ -234,9 +246,16 @@ def dilate_mask(mask: npt.NDArray[Any], radius: float) -> npt.NDArray[np.bool_]:
 
 
 def erode_mask(mask: npt.NDArray[Any], radius: float) -> npt.NDArray[np.bool_]:
-    """A mask (H, W) that has lost `radius` pixels at its outline, bool; where none would stay, its innermost pixels do.
+    """Erode a mask by a disc; if no pixel would remain, the innermost ones do.
 
-    The border of the image is no outline: an object goes on behind it.
+    The border of the image does not erode the mask, since the object continues beyond it.
+
+    Args:
+        mask: (H, W), non-zero in the object.
+        radius: radius of the disc in pixels.
+
+    Returns:
+        (H, W) bool.
 
     Raises:
         AnnotationError: the mask is not two-dimensional or is empty, or `radius` is not positive.
@@ -250,10 +269,18 @@ def erode_mask(mask: npt.NDArray[Any], radius: float) -> npt.NDArray[np.bool_]:
 
 
 def shift_mask(mask: npt.NDArray[Any], dx: int, dy: int) -> npt.NDArray[np.bool_]:
-    """A mask (H, W) moved by `dx` pixels to the right and `dy` down, bool; what leaves the image is lost.
+    """Shift a mask; pixels that leave the image are lost.
+
+    Args:
+        mask: (H, W), non-zero in the object.
+        dx: shift to the right in pixels.
+        dy: shift down in pixels.
+
+    Returns:
+        (H, W) bool.
 
     Raises:
-        AnnotationError: the mask is not two-dimensional or is empty, or nothing of it is left.
+        AnnotationError: the mask is not two-dimensional or is empty, or all of it leaves the image.
     """
     moved = _moved(_checked(mask), dx, dy)
     if not moved.any():
@@ -358,7 +385,7 @@ def _smooth_curve(vertices: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def _dilate(canvas: npt.NDArray[np.bool_], radius: float) -> npt.NDArray[np.bool_]:
-    """The canvas with every marked pixel grown to a disc."""
+    """Dilate an (H, W) mask by a disc of a radius in pixels."""
     height, width = canvas.shape
     reach = int(min(radius, max(height, width)))
     grown = np.array(canvas)

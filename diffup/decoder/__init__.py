@@ -1,1 +1,1 @@
-"""UQDD: the only trained part, from a condition to masks (paper section III-D), and what stands in its place."""
+"""UQDD: the only trained part, from a condition to masks (paper section III-D), and its baselines."""

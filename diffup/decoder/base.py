@@ -1,4 +1,4 @@
-"""What every decoder is to the rest of the library, whatever generates its masks."""
+"""The interface of all decoders, whatever generates their masks."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from diffup.priors.condition import Condition
 
 @dataclass(frozen=True)
 class Denoised:
-    """What the network says of a noisy mask.
+    """A decoder's predictions for a noisy mask.
 
     Args:
         output: (B, 1, 64, 64), the prediction that `DecoderConfig.prediction` names; logits of the mask for `x0` with
-            the loss `bce_dice`; the mask itself, in [-1, 1], of the system `prior`.
-        error: (B, 1, 64, 64), predicted error map `x0 - x_t`; of its own answer where the network sees no mask at all
-            (`gan`, `prior`).
-        iou: (B,) in [0, 1], predicted IoU of the binarised x_t, or of the binarised answer.
+            the loss `bce_dice`; the mask itself, in [-1, 1], for the system `prior`.
+        error: (B, 1, 64, 64), predicted error map `x0 - x_t`; the error of the predicted mask for systems that see no
+            noisy mask (`gan`, `prior`).
+        iou: (B,) in [0, 1], predicted IoU of the binarised x_t, or of the binarised predicted mask.
     """
 
     output: Tensor
@@ -32,7 +32,7 @@ class Denoised:
 class Decoder(nn.Module, ABC):
     """Base of the decoders: from a noisy mask (or noise, or nothing), a step and the condition to a mask.
 
-    None of them sees an encoder's features, but for DiffUp+LFE, which says so in its config.
+    No decoder sees an encoder's features, except DiffUp+LFE (`DecoderConfig.low_level_channels`).
 
     Args:
         config: the decoder's config.
@@ -50,20 +50,20 @@ class Decoder(nn.Module, ABC):
         """Predict the mask.
 
         Args:
-            x: (B, 1, 64, 64), what `Diffusion.observe` shows: the noisy mask x_t at unit scale, the prior or noise.
-            time: (B,), t / T in [0, 1).
-            condition: batch of B.
+            x: (B, 1, 64, 64), result of `Diffusion.observe`: the noisy mask x_t at unit variance, the prior or noise.
+            time: (B,), step t / T in [0, 1).
+            condition: condition of B queries.
         """
 
     def judge(self, mask: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Where a mask is wrong, and how good it is (DQM, eqs. 18-20).
+        """Predict where a mask is wrong, and its IoU (DQM, eqs. 18-20).
 
         Args:
-            mask: (B, 1, 64, 64), noisy or final.
-            image: (B, 3, 64, 64) in [-1, 1].
+            mask: (B, 1, 64, 64), noisy or final mask.
+            image: (B, 3, 64, 64) in [-1, 1], query images.
 
         Returns:
-            Error map (B, 1, 64, 64) and IoU (B,) in [0, 1].
+            Predicted error map (B, 1, 64, 64) and IoU (B,) in [0, 1].
         """
         error = self.error_branch(mask, image)
         # Each branch learns from its own loss alone.

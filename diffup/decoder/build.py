@@ -1,4 +1,4 @@
-"""From a config to the decoder that it describes."""
+"""Building a decoder from its config."""
 
 from __future__ import annotations
 
@@ -17,9 +17,12 @@ _SYSTEMS: dict[System, type[Decoder]] = {
 
 
 def build_decoder(config: DecoderConfig) -> Decoder:
-    """An untrained decoder of the config's system, its weights drawn from PyTorch's global generator.
+    """Build an untrained decoder of the config's system, its weights drawn from PyTorch's global generator.
+
+    Args:
+        config: the decoder's config.
 
     Raises:
-        ConfigError: low-level features are wanted of no encoder in particular.
+        ConfigError: the config has low-level features but does not name their encoder.
     """
     return _SYSTEMS[config.system](config)

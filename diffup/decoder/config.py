@@ -1,4 +1,4 @@
-"""The decoder's config: everything that its weights depend on, and how it is sampled by default."""
+"""The decoder's config: everything that its weights depend on, and the defaults of sampling."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Shift = Literal["none", "prior", "quadratic"]
 System = Literal["diffusion", "one_step", "gan", "prior"]
 
 MAX_ENSEMBLE = 1000
-"""Most samples of a query."""
+"""Greatest number of samples of a query."""
 
 
 FORMAT = 2
@@ -36,36 +36,37 @@ class DecoderConfig:
     """Settings of UQDD (paper section III-D). The defaults are the released decoder's; `paper()` gives the paper's.
 
     Args:
-        priors: the priors that condition the decoder.
-        channels: width of the U-Net at 64, 32, 16 and 8 px.
-        condition_hidden: hidden width of the SCM convolutions.
-        quality_hidden: width of the quality branch.
-        error_modulation: the predicted error map modulates the blocks (DQM; Table 6).
-        iou_modulation: the predicted IoU modulates the blocks (DQM; Table 6).
-        prior_skip: an `x0` prediction starts from the mean prior times a learned gain, so that the network learns what
-            the prior lacks. Noise and v, which do not look like a mask, are predicted without it.
-        timesteps: length T of the diffusion.
+        priors: config of the priors that condition the decoder.
+        channels: channels of the U-Net at 64, 32, 16 and 8 px, multiples of 8.
+        condition_hidden: hidden channels of the SCM convolutions.
+        quality_hidden: channels of the quality branch, a multiple of 8.
+        error_modulation: whether the predicted error map modulates the blocks (DQM; Table 6).
+        iou_modulation: whether the predicted IoU modulates the blocks (DQM; Table 6).
+        prior_skip: whether an `x0` prediction starts from the mean prior times a learned gain, so that the network
+            learns the difference to the prior. Predictions of noise or v, which do not look like a mask, never do.
+        timesteps: number T of diffusion steps.
         beta_start: first beta before scaling by 1000 / T.
         beta_end: last beta before scaling by 1000 / T.
         shift: offset of the forward process by the prior (eq. 13): k_t = 0, 1 - sqrt(abar_t), or
             sqrt(abar_t) (1 - sqrt(abar_t)).
-        signal_scale: amplitude of the mask beside unit noise; 1 is the paper's [-1, 1]. A mask is so redundant that at
-            1 most noise levels still show it and teach the decoder nothing about the priors.
-        prediction: what the network predicts; the loss `bce_dice` needs `x0`.
-        loss: `mse` on the prediction, or binary cross-entropy plus Dice on the x0 estimate.
+        signal_scale: amplitude of the mask relative to unit noise, in (0, 1]; 1 is the paper's [-1, 1]. A mask is so
+            redundant that at 1 most noise levels still show it, and the decoder learns nothing from the priors.
+        prediction: target of the network: the noise (`epsilon`), the mask (`x0`) or `v`; the loss `bce_dice` needs
+            `x0`.
+        loss: `mse` on the prediction, or `bce_dice`, binary cross-entropy plus Dice on the x0 estimate.
         error_weight: weight of the error map's loss (eq. 21).
         iou_weight: weight of the IoU's loss (eq. 21).
-        steps: DDIM steps by default.
-        ensemble: samples averaged by default.
-        threshold: probability above which a pixel is marked by default; chosen on training classes.
-        backbone: name of the encoder that is used unless the user names another.
+        steps: default number of DDIM steps.
+        ensemble: default number of samples that are averaged.
+        threshold: default probability above which a pixel is marked, in (0, 1); chosen on training classes.
+        backbone: name of the encoder to use if the user names none.
         system: `diffusion` is the paper's; `one_step` the same U-Net without a noisy mask, in a single pass; `gan` the
-            StyleGAN2-style generator of Table 8; `prior` the mean prior itself, without any training. The last three
-            take one step; `one_step` and `prior` are without randomness, so one sample is all there is.
+            StyleGAN2-style generator of Table 8; `prior` the mean prior itself, without training. The last three take
+            one step; `one_step` and `prior` are deterministic, so they have a single sample.
         low_level_channels: channels that the first feature level of the training encoder is projected to as additional
             condition (DiffUp+LFE, Table 9), which ties the decoder to that encoder; 0 for none.
-        low_level_width: channels of that feature level; training writes it.
-        low_level_encoder: fingerprint of that encoder; training writes it.
+        low_level_width: channels of that feature level, set by training.
+        low_level_encoder: fingerprint of that encoder, set by training.
 
     Raises:
         ConfigError: a value is unknown or out of range, or two contradict each other.
@@ -152,7 +153,7 @@ class DecoderConfig:
             )
 
     def _check_limits(self) -> None:
-        """Refuse sizes that no memory holds before anything is built; a config may come from anywhere."""
+        """Refuse sizes that exceed any memory before anything is built; a config may come from anywhere."""
         sizes = {name: getattr(self, name) for name in _LIMITS}
         sizes |= {f"channels[{index}]": width for index, width in enumerate(self.channels)}
         for name, value in sizes.items():
@@ -162,22 +163,22 @@ class DecoderConfig:
 
     @property
     def deterministic(self) -> bool:
-        """Whether a query has one answer, whatever the sampling noise."""
+        """Whether the result is independent of the sampling noise."""
         return self.system in ("one_step", "prior")
 
     @property
     def max_steps(self) -> int:
-        """Most sampling steps: the timesteps of a diffusion, a single one of every other system."""
+        """Greatest number of sampling steps: `timesteps` for a diffusion, 1 for every other system."""
         return self.timesteps if self.system == "diffusion" else 1
 
     @property
     def feature_grids(self) -> tuple[int, ...]:
-        """Most positions a side of each feature level that are looked at; DiffUp+LFE looks at the first one closer."""
+        """Greatest side, in positions, of each feature level that is used; DiffUp+LFE uses a finer first level."""
         return (self.priors.grid, *self.priors.grids[1:]) if self.low_level_channels else self.priors.grids
 
     @classmethod
     def paper(cls) -> DecoderConfig:
-        """The paper's choices where it states them, and the likely ones elsewhere (docs/how_it_works.md)."""
+        """The paper's settings where it states them, and the likely ones elsewhere (docs/how_it_works.md)."""
         priors = PriorConfig(
             kinds=("prototype",),
             centre=False,
@@ -197,7 +198,11 @@ class DecoderConfig:
         )
 
     def same_network(self, other: DecoderConfig) -> bool:
-        """Whether weights trained under another config fit this one's network, condition and process."""
+        """Whether weights trained with another config can be used with this one.
+
+        Args:
+            other: config that may differ in `steps`, `ensemble`, `threshold`, `backbone` and the weights of the losses.
+        """
         choices = ("steps", "ensemble", "threshold", "backbone", "error_weight", "iou_weight")
         return dataclasses.replace(other, **{name: getattr(self, name) for name in choices}) == self
 
@@ -211,7 +216,7 @@ class DecoderConfig:
 
         Args:
             text: JSON object of fields by name; one without a version is taken to be of the present one.
-            source: name of the file in messages.
+            source: name of the file in error messages.
 
         Raises:
             ConfigError: the text is no JSON object, its format is another version, or a field is unknown or of another
@@ -270,12 +275,12 @@ def from_dict(cls: type[ConfigT], data: Any, where: str = "") -> ConfigT:
     """Build a config dataclass from plain JSON data, checking names and types.
 
     Args:
-        cls: a dataclass whose fields are scalars, strings, tuples or such dataclasses.
-        data: the JSON object.
-        where: dotted path for messages.
+        cls: dataclass whose fields are scalars, strings, tuples or such dataclasses.
+        data: decoded JSON object, fields by name.
+        where: dotted path of the object in error messages.
 
     Raises:
-        ConfigError: an unknown field, or one of another type.
+        ConfigError: the data are not an object, or have an unknown field, or a field of another type.
     """
     if not isinstance(data, dict):
         raise ConfigError(f"{where.rstrip('.') or 'the config'} must be a JSON object, not {type(data).__name__}")

@@ -1,8 +1,8 @@
 """The diffusion process: data and arithmetic, no network (paper section III-D, eqs. 5-8 and 13).
 
-The forward process is shifted by the prior (eq. 13), `x_t = sqrt(abar_t) b x0 + k_t b P + sqrt(1 - abar_t) eps`, b
-being the signal scale. With `y_t = x_t - k_t b P` it is an ordinary DDPM in y, so everything below walks in y and only
-`Diffusion.observe` knows of P: one code path for every shift.
+The forward process is shifted by the prior (eq. 13), `x_t = sqrt(abar_t) b x0 + k_t b P + sqrt(1 - abar_t) eps`, where
+b is the signal scale. With `y_t = x_t - k_t b P` it is an ordinary DDPM in y, so all functions below work in y, and
+only `Diffusion.observe` uses P: one code path for every shift.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class Diffusion:
         config: the decoder's config.
 
     Attributes:
-        timesteps: T.
-        alphas_bar: (T,) float64, cumulated products of 1 - beta.
-        shifts: (T,) float64, k_t.
+        timesteps: number of steps T.
+        alphas_bar: (T,) float64, cumulative products abar_t of 1 - beta.
+        shifts: (T,) float64, shifts k_t.
     """
 
     def __init__(self, config: DecoderConfig) -> None:
@@ -47,23 +47,29 @@ class Diffusion:
         """Forward process without its shift: `y_t = sqrt(abar_t) b x0 + sqrt(1 - abar_t) eps`.
 
         Args:
-            mask: (B, 1, s, s) in [-1, 1], x0.
-            noise: (B, 1, s, s), standard normal.
-            t: (B,) int64 in [0, T).
+            mask: (B, 1, s, s) in [-1, 1], clean mask x0.
+            noise: (B, 1, s, s), standard normal noise eps.
+            t: (B,) int64 in [0, T), steps.
+
+        Returns:
+            (B, 1, s, s), y_t.
         """
         abar = self._at(self.alphas_bar, t)
         return abar.sqrt() * self.config.signal_scale * mask + (1 - abar).sqrt() * noise
 
     def observe(self, y: Tensor, prior: Tensor, t: Tensor) -> Tensor:
-        """What the network sees: x_t = y_t + k_t b P (eq. 13), brought to unit variance.
+        """Input of the network: x_t = y_t + k_t b P (eq. 13), scaled to unit variance.
 
         The other systems see no noisy mask, but the prior (`one_step`, `prior`) or the noise itself (`gan`). A constant
-        would be ill-conditioned: the U-Net's first normalisation would blow rounding errors up.
+        would be ill-conditioned: the U-Net's first normalisation would amplify rounding errors.
 
         Args:
             y: (B, 1, s, s), y_t.
-            prior: (B, 1, s, s) in [-1, 1], P.
-            t: (B,) int64.
+            prior: (B, 1, s, s) in [-1, 1], mean prior P.
+            t: (B,) int64 in [0, T), steps.
+
+        Returns:
+            (B, 1, s, s).
         """
         if self.config.system != "diffusion":
             return y if self.config.system == "gan" else prior
@@ -72,7 +78,16 @@ class Diffusion:
         return (y + self._at(self.shifts, t) * b * prior) / (abar * b**2 + 1 - abar).sqrt()
 
     def target(self, mask: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """What the network must predict, (B, 1, s, s): the noise, x0 or v = sqrt(abar) eps - sqrt(1 - abar) b x0."""
+        """Target of the network's prediction: the noise, x0 or `v = sqrt(abar_t) eps - sqrt(1 - abar_t) b x0`.
+
+        Args:
+            mask: (B, 1, s, s) in [-1, 1], clean mask x0.
+            noise: (B, 1, s, s), standard normal noise eps.
+            t: (B,) int64 in [0, T), steps.
+
+        Returns:
+            (B, 1, s, s).
+        """
         if self.config.prediction == "epsilon":
             return noise
         if self.config.prediction == "x0":
@@ -81,12 +96,15 @@ class Diffusion:
         return abar.sqrt() * noise - (1 - abar).sqrt() * self.config.signal_scale * mask
 
     def estimate(self, output: Tensor, y: Tensor, t: Tensor) -> Tensor:
-        """The x0 estimate in [-1, 1] that a prediction implies.
+        """Estimate of the clean mask x0 from the network's prediction.
 
         Args:
-            output: (B, 1, s, s) of the network.
+            output: (B, 1, s, s), output of the network.
             y: (B, 1, s, s), y_t.
-            t: (B,) int64.
+            t: (B,) int64 in [0, T), steps.
+
+        Returns:
+            (B, 1, s, s) in [-1, 1].
         """
         if self.config.system == "prior":
             return output
@@ -104,13 +122,13 @@ class Diffusion:
         """One deterministic DDIM step (eta 0) from t to any earlier step.
 
         Args:
-            mask: (B, 1, s, s) in [-1, 1], the x0 estimate at t.
+            mask: (B, 1, s, s) in [-1, 1], estimate of x0 at step t.
             y: (B, 1, s, s), y_t.
-            t: the step y is at.
-            previous: the step to go to, below t; -1 is the clean mask.
+            t: step of y, in [0, T).
+            previous: step to go to, below t; -1 is the clean mask.
 
         Returns:
-            (B, 1, s, s), y at `previous`.
+            (B, 1, s, s), y at the step `previous`.
         """
         b = self.config.signal_scale
         abar = float(self.alphas_bar[t])
@@ -121,15 +139,26 @@ class Diffusion:
     def schedule(self, steps: int) -> list[int]:
         """Steps that the sampler visits, evenly spaced and starting at T - 1 ("trailing"): 249, 244, ..., 4.
 
+        Args:
+            steps: number of steps, 1 to T.
+
         Raises:
-            ConfigError: `steps` is not in 1 .. T, or more than 1 of a system without diffusion.
+            ConfigError: `steps` is not in 1 .. T, or more than 1 for a system without diffusion.
         """
         check_steps(self.config, steps)
         return [round(self.timesteps * (steps - index) / steps) - 1 for index in range(steps)]
 
 
 def check_steps(config: DecoderConfig, steps: int) -> None:
-    """Raise `ConfigError` unless a decoder can be sampled in that many steps."""
+    """Check that a decoder can be sampled in a number of steps.
+
+    Args:
+        config: the decoder's config.
+        steps: number of sampling steps.
+
+    Raises:
+        ConfigError: it is below 1 or above `DecoderConfig.max_steps`.
+    """
     if 1 <= steps <= config.max_steps:
         return
     if config.system == "diffusion":

@@ -15,14 +15,14 @@ from diffup.decoder.quality import mask_iou
 
 @dataclass(frozen=True)
 class Losses:
-    """The parts of eq. 21.
+    """The terms of eq. 21.
 
     Args:
         total: scalar, `diffusion + error_weight * error + iou_weight * iou`, plus a GAN's weighted adversarial loss.
-        diffusion: scalar, of the prediction; of the answer where there is no diffusion.
-        error: scalar, MSE of the error map.
-        iou: scalar, MSE of the IoU.
-        adversarial: scalar, the generator's; None but for a GAN.
+        diffusion: scalar, loss of the prediction, or of the predicted mask for systems without diffusion.
+        error: scalar, MSE of the predicted error map.
+        iou: scalar, MSE of the predicted IoU.
+        adversarial: scalar, adversarial loss of a GAN's generator; None for other systems.
     """
 
     total: Tensor
@@ -35,14 +35,14 @@ class Losses:
 def decoder_loss(
     denoised: Denoised, x: Tensor, mask: Tensor, target: Tensor, valid: Tensor, config: DecoderConfig
 ) -> Losses:
-    """Loss of a batch (eq. 21).
+    """Loss of a batch of a diffusion (eq. 21).
 
     Args:
-        denoised: the network's answer.
-        x: (B, 1, s, s), what the network saw (x_t at unit scale).
-        mask: (B, 1, s, s) in [-1, 1], x0.
-        target: (B, 1, s, s), what the network must predict (`Diffusion.target`).
-        valid: (B, 1, s, s) in [0, 1]; 0 where the annotation is to be ignored.
+        denoised: predictions of the network.
+        x: (B, 1, s, s), input of the network (x_t at unit variance).
+        mask: (B, 1, s, s) in [-1, 1], true mask x0.
+        target: (B, 1, s, s), target of the prediction (`Diffusion.target`).
+        valid: (B, 1, s, s) in [0, 1], weight of each pixel; 0 where the ground truth is ignored.
         config: the decoder's config.
     """
     diffusion = _prediction_loss(denoised.output, mask, target, valid, config)
@@ -52,13 +52,14 @@ def decoder_loss(
 def answer_loss(
     output: Tensor, judged: list[tuple[Tensor, Tensor, Tensor]], mask: Tensor, valid: Tensor, config: DecoderConfig
 ) -> Losses:
-    """Loss of an answer without diffusion (`one_step`, `gan`): the mask's, and that of every judgement.
+    """Loss of a batch of a system without diffusion (`one_step`, `gan`).
 
     Args:
-        output: (B, 1, s, s), the prediction of x0.
-        judged: masks (B, 1, s, s), each with the error map and the IoU that the quality branch gave it.
-        mask: (B, 1, s, s) in [-1, 1], x0.
-        valid: (B, 1, s, s) in [0, 1].
+        output: (B, 1, s, s), prediction of x0.
+        judged: masks (B, 1, s, s), each with its error map (B, 1, s, s) and IoU (B,) as the quality branch predicts
+            them; the losses of the quality branch are averaged over these masks.
+        mask: (B, 1, s, s) in [-1, 1], true mask x0.
+        valid: (B, 1, s, s) in [0, 1], weight of each pixel.
         config: the decoder's config.
     """
     parts = [quality_losses(error, iou, x, mask, valid) for x, error, iou in judged]
@@ -67,7 +68,18 @@ def answer_loss(
 
 
 def quality_losses(error: Tensor, iou: Tensor, x: Tensor, mask: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """Losses of the quality branch's error map (B, 1, s, s) and IoU (B,) of a mask x (B, 1, s, s)."""
+    """Losses of the quality branch (eq. 21).
+
+    Args:
+        error: (B, 1, s, s), predicted error map of x.
+        iou: (B,) in [0, 1], predicted IoU of x.
+        x: (B, 1, s, s), mask that the quality branch saw.
+        mask: (B, 1, s, s) in [-1, 1], true mask x0.
+        valid: (B, 1, s, s) in [0, 1], weight of each pixel.
+
+    Returns:
+        Two scalars: MSE of the error map, MSE of the IoU.
+    """
     return (
         _masked_mean((error.float() - (mask - x)).square(), valid),
         F.mse_loss(iou.float(), mask_iou(x, mask)),
@@ -85,14 +97,17 @@ def _weighted(diffusion: Tensor, error: Tensor, iou: Tensor, config: DecoderConf
 
 
 def bce_dice(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-    """Binary cross-entropy plus soft Dice loss per image, averaged.
+    """Binary cross-entropy plus soft Dice loss per image, averaged over the batch.
 
-    Dice weighs a small object as much as a large one, which cross-entropy or MSE alone would give up.
+    Dice weighs a small object as much as a large one, which cross-entropy or MSE alone would neglect.
 
     Args:
-        logits: (B, 1, s, s).
-        target: (B, 1, s, s) in [0, 1].
-        valid: (B, 1, s, s) in [0, 1].
+        logits: (B, 1, s, s), logits of the predicted mask.
+        target: (B, 1, s, s) in [0, 1], true mask.
+        valid: (B, 1, s, s) in [0, 1], weight of each pixel.
+
+    Returns:
+        A scalar.
     """
     entropy = _masked_mean(F.binary_cross_entropy_with_logits(logits, target, reduction="none"), valid)
     probability = torch.sigmoid(logits)

@@ -14,8 +14,8 @@ def sinusoidal_embedding(values: Tensor, width: int, scale: float) -> Tensor:
 
     Args:
         values: (B,) in [0, 1].
-        width: even width of the embedding.
-        scale: number that 1 is embedded as; the usual 1000 steps.
+        width: width of the embedding, an even number.
+        scale: factor of the values before embedding; 1000 gives the usual range of time steps.
 
     Returns:
         (B, width).
@@ -27,7 +27,7 @@ def sinusoidal_embedding(values: Tensor, width: int, scale: float) -> Tensor:
 
 
 class ScalarEmbedding(nn.Module):
-    """A scalar in [0, 1] to a vector: sinusoidal embedding, then a small MLP.
+    """Embeds a scalar in [0, 1] as a vector: sinusoidal embedding, then a small MLP.
 
     Args:
         width: width of the vector.
@@ -48,7 +48,7 @@ class AdaIN(nn.Module):
     """Instance normalisation whose scale and shift come from an embedding: `s * norm(h) + b`, s starting at 1.
 
     Args:
-        channels: channels of h.
+        channels: channels of the features h.
         embedding: width of the embedding.
     """
 
@@ -66,16 +66,16 @@ class AdaIN(nn.Module):
 
 
 class Modulation(nn.Module):
-    """SCM: `gamma * AdaIN(h, e) + beta`, gamma (which starts at 1) and beta convolved from a map (eqs. 15-17).
+    """SCM: `gamma * AdaIN(h, e) + beta`, where two convolutions give gamma (starting at 1) and beta (eqs. 15-17).
 
-    The first SCM of a block takes the condition with the noisy mask and the time step; the second, of the quality
-    branch, the error map and the IoU (eqs. 18-20).
+    The first SCM of a block is conditioned on the priors with the noisy mask, and the time step; the second on the
+    quality branch's error map and IoU (DQM, eqs. 18-20).
 
     Args:
-        channels: channels of h.
-        condition: channels of the map.
-        hidden: width between the two convolutions.
-        embedding: width of the embedding.
+        channels: channels of the features h.
+        condition: channels of the condition map.
+        hidden: channels between the two convolutions.
+        embedding: width of the embedding e.
     """
 
     def __init__(self, channels: int, condition: int, hidden: int, embedding: int) -> None:
@@ -87,17 +87,20 @@ class Modulation(nn.Module):
         self.gamma_beta.bias = nn.Parameter(_ones_then_zeros(channels))
 
     def forward(self, h: Tensor, condition: Tensor, embedding: Tensor) -> Tensor:
-        """Modulate h.
+        """Modulate features.
 
         Args:
-            h: (B, C, s, s).
-            condition: (B, channels of the map, s, s).
-            embedding: (B, width).
+            h: (B, C, s, s), features.
+            condition: (B, condition channels, s, s), condition map.
+            embedding: (B, width), embedding of the time step or the IoU.
+
+        Returns:
+            (B, C, s, s).
         """
         gamma, beta = self.gamma_beta(F.silu(self.hidden(condition))).chunk(2, dim=1)
         return torch.addcmul(beta, self.adain(h, embedding), gamma)
 
 
 def _ones_then_zeros(channels: int) -> Tensor:
-    """Bias of a layer whose halves are scale and shift: it starts as the identity."""
+    """Initial bias of a layer whose output halves are scale and shift, so that it starts as the identity."""
     return torch.cat([torch.ones(channels), torch.zeros(channels)])

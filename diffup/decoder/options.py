@@ -1,4 +1,4 @@
-"""How a decoder is sampled: what the caller asks for, checked against what the decoder can do."""
+"""Sampling options: what the caller asks for, checked against the decoder."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ class SamplingOptions:
     generator: torch.Generator | None = None
 
     def resolve(self, config: DecoderConfig) -> Sampling:
-        """The options with the decoder's own values where they say nothing.
+        """Fill missing options in from the decoder's config, and check them.
 
         Args:
-            config: config of the decoder that is sampled.
+            config: config of the decoder to sample.
 
         Raises:
             ConfigError: a value is out of range or of the wrong type.
@@ -78,7 +78,7 @@ class Sampling:
     Attributes:
         steps: number of DDIM steps.
         ensemble: number of samples that are averaged.
-        override: threshold that the caller gave for every class, in (0, 1); None if there is none.
+        override: threshold for all classes that the caller gave, in (0, 1), or None.
         default: the decoder's own threshold, in (0, 1).
         generator: source of the starting noise.
     """
@@ -90,10 +90,10 @@ class Sampling:
     generator: torch.Generator
 
     def threshold(self, own: float | None = None) -> float:
-        """The threshold of a class: the caller's, or else the class's own, or else the decoder's.
+        """The threshold of a class: the caller's, else that of the class's prototypes, else the decoder's.
 
         Args:
-            own: threshold of the class's prototypes, in (0, 1); None if they have none.
+            own: threshold of the class's prototypes, in (0, 1), or None.
         """
         return next(value for value in (self.override, own, self.default) if value is not None)
 
@@ -101,30 +101,33 @@ class Sampling:
     def noise(self) -> Tensor:
         """Starting noise of every query: (ensemble, 64, 64), standard normal.
 
-        It is drawn once, on the generator's device, so that a seed means one result.
+        It is drawn once, on the generator's device, so that the same seed gives the same result on every device.
         """
         shape = (self.ensemble, SIZES[0], SIZES[0])
         return torch.randn(shape, generator=self.generator, device=self.generator.device)
 
 
 def refuse_generator(options: SamplingOptions) -> None:
-    """Refuse a generator where results are written and gone on with: only a seed can be put on record.
+    """Refuse a generator where results are written and resumed: only a seed can be recorded.
+
+    Args:
+        options: sampling options of the run.
 
     Raises:
-        ConfigError: a generator is given.
+        ConfigError: the options have a generator.
     """
     if options.generator is not None:
         raise ConfigError("generator: results that are put on record need a seed; give seed= instead")
 
 
 def sampling_options(options: SamplingOptions | None, keywords: SamplingKeywords) -> SamplingOptions:
-    """The options that a call gives as an object, as keyword arguments or both; a keyword argument counts more.
+    """Merge sampling options that were given as an object and as keyword arguments; keyword arguments win.
 
     Args:
-        options: the object, or None.
+        options: options object, or None.
         keywords: fields of `SamplingOptions` by name.
 
     Raises:
-        TypeError: there is no such field.
+        TypeError: a keyword is not a field of `SamplingOptions`.
     """
     return replace(SamplingOptions() if options is None else options, **keywords)

@@ -8,7 +8,13 @@ from torch import Tensor, nn
 
 
 def convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
-    """A 3 x 3 convolution with group normalisation and SiLU; `outputs` is a multiple of 8."""
+    """A 3 x 3 convolution with group normalisation and SiLU.
+
+    Args:
+        inputs: input channels.
+        outputs: output channels, a multiple of 8.
+        stride: stride in positions.
+    """
     return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1), nn.GroupNorm(8, outputs), nn.SiLU())
 
 
@@ -16,7 +22,7 @@ class ErrorBranch(nn.Module):
     """Predicts the error map `E = x0 - x_t` from the noisy mask and the query image (pixel level).
 
     Args:
-        hidden: width at full resolution; twice that at half and quarter resolution.
+        hidden: channels at full resolution; twice that at half and quarter resolution.
     """
 
     def __init__(self, hidden: int) -> None:
@@ -42,7 +48,7 @@ class IoURegressor(nn.Module):
     """Predicts the IoU of the binarised noisy mask with the true one from mask, image and error map (mask level).
 
     Args:
-        hidden: width of the first stage; twice that afterwards.
+        hidden: channels of the first stage; twice that afterwards.
     """
 
     def __init__(self, hidden: int) -> None:
@@ -55,17 +61,17 @@ class IoURegressor(nn.Module):
         self.head = nn.Linear(2 * hidden, 1)
 
     def forward(self, x: Tensor, image: Tensor, error: Tensor) -> Tensor:
-        """(B, 1, 64, 64), (B, 3, 64, 64), (B, 1, 64, 64) -> IoU (B,) in [0, 1]."""
+        """(B, 1, 64, 64) noisy mask, (B, 3, 64, 64) image, (B, 1, 64, 64) error map -> IoU (B,) in [0, 1]."""
         pooled = self.stages(torch.cat([x, image, error], dim=1)).mean(dim=(2, 3))
         return torch.sigmoid(self.head(pooled)[:, 0])
 
 
 def mask_iou(predicted: Tensor, target: Tensor) -> Tensor:
-    """IoU of two maps binarised at 0, what the regressor learns.
+    """IoU of two maps binarised at 0, the target of `IoURegressor`.
 
     Args:
-        predicted: (B, 1, s, s).
-        target: (B, 1, s, s).
+        predicted: (B, 1, s, s), predicted or noisy mask.
+        target: (B, 1, s, s), true mask.
 
     Returns:
         (B,) in [0, 1]; 1 where both are empty.

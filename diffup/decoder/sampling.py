@@ -1,4 +1,4 @@
-"""Sampling masks: DDIM along its own list of steps, the samples of an ensemble in batches that memory does not feel."""
+"""Sampling masks by DDIM, in batches of queries and samples that bound the memory."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Samples:
     """Sampled masks of B queries.
 
     Args:
-        probability: (B, n, s, s) in [0, 1], n samples of each query; one of a decoder without randomness.
+        probability: (B, n, s, s) in [0, 1], n samples of each query; n = 1 for a deterministic decoder.
         error: (B, s, s), predicted error map of the final masks, averaged over the samples.
         iou: (B,) in [0, 1], predicted IoU of the final masks, averaged over the samples.
-        trace: (B, steps + 1, s, s), the first sample's x_t at unit scale at each visited step, then the final
-            estimate; None unless asked for.
-        timesteps: the visited steps.
+        trace: (B, steps + 1, s, s), x_t of the first sample at unit variance at each visited step, then the final
+            estimate in [-1, 1]; None unless asked for.
+        timesteps: visited steps, descending.
     """
 
     probability: Tensor
@@ -36,23 +36,24 @@ class Samples:
 
 
 BATCH = 64
-"""Samples that are computed together, at most."""
+"""Greatest number of samples that are computed together."""
 
 CPU_BATCH = 16
-"""The same for each thread of a CPU, where more push each other out of the caches."""
+"""The same per thread of a CPU; more would not fit the caches."""
 
 
 @dataclass(frozen=True)
 class Ensemble:
-    """What all samples of B queries say together.
+    """Mean and variance over all samples of B queries.
 
     Args:
         mean: (B, s, s) in [0, 1], mean probability.
         variance: (B, s, s), variance of the probability over the samples.
-        error: see `Samples`.
-        iou: see `Samples`.
-        trace: see `Samples`.
-        timesteps: see `Samples`.
+        error: (B, s, s), predicted error map of the final masks, averaged over the samples.
+        iou: (B,) in [0, 1], predicted IoU of the final masks, averaged over the samples.
+        trace: (B, steps + 1, s, s), x_t of the first sample at unit variance at each visited step, then the final
+            estimate in [-1, 1]; None unless asked for.
+        timesteps: visited steps, descending.
     """
 
     mean: Tensor
@@ -64,7 +65,12 @@ class Ensemble:
 
 
 def draw_noise(condition: Condition, ensemble: int, generator: torch.Generator) -> Tensor:
-    """Starting noise of every query and sample, drawn on the generator's device so that a seed means one result.
+    """Draw the starting noise of every query and sample, on the generator's device, so that a seed gives one result.
+
+    Args:
+        condition: condition of B queries.
+        ensemble: number of samples of each query.
+        generator: source of the noise.
 
     Returns:
         (B, ensemble, s, s), standard normal, on the condition's device.
@@ -86,16 +92,16 @@ def sample(
     """Sample masks by DDIM from given noise.
 
     Args:
-        decoder: the trained network.
-        condition: the condition of B queries.
-        noise: (B, n, s, s) of `draw_noise`.
-        steps: number of steps, 1 to T.
-        trace: keep x_t of the first sample.
-        on_step: called after every step.
+        decoder: trained decoder.
+        condition: condition of B queries.
+        noise: (B, n, s, s), starting noise of n samples of each query.
+        steps: number of DDIM steps, 1 to T.
+        trace: whether to keep x_t of the first sample at every step.
+        on_step: function without arguments to call after every step.
 
     Raises:
         ConfigError: `steps` is out of range.
-        WeightsError: the decoder's answer is not finite.
+        WeightsError: the decoder's output is not finite.
     """
     diffusion = Diffusion(decoder.config)
     timesteps = diffusion.schedule(steps)
@@ -131,7 +137,16 @@ def sample(
 
 
 def sample_batches(queries: int, ensemble: int, device: torch.device) -> list[tuple[slice, slice]]:
-    """Which queries, and which samples of each, are computed together: no more than `BATCH`."""
+    """Divide the samples of a batch of queries into batches of at most `BATCH`.
+
+    Args:
+        queries: number of queries.
+        ensemble: number of samples of each query.
+        device: device that computes them.
+
+    Returns:
+        Pairs of slices: queries, and samples of each of them.
+    """
     most = min(BATCH, CPU_BATCH * torch.get_num_threads()) if device.type == "cpu" else BATCH
     rows = [slice(start, min(start + most, queries)) for start in range(0, queries, most)]
     each = max(1, most // max(1, min(queries, most)))
@@ -146,18 +161,19 @@ def sample_ensemble(
     trace: bool = False,
     on_step: Callable[[], object] | None = None,
 ) -> Ensemble:
-    """`sample` in batches whose memory does not grow with the number of samples or queries.
+    """Sample masks by DDIM and average them, in batches whose memory does not grow with samples or queries.
 
     Args:
-        decoder: the trained network.
-        condition: of B queries.
-        noise: (B, n, s, s) of `draw_noise`; of a decoder without randomness the first of each query is enough.
-        steps: number of steps, 1 to T.
-        trace: keep x_t of the first sample.
-        on_step: called after every step of every batch (`sample_batches`).
+        decoder: trained decoder.
+        condition: condition of B queries.
+        noise: (B, n, s, s), starting noise of n samples of each query; a deterministic decoder uses only the first.
+        steps: number of DDIM steps, 1 to T.
+        trace: whether to keep x_t of the first sample at every step.
+        on_step: function without arguments to call after every step of every batch (`sample_batches`).
 
     Raises:
-        ConfigError, WeightsError: see `sample`.
+        ConfigError: `steps` is out of range.
+        WeightsError: the decoder's output is not finite.
     """
     if decoder.config.deterministic:
         noise = noise[:, :1]
@@ -182,7 +198,7 @@ def sample_ensemble(
 
 
 def _ensemble(samples: Samples) -> Ensemble:
-    """The samples of one batch together."""
+    """Mean and variance over the samples of one batch."""
     return Ensemble(
         mean=samples.probability.mean(dim=1),
         variance=samples.probability.var(dim=1, correction=0),
@@ -194,7 +210,7 @@ def _ensemble(samples: Samples) -> Ensemble:
 
 
 def _joined(a: Ensemble, count: int, b: Ensemble, more: int) -> Ensemble:
-    """`count` samples and `more` of them as one ensemble (Chan, Golub and LeVeque, 1983)."""
+    """Merge ensembles of `count` and of `more` samples (parallel variance; Chan, Golub and LeVeque, 1983)."""
     share = more / (count + more)
     apart = b.mean - a.mean
     return Ensemble(

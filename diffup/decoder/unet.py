@@ -1,4 +1,4 @@
-"""The U-Net of the diffusion decoder (UQDD): 3 encoder blocks, a middle one, 3 decoder blocks; 4.2 M parameters.
+"""The U-Net of the diffusion decoder (UQDD): 3 encoder blocks, a middle block, 3 decoder blocks; 4.2 M parameters.
 
 It never sees an encoder's features, only the `Condition`, so the same weights serve every encoder (Table 10).
 """
@@ -51,13 +51,13 @@ class ResidualBlock(nn.Module):
 
 
 class Stage(nn.Module):
-    """A block of the U-Net: residual block, SCM by condition and step, SCM by quality.
+    """A block of the U-Net: residual block, SCM by condition and time step, SCM by predicted quality (DQM).
 
     Args:
         inputs: input channels.
         outputs: output channels.
         config: the decoder's config.
-        more: channels of the condition besides the priors'.
+        more: condition channels in addition to those of the priors.
     """
 
     def __init__(self, inputs: int, outputs: int, config: DecoderConfig, more: int = 0) -> None:
@@ -75,11 +75,14 @@ class Stage(nn.Module):
         """Apply the block.
 
         Args:
-            h: (B, inputs, s, s).
-            condition: (B, C + 1, s, s), condition level with the noisy mask.
-            time: (B, width), embedding of the step.
-            error: (B, 1, s, s), error map.
-            iou: (B, width), embedding of the IoU.
+            h: (B, inputs, s, s), features.
+            condition: (B, C + 1, s, s), level of the condition concatenated with the noisy mask.
+            time: (B, width), embedding of the time step.
+            error: (B, 1, s, s), predicted error map.
+            iou: (B, width), embedding of the predicted IoU.
+
+        Returns:
+            (B, outputs, s, s).
         """
         h = self.scm(self.block(h), condition, time)
         return h if self.dqm is None else self.dqm(h, error, iou)
@@ -105,7 +108,11 @@ class LowLevelProjection(nn.Module):
         self.project = nn.Conv2d(config.low_level_width, config.low_level_channels, 1)
 
     def forward(self, features: Tensor | None) -> Tensor:
-        """(B, width, h, w) -> (B, channels, 64, 64)."""
+        """Project low-level features: (B, width, h, w) -> (B, channels, 64, 64).
+
+        Raises:
+            ConfigError: the condition has no low-level features.
+        """
         if features is None:
             raise ConfigError("condition: this decoder reads low-level features (low_level_channels), but it has none")
         # Normalised, since encoders differ in scale by orders of magnitude.
@@ -114,15 +121,15 @@ class LowLevelProjection(nn.Module):
 
 
 class DiffusionUNet(Decoder):
-    """The denoiser: noisy mask, step and condition in, prediction and quality out.
+    """The denoiser: from noisy mask, step and condition to the prediction and its quality.
 
-    The system `one_step` is the same network, which then sees the mean prior for a mask, always at the last step.
+    The system `one_step` is the same network; it sees the mean prior in place of a noisy mask, always at the last step.
 
     Args:
         config: the decoder's config.
 
     Raises:
-        ConfigError: low-level features are wanted of no encoder in particular.
+        ConfigError: the config has low-level features but does not name their encoder.
     """
 
     def __init__(self, config: DecoderConfig) -> None:
@@ -145,9 +152,15 @@ class DiffusionUNet(Decoder):
         self.low_level = LowLevelProjection(config) if more else None
 
     def forward(self, x: Tensor, time: Tensor, condition: Condition) -> Denoised:
-        """Denoise; see `Decoder.forward`."""
+        """Predict the mask, or the noise or v, from a noisy mask.
+
+        Args:
+            x: (B, 1, 64, 64), noisy mask x_t at unit variance, or the mean prior for the system `one_step`.
+            time: (B,), step t / T in [0, 1).
+            condition: condition of B queries.
+        """
         error, iou = self.judge(x, condition.image)
-        # The quality branch learns from its own losses alone: what it says modulates, but is not pulled by the noise.
+        # The quality branch learns from its own losses alone: its predictions modulate the blocks without gradient.
         error_map = error.detach() if self.config.error_modulation else torch.zeros_like(error)
         score = iou.detach() if self.config.iou_modulation else torch.zeros_like(iou)
         iou_embedding, embedding = self.iou(score), self.time(time)
@@ -175,5 +188,5 @@ class DiffusionUNet(Decoder):
 
 
 def _to(maps: Tensor, side: int) -> Tensor:
-    """Average down to (side, side), whose multiple the maps' side is."""
+    """Average-pool maps to (side, side); their side is a multiple of it."""
     return maps if maps.shape[-1] == side else F.avg_pool2d(maps, maps.shape[-1] // side)

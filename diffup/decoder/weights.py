@@ -1,4 +1,4 @@
-"""Decoder folders: `config.json` and `model.safetensors`, what `save_pretrained` writes and `from_pretrained` reads."""
+"""Decoder folders with `config.json` and `model.safetensors`, as `save_pretrained` writes them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-"""Name of a repository on the Hugging Face hub."""
+"""Pattern of the name of a repository on the Hugging Face hub, `user/repo`."""
 
 
 def save_decoder(
@@ -35,13 +35,16 @@ def save_decoder(
     config: DecoderConfig,
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Write a decoder folder; each file replaces its predecessor only when complete.
+    """Write a decoder folder; each file replaces an older one only when complete.
 
     Args:
-        folder: made if needed.
+        folder: folder to write to; it is made if needed.
         weights: state dict of the decoder.
-        config: its config.
-        dtype: precision of the file; float16 halves it.
+        config: config of the decoder.
+        dtype: precision of the file; float16 halves its size.
+
+    Raises:
+        StorageError: a file cannot be written.
     """
     folder = Path(folder)
     tensors = {name: value.detach().to("cpu", dtype).contiguous() for name, value in weights.items()}
@@ -51,7 +54,10 @@ def save_decoder(
 
 
 def load_decoder(folder: str | os.PathLike[str]) -> Decoder:
-    """Read a decoder folder of any system, in float32 and evaluation mode.
+    """Read a decoder of any system from its folder, in float32 and evaluation mode.
+
+    Args:
+        folder: folder with `config.json` and `model.safetensors`.
 
     Raises:
         WeightsError: a file is missing or damaged, or the weights do not belong to the config.
@@ -89,7 +95,14 @@ def load_decoder(folder: str | os.PathLike[str]) -> Decoder:
 
 
 def fetch_decoder(source: str | os.PathLike[str], revision: str | None = None) -> Path:
-    """Folder of a decoder: a local one as it is, a hub repository `"user/repo"` after its download.
+    """Find the folder of a decoder, downloading it from the hub if needed.
+
+    Args:
+        source: path of a local folder, or name of a hub repository, `"user/repo"`.
+        revision: branch, tag or commit of the repository; None is its main branch.
+
+    Returns:
+        Path of the local folder.
 
     Raises:
         WeightsError: there is no such folder or repository, or it cannot be reached.
@@ -122,7 +135,13 @@ def _fits(name: str, expected: Mapping[str, torch.Size], tensors: Mapping[str, T
 
 
 def decoder_hash(decoder: Decoder) -> str:
-    """SHA-256 (hex) of a decoder's weights and of its config, but for the defaults that every setting spells out."""
+    """SHA-256 (hex) of a decoder's weights and config, except its default encoder, steps and ensemble.
+
+    Every run states these three itself, so the hash does not depend on them.
+
+    Args:
+        decoder: the decoder.
+    """
     neutral = dataclasses.replace(decoder.config, backbone="", steps=1, ensemble=1)
     facts = json.dumps(dataclasses.asdict(neutral), indent=2) + "\n"
     return hashlib.sha256(f"{hash_weights(decoder)} {facts}".encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Reading and writing what other labelling tools and trainers use. Pure functions; `docs/formats.md` shows them."""
+"""Readers and writers for the formats of other labelling tools and trainers. Pure functions; see `docs/formats.md`."""
 
 from diffup.formats.coco import coco_annotations, coco_document, decode_segmentation, encode_rle
 from diffup.formats.contours import connected_components, polygons

@@ -1,4 +1,4 @@
-"""Checks that the writers share."""
+"""Checks of masks and label maps that the writers share."""
 
 from __future__ import annotations
 
@@ -13,14 +13,18 @@ from diffup.inputs.images import describe
 
 
 class MarksNothing(FormatError):
-    """An object without area: nothing beside others of its image, an error where there is nothing else."""
+    """An object has no area: ignored if its image has other objects, an error if it has none."""
 
 
 def as_mask(mask: Any, argument: str) -> npt.NDArray[np.bool_]:
-    """The (H, W) bool array that was given.
+    """Check that a value is a mask, and return it as an (H, W) bool array.
+
+    Args:
+        mask: array-like, (H, W) bool.
+        argument: name of the argument in error messages.
 
     Raises:
-        FormatError: anything else.
+        FormatError: the value has another shape or type, or no pixel.
     """
     array = np.asarray(mask)
     if array.ndim != 2 or not array.size or array.dtype != np.bool_:
@@ -29,10 +33,14 @@ def as_mask(mask: Any, argument: str) -> npt.NDArray[np.bool_]:
 
 
 def as_labels(labels: Any, argument: str) -> npt.NDArray[np.integer[Any]]:
-    """The (H, W) array of integers, none below 0, that was given.
+    """Check that a value is a label map, and return it as an (H, W) integer array.
+
+    Args:
+        labels: array-like, (H, W) integers from 0 (background) on.
+        argument: name of the argument in error messages.
 
     Raises:
-        FormatError: anything else.
+        FormatError: the value has another shape or type, no pixel, or a negative label.
     """
     array = np.asarray(labels)
     if array.ndim != 2 or not array.size or array.dtype.kind not in "iu":
@@ -43,17 +51,20 @@ def as_labels(labels: Any, argument: str) -> npt.NDArray[np.integer[Any]]:
 
 
 def as_masks(given: Any, names: Sequence[Any], argument: str, name: str) -> list[npt.NDArray[np.bool_]]:
-    """One mask for each name, of a label map or of masks; they may be empty.
+    """Split a label map, or check a list of masks, into one mask for each name; masks may be empty.
 
     Args:
-        given: (H, W) integers, of which label i + 1 is the mask of `names[i]`; or (N, H, W) bool or a sequence of
-            (H, W) bool, the masks of `names` in order.
-        names: what the masks are called.
-        argument: what to call `given` in error messages.
-        name: what to call `names` in error messages.
+        given: label map, (H, W) integers, whose label i + 1 is the mask of `names[i]`; or masks of `names` in order,
+            (N, H, W) bool or a sequence of (H, W) bool.
+        names: class names or ids, one for each mask.
+        argument: name of the argument `given` in error messages.
+        name: name of the argument `names` in error messages.
+
+    Returns:
+        (H, W) bool masks of one size, one for each name.
 
     Raises:
-        FormatError: anything else, or another number of names.
+        FormatError: `given` has another form, or another number of masks than of names.
     """
     array = given if isinstance(given, np.ndarray) else None
     if array is not None and array.ndim == 2 and array.dtype.kind in "iu":

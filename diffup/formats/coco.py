@@ -1,4 +1,4 @@
-"""COCO's instance annotations: dictionaries ready for JSON, valid for pycocotools' loader."""
+"""COCO's instance annotations: dictionaries ready for JSON that pycocotools loads."""
 
 from __future__ import annotations
 
@@ -19,10 +19,14 @@ _PURPOSE = "COCO's masks"
 
 
 def encode_rle(mask: npt.ArrayLike) -> dict[str, Any]:
-    """A mask as COCO's compressed run lengths, `{"size": [H, W], "counts": str}`.
+    """Encode a mask as COCO's compressed run lengths, `{"size": [H, W], "counts": str}`.
+
+    Args:
+        mask: (H, W) bool.
 
     Raises:
-        FormatError: not an (H, W) bool array.
+        FormatError: the mask is not an (H, W) bool array.
+        MissingPackageError: pycocotools is not installed.
     """
     encoded = need("pycocotools.mask", _PURPOSE).encode(np.asfortranarray(as_mask(mask, "mask").astype(np.uint8)))
     return {"size": [int(side) for side in encoded["size"]], "counts": encoded["counts"].decode("ascii")}
@@ -31,18 +35,20 @@ def encode_rle(mask: npt.ArrayLike) -> dict[str, Any]:
 def decode_segmentation(
     segmentation: Any, size: tuple[int, int], argument: str = "segmentation"
 ) -> npt.NDArray[np.bool_]:
-    """The mask that a `segmentation` field stands for: polygons, compressed or plain run lengths.
+    """Decode the `segmentation` field of an annotation: polygons, compressed or plain run lengths.
 
     Args:
-        segmentation: of an annotation. Polygons of less than three vertices mark nothing beside others.
-        size: (height, width) of its image.
-        argument: what to call it in error messages.
+        segmentation: value of the field. Polygons of fewer than three vertices are ignored if there are others.
+        size: (height, width) of the image in pixels.
+        argument: name of the field in error messages.
 
     Returns:
-        (H, W) bool.
+        (H, W) bool mask.
 
     Raises:
-        FormatError: neither polygons nor run lengths, or run lengths that are damaged or of another size.
+        FormatError: the field holds neither polygons nor run lengths, or run lengths that are damaged or of another
+            size, or no polygon with an area.
+        MissingPackageError: polygons need pycocotools, which is not installed.
     """
     if isinstance(segmentation, list):
         return _fill(segmentation, size, argument)
@@ -61,24 +67,24 @@ def coco_annotations(
     tolerance: float = 0.0,
     scores: Sequence[float] | None = None,
 ) -> list[dict[str, Any]]:
-    """Annotations of one image, ready for `coco_document`.
+    """Make the annotations of one image, ready for `coco_document`.
 
     Args:
-        masks: a label map (H, W) of integers, 0 being the background, or masks (H, W) of type bool, which may overlap.
+        masks: label map, (H, W) integers with 0 for the background; or masks, (H, W) bool each, which may overlap.
         image_id: id of the image.
-        category_ids: category of label i + 1, or of mask i.
-        encoding: "rle" (exact and short) or "polygon" (which labelling tools can edit; exact unless `tolerance` is
-            given, see `diffup.formats.contours.polygons`).
-        instances: make an object of every connected part instead of one of everything of a category.
-        tolerance: how far, in pixels, polygons may be off.
-        scores: predicted quality of each category's mask, put into the field `score`.
+        category_ids: category id of each label (label i + 1 has `category_ids[i]`) or of each mask.
+        encoding: "rle" (exact and short) or "polygon" (which labelling tools can edit; exact if `tolerance` is 0).
+        instances: make an object of every connected component, instead of one object per category.
+        tolerance: greatest distance in pixels between a polygon and the exact outline; 0 is exact.
+        scores: predicted quality of each category's mask in [0, 1], written to the field `score`; None writes none.
 
     Returns:
         `image_id`, `category_id`, `segmentation`, `area`, `bbox`, `iscrowd` 0 and, if given, `score` of every object;
         none for an empty mask. `coco_document` adds ids. Area and box are the mask's, whatever the encoding.
 
     Raises:
-        FormatError: masks of another form, or another number of category ids or scores.
+        FormatError: the masks have another form, or there is another number of category ids or scores.
+        MissingPackageError: pycocotools ("rle") or scikit-image ("polygon", `instances`) is not installed.
     """
     if encoding not in ("rle", "polygon"):
         raise FormatError(f"encoding={encoding!r}: expected rle or polygon")
@@ -111,19 +117,19 @@ def coco_document(
     annotations: Sequence[Mapping[str, Any]],
     categories: Sequence[Mapping[str, Any]] | Sequence[str],
 ) -> dict[str, Any]:
-    """The whole of an instances file, ready for `json.dumps`.
+    """Make the content of an instances file, ready for `json.dumps`.
 
     Args:
-        images: with `id`, `file_name`, `width` and `height` each; other fields are kept.
-        annotations: of `coco_annotations`, of all images; they are numbered from 1 on.
-        categories: with `id` and `name` each, or names alone, which are numbered from 1 on.
+        images: dictionaries with `id`, `file_name`, `width` and `height` (pixels); other fields are copied.
+        annotations: annotations of all images, as `coco_annotations` makes them; their ids are counted from 1.
+        categories: dictionaries with `id` and `name`, or names alone, whose ids are counted from 1.
 
     Returns:
         `info`, `licenses`, `images`, `annotations` and `categories`.
 
     Raises:
-        FormatError: a field is missing, an id occurs twice, or an annotation is of an image or category that is not
-            listed.
+        FormatError: a field is missing, an id occurs twice, or an annotation belongs to an image or category that is
+            not listed.
     """
     named: list[dict[str, Any]] = []
     for number, category in enumerate(categories, start=1):
@@ -146,7 +152,7 @@ def coco_document(
 
 
 def _ids(entries: Sequence[Mapping[str, Any]], argument: str, fields: Sequence[str]) -> set[Any]:
-    """The ids of entries that have all the fields."""
+    """Check that entries have all the fields and distinct ids, and return the ids."""
     ids = set()
     for index, entry in enumerate(entries):
         missing = [field for field in fields if field not in entry]
@@ -163,7 +169,7 @@ def _flat_polygons(mask: npt.NDArray[np.bool_], tolerance: float) -> list[list[f
 
 
 def _fill(polygon_list: list[Any], size: tuple[int, int], argument: str) -> npt.NDArray[np.bool_]:
-    """The union of polygons [x, y, x, y, ...]."""
+    """Rasterise the union of polygons [x, y, x, y, ...] in pixels as an (H, W) bool mask."""
     if polygon_list and all(isinstance(value, int | float) for value in polygon_list):
         polygon_list = [polygon_list]  # one polygon without the list around it
     flat = []

@@ -1,4 +1,4 @@
-"""Masks as polygons: exact ones, holes included.
+"""Connected components of masks, and their exact polygons, holes included.
 
 Coordinates are those of COCO, LabelMe and YOLO: pixel (column, row) spans from (column, row) to (column + 1, row + 1).
 """
@@ -16,16 +16,19 @@ from diffup.utils.optional import need
 
 
 def connected_components(mask: npt.ArrayLike) -> Iterator[npt.NDArray[np.bool_]]:
-    """The connected parts of a mask, largest first, one at a time: of a large image a list of them might not fit.
+    """Iterate over the connected components of a mask, largest first.
+
+    They are made one at a time, since those of a large image might not fit into memory together.
 
     Args:
-        mask: (H, W) bool. Pixels that touch at a corner alone are not connected.
+        mask: (H, W) bool. Pixels that touch only at a corner are not connected.
 
     Returns:
-        (H, W) bool each; none for an empty mask.
+        Iterator of (H, W) bool masks; empty for an empty mask.
 
     Raises:
-        FormatError: not an (H, W) bool array.
+        FormatError: the mask is not an (H, W) bool array.
+        MissingPackageError: scikit-image is not installed.
     """
     array = as_mask(mask, "mask")
     labels = _label(array)
@@ -35,23 +38,24 @@ def connected_components(mask: npt.ArrayLike) -> Iterator[npt.NDArray[np.bool_]]
 
 
 def polygons(mask: npt.ArrayLike, tolerance: float = 0.0) -> list[npt.NDArray[np.float64]]:
-    """One polygon for every connected part of a mask.
+    """Trace one polygon around every connected component of a mask.
 
-    Holes are cut out of the polygon by a slit of no width from its outline to the hole's, there and back, since neither
-    COCO nor YOLO has another way to say "hole" (their several polygons of an object are added to each other). Programs
-    that fill by the even-odd or the nonzero rule show the hole; pycocotools gives back the mask pixel by pixel.
+    A hole is connected to the outline by a slit of zero width, since neither COCO nor YOLO has another way to say
+    "hole" (they add the polygons of an object to each other). Programs that fill by the even-odd or the nonzero rule
+    show the hole; pycocotools reproduces the mask pixel by pixel.
 
     Args:
         mask: (H, W) bool.
-        tolerance: how far, in pixels, the outline may be off (Douglas-Peucker); 0 is exact. What a tolerance would
-            reduce to less than a triangle stays exact.
+        tolerance: greatest distance in pixels between polygon and exact outline (Douglas-Peucker); 0 is exact. An
+            outline that would be reduced to less than a triangle stays exact.
 
     Returns:
-        (N, 2) vertices (x, y) each, largest part first; the first vertex is not repeated at the end. x lies in
-        [0, W] and y in [0, H].
+        One (N, 2) array of vertices (x, y) per component, largest component first; the first vertex is not repeated at
+        the end. x lies in [0, W] and y in [0, H].
 
     Raises:
-        FormatError: not an (H, W) bool array, or a negative tolerance.
+        FormatError: the mask is not an (H, W) bool array, or the tolerance is negative.
+        MissingPackageError: scikit-image is not installed.
     """
     array = as_mask(mask, "mask")
     if not tolerance >= 0:
@@ -68,13 +72,13 @@ def polygons(mask: npt.ArrayLike, tolerance: float = 0.0) -> list[npt.NDArray[np
 
 
 def _label(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.intp]:
-    """Connected parts, numbered from 1; four neighbours."""
+    """Label connected components (of four neighbours) from 1."""
     labels: npt.NDArray[np.intp] = need("skimage.measure", "finding connected parts").label(mask, connectivity=1)
     return labels
 
 
 def _simplify(ring: npt.NDArray[np.float64], tolerance: float) -> npt.NDArray[np.float64]:
-    """Drop the vertices of a closed ring (N, 2) that lie on the line between their neighbours, or near it."""
+    """Drop vertices of a closed ring (N, 2) that lie on the line between their neighbours, or within the tolerance."""
     before, after = ring - np.roll(ring, 1, axis=0), np.roll(ring, -1, axis=0) - ring
     exact: npt.NDArray[np.float64] = ring[before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]]
     if not tolerance:
@@ -85,7 +89,7 @@ def _simplify(ring: npt.NDArray[np.float64], tolerance: float) -> npt.NDArray[np
 
 
 def _join(rings: list[npt.NDArray[np.float64]]) -> npt.NDArray[np.float64]:
-    """The outline of a part and those of its holes as one ring, each hole reached through a slit."""
+    """Join the outline of a component and those of its holes to one ring, each hole by a slit of zero width."""
     rings = sorted(rings, key=lambda ring: -np.ptp(ring[:, 0]) * np.ptp(ring[:, 1]))
     joined = rings[0]
     for hole in rings[1:]:

@@ -15,17 +15,20 @@ from diffup.utils.optional import need
 def to_detections(
     mask: npt.NDArray[np.bool_], confidence: float, class_id: int, class_name: str | None, instances: bool
 ) -> Any:
-    """A mask as `supervision.Detections`; see `diffup.result.Segmentation.to_supervision`.
+    """Convert a mask to `supervision.Detections`.
 
     Args:
-        mask: (H, W).
-        confidence: of the mask, given to every part.
+        mask: (H, W) bool.
+        confidence: predicted quality of the mask in [0, 1], given to every detection.
         class_id: number of the class.
-        class_name: its name, or None.
-        instances: a detection for every connected part.
+        class_name: name of the class, or None.
+        instances: make a detection of every connected component, instead of one of the whole mask.
+
+    Returns:
+        The detections; empty for an empty mask.
 
     Raises:
-        MissingPackageError: supervision is not installed, or scikit-image for parts.
+        MissingPackageError: supervision is not installed, or scikit-image for `instances`.
     """
     detections = need("supervision", "Detections", extra="supervision").Detections
     parts = (list(connected_components(mask)) if instances else [mask]) if mask.any() else []

@@ -1,4 +1,4 @@
-"""Supports from LabelMe's JSON files."""
+"""Reading supports from LabelMe's JSON files."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ _VERTICES = {
     "linestrip": (2, None),
     "mask": (2, 2),
 }
-"""How many points each shape type has, at least and at most; X-AnyLabeling's types are among them."""
+"""Least and greatest number of points of each shape type, those of X-AnyLabeling included."""
 
 _POLYGONS = ("polygon", "rotation", "oriented_rectangle", "quadrilateral")
-_Reading: TypeAlias = tuple[str, Any]  # "masks", "boxes", "strokes" or "points", and what the shape adds to them
+_Reading: TypeAlias = tuple[str, Any]  # "masks", "boxes", "strokes" or "points", and the shape as an item of these
 
 
 def read_labelme(
@@ -64,29 +64,28 @@ def read_labelme(
     shape_types: Sequence[str] | None = None,
     on_error: OnError = "raise",
 ) -> Shots:
-    """Supports from files of LabelMe or X-AnyLabeling: the shapes with a label.
+    """Read supports from files of LabelMe or X-AnyLabeling: the shapes with one label.
 
     Polygons, rotated rectangles, circles and masks become a `Mask`, rectangles a `Box`, lines and linestrips a
-    `Scribble`, points `Points`.
-    LabelMe counts positions from the corner of the first pixel, `Scribble` and `Points` from its centre; they are moved
-    by half a pixel.
+    `Scribble`, points `Points`. LabelMe counts positions from the corner of the first pixel, `Scribble` and `Points`
+    from its centre, so positions are moved by half a pixel.
 
     Args:
-        paths: one JSON file or several. Those without the label are passed over.
-        label: of the shapes.
-        shape_types: take these types alone, such as `("polygon",)`; needed where an image's shapes of the label
+        paths: one JSON file or several. Files without the label are ignored.
+        label: label of the class.
+        shape_types: shape types to read, such as `("polygon",)`; all by default. Needed if the shapes of one image
             would become several kinds of annotation.
-        on_error: "raise" the error of a faulty file, or "skip": pass it over.
+        on_error: "raise" the error of a faulty file, or "skip" the file.
 
     Returns:
-        Images, the embedded one (`imageData`) where there is one and else the path, and annotations; `skipped` has what
-        was passed over. `imagePath` counts from the file's own folder; `diffup.inputs.recorded.Files` says how it is found.
-        Shapes without area are nothing beside others.
+        Support images (the embedded `imageData` if there is one, else the path) and annotations; `skipped` lists the
+        faulty files. `imagePath` is relative to the file's own folder and found by the rules of
+        `diffup.inputs.recorded.Files`. Shapes without area are ignored if their image has others.
 
     Raises:
-        FormatError: a file or a field of it is not as LabelMe's format says, the image is missing or of another size
-            than the file says, no file has the label, or an image's shapes are of several kinds. The message names the
-            file and the field.
+        FormatError: a file or a field of it does not follow LabelMe's format, the image is missing or has another size
+            than the file says, no file has the label, or the shapes of an image are of several kinds. The message names
+            the file and the field.
         MissingPackageError: polygons need pycocotools (`pip install "diffup[formats]"`).
     """
     files = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
@@ -109,7 +108,7 @@ def read_labelme(
 def _shapes(
     content: dict[str, Any], label: str, shape_types: Sequence[str] | None, name: str
 ) -> list[tuple[str, str, dict[str, Any]]]:
-    """The shapes of a file that have the label: what to call each, its type, and itself."""
+    """The shapes of a file that have the label, each as its name in error messages, its type, and the shape."""
     shapes = []
     for index, shape in enumerate(field(content, "shapes", list, name)):
         where = f"{name}: shapes[{index}]"
@@ -136,7 +135,7 @@ def _image(folder: Files, content: dict[str, Any], name: str) -> tuple[ImageLike
 
 
 def _annotation(shapes: list[tuple[str, str, dict[str, Any]]], size: tuple[int, int], name: str) -> Annotation:
-    """What the shapes of one image say together."""
+    """The annotation that the shapes of one image make together."""
     read = with_area(partial(_read, where, kind, shape, size) for where, kind, shape in shapes)
     masks, boxes, strokes, points = (
         [item for what, item in read if what == kind] for kind in ("masks", "boxes", "strokes", "points")
@@ -152,7 +151,7 @@ def _annotation(shapes: list[tuple[str, str, dict[str, Any]]], size: tuple[int, 
 
 
 def _read(where: str, kind: str, shape: dict[str, Any], size: tuple[int, int]) -> _Reading:
-    """What one shape marks; strokes and points still count from the corner of the first pixel."""
+    """Read one shape; strokes and points still count from the corner of the first pixel."""
     vertices = _vertices(where, kind, shape)
     if kind in _POLYGONS:
         check_outline(vertices, size, f"{where}.points")
@@ -219,7 +218,7 @@ def _disc(vertices: npt.NDArray[np.float64], size: tuple[int, int], where: str) 
 def _pasted(
     vertices: npt.NDArray[np.float64], shape: dict[str, Any], size: tuple[int, int], where: str
 ) -> npt.NDArray[np.bool_]:
-    """A mask that LabelMe keeps as a small PNG and the first and last pixel of its place."""
+    """An (H, W) mask from LabelMe's form: a cropped PNG, and the first and last pixel of its bounding box."""
     data = decode_base64(field(shape, "mask", str, where), f"{where}.mask")
     crop = read_index(embedded_image(data, f"{where}.mask"), f"{where}.mask") > 0
     (left, top), (right, bottom) = vertices.astype(int)

@@ -1,4 +1,4 @@
-"""Supports from a folder of images and a folder of masks."""
+"""Reading supports from a folder of images and a folder of masks."""
 
 from __future__ import annotations
 
@@ -18,23 +18,25 @@ def read_mask_folder(
     shots: int | None = None,
     on_error: OnError = "raise",
 ) -> Shots:
-    """Supports of one class: every mask with the image of the same name, but for the ending.
+    """Read supports of one class: every mask with the image of the same name, whatever the suffix.
+
+    Names match if Windows and macOS treat them as the same (NFC and NFD, upper and lower case).
 
     Args:
-        images: folder of images; those without a mask are left out.
-        masks: folder of masks, two-valued (`diffup.inputs.masks.read_mask` says how they are understood) or, with `label`,
-            index masks, such as those of PASCAL VOC.
-        label: the class in index masks.
-        shots: how many supports, the first by name; all by default.
-        on_error: "raise" the error of a faulty mask, or "skip": pass it over.
+        images: folder of images; images without a mask are ignored.
+        masks: folder of masks: two-valued ones, in any form that `diffup.inputs.masks.read_mask` takes, or, with
+            `label`, index masks such as those of PASCAL VOC.
+        label: pixel value of the class in index masks; None for two-valued masks.
+        shots: number of supports K, the first by name; all by default.
+        on_error: "raise" the error of a faulty mask, or "skip" the mask.
 
     Returns:
-        Paths and masks; `skipped` has what was passed over. Masks that mark nothing, or not the label, are passed over
-        without being faulty. Names fit that Windows and macOS take for the same: NFC and NFD, capitals.
+        Paths of the support images, and masks; `skipped` lists the faulty masks. Masks without a marked pixel, or
+        without the label, are ignored and not faulty.
 
     Raises:
-        FormatError: a folder is missing, a mask has no image, several, or one of another size, cannot be read, or has
-            several labels and `label` is not given; or there are fewer supports than `shots`.
+        FormatError: a folder is missing; a mask has no image, several, or one of another size, cannot be read, or has
+            several labels and `label` is None; or there are fewer supports than `shots`.
     """
     check_shots(shots)
     pictures, found = _by_stem(Path(images), "images"), Gathering(on_error)
@@ -59,7 +61,7 @@ def read_mask_folder(
 
 
 def _by_stem(folder: Path, argument: str) -> dict[str, list[Path]]:
-    """Image files of a folder by their name without the ending."""
+    """Image files of a folder, by their names without suffix."""
     if not folder.is_dir():
         raise FormatError(f"{argument}: there is no folder {str(folder)!r}")
     found: dict[str, list[Path]] = {}

@@ -23,6 +23,9 @@ def voc_palette(count: int = 256) -> list[Colour]:
 
     Args:
         count: number of colours, 1 to 256.
+
+    Returns:
+        Colours (red, green, blue), 0 to 255 each.
     """
     return [(_spread(i), _spread(i >> 1), _spread(i >> 2)) for i in range(count)]
 
@@ -30,19 +33,21 @@ def voc_palette(count: int = 256) -> list[Colour]:
 def write_label_png(
     path: str | os.PathLike[str], labels: npt.ArrayLike, palette: Sequence[Colour] | None = None
 ) -> Path:
-    """Write a label map as an indexed PNG file: the pixel values are the labels, the palette is how viewers show them.
+    """Write a label map as an indexed PNG file: pixel values are labels, and viewers show the palette's colours.
 
     Args:
-        path: a file name that ends in .png; an older file is replaced, as a whole or not at all.
+        path: file to write, ending in .png; an older file is replaced, as a whole or not at all.
         labels: (H, W) integers from 0 (background) to 255.
-        palette: red, green and blue from 0 to 255 of each label, from 0 on; at least one for every label that occurs.
-            By default PASCAL VOC's.
+        palette: colours (red, green, blue; 0 to 255) of the labels from 0 on, at least as many as the greatest label
+            needs; by default PASCAL VOC's.
 
     Returns:
         The path.
 
     Raises:
-        FormatError: another file ending, and see `encode_label_png`.
+        FormatError: the path has another suffix, the labels are not (H, W) integers from 0 to 255, or the palette lacks
+            one of them or is not a palette.
+        StorageError: the file cannot be written.
     """
     path, content = checked_ending(path, ".png"), encode_label_png(labels, palette)
     with replacing(path) as unfinished:
@@ -51,14 +56,15 @@ def write_label_png(
 
 
 def encode_label_png(labels: npt.ArrayLike, palette: Sequence[Colour] | None = None) -> bytes:
-    """A label map as the content of an indexed PNG file.
+    """Encode a label map as the bytes of an indexed PNG file.
 
     Args:
-        labels: see `write_label_png`.
-        palette: see `write_label_png`.
+        labels: (H, W) integers from 0 (background) to 255.
+        palette: colours (red, green, blue; 0 to 255) of the labels from 0 on; by default PASCAL VOC's.
 
     Raises:
-        FormatError: labels that are not (H, W) integers from 0 to 255, or a palette that lacks one of them or is none.
+        FormatError: the labels are not (H, W) integers from 0 to 255, or the palette lacks one of them or is not a
+            palette.
     """
     array = as_labels(labels, "labels")
     highest = int(array.max())
@@ -82,14 +88,15 @@ def write_mask_png(path: str | os.PathLike[str], mask: npt.ArrayLike) -> Path:
     """Write a mask as a grey PNG file of 0 and 255.
 
     Args:
-        path: a file name that ends in .png; an older file is replaced, as a whole or not at all.
+        path: file to write, ending in .png; an older file is replaced, as a whole or not at all.
         mask: (H, W) bool.
 
     Returns:
         The path.
 
     Raises:
-        FormatError: another file ending, or a mask that is not (H, W) bool.
+        FormatError: the path has another suffix, or the mask is not (H, W) bool.
+        StorageError: the file cannot be written.
     """
     path = checked_ending(path, ".png")
     pixels = as_mask(mask, "mask").astype(np.uint8) * np.uint8(255)

@@ -1,4 +1,4 @@
-"""Supports from a COCO instances file."""
+"""Reading supports from a COCO instances file."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from diffup.inputs.recorded import Files, read_json
 
 Id: TypeAlias = int | str
 Objects: TypeAlias = list[tuple[str, dict[str, Any]]]
-"""Annotations of an image, with what to call each in error messages."""
+"""Annotations of an image, each with its name in error messages."""
 
 
 def read_coco(
@@ -49,26 +49,28 @@ def read_coco(
     boxes: bool = False,
     on_error: OnError = "raise",
 ) -> Shots:
-    """Supports of one category: a `Mask` of all its objects in an image, or a `Box` around each.
+    """Read supports of one category: a `Mask` of all its objects in an image, or a `Box` around each.
 
     Args:
         path: the JSON file.
-        images: folder that the `file_name` fields are relative to; `diffup.inputs.recorded.Files` says how they are found.
-        category: its name, or its supercategory's if no category has that name.
-        shots: how many images; all that show the category by default.
-        seed: draw them at random; by default they are the first of the file.
-        boxes: take the `bbox` fields instead of the masks. Files without masks have boxes in any case.
-        on_error: "raise" the error of a faulty record, or "skip": pass its image over, since an image that lacks an
-            object would show it as background.
+        images: folder that the `file_name` fields are relative to; files are found by the rules of
+            `diffup.inputs.recorded.Files`.
+        category: name of the category, or of its supercategory if no category has that name.
+        shots: number of support images K; by default all that show the category.
+        seed: seed for drawing the images at random; by default they are the first of the file.
+        boxes: read the `bbox` fields instead of the masks. Files without masks give boxes in any case.
+        on_error: "raise" the error of a faulty record, or "skip" its image, since an image that lacks an object would
+            show it as background.
 
     Returns:
-        Paths and annotations; `skipped` has what was passed over. Regions marked as crowds are of the category and
-        count. Objects without area, such as boxes of height 0, are nothing beside others.
+        Paths of the support images, and annotations; `skipped` lists the faulty records. Regions marked as crowds count
+        as objects of the category. Objects without area, such as boxes of height 0, are ignored if their image has
+        others.
 
     Raises:
-        FormatError: the file or a field of it is not as COCO's format says, the category does not exist or has fewer
-            images than `shots`, an image is missing or of another size than the file says. The message names the file
-            and the field.
+        FormatError: the file or a field of it does not follow COCO's format, the category does not exist or has fewer
+            images than `shots`, or an image is missing or has another size than the file says. The message names the
+            file and the field.
         MissingPackageError: polygons need pycocotools (`pip install "diffup[formats]"`).
     """
     check_shots(shots)
@@ -97,7 +99,7 @@ def read_coco(
 
 
 def _category_ids(content: dict[str, Any], category: str, name: str) -> set[Id]:
-    """Ids of the category, or of all in the supercategory."""
+    """Ids of the category, or of all categories in the supercategory of that name."""
     by_field: dict[str, set[Id]] = {"name": set(), "supercategory": set()}
     names: dict[Id, str] = {}
     for index, entry in enumerate(field(content, "categories", list, name)):
@@ -116,7 +118,7 @@ def _category_ids(content: dict[str, Any], category: str, name: str) -> set[Id]:
 
 
 def _objects(content: dict[str, Any], wanted: set[Id], name: str, found: Gathering) -> dict[Id, Objects]:
-    """The annotations of the wanted categories, by image."""
+    """The annotations of the wanted categories, by image id."""
     objects: dict[Id, Objects] = {}
     for index, entry in enumerate(field(content, "annotations", list, name)):
         where = f"{name}: annotations[{index}]"
@@ -127,7 +129,7 @@ def _objects(content: dict[str, Any], wanted: set[Id], name: str, found: Gatheri
 
 
 def _records(content: dict[str, Any], name: str, found: Gathering) -> dict[Id, tuple[str, dict[str, Any]]]:
-    """The images of the file by their ids, with what to call each in error messages."""
+    """The images of the file by id, each with its name in error messages."""
     records: dict[Id, tuple[str, dict[str, Any]]] = {}
     for index, record in enumerate(field(content, "images", list, name)):
         where = f"{name}: images[{index}]"
@@ -139,7 +141,7 @@ def _records(content: dict[str, Any], name: str, found: Gathering) -> dict[Id, t
 
 
 def _place(where: str, record: dict[str, Any], files: Files, taken: dict[Path, str]) -> Path:
-    """The file of an image, which no other record may have: each would show the other's objects as background."""
+    """Find the file of an image. No two records may share one: each would show the other's objects as background."""
     path = files.find(field(record, "file_name", str, where), f"{where}.file_name")
     if taken.setdefault(path, where) != where:
         raise FormatError(f"{where}.file_name: {str(path)!r} is the file of {taken[path]} too; list an image once")
@@ -147,7 +149,7 @@ def _place(where: str, record: dict[str, Any], files: Files, taken: dict[Path, s
 
 
 def _annotation(where: str, record: dict[str, Any], objects: Objects, path: Path, boxes: bool) -> Annotation:
-    """What the objects of one image say together."""
+    """The annotation that the objects of one image make together."""
     size = upright_size(path, f"{where}.file_name")
     check_size(stated_size(record, "height", "width", where), size, where)
     readings: list[Callable[[], npt.NDArray[np.bool_] | Corners]] = []

@@ -1,4 +1,4 @@
-"""Supports from records in memory: FiftyOne's samples and rows of Hugging Face data sets."""
+"""Reading supports from records in memory: FiftyOne's samples and rows of Hugging Face data sets."""
 
 from __future__ import annotations
 
@@ -50,26 +50,27 @@ def read_fiftyone(
     images: str | os.PathLike[str] = ".",
     on_error: OnError = "raise",
 ) -> Shots:
-    """Supports from FiftyOne's samples, as dictionaries (`sample.to_dict()`) or made by hand.
+    """Read supports from FiftyOne's samples, as dictionaries (`sample.to_dict()` or equivalent).
+
+    A sample has a `filepath` and a field of labels. The field holds `detections` (each with `label`, `bounding_box` as
+    fractions of the image [left, top, width, height], and optionally `mask` or `mask_path`, relative to that box) or a
+    segmentation: `mask` or `mask_path`, an index mask of the image's own size. Masks are arrays, or bytes as FiftyOne
+    stores them.
 
     Args:
-        samples: one or several; those without the label, or with nothing in the field, are passed over. Of each are
-            read `filepath` and the field, which holds `detections` (each with `label`, `bounding_box` as parts of the
-            image [left, top, width, height], and `mask` or `mask_path`, relative to that box, or neither) or a
-            segmentation: `mask` or `mask_path`, an index mask of the image's own size. Masks are arrays, or bytes as
-            FiftyOne stores them.
-        label: name of the class, or of a segmentation the number.
-        field_name: of the field of the sample that holds the labels.
-        images: folder in which paths of another machine are looked up; `diffup.inputs.recorded.Files` says how.
-        on_error: "raise" the error of a faulty sample, or "skip": pass it over.
+        samples: one sample or several; samples without the label, or with an empty field, are ignored.
+        label: name of the class in detections, or its pixel value in a segmentation.
+        field_name: name of the field that holds the labels.
+        images: folder in which paths of another machine are looked up, by the rules of `diffup.inputs.recorded.Files`.
+        on_error: "raise" the error of a faulty sample, or "skip" the sample.
 
     Returns:
-        Paths, and a `Mask` of all objects, or a `Box` around each if they have no masks; `skipped` has what was passed
-        over. As in FiftyOne, an object's mask is brought to the pixels of its box by nearest neighbour. Boxes without
-        area are nothing beside others.
+        Paths of the support images, and for each a `Mask` of all objects, or a `Box` around each object if they have no
+        masks; `skipped` lists the faulty samples. As in FiftyOne, an object's mask is resized to its box by nearest
+        neighbour. Boxes without area are ignored if their image has others.
 
     Raises:
-        FormatError: a sample is not like that, or none has the label. The message names the sample and the field.
+        FormatError: a sample has another form, or none has the label. The message names the sample and the field.
     """
     found, files = Gathering(on_error), Files(images)
     for index, sample in enumerate([samples] if isinstance(samples, Mapping) else samples):
@@ -89,7 +90,7 @@ def read_fiftyone(
 
 
 def _labels(labels: Mapping[str, Any], label: str | int, path: Path, files: Files, at: str) -> Annotation:
-    """What the label field of one sample says about the class; `None` without it."""
+    """The annotation of the class in the label field of one sample; `None` if it does not show the class."""
     size = upright_size(path, f"{at.partition('.')[0]}.filepath")
     if "detections" in labels:
         entries = labels["detections"]
@@ -114,26 +115,28 @@ def read_huggingface(
     images: str | os.PathLike[str] = ".",
     on_error: OnError = "raise",
 ) -> Shots:
-    """Supports from rows of a Hugging Face data set.
+    """Read supports from rows of a Hugging Face data set.
 
     Args:
-        rows: one or several (`dataset[0]`, `list(dataset.select(range(5)))`); those without the class, or with nothing
-            in the column, are passed over.
-        label: the class in an index mask or among the boxes; by default masks are two-valued, and all boxes count.
-        column: that holds the masks (an image, an array or a path), or objects with `bbox` and their class in
-            `category`, `categories`, `category_id`, `label` or `labels`. By default the only one of `mask`,
-            `segmentation`, `segmentation_mask`, `annotation`, `label` and `objects` that the rows have.
-        image_column: that holds the images.
-        box_format: "xywh" (left, top, width, height: COCO's, and usual) or "xyxy" (left, top, right, bottom), pixels.
-        images: folder in which paths of another machine are looked up; `diffup.inputs.recorded.Files` says how.
-        on_error: "raise" the error of a faulty row, or "skip": pass it over.
+        rows: one row or several (`dataset[0]`, `list(dataset.select(range(5)))`); rows without the class, or with an
+            empty column, are ignored.
+        label: pixel value of the class in index masks, or the class of the boxes to read; by default masks are
+            two-valued, and all boxes are read.
+        column: name of the column with the masks (an image, an array or a path), or with objects that have `bbox` and
+            their class in `category`, `categories`, `category_id`, `label` or `labels`. By default the only one of
+            `mask`, `segmentation`, `segmentation_mask`, `annotation`, `label` and `objects` that the rows have.
+        image_column: name of the column with the images.
+        box_format: form of `bbox` in pixels: "xywh" (left, top, width, height; COCO's) or "xyxy" (left, top, right,
+            bottom).
+        images: folder in which paths of another machine are looked up, by the rules of `diffup.inputs.recorded.Files`.
+        on_error: "raise" the error of a faulty row, or "skip" the row.
 
     Returns:
-        Images as they are in the rows, and a `Mask` or a `Box`; `skipped` has what was passed over. Boxes without area
-        are nothing beside others.
+        Support images in the form that the rows have, and a `Mask` or a `Box` for each; `skipped` lists the faulty
+        rows. Boxes without area are ignored if their image has others.
 
     Raises:
-        FormatError: a row is not like that, or none has the class. The message names the row and the column.
+        FormatError: a row has another form, or none has the class. The message names the row and the column.
     """
     if box_format not in ("xywh", "xyxy"):
         raise FormatError(f"box_format={box_format!r}: expected xywh or xyxy")
@@ -165,10 +168,10 @@ def read_huggingface(
 
 
 def _fitting(mask: Mask | None, size: tuple[int, int], where: str) -> Mask | None:
-    """A mask that has its image's (height, width).
+    """Check that a mask has the (height, width) of its image, and return it.
 
     Raises:
-        FormatError: it has another.
+        FormatError: it has another size.
     """
     if mask is not None:
         check_size((mask.mask.shape[0], mask.mask.shape[1]), size, where)
@@ -176,7 +179,7 @@ def _fitting(mask: Mask | None, size: tuple[int, int], where: str) -> Mask | Non
 
 
 def _detections(entries: list[Any], label: str | int, size: tuple[int, int], files: Files, where: str) -> Annotation:
-    """The detections of one sample that have the label; `None` without any."""
+    """The annotation made of a sample's detections that have the label; `None` if there are none."""
     chosen = []
     for index, entry in enumerate(entries):
         at = f"{where}.detections[{index}]"
@@ -193,7 +196,7 @@ def _detections(entries: list[Any], label: str | int, size: tuple[int, int], fil
 def _detection(
     entry: Mapping[str, Any], size: tuple[int, int], files: Files, at: str
 ) -> npt.NDArray[np.bool_] | Corners:
-    """The mask of one detection on the image's pixels, or its box."""
+    """The mask of one detection at the image's size, or its box."""
     box = four_numbers(field(entry, "bounding_box", (list, tuple, np.ndarray), at), f"{at}.bounding_box")
     x, y, width, height = (box * (size[1], size[0], size[1], size[0])).tolist()
     try:
@@ -210,7 +213,7 @@ def _detection(
 
 
 def _place(mask: npt.NDArray[np.bool_], box: Corners, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
-    """A mask relative to its box, on the pixels of the image."""
+    """Paste a mask that is relative to its box into an empty mask of the image's size."""
     left, top = min(round(box[0]), size[1] - 1), min(round(box[1]), size[0] - 1)
     right, bottom = max(left + 1, round(box[2])), max(top + 1, round(box[3]))
     resized = Image.fromarray(mask).resize((right - left, bottom - top), Image.Resampling.NEAREST)
@@ -243,7 +246,7 @@ def _stored_mask(record: Mapping[str, Any], files: Files, where: str) -> Any:
 
 
 def _only_column(row: Mapping[str, Any], where: str) -> str:
-    """The one column that can hold annotations; if none does, the one that could."""
+    """Name of the one column that holds annotations; if all are empty, of the first that could."""
     columns = [name for name in (*_MASK_COLUMNS, "objects") if name in row]
     present = [name for name in columns if not isinstance(row[name], int | float | None)]
     present = present or [name for name in columns if row[name] is None][:1]
@@ -256,7 +259,7 @@ def _only_column(row: Mapping[str, Any], where: str) -> str:
 
 
 def _picture(value: Any, files: Files, where: str) -> Any:
-    """An image or mask as it is in a row; a path is looked up, the undecoded form, {"bytes", "path"}, opened."""
+    """An image or mask of a row; a path is looked up, and the undecoded form {"bytes", "path"} is opened."""
     if isinstance(value, Mapping):
         if value.get("bytes") is not None:
             return embedded_image(field(value, "bytes", bytes, where), where)
@@ -290,7 +293,7 @@ def _has_boxes(value: Any) -> bool:
 
 
 def _objects(value: Any, label: int | str | None, size: tuple[int, int], box_format: str, where: str) -> Annotation:
-    """The boxes of one row that have the label; `None` without any."""
+    """The annotation made of a row's boxes that have the label; `None` if there are none."""
     entries = _listed(value, where) if isinstance(value, Mapping) else value
     chosen = []
     for index, entry in enumerate(entries):
@@ -308,7 +311,7 @@ def _objects(value: Any, label: int | str | None, size: tuple[int, int], box_for
 
 
 def _object(numbers: Any, size: tuple[int, int], box_format: str, at: str) -> Corners:
-    """One box of a row."""
+    """The corners of one box of a row."""
     x, y, right, bottom = four_numbers(numbers, at).tolist()
     if box_format == "xywh":
         right, bottom = x + right, y + bottom
@@ -323,7 +326,7 @@ def _object(numbers: Any, size: tuple[int, int], box_format: str, at: str) -> Co
 
 
 def _listed(objects: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
-    """Objects one by one of a dictionary of lists, as data sets store a list of dictionaries.
+    """Turn a dictionary of lists, as data sets store objects, into a list of dictionaries.
 
     Raises:
         FormatError: the lists differ in length.

@@ -1,6 +1,6 @@
-"""COCO's run lengths, plain and compressed, checked and decoded.
+"""Checking and decoding COCO's run lengths, plain and compressed.
 
-pycocotools' decoder, in C, trusts them: of runs that end early it returns whatever was in memory.
+pycocotools' decoder, in C, does not check them: for runs that end early it returns whatever was in memory.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ import numpy.typing as npt
 from diffup.errors import FormatError
 from diffup.inputs.images import describe
 
-_LONGEST = 13  # characters of a run, five bits each: 64 bits
+_LONGEST = 13  # most characters of a run, five bits each: 64 bits
 
 
 def decode_rle(segmentation: Mapping[str, Any], size: tuple[int, int], argument: str) -> npt.NDArray[np.bool_]:
-    """The mask of run lengths.
+    """Decode run lengths to a mask.
 
     Args:
-        segmentation: `size` [height, width] and `counts`: a list, or compressed as a string or bytes.
-        size: (height, width) of the image.
-        argument: what to call it in error messages.
+        segmentation: `size` [height, width] and `counts`: a list of runs, or compressed as a string or bytes.
+        size: (height, width) of the image in pixels.
+        argument: name of the field in error messages.
 
     Returns:
         (H, W) bool.
 
     Raises:
-        FormatError: another size, or runs that are damaged or do not add up to the image's pixels.
+        FormatError: the size differs, or the runs are damaged or do not add up to the image's pixels.
     """
     if "size" not in segmentation or "counts" not in segmentation:
         raise FormatError(f"{argument}: expected run lengths {{'size', 'counts'}}, got {describe(segmentation)}")
@@ -51,7 +51,7 @@ def decode_rle(segmentation: Mapping[str, Any], size: tuple[int, int], argument:
 
 
 def _whole_numbers(counts: Any, where: str) -> list[int]:
-    """Plain runs; programs that compute with floats write 5.0 for 5."""
+    """Read plain runs as integers; programs that compute with floats write 5.0 for 5."""
     if not isinstance(counts, list | tuple | np.ndarray):
         raise FormatError(f"{where}: expected a list of runs or their compressed text, got {describe(counts)}")
     runs = []
@@ -64,10 +64,10 @@ def _whole_numbers(counts: Any, where: str) -> list[int]:
 
 
 def _uncompressed(counts: str | bytes, where: str) -> list[int]:
-    """The runs of the compressed form.
+    """Decode the compressed form to runs.
 
-    A character holds five bits of a number, and a sixth that says whether it goes on. From the fourth run on, the
-    difference to the last but one is written.
+    A character holds five bits of a number, and a sixth that says whether the number continues. From the fourth run on,
+    the number is the difference to the run before the previous one.
     """
     codes = counts if isinstance(counts, bytes) else counts.encode("utf-8", "replace")
     runs: list[int] = []

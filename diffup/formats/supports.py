@@ -1,4 +1,4 @@
-"""What the readers return, and the checks that they share."""
+"""The readers' result, and the checks that they share."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ Corners: TypeAlias = tuple[float, float, float, float]
 T = TypeVar("T")
 
 OnError: TypeAlias = Literal["raise", "skip"]
-"""What a reader does about a faulty record: raise its error, or pass it over and report it."""
+"""What a reader does with a faulty record: raise its error, or skip and report it."""
 
-_SLACK = 4.0  # pixels by which a box may leave its image and is cut: programs round, and hands slip
-_SLACK_PART = 0.02  # the same as a part of the longer side, for large images
+_SLACK = 4.0  # pixels by which a box may leave its image and is clipped: programs round, and hands slip
+_SLACK_PART = 0.02  # the same as a fraction of the longer side, for large images
 _WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,17})(\.0+)?")
 
 
 class Skipped(NamedTuple):
-    """A record that was passed over.
+    """A faulty record that was skipped.
 
     Attributes:
-        record: what it is called, such as `labels.json: images[3]`.
-        reason: what is wrong with it.
+        record: name of the record, such as `labels.json: images[3]`.
+        reason: text of the error.
     """
 
     record: str
@@ -53,25 +53,25 @@ class _Pair(NamedTuple):
 
 
 class Shots(_Pair):
-    """Support images and what is known of each: `model.segment(query, *shots)`.
+    """Support images and their annotations, to be used as `model.segment(query, *shots)`.
 
     Attributes:
-        support: paths, or PIL images that were inside a record.
-        annotation: one `Mask`, `Box`, `Scribble` or `Points` for each.
-        skipped: records that `on_error="skip"` passed over, with the reasons. It is no part of the tuple.
+        support: support images: paths, or images that were inside a record.
+        annotation: one `Mask`, `Box`, `Scribble` or `Points` for each image.
+        skipped: faulty records that `on_error="skip"` left out, with the reasons. It is not part of the tuple.
     """
 
     skipped: tuple[Skipped, ...] = ()
 
 
 class Gathering:
-    """Supports as a reader finds them, and the records that it passes over.
+    """Collects the supports that a reader finds and the records that it skips.
 
     Args:
-        on_error: "raise" or "skip".
+        on_error: "raise" the error of a faulty record, or "skip" the record.
 
     Raises:
-        FormatError: another `on_error`.
+        FormatError: `on_error` is something else.
     """
 
     def __init__(self, on_error: OnError) -> None:
@@ -86,16 +86,24 @@ class Gathering:
         return len(self._found)
 
     def add(self, image: ImageLike, annotation: Annotation) -> None:
-        """Take a support."""
+        """Add a support image with its annotation."""
         self._found.append((image, annotation))
 
     def without(self, reason: str) -> None:
-        """Note that a record has nothing of the class, which is no fault; the first is told where none has."""
+        """Note that a record has no label at all, which is not an error.
+
+        Args:
+            reason: text for the error message in case no support is found; the first one is used.
+        """
         self._without = self._without or reason
 
     @contextmanager
     def record(self, name: str) -> Iterator[None]:
-        """Read a record within: its error is raised, or the record passed over and reported."""
+        """Read a record within the block; an error is raised, or noted as the reason to skip the record.
+
+        Args:
+            name: name of the record in the report.
+        """
         try:
             yield
         except (AnnotationError, FormatError, ImageError) as error:
@@ -104,14 +112,14 @@ class Gathering:
             self._skipped.append(Skipped(name, str(error)))
 
     def shots(self, nothing: str, wanted: int | None = None) -> Shots:
-        """What was found; a warning counts what was passed over.
+        """The supports found. Warns (`UserWarning`) with the number of skipped records, if any.
 
         Args:
-            nothing: message of the error where nothing was found.
-            wanted: number of supports there must be.
+            nothing: error message in case no support was found.
+            wanted: least number of supports; None for at least one.
 
         Raises:
-            FormatError: there are none, or less than wanted.
+            FormatError: there are no supports, or fewer than wanted.
         """
         passed = ""
         if self._skipped:
@@ -133,7 +141,13 @@ class Gathering:
 
 
 def with_area(readings: Iterable[Callable[[], T]]) -> list[T]:
-    """What the objects of one image give; those without area are left out, unless there is no other.
+    """Read the objects of one image; objects without area are left out.
+
+    Args:
+        readings: functions that read one object each and raise `MarksNothing` if it has no area.
+
+    Returns:
+        Results of the functions for objects with an area.
 
     Raises:
         FormatError: an object is faulty, or none has an area.
@@ -151,26 +165,26 @@ def with_area(readings: Iterable[Callable[[], T]]) -> list[T]:
 
 
 def check_shots(shots: int | None) -> None:
-    """Refuse a number of supports below 1.
+    """Check that a number of supports is at least 1, or None for all.
 
     Raises:
-        FormatError: it is.
+        FormatError: it is below 1.
     """
     if shots is not None and shots < 1:
         raise FormatError(f"shots: expected at least 1 or None for all, got {shots}")
 
 
 def field(record: Mapping[str, Any], name: str, kind: type | tuple[type, ...], where: str) -> Any:
-    """A field that must be there.
+    """Read a required field of a record.
 
     Args:
-        record: which has it.
-        name: of the field.
-        kind: its type or types.
-        where: what to call the record in error messages, such as `labels.json: images[3]`.
+        record: the record.
+        name: name of the field.
+        kind: type or types of its value.
+        where: name of the record in error messages, such as `labels.json: images[3]`.
 
     Raises:
-        FormatError: it is missing or of another type.
+        FormatError: the field is missing or has another type.
     """
     if not isinstance(record, Mapping):
         raise FormatError(f"{where}: expected an object with the field {name!r}, got {describe(record)}")
@@ -182,10 +196,15 @@ def field(record: Mapping[str, Any], name: str, kind: type | tuple[type, ...], w
 
 
 def number_field(record: Mapping[str, Any], name: str, where: str) -> int:
-    """A whole number that must be there; 60.0 and "60" are 60, as some programs write it.
+    """Read a required field that holds a whole number; 60.0 and "60" are 60, as some programs write it.
+
+    Args:
+        record: the record.
+        name: name of the field.
+        where: name of the record in error messages.
 
     Raises:
-        FormatError: it is missing or no whole number.
+        FormatError: the field is missing or holds no whole number.
     """
     value = whole(field(record, name, (int, float, str), where))
     if not isinstance(value, int):
@@ -194,10 +213,15 @@ def number_field(record: Mapping[str, Any], name: str, where: str) -> int:
 
 
 def id_field(record: Mapping[str, Any], name: str, where: str) -> int | str:
-    """An id that must be there: 1.0 and "1" are 1, other texts stay.
+    """Read a required field that holds an id; 1.0 and "1" are 1, other strings are unchanged.
+
+    Args:
+        record: the record.
+        name: name of the field.
+        where: name of the record in error messages.
 
     Raises:
-        FormatError: it is missing or neither a text nor a whole number.
+        FormatError: the field is missing or holds neither a string nor a whole number.
     """
     value = whole(field(record, name, (int, str, float), where))
     if isinstance(value, float):
@@ -206,7 +230,7 @@ def id_field(record: Mapping[str, Any], name: str, where: str) -> int | str:
 
 
 def whole(value: float | str) -> int | float | str:
-    """The whole number that a float or a text stands for, or the value as it is."""
+    """Turn a float or a string that holds a whole number into an integer; return any other value unchanged."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, str) and _WHOLE.fullmatch(value):
@@ -215,10 +239,19 @@ def whole(value: float | str) -> int | float | str:
 
 
 def stated_size(record: Mapping[str, Any], height: str, width: str, where: str) -> tuple[int, int] | None:
-    """The (height, width) that a record states; `None` where a side is missing, null or not above 0.
+    """Read the image size that a record states.
+
+    Args:
+        record: the record.
+        height: name of the field with the height.
+        width: name of the field with the width.
+        where: name of the record in error messages.
+
+    Returns:
+        (height, width) in pixels; `None` if a side is missing, null or not above 0.
 
     Raises:
-        FormatError: it is no whole number.
+        FormatError: a side is not a whole number.
     """
     if record.get(height) is None or record.get(width) is None:
         return None
@@ -227,10 +260,14 @@ def stated_size(record: Mapping[str, Any], height: str, width: str, where: str) 
 
 
 def upright_size(source: str | os.PathLike[str] | Image.Image, where: str) -> tuple[int, int]:
-    """Height and width of an image as `diffup.inputs.images.read_image` gives it.
+    """(height, width) in pixels of an image after its EXIF orientation is applied.
+
+    Args:
+        source: path or PIL image.
+        where: name of the image in error messages.
 
     Raises:
-        FormatError: it is missing or no image, or larger than `diffup.inputs.images.MAX_PIXELS`.
+        FormatError: the image is missing, cannot be read, or is larger than `diffup.inputs.images.MAX_PIXELS`.
     """
     try:
         if isinstance(source, Image.Image):
@@ -245,10 +282,15 @@ def upright_size(source: str | os.PathLike[str] | Image.Image, where: str) -> tu
 
 
 def check_size(stated: tuple[int, int] | None, actual: tuple[int, int], where: str) -> None:
-    """Refuse a record whose stated (height, width) is not its image's; one that states none is taken.
+    """Check that the image size which a record states is that of its image.
+
+    Args:
+        stated: (height, width) in the record; None if it states none, which is accepted.
+        actual: (height, width) of the image.
+        where: name of the record in error messages.
 
     Raises:
-        FormatError: they differ.
+        FormatError: the sizes differ.
     """
     if stated is not None and stated != actual:
         turned = " The image is turned by its EXIF orientation, the record is not." if stated == actual[::-1] else ""
@@ -259,10 +301,14 @@ def check_size(stated: tuple[int, int] | None, actual: tuple[int, int], where: s
 
 
 def decode_base64(text: str, where: str) -> bytes:
-    """The bytes of a base64 field.
+    """Decode a base64 field, which may be a data URL.
+
+    Args:
+        text: value of the field.
+        where: name of the field in error messages.
 
     Raises:
-        FormatError: it is not base64.
+        FormatError: the text is not base64.
     """
     if text.startswith("data:"):  # a data URL
         text = text.partition(",")[2]
@@ -273,10 +319,14 @@ def decode_base64(text: str, where: str) -> bytes:
 
 
 def embedded_image(data: bytes, where: str) -> Image.Image:
-    """An image from the bytes of its file, its size checked, not yet decoded.
+    """Open an image from the bytes of its file and check its size; it is not decoded yet.
+
+    Args:
+        data: content of an image file.
+        where: name of the image in error messages.
 
     Raises:
-        FormatError: no image, or one larger than `diffup.inputs.images.MAX_PIXELS`.
+        FormatError: the bytes are not an image, or it is larger than `diffup.inputs.images.MAX_PIXELS`.
     """
     try:
         image = Image.open(io.BytesIO(data))
@@ -288,10 +338,14 @@ def embedded_image(data: bytes, where: str) -> Image.Image:
 
 
 def read_index(source: Any, where: str) -> npt.NDArray[np.integer[Any]]:
-    """The labels of an index mask, as a path, PIL image or array.
+    """Read an index mask as (H, W) integers.
+
+    Args:
+        source: path, bytes of an image file, PIL image or array.
+        where: name of the mask in error messages.
 
     Raises:
-        FormatError: it cannot be read, or has colours instead of labels.
+        FormatError: the mask cannot be read, or has colours instead of labels.
     """
     if not isinstance(source, np.ndarray):
         try:
@@ -307,10 +361,18 @@ def read_index(source: Any, where: str) -> npt.NDArray[np.integer[Any]]:
 
 
 def class_mask(source: Any, label: int | None, where: str) -> Mask | None:
-    """The mask of a label, or of whatever a two-valued mask marks; `None` if it marks nothing.
+    """Read the mask of one class from an index mask or a two-valued mask.
+
+    Args:
+        source: path, bytes of an image file, PIL image or array.
+        label: pixel value of the class in an index mask; None for a two-valued mask.
+        where: name of the mask in error messages.
+
+    Returns:
+        The mask; `None` if it marks no pixel.
 
     Raises:
-        FormatError: the mask cannot be read, or has several labels and none was chosen.
+        FormatError: the mask cannot be read, or has several labels and `label` is None.
     """
     if label is not None:
         chosen = read_index(source, where) == label
@@ -323,10 +385,18 @@ def class_mask(source: Any, label: int | None, where: str) -> Mask | None:
 
 
 def four_numbers(value: Any, where: str, form: str = "four numbers") -> npt.NDArray[np.float64]:
-    """A box's four numbers, which may be written as texts.
+    """Read the four numbers of a box, which may be strings.
+
+    Args:
+        value: value of the field.
+        where: name of the field in error messages.
+        form: expected form in error messages.
+
+    Returns:
+        (4,) float64.
 
     Raises:
-        FormatError: it is anything else.
+        FormatError: the value is not four numbers.
     """
     try:
         numbers = np.asarray(value, dtype=np.float64)
@@ -338,11 +408,16 @@ def four_numbers(value: Any, where: str, form: str = "four numbers") -> npt.NDAr
 
 
 def cut_box(box: Corners, size: tuple[int, int], where: str) -> Corners:
-    """A box (x0, y0, x1, y1) within its image, which it may leave by 4 pixels or 2 % of the longer side.
+    """Clip a box to its image, which it may leave by at most 4 pixels or 2 % of the longer side.
+
+    Args:
+        box: (x0, y0, x1, y1) in pixels.
+        size: (height, width) of the image in pixels.
+        where: name of the box in error messages.
 
     Raises:
-        MarksNothing: it is without area.
-        FormatError: it leaves the image by more, is inverted, or is not of finite numbers.
+        MarksNothing: the box has no area within the image.
+        FormatError: the box leaves the image by more, is inverted, or is not finite.
     """
     height, width = size
     x0, y0, x1, y1 = box
@@ -364,10 +439,15 @@ def cut_box(box: Corners, size: tuple[int, int], where: str) -> Corners:
 
 
 def check_pixels(positions: npt.ArrayLike, size: tuple[int, int], where: str) -> None:
-    """Refuse positions (N, 2) that all lie within the first pixel of a larger image: they are fractions of it.
+    """Refuse positions that all lie within the first pixel of a larger image: they must be fractions of it.
+
+    Args:
+        positions: (N, 2) positions (x, y).
+        size: (height, width) of the image in pixels.
+        where: name of the field in error messages.
 
     Raises:
-        FormatError: they do.
+        FormatError: all positions lie within the first pixel.
     """
     points = np.asarray(positions, dtype=np.float64).reshape(-1, 2)
     if len(points) and min(size) > 2 and (points >= 0).all() and (points <= 1).all():
@@ -378,10 +458,18 @@ def check_pixels(positions: npt.ArrayLike, size: tuple[int, int], where: str) ->
 
 
 def check_outline(vertices: npt.NDArray[np.float64], size: tuple[int, int], where: str) -> None:
-    """`check_pixels` for a polygon (N, 2).
+    """Refuse a polygon that lies within the first pixel of a larger image: its vertices must be fractions of it.
 
-    One without area is no polygon, and the diamond within the first pixel is how `diffup.formats.contours.polygons`
-    writes an object of that pixel alone.
+    A polygon without area is not checked, nor is the diamond within the first pixel, which
+    `diffup.formats.contours.polygons` writes for an object of that pixel alone.
+
+    Args:
+        vertices: (N, 2) vertices (x, y).
+        size: (height, width) of the image in pixels.
+        where: name of the field in error messages.
+
+    Raises:
+        FormatError: all vertices lie within the first pixel.
     """
     diamond = (vertices == 0.5).any(axis=1).all()
     if np.ptp(vertices, axis=0).all() and not diamond:
@@ -395,10 +483,17 @@ def unite(
     strokes: Sequence[Any] = (),
     points: Sequence[tuple[float, float]] = (),
 ) -> Annotation:
-    """What several objects of one image say together.
+    """Combine the objects of one image, all of one kind, to one annotation.
+
+    Args:
+        masks: (H, W) bool masks; their union is the annotation.
+        boxes: boxes (x0, y0, x1, y1) in pixels.
+        where: name of the image's record in error messages.
+        strokes: polylines, (N, 2) positions (x, y) in pixels each.
+        points: clicks (x, y) in pixels.
 
     Raises:
-        FormatError: kinds are mixed, or masks mark no pixel.
+        FormatError: the objects are of several kinds, or the masks mark no pixel.
     """
     kinds: dict[str, tuple[Sequence[Any], Callable[[], Annotation]]] = {
         "masks": (masks, lambda: Mask(np.any(masks, axis=0))),

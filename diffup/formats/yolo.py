@@ -1,4 +1,4 @@
-"""Segmentation labels of YOLO: a text file per image, a line per object."""
+"""YOLO's segmentation labels: a text file per image, a line per object."""
 
 from __future__ import annotations
 
@@ -16,21 +16,23 @@ def yolo_lines(
     class_ids: Sequence[int],
     tolerance: float = 0.0,
 ) -> list[str]:
-    """Lines of a YOLO segmentation label file: `class x1 y1 x2 y2 ...`, coordinates as parts of width and height.
+    """Make the lines of a YOLO segmentation label file: `class x1 y1 x2 y2 ...`, as fractions of width and height.
 
-    Every connected part is an object of its own: YOLO has no object of several parts. A hole is cut out by a slit of no
-    width (`diffup.formats.contours.polygons`); a program that also draws the outline marks the pixels along the slit.
+    Every connected component is an object of its own, since YOLO has no objects of several parts. A hole is connected
+    to the outline by a slit of zero width (`diffup.formats.contours.polygons`); a program that also draws the outline
+    marks the pixels along the slit.
 
     Args:
-        labels: a label map (H, W) of integers, 0 being the background, or masks (H, W) of type bool.
-        class_ids: YOLO's class number, from 0 on, of label i + 1 or of mask i.
-        tolerance: how far, in pixels, outlines may be off; 0 is exact.
+        labels: label map, (H, W) integers with 0 for the background; or masks, (H, W) bool each.
+        class_ids: YOLO's class number, from 0, of each label (label i + 1 has `class_ids[i]`) or of each mask.
+        tolerance: greatest distance in pixels between polygon and exact outline; 0 is exact.
 
     Returns:
-        One line for every connected part, none for an image without any: an empty file is YOLO's way to say so.
+        One line for every connected component; none for an image without objects, whose label file is empty.
 
     Raises:
-        FormatError: labels of another form, another number of class ids, or a negative tolerance.
+        FormatError: the labels have another form, there is another number of class ids, or the tolerance is negative.
+        MissingPackageError: scikit-image is not installed.
     """
     lines = []
     for class_id, mask in zip(class_ids, as_masks(labels, class_ids, "labels", "class_ids"), strict=True):

@@ -1,8 +1,8 @@
 """Annotations of support images, and what they say about each pixel.
 
 An image is annotated by a `Mask`, a `Box` (one or many), a `Scribble`, `Points`, or `None` (the image shows the class,
-nothing is known about where). Kinds may be mixed across the support images. All coordinates are pixels of the image
-that is annotated, x to the right and y down.
+but where is unknown). Kinds may be mixed across the support images. All coordinates are pixels of the annotated image,
+x to the right and y down.
 """
 
 from __future__ import annotations
@@ -28,23 +28,25 @@ from diffup.inputs.strokes import mark_discs, mark_polyline
 
 Polyline: TypeAlias = Sequence[tuple[float, float]] | npt.NDArray[Any]
 
-_WIDEST = 1e9  # of strokes, in pixels: beyond any image, and its square is still a number
+_WIDEST = 1e9  # greatest width of a stroke in pixels: beyond any image, and its square is still finite
 
 DEFAULT_STROKE = 0.02
-"""Width of a scribble and radius of a point where none is given, as a part of the image's shorter side."""
+"""Default width of a scribble and radius of a point, as a fraction of the image's shorter side."""
 
 
 @dataclass(frozen=True, eq=False, init=False)
 class Mask:
-    """The pixels of the class.
+    """The pixels of the class, from a mask of the image's own size.
 
-    Given is a path, the bytes of a file, a PIL image, a numpy array or a torch tensor of the image's own size: either
-    two values, the larger one being the class (bool, 0 and 1, 0 and 255, ...), or soft weights as floats in [0, 1].
-    `diffup.inputs.masks.read_mask` tells how colours, palettes and transparency count.
+    The mask holds either two values, the larger one being the class (bool, 0 and 1, 0 and 255, ...), or soft weights as
+    floats in [0, 1]. `diffup.inputs.masks.read_mask` documents how colours, palettes and transparency are read.
+
+    Args:
+        mask: path, bytes of an image file, PIL image, numpy array or torch tensor, of the image's size.
 
     Attributes:
-        mask: (H, W) float32 in [0, 1] on the CPU.
-        name: what error messages call it, such as "the mask 'dog.png'".
+        mask: (H, W) float32 in [0, 1] on the CPU, weight of the class.
+        name: name of the mask in error messages, such as "the mask 'dog.png'".
 
     Raises:
         AnnotationError: the mask cannot be read, has more than two values without being soft, or contains NaN.
@@ -66,7 +68,13 @@ class Box:
     """One box, `Box(10, 20, 200, 180)`, or several on one image, `Box([(10, 20, 200, 180), (220, 30, 300, 90)])`.
 
     A box is (x0, y0, x1, y1): its left, top, right and bottom edges in pixels, where the image spans from (0, 0) to
-    (width, height). `Box(0, 0, width, height)` is all of it, and x1 - x0 the box's width.
+    (width, height). `Box(0, 0, width, height)` is the whole image, and x1 - x0 is the box's width.
+
+    Args:
+        *box: four numbers, or a sequence or (N, 4) array of boxes.
+
+    Attributes:
+        boxes: the boxes (x0, y0, x1, y1) in pixels.
 
     Raises:
         AnnotationError: not four finite numbers per box, an inverted or empty box, no box at all, or fractions of the
@@ -91,13 +99,17 @@ class Box:
 class Scribble:
     """Strokes over the object: polylines, or an image of them.
 
+    Args:
+        strokes: one polyline [(x, y), ...], a list of polylines, or a stroke image in any form that `Mask` takes (an
+            array of shape (N, 2) is a polyline unless it is bool). A polyline of one vertex is a dot.
+        width: line width of the polylines in pixels; `None` is 2 % of the image's shorter side. Not used for a stroke
+            image.
+
     Attributes:
-        strokes: polylines, each an (N, 2) float64 array of (x, y), where (0, 0) is the centre of the top left pixel; or
-            an (H, W) float32 image in [0, 1]. Given are one polyline [(x, y), ...], a list of polylines, or a stroke
-            image in any form that `Mask` takes (an array of shape (N, 2) is a polyline unless it is bool). A polyline
-            of one vertex is a dot.
-        width: of the polylines, in pixels; `None` is 2 % of the image's shorter side. Not used for a stroke image.
-        name: what error messages call a stroke image.
+        strokes: polylines, each an (N, 2) float64 array of (x, y) in pixels, where (0, 0) is the centre of the top left
+            pixel; or an (H, W) float32 stroke image in [0, 1].
+        width: line width of the polylines in pixels, or `None`.
+        name: name of a stroke image in error messages.
 
     Raises:
         AnnotationError: neither polylines nor a readable stroke image, no vertex, NaN, a width that is not positive, or
@@ -122,9 +134,14 @@ class Scribble:
 class Points:
     """Clicks on the object: `Points([(x, y), ...])`, each marking a disc.
 
+    Args:
+        points: one (x, y) or several in pixels, a sequence or an (N, 2) array; (0, 0) is the centre of the top left
+            pixel.
+        radius: radius of the discs in pixels; `None` is 2 % of the image's shorter side.
+
     Attributes:
-        points: (x, y) in pixels; (0, 0) is the centre of the top left pixel.
-        radius: of the discs, in pixels; `None` is 2 % of the image's shorter side.
+        points: the clicks (x, y) in pixels.
+        radius: radius of the discs in pixels, or `None`.
 
     Raises:
         AnnotationError: not two finite numbers per point, no point at all, a radius that is not positive, or fractions
@@ -142,7 +159,7 @@ class Points:
 
 
 Annotation: TypeAlias = Mask | Box | Scribble | Points | None
-"""What may be known about where the class is in a support image; `None`: only that it is there."""
+"""Where the class is in a support image; `None`: the image shows the class, but where is unknown."""
 
 AnnotationLike: TypeAlias = Annotation | MaskLike
 """An annotation, or a mask in a form that `Mask` takes."""
@@ -150,12 +167,12 @@ AnnotationLike: TypeAlias = Annotation | MaskLike
 
 @dataclass(frozen=True, eq=False)
 class Regions:
-    """What an annotation says about each pixel of its image.
+    """Foreground and background weights of an annotation at each pixel of its image; the remainder to 1 is unknown.
 
     Attributes:
-        foreground: (H, W) float32 in [0, 1]: how far the pixel is known to be of the class.
-        background: (H, W) float32 in [0, 1]: how far it is known not to be. The rest is unknown.
-        annotated: whether the annotation tells any pixel from another. If not, saliency marks the class.
+        foreground: (H, W) float32 in [0, 1], weight of the class.
+        background: (H, W) float32 in [0, 1], weight of what is known not to be the class.
+        annotated: whether the annotation distinguishes any pixels. If not, saliency marks the class.
     """
 
     foreground: Tensor
@@ -169,8 +186,8 @@ class Support:
 
     Attributes:
         image: (3, H, W) float32 RGB in [0, 1].
-        annotation: as given, a loose mask having become a `Mask`.
-        regions: the annotation on the image's pixels.
+        annotation: the annotation, as an object of this module or `None`.
+        regions: foreground and background of the annotation at the image's pixels.
     """
 
     image: Tensor
@@ -181,12 +198,15 @@ class Support:
 def parse_annotation(
     value: AnnotationLike, argument: str = "annotation", size: tuple[int, int] | None = None
 ) -> Annotation:
-    """Understand loose input: a path, bytes, PIL image, numpy array or torch tensor is a mask; annotations stay.
+    """Turn what a user gives as an annotation into an annotation object.
+
+    A path, bytes, PIL image, numpy array or torch tensor becomes a `Mask`; an annotation object is returned unchanged.
 
     Args:
-        value: the annotation.
-        argument: what to call it in error messages.
-        size: (height, width) of its image in pixels, which a mask must have; None checks later, in `rasterise`.
+        value: annotation, or a mask in any form that `Mask` takes.
+        argument: name of the argument in error messages.
+        size: (height, width) of the annotated image in pixels, which a mask must have; with None, `rasterise` checks
+            it later.
 
     Returns:
         The annotation as an object of this module, or `None`.
@@ -208,20 +228,20 @@ def parse_annotation(
 
 
 def rasterise(annotation: Annotation, size: tuple[int, int], argument: str = "annotation") -> Regions:
-    """Bring an annotation to the pixels of its image.
+    """Rasterise an annotation: foreground and background weights at the pixels of its image.
 
-    A mask's background is the rest of the image. A box marks every pixel that it touches, the more the nearer to its
-    middle, since objects rarely reach into the corners; all outside of the boxes is background, and boxes that leave
-    nothing outside say as little as `None`. Scribbles and points say nothing about the other pixels. `None` marks the
-    whole image and no background; `diffup.priors.level.place` then takes what stands out of it for the class.
+    A mask's background is the rest of the image. A box weights every pixel that it touches, most in its middle, since
+    objects rarely reach into the corners; everything outside the boxes is background, and boxes that leave nothing
+    outside say as little as `None`. Scribbles and points say nothing about the other pixels. `None` marks the whole
+    image and no background; `diffup.priors.level.place` then marks the class by saliency.
 
     Args:
-        annotation: the annotation.
-        size: (height, width) of its image in pixels.
-        argument: what to call the annotation in error messages.
+        annotation: annotation object, or `None`.
+        size: (height, width) of the annotated image in pixels.
+        argument: name of the argument in error messages.
 
     Returns:
-        The foreground and the background, (height, width) each.
+        Foreground and background, (height, width) each.
 
     Raises:
         AnnotationError: a mask of another size, a box, point or vertex outside of the image, or no pixel marked.
@@ -252,23 +272,23 @@ def pair_supports(
     support: ImageLike | Sequence[ImageLike],
     annotation: AnnotationLike | Sequence[AnnotationLike] = None,
 ) -> list[Support]:
-    """Read the support images and their annotations and check that they fit.
+    """Read the support images and their annotations, and check that they match.
 
     Only lists and tuples hold several images or annotations; an array or a tensor is always a single one.
 
     Args:
-        support: one image or a list of images, as `read_image` takes them.
+        support: one image or a list of images, in any form that `diffup.inputs.images.read_image` takes.
         annotation: one annotation for one image, a list with one (or `None`) for each image, or `None` for all.
 
     Returns:
-        One item per support image.
+        One `Support` for each support image.
 
     Raises:
         ImageError: an image cannot be used; the message says which one, such as `support[1]`.
         AnnotationError: no support image, another number of annotations than of images, or an annotation that cannot
             be used; the message says which one, such as `annotation[2]`.
 
-    Warns (`UserWarning`) of masks that seem to be inverted: most of the image, all around a hole.
+    Warns (`UserWarning`) of masks that seem to be inverted: they mark most of the image, all around a hole.
     """
     images, image_names = _itemise(support, "support")
     if not images:
@@ -312,7 +332,7 @@ def _check_pixels(annotation: Annotation, size: tuple[int, int], argument: str) 
 
 
 def _itemise(value: Any, argument: str) -> tuple[list[Any], list[str]]:
-    """The items of a list or tuple, or the single thing that was given, and what error messages call each."""
+    """The items of a list or tuple, or a single value as a list of one, and the name of each in error messages."""
     if isinstance(value, list | tuple):
         return list(value), [f"{argument}[{index}]" for index in range(len(value))]
     return [value], [argument]
@@ -346,7 +366,7 @@ def _positive(value: float | None, kind: str, name: str) -> float | None:
 
 
 def _read_strokes(strokes: Any) -> tuple[npt.NDArray[np.float64], ...] | Tensor:
-    """Tell one polyline, several and a stroke image apart."""
+    """Read strokes as one polyline, several polylines or a stroke image."""
     if isinstance(strokes, str | os.PathLike | bytes | Image.Image):
         return read_mask(strokes, "Scribble")
     if isinstance(strokes, np.ndarray | Tensor):
@@ -398,7 +418,7 @@ def _fill_boxes(annotation: Box, size: tuple[int, int], argument: str) -> Region
 
 
 def _bump(pixels: int) -> Tensor:
-    """Weights along a side of a box: a parabola, 1 in the middle and 0 at the edges."""
+    """Weights along a side of a box of so many pixels: a parabola, 1 in the middle and 0 at the edges."""
     middles = (torch.arange(pixels) + 0.5) / pixels * 2 - 1
     return 1 - middles.square()
 

@@ -1,4 +1,4 @@
-"""Numbers that are no pixel coordinates: fractions of an image, and numbers without a word of what they are."""
+"""Detection of numbers that are not pixel coordinates: fractions of an image, and bare lists of numbers."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import numpy.typing as npt
 from diffup.errors import AnnotationError
 from diffup.inputs.images import describe
 
-_SLACK = 1e-3  # by which fractions may leave [0, 1]: programs round
-_TINY = 3  # pixels a side, of images in which the first pixel is a likely place
+_SLACK = 1e-3  # how far fractions may leave [0, 1]: programs round
+_TINY = 3  # side in pixels of an image in which coordinates may well lie within the first pixel
 
 
 def check_not_fractions(table: npt.NDArray[np.float64], kind: str) -> None:
     """Refuse numbers that can only be fractions of an image: all within [0, 1], and not all of them whole.
 
     Args:
-        table: (N, 2 | 4) coordinates of a whole annotation.
-        kind: of the annotation, such as "Box".
+        table: (N, 2 | 4) coordinates of one annotation.
+        kind: kind of the annotation in error messages, such as "Box".
 
     Raises:
-        AnnotationError: they can.
+        AnnotationError: the numbers are fractions.
     """
     if _within_first_pixel(table) and (table != np.rint(table)).any():
         raise AnnotationError(f"{kind}: {_fractions(table, kind)}.")
@@ -32,13 +32,13 @@ def check_beyond_first_pixel(table: npt.NDArray[np.float64], kind: str, size: tu
     """Refuse whole numbers that all lie within the first pixel of a larger image; a single position is a click.
 
     Args:
-        table: (N, 2 | 4) coordinates of a whole annotation.
-        kind: of the annotation, such as "Box".
-        size: (height, width) of its image in pixels.
-        argument: what to call the annotation in error messages.
+        table: (N, 2 | 4) coordinates of one annotation in pixels.
+        kind: kind of the annotation in error messages, such as "Box".
+        size: (height, width) of the annotated image in pixels.
+        argument: name of the argument in error messages.
 
     Raises:
-        AnnotationError: they do.
+        AnnotationError: all of them lie within the first pixel.
     """
     if min(size) > _TINY and table.size > 2 and _within_first_pixel(table):
         shape = f" (the image has {size[1]} x {size[0]} pixels, width x height)"
@@ -46,7 +46,15 @@ def check_beyond_first_pixel(table: npt.NDArray[np.float64], kind: str, size: tu
 
 
 def kind_of_numbers(value: object) -> str:
-    """What loose numbers of a list or tuple seem to be and how to write that, or nothing."""
+    """Guess what a bare list or tuple of numbers is meant to be.
+
+    Args:
+        value: value that was given as an annotation.
+
+    Returns:
+        Text for an error message that shows how to write it as a `Box`, `Points` or `Scribble`; empty if `value` is
+        something else.
+    """
     if not isinstance(value, list | tuple):
         return ""
     rows = value if value and all(isinstance(row, list | tuple) for row in value) else [value]

@@ -1,4 +1,4 @@
-"""Images in whatever form the user has them, as float tensors in [0, 1]; or an error that says what is wrong."""
+"""Reading images of any common form as float tensors in [0, 1], or an error that says what is wrong."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ ImageLike: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | npt.NDArra
 (1 | 3 | 4, H, W)."""
 
 MAX_PIXELS = 2**26
-"""Largest image that is read unless the caller allows more: 8192 x 8192, 0.8 GB as a float tensor."""
+"""Most pixels of an image that is read unless the caller allows more: 8192 x 8192, 0.8 GB as a float tensor."""
 
 ROUNDING = 1e-4
-"""How far floats may leave [0, 1] and are still clipped, not refused: resizing makes such errors."""
+"""How far floats may leave [0, 1] and still be clipped instead of refused: resizing makes such errors."""
 
 _SIXTEEN_BIT = 65535
-_SHALLOW = (8, 10, 12, 14)  # bits of cameras and scanners whose values are stored in 16
+_SHALLOW = (8, 10, 12, 14)  # bit depths of cameras and scanners that store their values in 16 bits
 _LOST_BITS = "diffup: Pillow has read the upper 8 of 16 bits"  # a note among `Image.info`
 _LATE = ("ICO", "ICNS")  # formats whose size is known only when they are decoded
 _BAND = 256  # rows of an image that are converted at a time
@@ -36,9 +36,12 @@ _NOT_DECODED = (*_PROGRAMS, "BUFR", "GRIB", "HDF5", "MPEG")  # Pillow only recog
 
 
 def is_image_name(name: str | os.PathLike[str]) -> bool:
-    """Whether a file's ending, in lower or upper case, is one of a format that `read_image` reads.
+    """Whether a file name has the suffix, in lower or upper case, of a format that `read_image` reads.
 
-    The endings are those that Pillow knows, with the plugins that are registered when this is called.
+    The suffixes are those that Pillow knows, with the plugins that are registered at the time of the call.
+
+    Args:
+        name: file name or path.
     """
     Image.init()
     suffix = Path(name).suffix.lower()
@@ -52,10 +55,9 @@ def read_image(
 ) -> Tensor:
     """Read an image as RGB.
 
-    Files and PIL images are turned as their EXIF orientation says; of an animation the first frame is taken. Grey is
+    Files and PIL images are rotated as their EXIF orientation says; of an animation the first frame is read. Grey is
     repeated over the three channels; integers are divided by the largest value of their type, or by `white`.
-    Transparent pixels are blended with white, as a viewer shows them (dropping alpha would uncover colours that nobody
-    has seen).
+    Transparent pixels are blended with white, as a viewer shows them (dropping alpha would uncover hidden colours).
 
     Warns (`UserWarning`) of an image of type uint16 whose values end far below 65535: cameras and scanners store 10, 12
     or 14 bits in 16, and such a picture comes out nearly black unless `white` is given.
@@ -64,13 +66,13 @@ def read_image(
         source: path, bytes of an image file, PIL image, numpy array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), or
             torch tensor (H, W), (1, H, W), (3, H, W) or (4, H, W). Arrays and tensors are uint8, uint16 or floats in
             [0, 1].
-        argument: what to call the image in error messages.
-        max_pixels: larger images are refused before they are decoded.
-        white: value of white, such as 4095 for 12 bits; integers of any type are then allowed, and floats up to it. By
-            default the largest value of the type, or 1 for floats.
+        argument: name of the image in error messages.
+        max_pixels: most pixels of the image; a larger one is refused before it is decoded.
+        white: pixel value of white, such as 4095 for 12 bits; integers of any type are then allowed, and floats up to
+            it. By default the largest value of the type, or 1 for floats.
 
     Returns:
-        (3, H, W) float32 in [0, 1] on the CPU, in memory of its own.
+        (3, H, W) float32 RGB in [0, 1] on the CPU, in memory of its own.
 
     Raises:
         ImageError: the file is missing, damaged or not an image; the image is empty or larger than `max_pixels`; its
@@ -98,11 +100,11 @@ def read_image(
 
 
 def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize bilinearly, with antialiasing when shrinking.
+    """Resize an image bilinearly, with antialiasing when shrinking.
 
     Args:
         image: (3, H, W) in [0, 1].
-        size: the new (height, width) in pixels.
+        size: new (height, width) in pixels.
 
     Returns:
         (3, height, width) in [0, 1].
@@ -114,7 +116,7 @@ def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def to_bytes(image: Tensor) -> npt.NDArray[np.uint8]:
-    """Turn a (3, H, W) image in [0, 1] into (H, W, 3) of uint8, some rows at a time to spare memory."""
+    """Turn a (3, H, W) image in [0, 1] into an (H, W, 3) uint8 array, some rows at a time to save memory."""
     pixels = np.empty((image.shape[1], image.shape[2], 3), dtype=np.uint8)
     for top in range(0, image.shape[1], _BAND):
         band = (image[:, top : top + _BAND].detach().cpu().float().clamp(0.0, 1.0) * 255).round_().to(torch.uint8)
@@ -133,15 +135,15 @@ def open_image(
     """Decode a file or a PIL image, checking its size first, and apply its EXIF orientation.
 
     Args:
-        source: path, bytes of a file, or PIL image; the latter is left as it is.
-        argument: what to call the image in error messages.
-        max_pixels: larger images are refused before they are decoded.
+        source: path, bytes of an image file, or PIL image, which is not changed.
+        argument: name of the image in error messages.
+        max_pixels: most pixels of the image; a larger one is refused before it is decoded.
 
     Returns:
-        The decoded image in its own mode, and the format of its file ("PNG", "JPEG", ...; `None` where unknown).
+        The decoded image in its own mode, and the format of its file ("PNG", "JPEG", ...; `None` if unknown).
 
     Raises:
-        ImageError: see `read_image`.
+        ImageError: the file is missing, damaged or not an image, or the image is empty or larger than `max_pixels`.
     """
     if isinstance(source, Image.Image):
         return _decode(source, source, argument, max_pixels)
@@ -169,15 +171,18 @@ def open_image(
 def upright_size(
     source: str | os.PathLike[str] | bytes | Image.Image, argument: str, max_pixels: int = MAX_PIXELS
 ) -> tuple[int, int]:
-    """(height, width) of an image as `read_image` would turn it, from its header wherever that says enough.
+    """Size of an image after its EXIF orientation is applied, from the header alone wherever that is enough.
 
     Args:
-        source: path, bytes of a file, or PIL image.
-        argument: what to call the image in error messages.
-        max_pixels: larger images are refused.
+        source: path, bytes of an image file, or PIL image.
+        argument: name of the image in error messages.
+        max_pixels: most pixels of the image.
+
+    Returns:
+        (height, width) in pixels, that of the image that `read_image` returns.
 
     Raises:
-        ImageError: there is no such file, its header cannot be read, or it is larger than `max_pixels`.
+        ImageError: there is no such file, its header cannot be read, or the image is larger than `max_pixels`.
     """
     try:
         if isinstance(source, Image.Image):
@@ -194,7 +199,7 @@ def upright_size(
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
-    """(height, width) once decoded and turned by `ImageOps.exif_transpose`, which goes by `getexif` too."""
+    """(height, width) after decoding and `ImageOps.exif_transpose`, which reads the orientation from `getexif` too."""
     if image.format in _LATE:
         image.load()
     if image.getexif().get(ExifTags.Base.Orientation, 1) not in (5, 6, 7, 8):
@@ -215,7 +220,7 @@ def _existing(source: str | os.PathLike[str], argument: str) -> Path:
 
 
 def describe(value: object) -> str:
-    """Say in a few words what was given, for error messages: type, shape, data type, path."""
+    """Describe a value in a few words for error messages: type, shape, data type, path."""
     if isinstance(value, Image.Image):
         return f"a PIL image of mode {value.mode} and {value.width} x {value.height} pixels"
     if isinstance(value, np.ndarray):
@@ -231,7 +236,15 @@ def describe(value: object) -> str:
 
 
 def check_dense(tensor: Tensor, argument: str) -> None:
-    """Raise ImageError for a tensor without plain values: sparse, quantised, complex or on the device `meta`."""
+    """Check that a tensor holds plain real values.
+
+    Args:
+        tensor: image or mask.
+        argument: name of the tensor in error messages.
+
+    Raises:
+        ImageError: the tensor is sparse, quantised, complex or on the device `meta`.
+    """
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex() or tensor.is_meta:
         raise ImageError(
             f"{argument}: expected a dense tensor of real numbers, got {describe(tensor)} ({tensor.layout})."
@@ -245,7 +258,7 @@ def _reason(error: Exception) -> str:
 def _decode(
     image: Image.Image, source: str | os.PathLike[str] | bytes | Image.Image, argument: str, max_pixels: int
 ) -> tuple[Image.Image, str | None]:
-    """Check the size that the header states, then decode and turn upright."""
+    """Check the size that the header states, then decode and apply the EXIF orientation."""
     _check_size(image.height, image.width, source, argument, max_pixels)
     if image.format in _PROGRAMS:
         raise ImageError(
@@ -272,7 +285,7 @@ def _is_sixteen_bit(image: Image.Image) -> bool:
 
 
 def _check_lost_bits(image: Image.Image, source: object, argument: str, white: float | None) -> None:
-    """Of colours of 16 bits Pillow hands over the upper 8: a picture of 12 bits would have 16 steps, nearly black."""
+    """Refuse or warn of 16-bit colours, of which Pillow reads the upper 8 bits: 12 bits would become 16 dark steps."""
     if _LOST_BITS not in image.info:
         return
     if white is not None:
@@ -294,7 +307,7 @@ def _check_white(white: object, argument: str) -> None:
 
 
 def _warn_of_shallow(top: int, remedy: str) -> None:
-    """Warn of 16-bit values that end at `top`, far below white. The text is one per depth: Python shows it once."""
+    """Warn of 16-bit values whose maximum, `top`, is far below white; one text per depth, so Python shows it once."""
     bits = next(bits for bits in _SHALLOW if top < 2**bits)
     white = 2**bits - 1
     warnings.warn(
@@ -378,7 +391,7 @@ def _check_layout(tensor: Tensor, source: ImageLike, argument: str, max_pixels: 
 
 
 def _to_unit_floats(tensor: Tensor, source: ImageLike, argument: str, white: float | None) -> Tensor:
-    """Floats in [0, 1] of any admitted pixel type."""
+    """Convert pixels of any accepted type to floats in [0, 1]."""
     if white is not None and tensor.dtype != torch.bool:
         return _checked_floats(tensor.to(torch.float32) / white, source, argument, white)
     if tensor.dtype in (torch.uint8, torch.uint16):
@@ -396,7 +409,7 @@ def _to_unit_floats(tensor: Tensor, source: ImageLike, argument: str, white: flo
 
 
 def _checked_floats(tensor: Tensor, source: ImageLike, argument: str, white: float | None) -> Tensor:
-    """Floats within [0, 1] but for rounding errors, which are clipped; others are refused."""
+    """Clip floats that leave [0, 1] by rounding errors, and refuse others."""
     if not torch.isfinite(tensor).all():
         raise ImageError(f"{argument}: {describe(source)} contains NaN or infinity. Remove them.")
     low, high = tensor.min().item(), tensor.max().item()

@@ -1,4 +1,4 @@
-"""Masks in whatever form the user has them, as weights in [0, 1]; or an error that says what is wrong."""
+"""Reading masks of any common form as weights in [0, 1], or an error that says what is wrong."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ MaskLike: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | npt.NDArray
 """A path, the bytes of a file, a PIL image, a numpy array (H, W), (H, W, 1 | 3 | 4) or a torch tensor (H, W),
 (1 | 3 | 4, H, W)."""
 
-_LOSSY = ("JPEG", "MPO")  # their masks are grey at the edges and can be nothing but black and white
-_MAX_GREY = 0.05  # part of such a mask that may be neither dark nor bright
-_LABELS = 256  # an index mask has no more; a photo with its background removed has more colours
+_LOSSY = ("JPEG", "MPO")  # formats with grey edges, so that a mask can only be black and white
+_MAX_GREY = 0.05  # greatest fraction of such a mask that is neither dark nor bright
+_LABELS = 256  # most labels of an index mask; a photo with its background removed has more colours
 _FEW = 16
-_MOSTLY = 0.8  # part of a JPEG of classes that is near to one of their greys
-_ALL_BUT = 0.995  # of the image, at most, that an inverted mask marks: what is left out is more than a speck
-_BORDER = 0.98  # of the border of the image, at least, that it marks
-_COMPACT = 0.3  # of the box around what it leaves out, at least, that the hole fills
-_SHOWN = 6  # classes in an error message
+_MOSTLY = 0.8  # least fraction of a JPEG index mask whose grey is close to that of a class
+_ALL_BUT = 0.995  # greatest fraction of the image that an inverted mask marks: the hole is more than a speck
+_BORDER = 0.98  # least fraction of the image's border that an inverted mask marks
+_COMPACT = 0.3  # least fraction of its bounding box that the hole fills
+_SHOWN = 6  # most classes in an error message
 
 
 def read_mask(source: MaskLike, argument: str = "mask", size: tuple[int, int] | None = None) -> Tensor:
@@ -36,26 +36,26 @@ def read_mask(source: MaskLike, argument: str = "mask", size: tuple[int, int] | 
     - Two values: the larger one is the class (bool, 0 and 1, 0 and 255, ...). One value: the class everywhere,
       unless it is 0.
     - Floats in [0, 1] are weights.
-    - More values are refused: an index mask holds several classes, and which one is meant is not for us to guess.
-    - Transparency that varies is the mask, opaque being the class, if what is opaque has one colour or is a photo.
+    - More values are refused: an index mask holds several classes, and none of them is guessed.
+    - Transparency that varies is the mask, opaque being the class, if the opaque part has one colour or is a photo.
       Several colours or indices are several classes and refused.
     - Colours: black and one other colour; or red = green = blue, which counts as grey.
-    - A palette's indices are the values, but a palette of black and one other colour is taken by its colours.
-    - JPEG files must be black and white, and are cut between: their edges are never clean.
+    - A palette's indices are the values, but a palette of black and one other colour is read by its colours.
+    - JPEG files must be black and white, and are cut at half of white: their edges are never clean.
 
     Args:
-        source: path, bytes of a file, PIL image, numpy array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), or torch tensor
-            (H, W), (1, H, W), (3, H, W) or (4, H, W).
-        argument: what to call the mask in error messages.
-        size: (height, width) of its image in pixels; checked first, since a mask that was resized with its image is no
-            longer two-valued.
+        source: path, bytes of an image file, PIL image, numpy array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), or torch
+            tensor (H, W), (1, H, W), (3, H, W) or (4, H, W).
+        argument: name of the mask in error messages.
+        size: (height, width) of the annotated image in pixels; checked first, since a mask that was resized with its
+            image is no longer two-valued. None is not checked.
 
     Returns:
         (H, W) float32 in [0, 1] on the CPU, in memory of its own. It may be all zeros.
 
     Raises:
-        AnnotationError: none of the above, of another size than `size`, NaN, empty, larger than
-            `diffup.inputs.images.MAX_PIXELS`, or an unreadable file.
+        AnnotationError: the mask has none of these forms or another size than `size`, contains NaN, is empty, is larger
+            than `diffup.inputs.images.MAX_PIXELS`, or is an unreadable file.
     """
     pixels = _pixels_of(source, argument, size)
     if pixels.dtype.kind not in "buif":
@@ -67,16 +67,16 @@ def read_mask(source: MaskLike, argument: str = "mask", size: tuple[int, int] | 
 
 
 def check_mask_size(shape: Sequence[int], size: tuple[int, int], what: str, argument: str) -> None:
-    """Refuse a mask of another size than its image.
+    """Check that a mask has the size of its image.
 
     Args:
         shape: (height, width) of the mask in pixels.
-        size: (height, width) of its image in pixels.
-        what: the mask, such as "the mask 'dog.png'".
-        argument: what to call the annotation in error messages.
+        size: (height, width) of the annotated image in pixels.
+        what: name of the mask in error messages, such as "the mask 'dog.png'".
+        argument: name of the argument in error messages.
 
     Raises:
-        AnnotationError: they differ.
+        AnnotationError: the sizes differ.
     """
     height, width = shape[0], shape[1]
     if (height, width) == size:
@@ -96,12 +96,12 @@ def check_mask_size(shape: Sequence[int], size: tuple[int, int], what: str, argu
 
 
 def name_mask(source: object) -> str:
-    """What to call a mask in error messages: by its file where it has one."""
+    """Name of a mask in error messages: "the mask", with its path if it was given as one."""
     return f"the mask {describe(source)}" if isinstance(source, str | os.PathLike) else "the mask"
 
 
 def bounding_box(mask: npt.NDArray[np.bool_]) -> tuple[int, int, int, int] | None:
-    """The edges (x0, y0, x1, y1) of the smallest box around an (H, W) mask, in pixels; `None` if it is empty."""
+    """Bounding box of an (H, W) mask: its edges (x0, y0, x1, y1) in pixels; `None` if the mask is empty."""
     if not mask.any():
         return None
     columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
@@ -109,7 +109,7 @@ def bounding_box(mask: npt.NDArray[np.bool_]) -> tuple[int, int, int, int] | Non
 
 
 def seems_inverted(mask: Tensor) -> bool:
-    """Whether an (H, W) mask is most of its image, all around, and leaves a compact hole: an object, left out."""
+    """Whether an (H, W) mask in [0, 1] marks most of its image and border, and leaves a compact hole: the object."""
     marked = mask.numpy() > 0.5
     border = np.concatenate([marked[0], marked[-1], marked[:, 0], marked[:, -1]])
     hole = bounding_box(~marked)
@@ -120,7 +120,7 @@ def seems_inverted(mask: Tensor) -> bool:
 
 
 def _pixels_of(source: MaskLike, argument: str, size: tuple[int, int] | None) -> npt.NDArray[Any]:
-    """(H, W) values or (H, W, 1 | 3 | 4) colours of any source, its size checked."""
+    """Read (H, W) values or (H, W, 1 | 3 | 4) colours from any source, and check its size."""
     if isinstance(source, Tensor | np.ndarray):
         pixels = _tensor_to_array(source, argument) if isinstance(source, Tensor) else source
         if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (1, 3, 4)):
@@ -155,7 +155,7 @@ def _pixels_of(source: MaskLike, argument: str, size: tuple[int, int] | None) ->
 
 
 def _other_than_a_mask(pixels: npt.NDArray[Any]) -> str:
-    """What an array that cannot be a mask may be."""
+    """End of an error message: what an array that cannot be a mask may be instead."""
     if pixels.shape == (4,):
         return f"If it is a box, give Box({', '.join(map(str, pixels.tolist()))})."
     if pixels.shape == (2,):
@@ -196,7 +196,7 @@ def _pil_to_values(image: Image.Image, file_format: str | None, source: MaskLike
 
 
 def _cut_lossy(colours: npt.NDArray[np.uint8], source: MaskLike, argument: str) -> npt.NDArray[np.bool_]:
-    """A black and white JPEG, whose compression blurs edges, cut at half of white; others are refused."""
+    """Threshold a black and white JPEG, whose compression blurs edges, at half of white; others are refused."""
     only = f"{argument}: a JPEG file is taken as a mask only if it is black and white, and {describe(source)}"
     if (np.ptp(colours, axis=2) > 64).sum() > _FEW:
         raise AnnotationError(f"{only} is coloured. Is it the photo? Save masks as PNG, one class each.")
@@ -218,7 +218,7 @@ def _cut_lossy(colours: npt.NDArray[np.uint8], source: MaskLike, argument: str) 
 
 
 def _flat_levels(grey: npt.NDArray[np.uint8]) -> list[int]:
-    """Greys that an image has areas of, in ascending order: what is left of a class where no edge blurs it.
+    """Grey levels that fill areas of an image, in ascending order: those of classes away from blurred edges.
 
     An area is at least four 3 x 3 neighbourhoods without contrast. The rings that compression draws around edges
     have more contrast than that, or are nearer to black or white.
@@ -274,7 +274,7 @@ def _flatten_colours(pixels: npt.NDArray[Any], source: MaskLike, argument: str) 
 
 
 def _alpha_values(pixels: npt.NDArray[Any], source: MaskLike, argument: str) -> npt.NDArray[Any]:
-    """The transparency of (H, W, 4) pixels as weights, if nothing else could be the mask."""
+    """The alpha channel of (H, W, 4) pixels as weights, unless their colours could be the mask instead."""
     white = {"f": 1, "b": 1}.get(pixels.dtype.kind, 65535 if pixels.dtype == np.uint16 else 255)
     alpha = pixels[..., 3]
     steps = np.unique(alpha)
@@ -312,7 +312,7 @@ def _check_one_class(opaque: npt.NDArray[Any], source: MaskLike, argument: str) 
 
 
 def _is_photo(counts: Sequence[int]) -> bool:
-    """Whether colours of so many pixels each are those of a photo rather than of classes."""
+    """Whether colours with these pixel counts are those of a photo rather than of classes."""
     pixels = sum(counts)
     if len(counts) <= _LABELS:
         return len(counts) > _FEW and 2 * len(counts) > pixels  # a tiny one, nearly each pixel of its own colour
@@ -321,7 +321,7 @@ def _is_photo(counts: Sequence[int]) -> bool:
 
 
 def _count_colours(colours: npt.NDArray[Any]) -> list[tuple[Any, int]]:
-    """How many pixels each colour of (N, 3) has, in ascending order of the colours."""
+    """Pixel count of each distinct colour in (N, 3), in ascending order of the colours."""
     if colours.dtype.kind == "u" and colours.dtype.itemsize <= 2:  # as one number each: a hundred times faster
         packed = (colours.astype(np.uint64) << np.array([32, 16, 0], dtype=np.uint64)).sum(axis=1)
         found, counts = np.unique(packed, return_counts=True)
@@ -332,14 +332,14 @@ def _count_colours(colours: npt.NDArray[Any]) -> list[tuple[Any, int]]:
 
 
 def _listed(classes: Sequence[tuple[Any, int]]) -> str:
-    """Values and their pixels for error messages, the first or, of many, the most frequent."""
+    """Values and their pixel counts as text for error messages; of many values, the most frequent."""
     shown = sorted(classes, key=lambda item: -item[1])[:_SHOWN] if len(classes) > _SHOWN else classes
     parts = [f"{value} ({count} pixel{'s' if count > 1 else ''})" for value, count in shown]
     return ", ".join(parts) + (f" and {len(classes) - _SHOWN} more" if len(classes) > _SHOWN else "")
 
 
 def _array_of(source: MaskLike, name: str = "colours") -> str:
-    """How to come by the array that a remedy speaks of."""
+    """Code that makes the array which an error message's remedy uses."""
     if isinstance(source, np.ndarray):
         return f"`{name}` the array"
     if isinstance(source, Tensor):
@@ -349,7 +349,7 @@ def _array_of(source: MaskLike, name: str = "colours") -> str:
 
 
 def _to_weights(values: npt.NDArray[Any], source: MaskLike, argument: str) -> npt.NDArray[np.float32]:
-    """(H, W) float32 in [0, 1] of bool, two-valued or soft values."""
+    """Turn (H, W) bool, two-valued or soft values into float32 weights in [0, 1]."""
     if values.dtype == np.bool_:
         return values.astype(np.float32)
     low, high = values.min(), values.max()
@@ -376,7 +376,7 @@ def _check_scale(values: npt.NDArray[Any], high: float, source: MaskLike, argume
 
 
 def _several_values(values: npt.NDArray[Any], source: MaskLike) -> str:
-    """What to say of a mask of more than two values, the likeliest cause first."""
+    """Error message for a mask of more than two values, the likeliest cause first."""
     labels, counts = np.unique(values, return_counts=True)
     low, high = labels[0], labels[-1]
     if values.dtype.kind == "f" and (labels != np.rint(labels)).any():

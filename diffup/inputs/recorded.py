@@ -1,8 +1,8 @@
-"""What other programs recorded: texts, JSON and paths as Windows, macOS and Linux write them.
+"""Reading what other programs wrote: texts, JSON, and paths as Windows, macOS and Linux write them.
 
-A recorded path may have back-slashes, a drive or the folders of another machine, stand in a URL, be composed otherwise
-(NFC or NFD) or differ in letter case: file systems of Windows and macOS take such names for the same. It is looked up
-in the files that are there; where two of them fit equally well, none is chosen.
+A recorded path may have backslashes, a drive or the folders of another machine, be part of a URL, have another Unicode
+form (NFC or NFD) or another letter case: file systems of Windows and macOS treat such names as the same. It is matched
+with the existing files; if two of them match equally well, none is chosen.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")  # of two letters at least: 
 
 
 def read_text(path: str | os.PathLike[str], error: type[DiffUpError] = FormatError) -> str:
-    """The text of a file, UTF-8, or what the byte order mark at its start says.
+    """Read a text file in UTF-8, or in the encoding that its byte order mark names.
 
     Args:
         path: the file.
-        error: exception to raise.
+        error: type of the exception to raise.
 
     Raises:
-        error: the file cannot be read or is encoded otherwise.
+        error: the file cannot be read or has another encoding.
     """
     try:
         content = Path(path).read_bytes()
@@ -56,14 +56,14 @@ def read_text(path: str | os.PathLike[str], error: type[DiffUpError] = FormatErr
 
 
 def read_json(path: str | os.PathLike[str], error: type[DiffUpError] = FormatError) -> dict[str, Any]:
-    """The object that a JSON file holds.
+    """Read a JSON file that holds an object.
 
     Args:
         path: the file.
-        error: exception to raise.
+        error: type of the exception to raise.
 
     Raises:
-        error: the file cannot be read, is not JSON or holds something else than an object.
+        error: the file cannot be read, is not JSON or holds something other than an object.
     """
     text = read_text(path, error)
     try:
@@ -77,30 +77,30 @@ def read_json(path: str | os.PathLike[str], error: type[DiffUpError] = FormatErr
 
 @functools.cache
 def image_endings() -> frozenset[str]:
-    """Endings of the image files that Pillow reads, in small letters."""
+    """Suffixes of the image files that Pillow reads, in lower case, such as ".jpg"."""
     Image.init()
     readable = set(Image.OPEN) - set(_NO_PHOTOS)
     return frozenset(ending for ending, name in Image.registered_extensions().items() if name in readable)
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file name has the ending of an image, in small or capital letters, and is not hidden."""
+    """Whether a file name has the suffix of an image, in lower or upper case, and is not hidden."""
     return PurePosixPath(name).suffix.lower() in image_endings() and not name.startswith(".")
 
 
 def without_ending(name: str) -> str:
-    """A name without the ending of an image file; another ending, such as that of `img.2024`, stays."""
+    """A name without the suffix of an image file; another suffix, such as that of `img.2024`, stays."""
     suffix = PurePosixPath(name).suffix
     return name.removesuffix(suffix) if suffix.lower() in image_endings() else name
 
 
 def composed(name: str) -> str:
-    """A name with accents as one character each (NFC), as most systems write it; macOS takes them apart."""
+    """A name in the Unicode form NFC, accented letters as one character, as most systems write it; macOS uses NFD."""
     return unicodedata.normalize("NFC", name)
 
 
 def same_name(name: str) -> str:
-    """What names have in common that Windows and macOS take for the same."""
+    """A key that is equal for names which Windows and macOS treat as the same: NFC, case folded."""
     return composed(composed(name).casefold())
 
 
@@ -110,14 +110,14 @@ def _same_but_ending(name: str) -> str:
 
 
 _LIKENESS: tuple[Callable[[str], str], ...] = (str, composed, _same_but_ending, same_name)
-"""How two names may be the same, strictest first."""
+"""Keys by which two names may be the same, strictest first."""
 
 
 class Names:
-    """Names that are found although they were recorded in another form.
+    """File names, found by a name in another Unicode form or letter case.
 
     Args:
-        names: the names.
+        names: existing names.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
@@ -127,7 +127,14 @@ class Names:
                 found.setdefault(key(name), []).append(name)
 
     def like(self, name: str) -> list[str]:
-        """The names that are this one by the strictest rule that any fits; several where the rule cannot tell."""
+        """Find the names that match a recorded one by the strictest rule that any name meets.
+
+        Args:
+            name: recorded name.
+
+        Returns:
+            The matching names; several if the rule does not distinguish them, none if no rule is met.
+        """
         for found, key in zip(self._found, _LIKENESS, strict=True):
             if key(name) in found:
                 return found[key(name)]
@@ -135,12 +142,12 @@ class Names:
 
 
 class Files:
-    """The files below a folder, found by the paths that programs recorded for them.
+    """The files below a folder, found by paths that other programs recorded.
 
-    Folders are listed once, when they are first looked at.
+    Each folder is listed once, when it is first searched.
 
     Args:
-        folder: what relative paths start from.
+        folder: folder that relative paths start from.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -148,19 +155,19 @@ class Files:
         self._listed: dict[Path, Names] = {}
 
     def find(self, recorded: str | os.PathLike[str], argument: str, error: type[DiffUpError] = FormatError) -> Path:
-        r"""The file that a recorded path means.
+        r"""Find the file that a recorded path means.
 
-        As it stands it is taken where it is a file. Else its names are looked up in the folder in the forms that
-        Windows and macOS take for the same; and where the whole path is not there, its ends are, since the folders of
-        another machine mean nothing here: of `C:\data\img\a.png` `data/img/a.png`, `img/a.png` and `a.png`.
+        The path is used unchanged if it is a file. Else its parts are looked up in the folder in the forms that Windows
+        and macOS treat as the same; and if the whole path does not exist, its ends are tried, since the folders of
+        another machine mean nothing here: for `C:\data\img\a.png` these are `data/img/a.png`, `img/a.png` and `a.png`.
 
         Args:
-            recorded: the path.
-            argument: what to call it in error messages.
-            error: exception to raise.
+            recorded: path as it was recorded.
+            argument: name of the path in error messages.
+            error: type of the exception to raise.
 
         Raises:
-            error: there is no such file, or several fit.
+            error: there is no such file, or several match.
         """
         path = self.search(recorded, argument, error)
         if path is None:
@@ -173,10 +180,18 @@ class Files:
     def search(
         self, recorded: str | os.PathLike[str], argument: str, error: type[DiffUpError] = FormatError
     ) -> Path | None:
-        """As `find`, but `None` where there is no such file.
+        """Find the file that a recorded path means, by the rules of `find`.
+
+        Args:
+            recorded: path as it was recorded.
+            argument: name of the path in error messages.
+            error: type of the exception to raise.
+
+        Returns:
+            The file's path; `None` if there is no such file.
 
         Raises:
-            error: several fit.
+            error: several files match.
         """
         text = os.fspath(recorded)
         if self._exact(text):
@@ -202,7 +217,7 @@ class Files:
         return _is_file(self.folder / text)
 
     def _below(self, parts: tuple[str, ...]) -> list[Path]:
-        """The files of these names below the folder, one folder within the other."""
+        """The existing files below the folder whose path has these parts."""
         places = [self.folder]
         for index, part in enumerate(parts):
             like = self._files_like if index == len(parts) - 1 else self._like
@@ -221,11 +236,11 @@ class Files:
 
 
 class Pictures(Files):
-    """The image files below a folder, found by their names with or without the ending.
+    """The image files below a folder, found by their names with or without the suffix.
 
     Args:
-        folder: what names start from.
-        endings: endings of the files, in small letters; capitals are found too.
+        folder: folder that names start from.
+        endings: suffixes of the files in lower case, such as ".jpg"; upper case is found too.
     """
 
     def __init__(self, folder: str | os.PathLike[str], endings: Collection[str]) -> None:
@@ -234,7 +249,7 @@ class Pictures(Files):
         self._stems: dict[Path, tuple[dict[str, list[str]], Names]] = {}
 
     def names(self) -> list[str]:
-        """Names, without endings, of the files that lie in the folder itself, sorted."""
+        """Names, without suffixes, of the files directly in the folder, sorted."""
         return sorted(self._by_stem(self.folder)[0])
 
     def _exact(self, text: str) -> bool:
@@ -260,7 +275,7 @@ class Pictures(Files):
 
 
 def _names_in(folder: Path) -> list[str]:
-    """Names in a folder; none where there is no folder or it may not be read."""
+    """Names in a folder; none if there is no such folder or it may not be read."""
     try:
         return os.listdir(folder)  # noqa: PTH208
     except (OSError, ValueError):
@@ -285,5 +300,5 @@ def _readings(text: str) -> Iterator[tuple[str, tuple[str, ...]]]:
 
 
 def _is_file(path: Path) -> bool:
-    """Whether there is such a file; no error for what cannot be a path: too long, with NUL, not to be encoded."""
+    """Whether a file exists; False, not an error, for an impossible path: too long, with NUL, or not encodable."""
     return os.path.isfile(path)  # noqa: PTH113

@@ -1,4 +1,4 @@
-"""Discs and polylines on a pixel grid, exactly: a pixel is marked if its centre is near enough."""
+"""Exact discs and polylines on a pixel grid: a pixel is marked if its centre is near enough."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def mark_discs(canvas: npt.NDArray[np.bool_], centres: npt.NDArray[np.float64], 
     """Mark, in place, the pixels whose centre is within `radius` pixels of one of the centres.
 
     Args:
-        canvas: (H, W), changed in place.
+        canvas: (H, W) bool, changed in place.
         centres: (N, 2) positions (x, y) in pixels within the canvas; (0, 0) is the centre of the top left pixel.
-        radius: in pixels; at least the pixel that is nearest to each centre is marked.
+        radius: radius of the discs in pixels; at least the pixel that is nearest to each centre is marked.
     """
     for centre in centres:
         _mark_segment(canvas, centre, centre, radius)
@@ -28,8 +28,8 @@ def mark_polyline(canvas: npt.NDArray[np.bool_], vertices: npt.NDArray[np.float6
     """Mark, in place, the pixels whose centre is within `radius` pixels of a polyline.
 
     Args:
-        canvas: (H, W), changed in place.
-        vertices: (N, 2) positions (x, y), as for `mark_discs`; a single vertex is a dot.
+        canvas: (H, W) bool, changed in place.
+        vertices: (N, 2) positions (x, y) in pixels; (0, 0) is the centre of the top left pixel. One vertex is a dot.
         radius: half the line's width in pixels; the line is never thinner than a pixel.
     """
     if len(vertices) == 1:
@@ -44,7 +44,7 @@ def mark_polyline(canvas: npt.NDArray[np.bool_], vertices: npt.NDArray[np.float6
 def _mark_segment(
     canvas: npt.NDArray[np.bool_], start: npt.NDArray[np.float64], end: npt.NDArray[np.float64], radius: float
 ) -> None:
-    """Mark the pixels within `radius` of a segment, looking at no others than those of its surroundings."""
+    """Mark the pixels within `radius` of a segment, computing distances only around it."""
     height, width = canvas.shape
     limit = np.array([width - 1, height - 1], dtype=np.float64)
     start, end = np.minimum(start, limit), np.minimum(end, limit)  # the last half pixel has no centre beyond it

@@ -1,4 +1,4 @@
-"""Priors: pure functions from frozen features to a backbone-agnostic `Condition`."""
+"""Priors: pure functions from frozen features to a backbone-agnostic `Condition` (BAFT and UAPF)."""
 
 from diffup.priors.condition import Condition, SupportFeatures, build_condition
 from diffup.priors.config import PriorConfig

@@ -1,4 +1,4 @@
-"""The query's affinity with itself, which spreads a prior over what looks alike (BAFT, eq. 11)."""
+"""The query's affinity with itself, which spreads a prior over similar positions (BAFT, eq. 11)."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _EPS = 1e-6
 def affinity(features: Tensor, power: float = 1.0) -> Tensor:
     """Row-normalised affinity of every query position with every other (eq. 11).
 
-    `A(i, j) = relu(cos(F(i), F(j))) ** power`, each row divided by its sum. A power above 1 sharpens: a position
-    then listens to its closest look-alikes only.
+    `A(i, j) = relu(cos(F(i), F(j))) ** power`, each row divided by its sum. A power above 1 sharpens: a position is
+    then averaged with its most similar positions only.
 
     Args:
-        features: (N, C, P).
-        power: sharpness, above 0.
+        features: (N, C, P), features of P positions.
+        power: exponent, above 0; 1 is the paper's.
 
     Returns:
         (N, P, P), rows summing to 1 (to 0 where the features are all zero).
@@ -35,7 +35,7 @@ def enhance(priors: Tensor, weights: Tensor) -> Tensor:
 
     Args:
         priors: (N, M, P), M maps over P query positions.
-        weights: (N, P, P) of `affinity`.
+        weights: (N, P, P), affinity of the query positions, rows summing to 1.
 
     Returns:
         (N, M, P).

@@ -1,6 +1,6 @@
-"""From features to the `Condition`: the one thing the decoder sees, the same for every encoder, annotation and K.
+"""From features to the `Condition`, the decoder's only input, of the same form for every encoder, annotation and K.
 
-Nothing right of the `Condition` knows the encoder; nothing left of it knows the decoder. The decoder's sizes
+Nothing after the `Condition` knows the encoder; nothing before it knows the decoder. The decoder's resolutions
 (64, 32, 16, 8) are the condition's.
 """
 
@@ -30,28 +30,28 @@ from diffup.priors.text import text_views
 from diffup.utils.resize import resize_maps
 
 SIZES = (64, 32, 16, 8)
-"""Sides of the four condition levels, fine to coarse, and of the decoder's."""
+"""Sides of the four condition levels, fine to coarse, and of the decoder's levels."""
 
 EDGE_SIDE = 128
-"""Side at which edges of the query image are found, before they are pooled to the levels."""
+"""Side in pixels of the query image in which edges are detected, before they are resized to the levels."""
 
 TEXT_WEIGHT = 3.0
-"""What the class's name counts in the fusion, in views of supports: as much as a single support, which has three."""
+"""Total weight of a class's text prompts in the fusion; each of the three views of a single support has weight 1."""
 
 Members: TypeAlias = tuple[tuple[int, ...], ...]
-"""How the channels of each level are shared out among the members of a joint backbone; empty for a single backbone."""
+"""For each of the four levels, channels of each member of a joint backbone; empty for a single backbone."""
 
 
 @dataclass(frozen=True)
 class Condition:
-    """What conditions the decoder: backbone-agnostic, in [-1, 1], but for the low-level features of DiffUp+LFE.
+    """Input of the decoder for B queries: backbone-agnostic, in [-1, 1], except the low-level features of DiffUp+LFE.
 
     Args:
         levels: four tensors (B, C, s, s), s in `SIZES`, C = `PriorConfig.condition_channels`.
-        prior: (B, 1, 64, 64), the fused mean prior that shifts the diffusion (eq. 13).
-        image: (B, 3, 64, 64), the query image, for the quality branch (DQM).
-        low_level: (B, C_0, h_0, w_0), the query's first feature level as the encoder gives it; None but for a decoder
-            that reads it (`DecoderConfig.low_level_channels`).
+        prior: (B, 1, 64, 64), fused mean prior that shifts the diffusion (eq. 13).
+        image: (B, 3, 64, 64), query images, for the quality branch (DQM).
+        low_level: (B, C_0, h_0, w_0), first feature level of the queries as the encoder gives it; None unless the
+            decoder reads it (`DecoderConfig.low_level_channels`).
     """
 
     levels: tuple[Tensor, ...]
@@ -64,24 +64,24 @@ class Condition:
         return Condition(tuple(map(change, self.levels)), change(self.prior), change(self.image), low_level)
 
     def repeat(self, times: int) -> Condition:
-        """The same condition `times` times over along the batch: (times * B, ...), member by member."""
+        """Repeat the whole batch `times` times along the batch dimension: (times * B, ...)."""
         return self._each(lambda tensor: tensor.repeat(times, 1, 1, 1))
 
     def first(self, count: int) -> Condition:
-        """The first `count` of the batch."""
+        """The condition of the first `count` queries of the batch."""
         return self.rows(slice(count))
 
     def rows(self, rows: slice) -> Condition:
-        """A part of the batch."""
+        """The condition of a slice of the queries."""
         return self._each(lambda tensor: tensor[rows])
 
     def to(self, device: torch.device) -> Condition:
-        """The condition on another device."""
+        """The condition on a device."""
         return self._each(lambda tensor: tensor.to(device))
 
     @classmethod
     def cat(cls, conditions: Sequence[Condition]) -> Condition:
-        """Conditions of one decoder as one batch."""
+        """Concatenate conditions for the same decoder along the batch dimension."""
         features = [condition.low_level for condition in conditions if condition.low_level is not None]
         return cls(
             tuple(torch.cat(levels) for levels in zip(*(condition.levels for condition in conditions), strict=True)),
@@ -93,15 +93,15 @@ class Condition:
 
 @dataclass(frozen=True)
 class SupportFeatures:
-    """The support side of an episode: per level the features of K views and where the class is in them.
+    """Features and annotations of the support views of B episodes, K views each.
 
     Args:
-        levels: four tensors (B, K, C_l, h_l, w_l).
+        levels: four tensors (B, K, C_l, h_l, w_l), features of the views.
         foreground: (B, K, H, W) in [0, 1], weights of the class.
-        background: (B, K, H, W) in [0, 1], weights of what is known not to be the class; all zero where unknown.
+        background: (B, K, H, W) in [0, 1], weights of what is known not to be the class; all zero if unknown.
         valid: (B, K) bool, False for the padding of episodes with fewer views.
-        annotated: (B, K) bool, False where nothing is known about where the class is, so that saliency marks it. All
-            views of a support share it: in a closer look a mask may be everything, and is a mask all the same.
+        annotated: (B, K) bool, False if the annotation does not say where the class is, so that saliency marks it. All
+            views of a support share it, even a magnified view that a mask fills.
     """
 
     levels: tuple[Tensor, ...]
@@ -113,14 +113,14 @@ class SupportFeatures:
 
 @dataclass(frozen=True)
 class PriorMaps:
-    """What a condition is assembled from. Training changes these at random before they are put together.
+    """The maps that `assemble` turns into a condition. Training augments them at random before.
 
     Attributes:
-        fused: four tensors of `fused_priors`.
-        images: (B, 3, H, W) in [0, 1], the query images.
-        edges: (B, 2, H, W) in [0, 1] of `edge_maps`; unused if `PriorConfig.edges` is off.
-        share: (B,) in [0, 1] of `possible_share`; unused if `PriorConfig.calibration` is off.
-        low_level: (B, C_0, h_0, w_0), the query's first feature level; None but for DiffUp+LFE.
+        fused: four tensors (B, `PriorConfig.prior_channels`, h, w) in [0, 1], fused priors of the levels.
+        images: (B, 3, H, W) in [0, 1], query images.
+        edges: (B, 2, H, W) in [0, 1], Canny and Sobel edges; unused if `PriorConfig.edges` is off.
+        share: (B,) in [0, 1], result of `possible_share`; unused if `PriorConfig.calibration` is off.
+        low_level: (B, C_0, h_0, w_0), first feature level of the queries; None except for DiffUp+LFE.
     """
 
     fused: tuple[Tensor, ...]
@@ -131,14 +131,14 @@ class PriorMaps:
 
 
 def possible_share(support: SupportFeatures) -> Tensor:
-    """Share of the supports that may be the class, that is, is not known to be background.
+    """Fraction of the supports' area that may be the class, that is, is not known to be background.
 
     Args:
-        support: the support side.
+        support: support features and annotations of B episodes.
 
     Returns:
-        (B,) in [0, 1]: 1 for the whole image (and where no background is known), down by a third for every tenfold
-        smaller share, 0 from a thousandth on.
+        (B,) in [0, 1] on a logarithmic scale: 1 for the whole image (or if no background is known), lower by 1/3 for
+        every tenfold smaller fraction, 0 from a thousandth on.
     """
     valid = support.valid.to(support.background)
     share = (1 - support.background).mean(dim=(2, 3))
@@ -156,12 +156,13 @@ def fused_priors(
     """Fused priors of every level (UAPF, eq. 12).
 
     Args:
-        query: four tensors (B, C_l, h_l, w_l).
-        support: the support side, its levels from the same encoder; None for zero-shot.
-        config: which priors and how.
-        text: (B, V, h, w) in [0, 1], maps of the class's name (`text_maps`), each of them one more view; None where no
-            name is given. One of `support` and `text` is needed.
-        members: see `Members`; each makes views of its own, of supports and of text (UAPF over views times backbones).
+        query: four tensors (B, C_l, h_l, w_l), features of the queries.
+        support: support features of the same encoder; None for zero-shot.
+        config: config of the priors.
+        text: (B, V, h, w) in [0, 1], one map of each text prompt (`text_maps`), each an additional view; None without
+            text. One of `support` and `text` is needed.
+        members: for each level, channels of each member of a joint backbone; every member makes its own views of
+            supports and text (UAPF over views times backbones). Empty for a single backbone.
 
     Returns:
         Four tensors (B, `config.prior_channels`, h, w) in [0, 1], at each level's own resolution: the mean of each
@@ -188,9 +189,9 @@ def fused_priors(
 def _member_priors(
     features: Tensor, support: SupportFeatures | None, text: Tensor | None, grid: int, config: PriorConfig
 ) -> tuple[Tensor, Tensor]:
-    """Of one backbone at one level: the priors of every view (B, V, M, P), and the maps that come once (B, N, P).
+    """Priors of one backbone at one level: maps of every view (B, V, M, P), and maps without views (B, N, P).
 
-    The support side holds this backbone's features of this level alone.
+    `support` holds only this backbone's features of this level.
     """
     features, views = tame(features, features if support is None else support.levels[0])
     features = pool_to_grid(features, grid)
@@ -208,7 +209,7 @@ def _member_priors(
     if text is not None:
         priors.append(text_views(text, features, spread, len(config.kinds), config.normalisation))
         if config.calibration and support is None:
-            # A name has no scores of its own to calibrate by: its maps are taken to span background to foreground.
+            # Text has no support scores to calibrate by: its maps are assumed to span background to foreground.
             once.append(priors[0][:, :, 0].mean(dim=1, keepdim=True) / 3 + 1 / 3)
     if config.saliency:
         once.append(salient_map(features, config, spread)[:, None])
@@ -216,7 +217,7 @@ def _member_priors(
 
 
 def _weights(support: SupportFeatures | None, text: Tensor | None) -> Tensor:
-    """What every view counts: 1 for each of the supports', `TEXT_WEIGHT` for the text's together; (B, V)."""
+    """Weights of the views (B, V): 1 for each valid support view, `TEXT_WEIGHT` for all text views together."""
     found = [] if support is None else [support.valid.float()]
     if text is not None:
         found.append(torch.full(text.shape[:2], TEXT_WEIGHT / text.shape[1], device=text.device))
@@ -246,17 +247,17 @@ def prior_maps(
     members: Members = (),
     edges: Tensor | None = None,
 ) -> PriorMaps:
-    """Everything that a condition is assembled from.
+    """Compute all maps that a condition is assembled from.
 
     Args:
-        query: four tensors (B, C_l, h_l, w_l), the queries' features.
-        support: the support side, from the same encoder; None for zero-shot.
-        images: (B, 3, H, W) in [0, 1], the query images, H = W = `EDGE_SIDE`.
-        config: which priors are made and how.
-        low_level: hand the query's first feature level on, for DiffUp+LFE (Table 9).
-        text: (B, V, h, w) in [0, 1], maps of the class's name; see `fused_priors`.
-        members: how the channels are shared out among the members of a joint backbone, see `Members`.
-        edges: (B, 2, H, W) in [0, 1] of `edge_maps`, where they are known already.
+        query: four tensors (B, C_l, h_l, w_l), features of the queries.
+        support: support features of the same encoder; None for zero-shot.
+        images: (B, 3, H, W) in [0, 1], query images, H = W = `EDGE_SIDE`.
+        config: config of the priors.
+        low_level: whether to include the queries' first feature level, for DiffUp+LFE (Table 9).
+        text: (B, V, h, w) in [0, 1], one map of each text prompt (`text_maps`); None without text.
+        members: for each level, channels of each member of a joint backbone; empty for a single backbone.
+        edges: (B, 2, H, W) in [0, 1], precomputed result of `edge_maps`; None computes it.
     """
     if edges is None:
         edges = edge_maps(images) if config.edges else images.new_zeros(())
@@ -270,11 +271,11 @@ def prior_maps(
 
 
 def assemble(maps: PriorMaps, config: PriorConfig) -> Condition:
-    """Put prior maps together into the four condition levels.
+    """Assemble prior maps to a condition.
 
     Args:
-        maps: the maps of `prior_maps`.
-        config: the same config.
+        maps: prior maps of B queries.
+        config: config of the priors with which the maps were made.
     """
     levels = []
     for index, side in enumerate(SIZES):
@@ -291,12 +292,12 @@ def assemble(maps: PriorMaps, config: PriorConfig) -> Condition:
 
 
 def mean_prior(fused: Sequence[Tensor], side: int, kinds: int) -> Tensor:
-    """The fused mean prior over kinds and the last two levels, where encoders keep what things are.
+    """The fused prior averaged over kinds and the last two levels, which are the most semantic ones.
 
     Args:
-        fused: four tensors of `fused_priors`.
-        side: side of the result.
-        kinds: number of prior kinds, the first channels of each level.
+        fused: four tensors (B, C, h, w) in [0, 1], fused priors of the levels.
+        side: side of the result in positions.
+        kinds: number of prior kinds, whose means are the first channels of each level.
 
     Returns:
         (B, 1, side, side) in [0, 1].
@@ -315,15 +316,15 @@ def build_condition(
     text: Tensor | None = None,
     members: Members = (),
 ) -> Condition:
-    """The whole way from features to the condition: `prior_maps`, then `assemble`.
+    """Build the condition from features: `prior_maps`, then `assemble`.
 
     Args:
-        query: four tensors (B, C_l, h_l, w_l), the queries' features.
-        support: the support side, from the same encoder; None for zero-shot.
-        images: (B, 3, H, W) in [0, 1], the query images, H = W = `EDGE_SIDE`.
-        config: which priors are made and how.
-        low_level: hand the query's first feature level on, for DiffUp+LFE (Table 9).
-        text: (B, V, h, w) in [0, 1], maps of the class's name; see `fused_priors`.
-        members: how the channels are shared out among the members of a joint backbone, see `Members`.
+        query: four tensors (B, C_l, h_l, w_l), features of the queries.
+        support: support features of the same encoder; None for zero-shot.
+        images: (B, 3, H, W) in [0, 1], query images, H = W = `EDGE_SIDE`.
+        config: config of the priors.
+        low_level: whether to include the queries' first feature level, for DiffUp+LFE (Table 9).
+        text: (B, V, h, w) in [0, 1], one map of each text prompt (`text_maps`); None without text.
+        members: for each level, channels of each member of a joint backbone; empty for a single backbone.
     """
     return assemble(prior_maps(query, support, images, config, low_level, text, members), config)

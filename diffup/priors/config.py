@@ -1,4 +1,4 @@
-"""Which priors a decoder is conditioned on: part of the decoder's config, since its weights expect these channels."""
+"""The config of the priors: part of the decoder's config, since its weights expect these channels."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ LEVELS = 4
 
 @dataclass(frozen=True)
 class PriorConfig:
-    """Settings of BAFT and UAPF.
+    """Settings of BAFT and UAPF (paper sections III-B and III-C).
 
     Args:
-        kinds: prior maps per view, the first of them also gives the extra priors: `prototype` similarity to the
-            foreground prototype (eq. 10), `contrast` that minus the similarity to the background prototype, `match`
+        kinds: prior kinds, one map each per view; the first also gives the extra priors. `prototype`: similarity to the
+            foreground prototype (eq. 10); `contrast`: that minus the similarity to the background prototype; `match`:
             best foreground match minus best background match.
-        metric: similarity of features (Table 7); `cosine` or a distance.
-        conversion: distance to similarity (Table 7); `identity` for the cosine.
-        centre: subtract from query and support features their own image's mean before comparing them, for the
-            `prototype` and `match` priors and the affinity. Takes away what all positions of an encoder share.
-        affinity: enhance each prior with the query's affinity (eq. 11; Table 6).
-        affinity_power: sharpness of the affinity.
-        normalisation: how maps reach [0, 1].
-        extra_priors: number of individual priors given besides mean and variance; 0 for none.
+        metric: comparison of features (Table 7), `cosine` or a distance.
+        conversion: conversion of a distance to a similarity (Table 7); `identity` for the cosine.
+        centre: whether to subtract each image's mean feature before comparing features, for the `prototype` and `match`
+            priors and the affinity; it removes what an encoder gives at all positions.
+        affinity: whether to enhance each prior with the query's affinity (eq. 11; Table 6).
+        affinity_power: exponent of the affinity, above 0; above 1 it is sharper.
+        normalisation: method that maps priors to [0, 1].
+        extra_priors: number of individual priors in addition to mean and variance, 0 to 100.
         layout: `own` gives U-Net level l the priors of backbone level l (the paper); `all` gives every U-Net level
             the priors of all backbone levels.
-        saliency: one more map per level: how unlike its own border each position of the query is.
-        calibration: how much of the query to expect, which maps that are stretched to [0, 1] cannot tell: one more map
-            per level, the contrast on the scale of the support's own scores, and one constant per condition, the share
+        saliency: whether to add a map per level of how much each position of the query differs from the image's border.
+        calibration: whether to add how much of the query to expect, which maps stretched to [0, 1] cannot show: a map
+            per level, the contrast on the scale of the support's own scores, and a constant per condition, the fraction
             of the supports that may be the class.
-        edges: Canny and Sobel channels of the query image (Table 6).
-        grid: features are pooled to at most this many positions a side before they are compared; those of the first two
-            levels, which say little of what things are, to half as many.
+        edges: whether to add Canny and Sobel channels of the query image (Table 6).
+        grid: greatest side, in positions, to which features are pooled before they are compared; half of it for the
+            first two levels, which are less semantic.
 
     Raises:
         ConfigError: a value is unknown or out of range, or two contradict each other.
@@ -83,12 +83,12 @@ class PriorConfig:
 
     @property
     def grids(self) -> tuple[int, ...]:
-        """Most positions a side at each level."""
+        """Greatest side, in positions, of the features at each level."""
         return (max(1, self.grid // 2),) * 2 + (self.grid,) * 2
 
     @property
     def prior_channels(self) -> int:
-        """Channels of one backbone level: mean and variance of each kind, extra, calibrated contrast, saliency."""
+        """Channels of one backbone level: mean and variance of each kind, extra priors, contrast, saliency."""
         return 2 * len(self.kinds) + self.extra_priors + self.calibration + self.saliency
 
     @property

@@ -1,6 +1,6 @@
-"""Edges of the query image: what every encoder's decoder may know of the image itself (paper, section 3.3.3).
+"""Edges of the query image, the same for every encoder (paper, section 3.3.3).
 
-Small enough to be our own: kornia and OpenCV are heavy dependencies for two filters. The tests hold Canny against
+Implemented here because kornia and OpenCV are heavy dependencies for two filters. The tests compare Canny with
 scikit-image's.
 """
 
@@ -46,9 +46,9 @@ def canny(images: Tensor, low: float = 0.1, high: float = 0.2, sigma: float = 1.
 
     Args:
         images: (B, 3, H, W) in [0, 1].
-        low: gradient magnitude of a weak edge, as a share of the image's greatest magnitude.
-        high: gradient magnitude of a strong edge, likewise.
-        sigma: standard deviation of the smoothing, pixels.
+        low: least gradient magnitude of a weak edge, as a fraction of the image's greatest magnitude.
+        high: least gradient magnitude of a strong edge, as a fraction of the image's greatest magnitude.
+        sigma: standard deviation of the smoothing in pixels.
 
     Returns:
         (B, 1, H, W), 0 or 1.
@@ -82,7 +82,7 @@ def _is_ridge(gradient: Tensor, magnitude: Tensor) -> Tensor:
         y = (rows + sign * direction[:, 1]) * 2 / max(height - 1, 1) - 1
         return F.grid_sample(magnitude, torch.stack([x, y], dim=-1), align_corners=True, padding_mode="zeros")
 
-    # One side strict, so that a plateau two pixels wide keeps one of them.
+    # One comparison is strict, so that of a plateau two pixels wide one pixel remains.
     return (magnitude > along(-1)) & (magnitude >= along(1))
 
 

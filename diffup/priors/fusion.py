@@ -11,11 +11,11 @@ def fuse(views: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         views: (B, K, P) in [0, 1], K views of P positions.
-        weights: (B, K), bool or not negative; 0 for the shots that an episode lacks. At least one is not 0.
+        weights: (B, K), bool or non-negative weights; 0 for padding. At least one is not 0.
 
     Returns:
-        The mean (B, P) in [0, 1] and the biased variance times 4 (B, P) in [0, 1]; 0.25 is the greatest variance of a
-        variable in [0, 1].
+        The mean (B, P) in [0, 1], and four times the biased variance (B, P) in [0, 1], since the greatest variance of a
+        variable in [0, 1] is 0.25.
     """
     weights = weights.to(views.dtype)[:, :, None]
     total = weights.sum(dim=1)
@@ -27,21 +27,21 @@ def fuse(views: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
 def nearest_views(views: Tensor, valid: Tensor, mean: Tensor, count: int) -> Tensor:
     """The individual priors nearest to the mean, as extra channels ("a fixed number of priors", section III-C).
 
-    Choosing by distance to the mean makes the result independent of the order of the supports; of two equally near (two
-    views always are) the one with the smaller values comes first. With fewer valid views than `count` the nearest ones
-    repeat.
+    The choice by distance to the mean is independent of the order of the supports; of two views at equal distance (two
+    views always are) the one with the smaller values comes first. With fewer valid views than `count`, the nearest ones
+    are repeated.
 
     Args:
-        views: (B, K, P) in [0, 1].
-        valid: (B, K) bool.
-        mean: (B, P) of `fuse`.
+        views: (B, K, P) in [0, 1], K views of P positions.
+        valid: (B, K) bool, False for padding.
+        mean: (B, P) in [0, 1], mean of the valid views.
         count: number of views to return.
 
     Returns:
-        (B, count, P).
+        (B, count, P), nearest view first.
     """
     distance = (views - mean[:, None]).square().mean(dim=2)
-    # Rounding errors must not decide between equals: one percent of the distance goes by the views' own mean.
+    # Rounding errors must not decide between equal distances, so each is increased by 1 % times the view's own mean.
     distance = (distance * (1 + 0.01 * views.mean(dim=2))).masked_fill(~valid, torch.inf)
     order = distance.argsort(dim=1, stable=True)
     position = torch.arange(count, device=views.device)[None] % valid.sum(dim=1, keepdim=True)

@@ -1,4 +1,4 @@
-"""Priors of a single view at a single level: where the query looks like what the support marks (BAFT, eqs. 9-11)."""
+"""Priors of the views at one feature level: where the query resembles the annotated class (BAFT, eqs. 9-11)."""
 
 from __future__ import annotations
 
@@ -13,16 +13,24 @@ from diffup.priors.saliency import saliency
 from diffup.priors.similarity import best_match, masked_average_pooling, pairwise_similarity, resize_weights
 
 LARGEST = 1e6
-"""Features beyond this are scaled down: squares of 1e19 would overflow, and no similarity depends on the scale."""
+"""Greatest feature value that is not scaled down: squares of 1e19 would overflow, and similarity ignores scale."""
 
 MATCH_GRID = 16
-"""Support features are pooled to at most this many positions a side before positions are matched one by one."""
+"""Greatest side, in positions, to which support features are pooled before positions are matched one by one."""
 
 _EPS = 1e-3
 
 
 def pool_to_grid(features: Tensor, grid: int) -> Tensor:
-    """Pool features (N, C, h, w) to at most `grid` positions a side; smaller ones stay as they are."""
+    """Average-pool features to a greatest side; smaller ones are unchanged.
+
+    Args:
+        features: (N, C, h, w).
+        grid: greatest side in positions.
+
+    Returns:
+        (N, C, min(h, grid), min(w, grid)).
+    """
     size = (min(features.shape[-2], grid), min(features.shape[-1], grid))
     if size == tuple(features.shape[-2:]):
         return features
@@ -33,7 +41,15 @@ def pool_to_grid(features: Tensor, grid: int) -> Tensor:
 
 
 def tame(query: Tensor, views: Tensor) -> tuple[Tensor, Tensor]:
-    """Query and support features of a level by one factor within `LARGEST`; ordinary ones stay bit for bit."""
+    """Scale the features of a level down by one common factor if a value exceeds `LARGEST`; else they are unchanged.
+
+    Args:
+        query: (B, C, h, w), query features.
+        views: (B, K, C, h', w'), support features.
+
+    Returns:
+        Query and support features.
+    """
     peak = torch.maximum(_peak(query), _peak(views))
     if not bool(peak > LARGEST):
         return query, views
@@ -60,13 +76,13 @@ def view_priors(
 
     Args:
         query: (B, C, h, w), query features of the level.
-        spread: (B, h * w, h * w), the query's affinity; None leaves the priors as they are.
+        spread: (B, h * w, h * w), affinity of the query's positions; None does not enhance the priors.
         views: (B, K, C, h', w'), support features of the level.
-        foreground: (B, K, H, W) in [0, 1].
-        background: (B, K, H, W) in [0, 1], all zero where unknown.
-        annotated: (B, K) bool, see `place`.
-        placed: foreground and background at this level, of `place`.
-        config: which priors and how.
+        foreground: (B, K, H, W) in [0, 1], weights of the class.
+        background: (B, K, H, W) in [0, 1], weights of the background; all zero if unknown.
+        annotated: (B, K) bool, False if the annotation does not say where the class is.
+        placed: foreground and background at this level, (B, K, h' * w') in [0, 1] each, from `place`.
+        config: config of the priors.
 
     Returns:
         (B, K, M, h * w) in [0, 1], M = number of `config.kinds`.
@@ -102,15 +118,15 @@ def view_priors(
 
 
 def contrast_prototypes(support: Tensor, foreground: Tensor, background: Tensor) -> tuple[Tensor, Tensor]:
-    """Prototypes of the class and of the rest; the rest is the whole image where the background is not known.
+    """Prototypes of foreground and background (eq. 9); the whole image if the background is unknown.
 
     Args:
-        support: (B, K, C, P), features.
-        foreground: (B, K, P) in [0, 1].
-        background: (B, K, P) in [0, 1], all zero where unknown.
+        support: (B, K, C, P), support features of P positions.
+        foreground: (B, K, P) in [0, 1], weights of the class.
+        background: (B, K, P) in [0, 1], weights of the background; all zero if unknown.
 
     Returns:
-        Two tensors (B, K, C).
+        Foreground and background prototypes, (B, K, C) each.
     """
     known = background.amax(dim=2, keepdim=True) > 0
     rest = torch.where(known, masked_average_pooling(support, background), support.mean(dim=3))
@@ -125,18 +141,18 @@ def calibrated_contrast(
     valid: Tensor,
     config: PriorConfig,
 ) -> Tensor:
-    """The contrast on the scale of the support's own scores: 1/3 is the support's background, 2/3 its foreground.
+    """The contrast prior on the scale of the support's own scores: 1/3 is the support's background, 2/3 its foreground.
 
-    The other priors are stretched to [0, 1] in every query, and so cannot tell a query full of the class from one that
-    barely shows it.
+    The other priors are stretched to [0, 1] in every query, and so cannot distinguish a query full of the class from
+    one that barely shows it.
 
     Args:
         query: (B, C, h, w), query features of the level.
-        spread: (B, h * w, h * w), the query's affinity, or None.
+        spread: (B, h * w, h * w), affinity of the query's positions; None does not enhance the prior.
         views: (B, K, C, h', w'), support features of the level.
-        placed: foreground and background at this level, of `place`.
-        valid: (B, K) bool, which views count.
-        config: how priors are made.
+        placed: foreground and background at this level, (B, K, h' * w') in [0, 1] each, from `place`.
+        valid: (B, K) bool, False for padding.
+        config: config of the priors.
 
     Returns:
         (B, 1, h * w) in [0, 1], the mean over the views.
@@ -163,21 +179,29 @@ def calibrated_contrast(
 
 
 def centre(features: Tensor, config: PriorConfig) -> Tensor:
-    """Features (N, C, h, w) less their image's mean, if the config says so."""
+    """Subtract each image's mean feature if `PriorConfig.centre` is on.
+
+    Args:
+        features: (N, C, h, w), features of images.
+        config: config of the priors.
+
+    Returns:
+        (N, C, h, w).
+    """
     return features - features.mean(dim=(2, 3), keepdim=True) if config.centre else features
 
 
 def place(
     views: Tensor, foreground: Tensor, background: Tensor, annotated: Tensor, config: PriorConfig
 ) -> tuple[Tensor, Tensor]:
-    """Bring annotations to a feature level; a view of a support without any is marked by its own saliency.
+    """Resize annotations to a feature level; a view without an annotation is marked by its own saliency.
 
     Args:
-        views: (B, K, C, h, w).
-        foreground: (B, K, H, W) in [0, 1].
-        background: (B, K, H, W) in [0, 1].
-        annotated: (B, K) bool, False where the annotation says nothing about where the class is.
-        config: how priors are made.
+        views: (B, K, C, h, w), support features of the level.
+        foreground: (B, K, H, W) in [0, 1], weights of the class.
+        background: (B, K, H, W) in [0, 1], weights of the background; all zero if unknown.
+        annotated: (B, K) bool, False if the annotation does not say where the class is.
+        config: config of the priors.
 
     Returns:
         Foreground and background, (B, K, h * w) in [0, 1] each.
@@ -193,12 +217,15 @@ def place(
 
 
 def salient_map(features: Tensor, config: PriorConfig, spread: Tensor | None = None) -> Tensor:
-    """Saliency made ready like any prior: (N, C, h, w) -> (N, h * w) in [0, 1].
+    """Saliency, enhanced with the affinity and normalised like any prior.
 
     Args:
-        features: of images.
-        config: how priors are made.
-        spread: (N, h * w, h * w), the images' affinity where it is at hand.
+        features: (N, C, h, w), features of images.
+        config: config of the priors.
+        spread: (N, h * w, h * w), affinity of the images' positions; None computes it if it is needed.
+
+    Returns:
+        (N, h * w) in [0, 1].
     """
     maps = saliency(features)[:, None]
     if config.affinity:
@@ -207,5 +234,5 @@ def salient_map(features: Tensor, config: PriorConfig, spread: Tensor | None = N
 
 
 def affinity_of(features: Tensor, config: PriorConfig) -> Tensor:
-    """Affinity of images with themselves: (N, C, h, w) -> (N, h * w, h * w)."""
+    """Affinity of the positions of images: (N, C, h, w) -> (N, h * w, h * w), by the config's centring and power."""
     return affinity(centre(features, config).flatten(2), config.affinity_power)

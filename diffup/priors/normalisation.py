@@ -1,4 +1,4 @@
-"""Bringing similarity maps of any encoder to the same range, [0, 1] (paper, Fig. 6; docs/how_it_works.md)."""
+"""Normalisation of similarity maps of any encoder to [0, 1] (paper, Fig. 6; docs/how_it_works.md)."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _EPS = 1e-6
 
 
 def normalise(maps: Tensor, method: Normalisation = "minmax") -> Tensor:
-    """Bring every map to [0, 1].
+    """Normalise every map to [0, 1].
 
     Args:
-        maps: (..., P), P positions of one map.
+        maps: (..., P), maps of P positions.
         method: `minmax` stretches each map to [0, 1]; `rank` replaces each value by its rank, which makes the
             histograms of all encoders equal; `affine` is (1 + value) / 2, meant for plain cosines.
 
@@ -36,8 +36,12 @@ def normalise(maps: Tensor, method: Normalisation = "minmax") -> Tensor:
 
 
 def gamma(maps: Tensor, exponent: Tensor) -> Tensor:
-    """Bend maps in [0, 1] by an exponent, keeping 0 and 1 in place.
+    """Gamma correction of maps; 0 and 1 are unchanged.
 
     Training draws the exponent at random, so that a decoder does not learn how peaked one encoder's priors are.
+
+    Args:
+        maps: maps of any shape in [0, 1].
+        exponent: exponent above 0, of a shape that broadcasts to the maps'.
     """
     return torch.pow(maps.clamp_min(_EPS), exponent)

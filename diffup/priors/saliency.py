@@ -1,7 +1,7 @@
-"""What stands out in an image by itself: a prior without any support, and a support without any mask.
+"""Saliency of an image's positions: a prior without supports, and the annotation of a support without one.
 
-Photos keep what they show away from their borders more often than not (the boundary prior of salient object
-detection; Wei et al., ECCV 2012), so what is unlike the border is likely an object.
+Objects in photos seldom touch the border (the boundary prior of salient object detection; Wei et al., ECCV 2012), so
+what differs from the border is likely an object.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from diffup.priors.similarity import masked_average_pooling, unit
 
 
 def saliency(features: Tensor) -> Tensor:
-    """How unlike an image's border each of its positions is.
+    """Dissimilarity of each position of an image to the image's border.
 
     Args:
-        features: (N, C, h, w).
+        features: (N, C, h, w), features of images.
 
     Returns:
-        (N, h * w): minus the cosine to the mean of the outermost positions, in [-1, 1].
+        (N, h * w) in [-1, 1]: minus the cosine to the mean of the outermost positions.
     """
     count, _, height, width = features.shape
     border = features.new_zeros(height, width)

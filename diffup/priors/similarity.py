@@ -1,7 +1,7 @@
 """Prototypes and their similarity to query features (BAFT, paper section III-B, eqs. 9-10, and Table 7).
 
-Everything here is a pure function of features and weights: nothing depends on how many channels an encoder has, and
-with the default cosine nothing changes when feature space is rotated. That is what lets the encoder be swapped.
+All functions are pure functions of features and weights: no result depends on the number of channels, and with the
+default cosine no result changes when the feature space is rotated. That makes the encoder exchangeable.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _FAR = 1e6
 def resize_weights(weights: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize annotation weight maps to a feature level.
 
-    Each cell gets the share of its area that is annotated. Where a thin annotation vanishes (no cell above 0.1 %),
-    the strongest pixel of each cell is taken instead, so that a one-pixel annotation still has a prototype.
+    Each cell gets the mean weight of its pixels. If a thin annotation vanishes (no cell above 0.1 %), each cell gets
+    the greatest weight of its pixels instead, so that a one-pixel annotation still has a prototype.
 
     Args:
-        weights: (N, H, W) in [0, 1].
-        size: (h, w) of the level.
+        weights: (N, H, W) in [0, 1], weights of the class or the background.
+        size: (h, w) of the feature level.
 
     Returns:
         (N, h, w) in [0, 1].
@@ -47,28 +47,40 @@ def resize_weights(weights: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def unit(features: Tensor, dim: int) -> Tensor:
-    """Features scaled to unit length along `dim`; zero stays zero."""
+    """Normalise features to unit length along a dimension; zero stays zero.
+
+    Args:
+        features: tensor of any shape.
+        dim: channel dimension.
+    """
     return features * features.square().sum(dim=dim, keepdim=True).clamp_min(_EPS**2).rsqrt()
 
 
 def masked_average_pooling(features: Tensor, weights: Tensor) -> Tensor:
-    """Prototype of the weighted positions: `p = sum(M * F) / sum(M)` (eq. 9).
+    """Prototype, the weighted mean of features: `p = sum(M * F) / sum(M)` (eq. 9).
 
     Args:
-        features: (..., C, P), P positions.
-        weights: (..., P) in [0, 1], already at the level's resolution (see `resize_weights`).
+        features: (..., C, P), features F of P positions.
+        weights: (..., P) in [0, 1], weights M at the resolution of the features (`resize_weights`).
 
     Returns:
-        (..., C); zero where all weights are zero.
+        (..., C); zero if all weights are zero.
     """
     pooled = (features @ weights[..., None])[..., 0]
     return pooled / weights.sum(dim=-1, keepdim=True).clamp_min(_EPS)
 
 
 def check_metric(metric: str, conversion: str) -> None:
-    """Raise `ConfigError` unless metric and conversion are known and belong together.
+    """Check that metric and conversion are known and can be combined.
 
     The cosine is a similarity already, so it takes `identity`; `square` (1 - d^2 / 2) is exact on unit vectors only.
+
+    Args:
+        metric: one of `METRICS`.
+        conversion: one of `CONVERSIONS`.
+
+    Raises:
+        ConfigError: one of them is unknown, or they cannot be combined.
     """
     if metric not in METRICS:
         raise ConfigError(f"metric={metric!r} is unknown; choose one of {', '.join(METRICS)}")
@@ -88,18 +100,19 @@ def pairwise_similarity(
     """Similarity of V vectors to P positions (eq. 10 with the transformations of Table 7).
 
     Args:
-        vectors: (N, V, C).
-        features: (N, C, P).
+        vectors: (N, V, C), such as prototypes.
+        features: (N, C, P), features of P positions.
         metric: `cosine`, or a distance: `l2_unit` (Euclidean between unit vectors), `l2`, `l1`. The last two are
-            counted in the features' own mean distance to their mean: the lengths of encoders' features differ by orders
-            of magnitude, and exp(-d) of long ones would be zero everywhere.
-        conversion: distance to similarity: `square` 1 - d^2/2, `exponential` exp(-d), `reciprocal` 1/(1 + d).
+            divided by the features' mean distance to their mean: the norms of encoders' features differ by orders of
+            magnitude, and exp(-d) of long ones would be zero everywhere.
+        conversion: conversion of a distance d to a similarity: `square` 1 - d^2/2, `exponential` exp(-d), `reciprocal`
+            1/(1 + d); `identity` for the cosine.
 
     Returns:
-        (N, V, P); cosines in [-1, 1].
+        (N, V, P); in [-1, 1] for the cosine.
 
     Raises:
-        ConfigError: metric and conversion do not belong together.
+        ConfigError: metric and conversion cannot be combined.
     """
     check_metric(metric, conversion)
     if metric in ("cosine", "l2_unit"):
@@ -118,9 +131,9 @@ def pairwise_similarity(
 
 
 def _scale_free(vectors: Tensor, features: Tensor, order: float) -> tuple[Tensor, Tensor]:
-    """Vectors (N, V, C) and features (N, C, P), less the features' mean, over their mean distance to it.
+    """Standardise vectors (N, V, C) and features (N, C, P) by the features' mean and their mean distance to it.
 
-    Both are brought near 1 first, so that no square overflows; no distance changes when a mean is taken away.
+    Both are divided by the greatest value first, so that no square overflows; subtracting a mean changes no distance.
     """
     peak = features.abs().amax(dim=(1, 2), keepdim=True).clamp_min(_TINY)
     vectors, features = vectors / peak, features / peak
@@ -133,13 +146,13 @@ def _scale_free(vectors: Tensor, features: Tensor, order: float) -> tuple[Tensor
 def best_match(similarity: Tensor, foreground: Tensor, background: Tensor, known: Tensor) -> Tensor:
     """Dense best-match prior: each query position's best foreground match minus its best background match.
 
-    Where the background is not known (scribbles, points, no mask), the mean similarity to the whole support image
-    stands in for it.
+    If the background is unknown (scribbles, points, no mask), the mean similarity to the whole support image replaces
+    the best background match.
 
     Args:
-        similarity: (..., S, P), S support positions to P query positions.
-        foreground: (..., S) weights in [0, 1]; positions above half the greatest weight count as foreground.
-        background: (..., S) weights in [0, 1]; positions above one half count as background.
+        similarity: (..., S, P), similarity of S support positions to P query positions.
+        foreground: (..., S) in [0, 1], weights; positions of at least half the greatest weight are foreground.
+        background: (..., S) in [0, 1], weights; positions above one half are background.
         known: (...) bool, whether the background is known.
 
     Returns:
@@ -153,6 +166,6 @@ def best_match(similarity: Tensor, foreground: Tensor, background: Tensor, known
 
 
 def _best(similarity: Tensor, selected: Tensor) -> Tensor:
-    """Greatest similarity over the selected rows, 0 where none is: (..., S, P), (..., S) bool -> (..., P)."""
+    """Greatest similarity over the selected rows, 0 if none is selected: (..., S, P), (..., S) bool -> (..., P)."""
     best = similarity.masked_fill(~selected[..., None], -torch.inf).amax(dim=-2)
     return best.masked_fill(~selected.any(dim=-1)[..., None], 0)

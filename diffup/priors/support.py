@@ -1,4 +1,4 @@
-"""From annotated support images to the support side of an episode."""
+"""From annotated support images to support features."""
 
 from __future__ import annotations
 
@@ -20,16 +20,26 @@ from diffup.priors.views import IDENTITY, ONE_SHOT_VIEWS, View, warp
 
 
 def plan_views(shots: int) -> list[tuple[int, View]]:
-    """Which views an episode uses, as (support, view): a single support comes in several (UAPF), more come as they are.
+    """Plan the support views of an episode: several views of a single support (UAPF), else one view of each support.
 
     Args:
-        shots: number of supports, at least 1.
+        shots: number of supports K, at least 1.
+
+    Returns:
+        Pairs of the index of a support and a view of it.
     """
     return [(0, view) for view in ONE_SHOT_VIEWS] if shots == 1 else plain_views(shots)
 
 
 def plain_views(shots: int) -> list[tuple[int, View]]:
-    """Supports as they are, whatever their number, as (support, view)."""
+    """Plan one unchanged view of each support.
+
+    Args:
+        shots: number of supports K.
+
+    Returns:
+        Pairs of the index of a support and the identity view.
+    """
     return [(index, IDENTITY) for index in range(shots)]
 
 
@@ -38,10 +48,10 @@ def view_regions(supports: Sequence[Support], plan: Sequence[tuple[int, View]]) 
 
     Args:
         supports: annotated images, of any sizes.
-        plan: of `plan_views`.
+        plan: pairs of the index of a support and a view of it.
 
     Returns:
-        (V, 2, 128, 128) in [0, 1].
+        (V, 2, 128, 128) in [0, 1], foreground and background weights of V views.
     """
     regions = [resize_weights(torch.stack([s.regions.foreground, s.regions.background]), _SIZE) for s in supports]
     return torch.cat([warp(regions[index][None], view) for index, view in plan])
@@ -50,15 +60,15 @@ def view_regions(supports: Sequence[Support], plan: Sequence[tuple[int, View]]) 
 def encode_supports(
     backbone: Backbone, supports: Sequence[Support], plan: Sequence[tuple[int, View]] | None = None
 ) -> SupportFeatures:
-    """The support side of an episode; a single support comes as its three views (UAPF).
+    """Encode the supports of one episode; a single support becomes three views (UAPF).
 
     Args:
-        backbone: the encoder.
-        supports: annotated images of `diffup.inputs.annotations.pair_supports`.
-        plan: other views than those of `plan_views`.
+        backbone: encoder.
+        supports: annotated images, of any sizes.
+        plan: pairs of the index of a support and a view of it; None is `plan_views`.
 
     Returns:
-        A batch of one, on the encoder's device.
+        Support features of one episode (B = 1), on the encoder's device.
 
     Raises:
         BackboneError: the encoder breaks the protocol.
@@ -72,15 +82,15 @@ def encode_supports(
 def support_features(
     levels: Sequence[Tensor], supports: Sequence[Support], plan: Sequence[tuple[int, View]]
 ) -> SupportFeatures:
-    """Put features and annotations of the views of one episode together.
+    """Combine features and annotations of the views of one episode.
 
     Args:
         levels: four tensors (V, C_l, h_l, w_l), features of the views.
         supports: annotated images, of any sizes.
-        plan: of `plan_views`.
+        plan: pairs of the index of a support and a view of it, one for each view.
 
     Returns:
-        A batch of one episode.
+        Support features of one episode (B = 1).
     """
     device = levels[0].device
     regions = view_regions(supports, plan).to(device)[None]
@@ -96,11 +106,11 @@ def support_features(
 
 
 def pool_support(features: SupportFeatures, grids: Sequence[int]) -> SupportFeatures:
-    """Pool a support side to the grids that priors are computed on; more of its features is never looked at.
+    """Pool support features to the resolution at which priors are computed.
 
     Args:
-        features: a batch of B.
-        grids: most positions a side at each level (`PriorConfig.grids`).
+        features: support features of B episodes.
+        grids: greatest side, in positions, at each level (`PriorConfig.grids`).
     """
     levels = []
     for level, grid in zip(features.levels, grids, strict=True):
@@ -110,7 +120,7 @@ def pool_support(features: SupportFeatures, grids: Sequence[int]) -> SupportFeat
 
 
 def join_views(parts: Sequence[SupportFeatures]) -> SupportFeatures:
-    """The views of several support sides of one encoder and batch as one, in their order."""
+    """Concatenate the views of several support features of one encoder and one batch size, in their order."""
     return SupportFeatures(
         tuple(torch.cat(levels, dim=1) for levels in zip(*(part.levels for part in parts), strict=True)),
         torch.cat([part.foreground for part in parts], dim=1),
@@ -121,7 +131,12 @@ def join_views(parts: Sequence[SupportFeatures]) -> SupportFeatures:
 
 
 def change_support(features: SupportFeatures, change: Callable[[Tensor], Tensor]) -> SupportFeatures:
-    """The support side with every tensor, all of which begin with (B, K), put through a function."""
+    """Apply a function to every tensor of support features.
+
+    Args:
+        features: support features of B episodes.
+        change: function of one tensor; all tensors have the leading dimensions (B, K).
+    """
     return replace(
         features,
         levels=tuple(map(change, features.levels)),

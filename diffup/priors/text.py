@@ -1,4 +1,4 @@
-"""Textual priors: how near every position of the query is to the name of the class (BAFT, eq. 10, with text)."""
+"""Textual priors: similarity of every position of the query to the name of the class (BAFT, eq. 10, with text)."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from diffup.priors.normalisation import Normalisation, normalise
 from diffup.priors.similarity import unit
 from diffup.utils.resize import resize_maps
 
-_POWER = 2.0  # of the affinity
+_POWER = 2.0  # exponent of the affinity
 
 
 def text_similarity(features: Tensor, embeddings: Tensor, vocabulary_mean: Tensor) -> Tensor:
-    """Cosine of every position to every prompt, less its mean cosine to a vocabulary (eq. 10).
+    """Cosine of every position to every text prompt, minus its mean cosine to a vocabulary (eq. 10).
 
-    The cosine to a name is high wherever there is an object at all; what it has beyond the vocabulary's speaks for this
+    The cosine to any name is high wherever there is an object; only the excess over the vocabulary is evidence for this
     name. The cosine is linear in the unit embedding, so the vocabulary's mean embedding is enough.
 
     Args:
-        features: (B, C, h, w), dense text-space features.
-        embeddings: (V, C), unit embeddings of V prompts (names times templates).
+        features: (B, C, h, w), dense features of the queries in the text space.
+        embeddings: (V, C), unit embeddings of V text prompts (names times templates).
         vocabulary_mean: (C,), mean unit embedding of a vocabulary.
 
     Returns:
@@ -33,15 +33,15 @@ def text_similarity(features: Tensor, embeddings: Tensor, vocabulary_mean: Tenso
 
 
 def text_maps(similar: Tensor, query: Tensor, widths: Sequence[int] = ()) -> Tensor:
-    """Maps of where the named class is, one for each prompt: similarities spread over what looks alike (eq. 11).
+    """Prior maps of the named class, one for each text prompt: similarities enhanced with the affinity (eq. 11).
 
     Args:
-        similar: (B, V, h', w') of `text_similarity`.
-        query: (B, C, h, w), the query's features at the visual encoder's last level, whose affinity is used.
-        widths: channels of each member of a joint backbone, whose spread maps are averaged; none for a single backbone.
+        similar: (B, V, h', w'), similarities of V text prompts (`text_similarity`).
+        query: (B, C, h, w), features of the queries at the visual encoder's last level, for the affinity.
+        widths: channels of each member of a joint backbone, whose enhanced maps are averaged; empty for a single one.
 
     Returns:
-        (B, V, h, w) in [0, 1], each stretched to the whole range.
+        (B, V, h, w) in [0, 1], each map stretched to the whole range.
     """
     centred = (query - query.mean(dim=(2, 3), keepdim=True)).flatten(2)
     resized = resize_maps(similar, (query.shape[2], query.shape[3])).flatten(2)
@@ -53,15 +53,15 @@ def text_maps(similar: Tensor, query: Tensor, widths: Sequence[int] = ()) -> Ten
 def text_views(maps: Tensor, features: Tensor, spread: Tensor | None, kinds: int, method: Normalisation) -> Tensor:
     """Text maps as views of the query at one level: the same map under every prior kind.
 
-    Only one dense map shares the text's space, so every level takes that map, spread by its own affinity
+    Only one dense map lies in the text space, so every level uses that map, enhanced with the level's own affinity
     (docs/text.md).
 
     Args:
-        maps: (B, V, h', w') of `text_maps`.
+        maps: (B, V, h', w') in [0, 1], maps of V text prompts (`text_maps`).
         features: (B, C, h, w), query features of the level.
-        spread: (B, h * w, h * w), their affinity; None leaves the maps as they are.
-        kinds: number M of prior kinds.
-        method: how maps reach [0, 1].
+        spread: (B, h * w, h * w), affinity of the query's positions; None does not enhance the maps.
+        kinds: number of prior kinds M.
+        method: method that normalises maps to [0, 1].
 
     Returns:
         (B, V, M, h * w) in [0, 1].

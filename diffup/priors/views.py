@@ -1,7 +1,7 @@
-"""Views of a single support: small changes of image and annotation, so that one shot has a variance too (UAPF).
+"""Views of a single support: augmentations of image and annotation, so that one shot has a variance too (UAPF).
 
-The paper names augmentation without its settings (docs/how_it_works.md). A mirror image and a closer look scored best
-of those tried, also against five views with a wider look and a rotation (docs/experiments.md), and every view costs an
+The paper names augmentation without its settings (docs/how_it_works.md). A mirror image and a magnified view scored
+best of those tried, also against five views with a reduced and a rotated one (docs/experiments.md); every view costs an
 encoding.
 """
 
@@ -17,12 +17,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class View:
-    """A change of an image around its centre.
+    """A transformation of an image around its centre.
 
     Args:
-        flip: mirror left and right.
-        scale: magnification, above 1 zooms in.
-        degrees: rotation.
+        flip: whether to mirror left and right.
+        scale: magnification; above 1 zooms in.
+        degrees: angle of rotation in degrees.
     """
 
     flip: bool = False
@@ -32,15 +32,15 @@ class View:
 
 IDENTITY = View()
 ONE_SHOT_VIEWS = (IDENTITY, View(flip=True), View(scale=1.25))
-"""The views of a one-shot support."""
+"""Views of the support in a one-shot episode."""
 
 
 def warp(maps: Tensor, view: View) -> Tensor:
-    """Apply a view to images or weight maps; what comes in from outside is a mirror image.
+    """Apply a view to images or weight maps; beyond the border the image is reflected.
 
     Args:
         maps: (B, C, H, W).
-        view: the change.
+        view: transformation to apply.
 
     Returns:
         (B, C, H, W).

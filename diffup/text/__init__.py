@@ -1,4 +1,4 @@
-"""Words as an annotation: templates, text spaces that images and texts share, and the one that ships (ConSE)."""
+"""Text as an annotation: templates, joint embedding spaces of images and texts, and the offline one (ConSE)."""
 
 from diffup.text.load import load_text_space
 from diffup.text.space import TextSpace

@@ -1,7 +1,7 @@
-"""ConSE: a text space over any classifier of ImageNet's classes (Norouzi et al., 2013), position by position.
+"""ConSE: a text space made of any classifier of ImageNet's classes (Norouzi et al., 2013), applied at every position.
 
-Every position's class probabilities weigh the sentence embeddings of the class names, which puts it into the space of
-the sentence encoder. No image-text training is needed, so this is the text route that works offline.
+The embedding of a position is the mean of the class names' sentence embeddings, weighted by its class probabilities. No
+image-text training is needed, so this text space works offline.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ class ConseSpace:
     """A text space made of a classifier and a sentence encoder.
 
     Args:
-        name: Full name, `conse:CLASSIFIER`.
-        classifier: A backbone whose `encoder` classifies ImageNet's 1000 classes (in the usual order) from a map.
-        bank: (1000, C) unit embeddings of the classes' names, of the same sentence encoder.
-        sentences: Name of the sentence encoder, loaded with the first text; or a ready-made one.
+        name: full name, `conse:CLASSIFIER`.
+        classifier: backbone whose `encoder` classifies ImageNet's 1000 classes (in the usual order) from a map.
+        bank: (1000, C), unit embeddings of the class names by the same sentence encoder.
+        sentences: sentence encoder, or its name, which is loaded with the first text.
 
     Raises:
-        BackboneError: The encoder has no such head.
+        BackboneError: the classifier has no such head.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class ConseSpace:
 
     @property
     def input_size(self) -> tuple[int, int]:
-        """(height, width) in pixels, the classifier's."""
+        """(height, width) in pixels of the classifier's input."""
         return self.classifier.input_size
 
     @property
@@ -59,13 +59,13 @@ class ConseSpace:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """The classifier's, and a hash of the bank, which goes with its sentence encoder."""
+        """The classifier's fingerprint and a hash of the bank, which identifies its sentence encoder."""
         bank = hashlib.sha256(self.bank.cpu().half().numpy().tobytes()).hexdigest()[:16]
         return f"conse-{self.classifier.fingerprint}-{bank}"
 
     @torch.no_grad()
     def dense(self, images: Tensor) -> Tensor:
-        """Class probabilities of every position times the bank.
+        """Dense features of images in the text space: class probabilities of every position times the bank.
 
         Args:
             images: (B, 3, H, W) RGB in [0, 1], on `device`.
@@ -78,9 +78,9 @@ class ConseSpace:
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
-        """The classifier's head at every position of its last map instead of at their mean.
+        """Class logits at every position of the classifier's last map, instead of at the mean over positions.
 
-        Where the head is linear, the mean over positions is the classifier's own output.
+        If the head is linear, their mean over positions is the classifier's own output.
 
         Args:
             images: (B, 3, H, W) RGB in [0, 1], on `device`.
@@ -92,11 +92,15 @@ class ConseSpace:
         return _map_of_classes(encoder, normalised(self.classifier, images))
 
     def embed(self, texts: Sequence[str]) -> Tensor:
-        """Unit sentence embeddings, (N, C) on `device`.
+        """Unit sentence embeddings of N texts, (N, C) on `device`.
+
+        Args:
+            texts: N texts.
 
         Raises:
-            MissingPackageError: The sentence encoder's package is not installed.
-            WeightsError: Its weights cannot be had.
+            BackboneError: the sentence encoder has another width than the bank.
+            MissingPackageError: the sentence encoder's package is not installed.
+            WeightsError: its weights cannot be loaded.
         """
         if isinstance(self._sentences, str):
             self._sentences = load_sentence_encoder(self._sentences)
@@ -113,7 +117,7 @@ class ConseSpace:
         return self.bank.mean(dim=0)
 
     def to(self, device: torch.device | str) -> ConseSpace:
-        """Move classifier and bank; sentences are short enough for the CPU."""
+        """Move classifier and bank to a device; the sentence encoder stays on the CPU, which is fast enough."""
         self.classifier = self.classifier.to(device)
         self.bank = self.bank.to(device)
         return self
@@ -125,20 +129,20 @@ def build(
     sentence_encoder: str | SentenceEncoder = MINILM,
     **options: Any,
 ) -> ConseSpace:
-    """The text space `conse:CLASSIFIER`.
+    """Build the text space `conse:CLASSIFIER`.
 
     Args:
-        variant: A bundled classifier such as `efficientnet_lite2` (the default), or `timm:NAME` for any convolutional
-            classifier of ImageNet's 1000 classes.
-        sentence_encoder: Name (see `load_sentence_encoder`) or object. Any other than the default embeds the class
-            names anew, which takes some seconds.
-        **options: Of the classifier: `input_size`, `pretrained` (False for random weights), and of `timm:` classifiers
-            `checkpoint_path`, a local file of weights that holds the head too.
+        variant: name of a bundled classifier such as `efficientnet_lite2`, or `timm:NAME` for any convolutional
+            classifier of ImageNet's 1000 classes; None for `DEFAULT_CLASSIFIER`.
+        sentence_encoder: sentence encoder, or its name (a folder or hub repository). Any other than the default embeds
+            the class names again, which takes some seconds.
+        **options: options of the classifier: `input_size`, `pretrained` (False for random weights), and for `timm:`
+            classifiers `checkpoint_path`, a local file of weights that includes the head.
 
     Raises:
-        BackboneError: There is no such classifier, or it has no head of 1000 classes over a map.
-        MissingPackageError: A package that it needs is not installed.
-        WeightsError: The weights cannot be had or do not fit.
+        BackboneError: there is no such classifier, or it has no head of 1000 classes over a map.
+        MissingPackageError: a package that it needs is not installed.
+        WeightsError: the weights cannot be loaded or do not fit.
     """
     from diffup.backbones import bundled
 
@@ -165,7 +169,7 @@ def _timm_classifier(
     checkpoint_path: str | Path | None = None,
     pretrained: bool = True,
 ) -> FrozenBackbone:
-    """A timm model with its classifier, which the backbone family leaves out."""
+    """Build a timm model with its classifier, which the backbone family omits."""
     import timm
 
     from diffup.backbones.timm import DEFAULT_INPUT_SIZE, TimmBackbone, stage_strides
@@ -192,7 +196,7 @@ def _timm_classifier(
 
 
 def _check_classifier(classifier: FrozenBackbone, name: str) -> None:
-    """Run the head on a blank image; whatever does not give 1000 classes at every position is refused."""
+    """Check, on a blank image, that a classifier gives 1000 classes at every position."""
     encoder: Any = classifier.encoder
     problem: object = f"it has {getattr(encoder, 'num_classes', 0)} classes"
     if getattr(encoder, "num_classes", 0) == CLASSES and hasattr(encoder, "forward_head"):

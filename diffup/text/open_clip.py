@@ -1,4 +1,4 @@
-"""The text space of an OpenCLIP model: dense features of its visual tower, embeddings of its text tower."""
+"""The text space of an OpenCLIP model: dense features of its visual tower and embeddings of its text tower."""
 
 from __future__ import annotations
 
@@ -15,10 +15,19 @@ from diffup.text.two_towers import TwoTowers
 
 
 class OpenClipText(TwoTowers):
-    """Images and texts in the space of a CLIP of OpenCLIP."""
+    """The text space of a CLIP model of OpenCLIP.
+
+    Args:
+        backbone: visual tower, which is shared and not copied.
+        model: whole model of OpenCLIP.
+        tokenizer: tokenizer of the model.
+
+    Raises:
+        BackboneError: no dense text-space features are known for this tower.
+    """
 
     def __init__(self, backbone: FrozenBackbone, model: Any, tokenizer: Any) -> None:
-        model.visual = backbone.encoder  # its own is let go
+        model.visual = backbone.encoder  # replaces its own visual tower
         super().__init__(backbone, model, tokenizer)
 
     def _dense(self, images: Tensor) -> Tensor:
@@ -30,11 +39,14 @@ class OpenClipText(TwoTowers):
 
 
 def build(backbone: OpenClipBackbone) -> OpenClipText:
-    """The text space of a backbone's own model; its text tower is loaded now.
+    """Build the text space of a backbone's own model, and load its text tower.
+
+    Args:
+        backbone: visual tower.
 
     Raises:
-        BackboneError: No dense text-space features are known for this tower.
-        WeightsError: The weights cannot be had.
+        BackboneError: no dense text-space features are known for this tower, or the backbone has no text tower.
+        WeightsError: the weights cannot be loaded.
     """
     import open_clip
 
@@ -46,22 +58,22 @@ def build(backbone: OpenClipBackbone) -> OpenClipText:
 
 
 def dense_features(tower: nn.Module, images: Tensor) -> Tensor:
-    """Features at every position in the space of the tower's pooled embedding.
+    """Dense features in the space of a visual tower's pooled embedding.
 
-    CLIP's ResNets give value and output projections of the attention pool, its ViTs the value path of the last block,
-    the final norm and the projection. Towers that come from timm give their head at every position: behind an attention
-    pool with a learned query (SigLIP, SigLIP 2), the head of that one token, its MLP included; behind a mean
-    (ConvNeXt), the head of that one pixel.
+    For CLIP's ResNets they are value and output projections of the attention pool, for its ViTs the value path of the
+    last block, the final norm and the projection. For towers from timm they are the head at every position: after an
+    attention pool with a learned query (SigLIP, SigLIP 2), the head of one token, its MLP included; after a mean
+    (ConvNeXt), the head of one position.
 
     Args:
-        tower: Visual tower of OpenCLIP.
-        images: (B, 3, H, W), normalised; its positional embedding fits their size.
+        tower: visual tower of OpenCLIP, whose position embeddings fit the images' size.
+        images: (B, 3, H, W), normalised.
 
     Returns:
         (B, C, h, w).
 
     Raises:
-        ValueError: The tower pools in another way.
+        ValueError: the tower pools in another way.
     """
     part: Any = tower
     if hasattr(part, "trunk"):
@@ -86,7 +98,7 @@ def dense_features(tower: nn.Module, images: Tensor) -> Tensor:
 
 
 def _grid(trunk: Any, images: Tensor) -> tuple[int, int]:
-    """Patches of images of this size in a timm ViT."""
+    """(height, width) of a timm ViT's grid of patches for images of this size."""
     height, width = trunk.patch_embed.dynamic_feat_size((images.shape[2], images.shape[3]))
     return height, width
 

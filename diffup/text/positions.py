@@ -1,8 +1,8 @@
-"""Heads at every position: what an encoder's pooling would give if it looked at one position alone.
+"""Dense features by applying an encoder's pooling head at every position.
 
 An image-level encoder ends in a pooling. Applied to one position at a time, the same weights give a map in the space of
-the pooled embedding, where texts are too. Three poolings cover CLIP, SigLIP and classifiers; the tests state for each
-the identity that ties the map to the pooled embedding.
+the pooled embedding, which texts share. Three poolings cover CLIP, SigLIP and classifiers; for each, the tests check
+the identity between the map and the pooled embedding.
 """
 
 from __future__ import annotations
@@ -17,25 +17,33 @@ from diffup.backbones.base import FrozenBackbone
 
 
 def normalised(backbone: FrozenBackbone, images: Tensor) -> Tensor:
-    """Images (B, 3, H, W) in [0, 1] as a backbone's encoder takes them."""
+    """Normalise images as a backbone's encoder expects them.
+
+    Args:
+        backbone: backbone with `mean` and `std`.
+        images: (B, 3, H, W) RGB in [0, 1].
+
+    Returns:
+        (B, 3, H, W) in the encoder's precision.
+    """
     return ((images.float() - backbone.mean.float()) / backbone.std.float()).to(backbone.dtype)
 
 
 def head_per_position(model: nn.Module, features: Tensor) -> Tensor:
-    """The head of a timm model that pools by a mean or by attention with a learned query, at every position.
+    """Apply the head of a timm model that pools by a mean, or by attention with a learned query, at every position.
 
     Pooling a single position changes nothing (mean) or leaves value and output projections (attention).
 
     Args:
-        model: With timm's `forward_head`.
-        features: Of its `forward_features`: (B, C, h, w), or (B, h, w, C) from models that keep channels last; tokens
-            (B, N, C) where the model has an attention pool.
+        model: timm model with `forward_head`.
+        features: output of its `forward_features`: (B, C, h, w), or (B, h, w, C) from models with channels last; tokens
+            (B, N, C) if the model has an attention pool.
 
     Returns:
-        (B, K, h, w) float32, or (B, K, N) for tokens.
+        (B, K, h, w) float32, or (B, K, N) for tokens, with K outputs of the head.
 
     Raises:
-        ValueError: The model pools tokens otherwise, by a class token for instance.
+        ValueError: the model pools tokens in another way, for instance by a class token.
     """
     timm: Any = model
     if features.ndim == 3:
@@ -55,14 +63,14 @@ def head_per_position(model: nn.Module, features: Tensor) -> Tensor:
 
 
 def attention_pool_values(pool: nn.Module, maps: Tensor) -> Tensor:
-    """CLIP ResNets: value and output projections of the attention pool at every position (Zhou et al., ECCV 2022).
+    """Value and output projections of a CLIP ResNet's attention pool at every position (Zhou et al., ECCV 2022).
 
-    Head by head, the pool's output is a mean of this map weighted by the attention, but for the positional embedding,
-    which is left out: it says where a position is, not what is there, and belongs to one size of image.
+    For each head, the pool's output is the mean of this map weighted by the attention, except for the position
+    embedding. It is left out, since it encodes where a position is, not what is there, and belongs to one image size.
 
     Args:
-        pool: With `v_proj` and `c_proj`.
-        maps: (B, C, h, w), the last stage.
+        pool: attention pool with `v_proj` and `c_proj`.
+        maps: (B, C, h, w), output of the last stage.
 
     Returns:
         (B, D, h, w).
@@ -73,19 +81,19 @@ def attention_pool_values(pool: nn.Module, maps: Tensor) -> Tensor:
 
 
 def block_values(block: nn.Module, tokens: Tensor) -> Tensor:
-    """The last block of a CLIP ViT with every token attending to itself alone (MaskCLIP; Zhou et al., ECCV 2022).
+    """Apply the last block of a CLIP ViT with every token attending only to itself (MaskCLIP; Zhou et al., ECCV 2022).
 
-    Residual connections and the MLP stay, so that the result lies where the block's own output does.
+    Residual connections and the MLP are kept, so that the result lies in the space of the block's own output.
 
     Args:
-        block: Of OpenCLIP (`attn` is torch's multi-head attention) or of transformers' CLIP (`self_attn`).
-        tokens: (B, N, C), the block's input.
+        block: block of OpenCLIP (`attn` is torch's multi-head attention) or of transformers' CLIP (`self_attn`).
+        tokens: (B, N, C), input of the block.
 
     Returns:
         (B, N, C).
 
     Raises:
-        ValueError: The block is of another kind.
+        ValueError: the block is of another kind.
     """
     layer: Any = block
     if isinstance(getattr(layer, "attn", None), nn.MultiheadAttention) and hasattr(layer, "ls_1"):
@@ -102,7 +110,14 @@ def block_values(block: nn.Module, tokens: Tensor) -> Tensor:
 
 
 def run_and_catch(model: nn.Module, layer: nn.Module, *inputs: Tensor, **options: Any) -> Tensor:
-    """Run a model and return the first input that one of its layers was given."""
+    """Run a model and return the first input of one of its layers.
+
+    Args:
+        model: model to run.
+        layer: layer of the model.
+        *inputs: inputs of the model.
+        **options: keyword arguments of the model.
+    """
     caught: list[Tensor] = []
     thread = threading.get_ident()
 
@@ -119,5 +134,14 @@ def run_and_catch(model: nn.Module, layer: nn.Module, *inputs: Tensor, **options
 
 
 def to_map(tokens: Tensor, size: tuple[int, int], prefix: int) -> Tensor:
-    """Tokens (B, prefix + h * w, C) as a map (B, C, h, w), the first `prefix` left out."""
+    """Arrange tokens as a map.
+
+    Args:
+        tokens: (B, prefix + h * w, C).
+        size: (h, w) of the map.
+        prefix: number of leading tokens to drop, such as class tokens.
+
+    Returns:
+        (B, C, h, w).
+    """
     return tokens[:, prefix:].mT.reshape(len(tokens), tokens.shape[2], *size)

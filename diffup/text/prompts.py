@@ -1,4 +1,4 @@
-"""What names of a class become: sentences and their embeddings, of one text space."""
+"""Text prompts of a class and their embeddings in a text space."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from diffup.text.templates import Templates, prompts, resolve_names, resolve_tem
 
 @dataclass(frozen=True, eq=False)
 class Words:
-    """A class by its names: V sentences, each of them one more view of the query (UAPF).
+    """The text prompts of one class and their embeddings; each prompt is a view of the query (UAPF).
 
     Attributes:
-        sentences: every name in every template.
-        embeddings: (V, C) float32 on the CPU, unit vectors.
+        sentences: V text prompts, every name in every template.
+        embeddings: (V, C) float32 on the CPU, unit embeddings of the prompts.
         space: name of the text space.
-        fingerprint: of the text space.
+        fingerprint: fingerprint of the text space.
     """
 
     sentences: tuple[str, ...]
@@ -30,11 +30,14 @@ class Words:
     fingerprint: str
 
     def check(self, space: TextSpace, name: str) -> None:
-        """Raise `PrototypesError` unless a text space is the one that these were embedded in.
+        """Check that a text space is the one in which the prompts were embedded.
 
         Args:
-            space: that the query's features are of.
-            name: of the class, for the message.
+            space: text space of the query's features.
+            name: name of the class in error messages.
+
+        Raises:
+            PrototypesError: the text spaces differ.
         """
         if self.fingerprint != space.fingerprint:
             raise PrototypesError(
@@ -45,11 +48,19 @@ class Words:
             )
 
     def rebuild(self, space: TextSpace) -> Words:
-        """The same sentences in another text space; itself where it is the same."""
+        """Embed the same prompts in another text space; returns itself if the space is the same.
+
+        Args:
+            space: text space to embed in.
+        """
         return self if self.fingerprint == space.fingerprint else embed(space, self.sentences)
 
     def join(self, other: Words) -> Words:
-        """The sentences of both, of one text space; one that is in both counts once."""
+        """Combine the prompts of two objects of one text space; a prompt that both have is kept once.
+
+        Args:
+            other: prompts in the same text space.
+        """
         new = [index for index, sentence in enumerate(other.sentences) if sentence not in self.sentences]
         return Words(
             (*self.sentences, *(other.sentences[index] for index in new)),
@@ -60,17 +71,23 @@ class Words:
 
 
 def embed(space: TextSpace, sentences: Sequence[str]) -> Words:
-    """Embed sentences."""
+    """Embed text prompts.
+
+    Args:
+        space: text space to embed in.
+        sentences: V text prompts.
+    """
     return Words(tuple(sentences), space.embed(sentences).float().cpu(), space.name, space.fingerprint)
 
 
 def read_words(space: TextSpace, text: str | Sequence[str], templates: Templates | None = None) -> Words:
-    """Embed names in templates.
+    """Embed the names of a class, each in every template.
 
     Args:
-        space: that reads them.
-        text: see `DiffUp.segment`.
-        templates: see `DiffUp.segment`.
+        space: text space to embed in.
+        text: name of the class, or a list of synonyms.
+        templates: one template or a list, each with `{}` where the name goes; or the name of an ensemble ("clip7",
+            "clip80"); None is "a photo of a {}.".
 
     Raises:
         AnnotationError: there is no name, or one is blank.

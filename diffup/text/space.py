@@ -1,4 +1,4 @@
-"""What images and texts must share for a name to mark a class."""
+"""The protocol of text spaces, in which images and texts have comparable embeddings."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ MEMBERS = ("name", "input_size", "fingerprint", "device", "dense", "embed", "voc
 
 @runtime_checkable
 class TextSpace(FrozenEncoder, Protocol):
-    """An encoder of images and of texts into one space. Any object with these members may be given by the user.
+    """A frozen encoder of images and texts into one space. Any object with these members can be used.
 
-    Besides the methods below it has the attributes of `diffup.backbones.base.FrozenEncoder`.
+    In addition to the methods below it has the members of `diffup.backbones.base.FrozenEncoder`.
     """
 
     def dense(self, images: Tensor) -> Tensor:
@@ -30,29 +30,29 @@ class TextSpace(FrozenEncoder, Protocol):
         ...
 
     def vocabulary_mean(self) -> Tensor:
-        """Mean unit embedding of a vocabulary, (C,): what all names share and so tells none apart."""
+        """Mean unit embedding of a vocabulary, (C,): the part that all names share, which distinguishes none."""
         ...
 
 
 @runtime_checkable
 class TextCapable(Protocol):
-    """A backbone that has a text space of its own, built when it is first asked for."""
+    """A backbone that can build a text space of its own model."""
 
     def text_space(self) -> TextSpace:
-        """The text space of the same model.
+        """Build the text space of the same model.
 
         Raises:
-            BackboneError: This model has none.
+            BackboneError: the model has none.
         """
         ...
 
 
 def dense_features(space: TextSpace, images: Sequence[Tensor]) -> Tensor:
-    """Dense text-space features of images.
+    """Dense features of images in a text space.
 
     Args:
-        space: the text space.
-        images: (3, H, W) in [0, 1] each, of any sizes.
+        space: text space.
+        images: B images, (3, H, W) in [0, 1] each, of any sizes.
 
     Returns:
         (B, C, h, w) float32.

@@ -1,4 +1,4 @@
-"""Templates that turn a name into sentences: every template, times every name, is one view of the query (UAPF)."""
+"""Templates that turn class names into text prompts: every name in every template is a view of the query (UAPF)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CLIP7 = (
     "art of the {}.",
     "a photo of the small {}.",
 )
-"""The seven that CLIP's authors found to do nearly as well as all (Radford et al., 2021; MIT licence)."""
+"""Seven of CLIP's templates that its authors found nearly as good as all 80 (Radford et al., 2021; MIT licence)."""
 
 CLIP80 = (
     "a bad photo of a {}.",
@@ -102,23 +102,23 @@ CLIP80 = (
     "a photo of a small {}.",
     "a tattoo of the {}.",
 )
-"""CLIP's templates for ImageNet (Radford et al., 2021; MIT licence)."""
+"""CLIP's 80 templates for ImageNet (Radford et al., 2021; MIT licence)."""
 
 ENSEMBLES: dict[str, tuple[str, ...]] = {"clip7": CLIP7, "clip80": CLIP80}
-"""Templates that go by a name."""
+"""Ensembles of templates by name."""
 
 Templates = str | Sequence[str]
 
 
 def resolve_templates(templates: Templates | None) -> tuple[str, ...]:
-    """The templates that a user means.
+    """Resolve the templates that a user gives.
 
     Args:
-        templates: None for `DEFAULT`, a key of `ENSEMBLES`, one template, or a list of templates. A template holds
+        templates: None for `DEFAULT`, a key of `ENSEMBLES`, one template, or a list of templates. A template contains
             `{}` once, where the name goes.
 
     Raises:
-        ConfigError: an unknown name, an empty list, or a template without its `{}`.
+        ConfigError: the name is unknown, the list is empty, or a template does not contain `{}` once.
     """
     if templates is None:
         return (DEFAULT,)
@@ -138,10 +138,13 @@ def resolve_templates(templates: Templates | None) -> tuple[str, ...]:
 
 
 def resolve_names(text: str | Sequence[str]) -> tuple[str, ...]:
-    """The names of a class: one, or several that mean the same.
+    """Check the names of a class, and return them without outer spaces.
+
+    Args:
+        text: name of the class, or several that mean the same.
 
     Raises:
-        AnnotationError: there is none, or one is not a text or is blank.
+        AnnotationError: there is no name, or one is not a string or is blank.
     """
     names = (text,) if isinstance(text, str) else tuple(text)
     if not names:
@@ -153,14 +156,14 @@ def resolve_names(text: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def prompts(names: Sequence[str], templates: Sequence[str]) -> list[str]:
-    """Every name in every template, name by name.
+    """Make the text prompts of a class: every name in every template, name by name.
 
-    Inside of a sentence a name loses its own article, because the template brings one: "a red bus" in "a photo of a
-    {}." is "a photo of a red bus."
+    Within a sentence, a name's own article is dropped, because the template has one: "a red bus" in "a photo of a {}."
+    becomes "a photo of a red bus."
 
     Args:
-        names: of `resolve_names`.
-        templates: of `resolve_templates`.
+        names: names of the class, not blank.
+        templates: templates, each with one `{}`.
     """
     return [
         template.replace("{}", _bare(name) if template != "{}" else name) for name in names for template in templates

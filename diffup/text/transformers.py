@@ -1,4 +1,4 @@
-"""The text space of a CLIP, SigLIP or SigLIP 2 of the transformers library."""
+"""The text space of a CLIP, SigLIP or SigLIP 2 model of the transformers library."""
 
 from __future__ import annotations
 
@@ -19,23 +19,28 @@ from diffup.text.two_towers import TwoTowers
 
 
 class TransformersText(TwoTowers):
-    """Images and texts in the space of a `CLIPModel`, `SiglipModel` or `Siglip2Model`.
+    """The text space of a `CLIPModel`, `SiglipModel` or `Siglip2Model`.
+
+    Args:
+        backbone: vision part of the model, which is shared and not copied.
+        model: whole model of the transformers library.
+        tokenizer: tokenizer of the model.
 
     Raises:
-        BackboneError: The model has no text tower, or no dense features are known for it.
+        BackboneError: the model has no text tower, or no dense features are known for it.
     """
 
     def __init__(self, backbone: FrozenBackbone, model: Any, tokenizer: Any) -> None:
         if not hasattr(model, "get_text_features") or not hasattr(model, "vision_model"):
             raise BackboneError(f"backbone '{backbone.name}' is a {type(model).__name__}, which reads no texts")
-        model.vision_model = backbone.encoder  # its own is let go
+        model.vision_model = backbone.encoder  # replaces its own vision part
         super().__init__(backbone, model, tokenizer)
 
     def _dense(self, images: Tensor) -> Tensor:
         return dense_features(self.model, images)
 
     def _embed(self, texts: list[str]) -> Tensor:
-        # SigLIP was trained on texts padded to their greatest length.
+        # SigLIP was trained on texts padded to the maximum length.
         padding = "longest" if hasattr(self.model, "text_projection") else "max_length"
         length = self.model.config.text_config.max_position_embeddings
         tokens = self.tokenizer(texts, padding=padding, truncation=True, max_length=length, return_tensors="pt")
@@ -46,11 +51,14 @@ class TransformersText(TwoTowers):
 
 
 def build(backbone: TransformersBackbone) -> TransformersText:
-    """The text space of a backbone's own CLIP or SigLIP; its text tower is loaded now.
+    """Build the text space of a backbone's own CLIP or SigLIP, and load its text tower.
+
+    Args:
+        backbone: vision part of the model.
 
     Raises:
-        BackboneError: The model reads no texts, or no dense text-space features are known for it.
-        WeightsError: Text tower or tokenizer cannot be had, or the checkpoint that the encoder is from lacks them.
+        BackboneError: the model has no text tower, or no dense text-space features are known for it.
+        WeightsError: text tower or tokenizer cannot be loaded, or the backbone's checkpoint has no text tower.
     """
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 
@@ -80,7 +88,7 @@ def build(backbone: TransformersBackbone) -> TransformersText:
 
 
 def _fit_whole(config: Any, model: Any, weights: Mapping[str, Tensor]) -> bool:
-    """`fit_config`, and the same for the length of texts."""
+    """`fit_config`, and the same for the maximum length of texts."""
     changed = fit_config(config, vision_part(model), weights)
     key = "text_model.embeddings.position_embedding.weight"
     own, theirs = model.state_dict().get(key), weights.get(key)
@@ -91,20 +99,21 @@ def _fit_whole(config: Any, model: Any, weights: Mapping[str, Tensor]) -> bool:
 
 
 def dense_features(model: nn.Module, images: Tensor) -> Tensor:
-    """Features at every position in the space of the model's pooled image embedding.
+    """Dense features in the space of a model's pooled image embedding.
 
-    CLIP gives the value path of the last block, the final norm and the projection; SigLIP and SigLIP 2 their attention
-    pooling head on every token by itself, its MLP included. Positional embeddings are interpolated to the images' size.
+    For CLIP they are the value path of the last block, the final norm and the projection; for SigLIP and SigLIP 2 the
+    attention pooling head of every single token, its MLP included. Position embeddings are interpolated to the images'
+    size.
 
     Args:
         model: `CLIPModel`, `SiglipModel` or `Siglip2Model`.
-        images: (B, 3, H, W), normalised; H and W multiples of the patch.
+        images: (B, 3, H, W), normalised; H and W multiples of the patch size.
 
     Returns:
         (B, C, h, w).
 
     Raises:
-        ValueError: The model is of another kind.
+        ValueError: the model is of another kind.
     """
     whole: Any = model
     vision, patch = whole.vision_model, whole.vision_model.config.patch_size

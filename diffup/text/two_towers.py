@@ -1,4 +1,4 @@
-"""What the text spaces of models with a visual and a text tower have in common."""
+"""Base of the text spaces of models with a visual and a text tower."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ _BATCH = 64
 
 
 class TwoTowers(ABC):
-    """Images and texts in one space (`diffup.text.TextSpace`).
+    """Base of text spaces (`diffup.text.TextSpace`) of a visual and a text tower.
 
     Args:
-        backbone: The visual tower, which is shared and not copied.
-        model: The whole model, its visual tower the backbone's.
-        tokenizer: The model's own.
+        backbone: visual tower, which is shared and not copied.
+        model: whole model, whose visual tower is the backbone's.
+        tokenizer: tokenizer of the model.
 
     Raises:
-        BackboneError: No dense features are known for this tower.
+        BackboneError: no dense features are known for this tower.
     """
 
     def __init__(self, backbone: FrozenBackbone, model: Any, tokenizer: Any) -> None:
@@ -43,27 +43,31 @@ class TwoTowers(ABC):
 
     @property
     def name(self) -> str:
-        """The backbone's."""
+        """Name of the backbone."""
         return self.backbone.name
 
     @property
     def input_size(self) -> tuple[int, int]:
-        """The backbone's."""
+        """(height, width) in pixels of the backbone's input."""
         return self.backbone.input_size
 
     @property
     def device(self) -> torch.device:
-        """The backbone's."""
+        """Device of the backbone."""
         return self.backbone.device
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """The backbone's, and a hash of the whole model."""
+        """The backbone's fingerprint and a hash of the whole model."""
         return f"{self.backbone.fingerprint}-{hash_weights(self.model)[:16]}"
 
     @torch.no_grad()
     def dense(self, images: Tensor) -> Tensor:
-        """Dense text-space features: (B, 3, H, W) RGB in [0, 1] -> (B, C, h, w) float32."""
+        """Dense text-space features: (B, 3, H, W) RGB in [0, 1] -> (B, C, h, w) float32, not normalised.
+
+        Raises:
+            BackboneError: no dense features are known for this tower.
+        """
         try:
             return self._dense(normalised(self.backbone, images)).float()
         except ValueError as error:
@@ -71,16 +75,16 @@ class TwoTowers(ABC):
 
     @torch.no_grad()
     def embed(self, texts: Sequence[str]) -> Tensor:
-        """Unit embeddings of N texts, (N, C)."""
+        """Unit embeddings of N texts, (N, C) float32 on `device`."""
         batches = [list(texts[start : start + _BATCH]) for start in range(0, len(texts), _BATCH)]
         return torch.cat([self._embed(batch).float() for batch in batches])
 
     def vocabulary_mean(self) -> Tensor:
-        """Mean embedding of a hundred of ImageNet's class names, (C,)."""
+        """Mean unit embedding of a hundred of ImageNet's class names, (C,)."""
         return self._mean.to(self.device)
 
     def to(self, device: torch.device | str) -> Self:
-        """Move both towers."""
+        """Move both towers to a device, in place."""
         self.backbone.to(device)
         self.model.to(device)
         return self
@@ -91,7 +95,7 @@ class TwoTowers(ABC):
 
     @abstractmethod
     def _dense(self, images: Tensor) -> Tensor:
-        """Features of normalised images at every position, (B, C, h, w); `ValueError` where none are known."""
+        """Dense features of normalised images, (B, C, h, w); raises `ValueError` if none are known for the tower."""
 
     @abstractmethod
     def _embed(self, texts: list[str]) -> Tensor:

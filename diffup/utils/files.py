@@ -14,13 +14,13 @@ from safetensors import SafetensorError
 
 from diffup.errors import DiffUpError, FormatError, StorageError
 
-_PREFIX = ".diffup-"  # of temporary files, so that nobody else's are taken for them
-_STEM = 40  # characters of a target's name in that of its temporary file, which must not grow too long
+_PREFIX = ".diffup-"  # start of a temporary file's name, which tells it from other programs' files
+_STEM = 40  # characters of the target's name that a temporary file's name repeats; a file name must not grow too long
 
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary path in the target's folder that takes the target's place when the block ends without an error.
+    """Yield a temporary path in the target's folder; it replaces the target when the block ends without an error.
 
     Args:
         path: the file to write; its folder is made if needed.
@@ -37,14 +37,14 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def replacing_together(paths: Sequence[Path], older: Sequence[Path] = ()) -> Iterator[list[Path]]:
-    """Temporary paths of files that belong together; all take their places when the block ends without an error.
+    """Yield temporary paths of files that belong together; all replace their targets when the block ends without error.
 
-    The last file vouches for the others: its predecessor goes first and it comes last, so that it is never found beside
-    files of another run, whenever the process is killed.
+    The presence of the last file says that the others are complete: its older version is removed first and the new one
+    is moved last, so that it never lies beside files of another run, even if the process is killed.
 
     Args:
         paths: the files to write; their folders are made if needed.
-        older: files of an earlier run that has no successor in this one; they go.
+        older: files of an earlier run that this run does not write again; they are removed.
 
     Raises:
         StorageError: the disk is full or a folder cannot be written to. If that is known before the first file is
@@ -64,13 +64,13 @@ def replacing_together(paths: Sequence[Path], older: Sequence[Path] = ()) -> Ite
 
 @contextlib.contextmanager
 def sole_writer(path: Path, task: str) -> Iterator[None]:
-    """Be the only process that writes to a folder for as long as the block takes; another one is refused at once.
+    """Be the only process that writes to a folder while the block runs; a second process is refused at once.
 
-    The lock is let go by the system if the process dies.
+    The system releases the lock if the process dies.
 
     Args:
-        path: the folder's main file, whether it is there or not; the lock is named after it.
-        task: what the block does, for the message to whoever is refused.
+        path: the folder's main file, which need not exist; the lock file is named after it.
+        task: what the block does, for the error message of a process that is refused.
 
     Raises:
         StorageError: another process holds the lock, or the folder cannot be written to.
@@ -91,14 +91,14 @@ def sole_writer(path: Path, task: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def locked(path: Path, timeout: float = -1) -> Iterator[None]:
-    """Hold the lock of a file, a hidden file beside it, which goes when the block ends.
+    """Hold a lock on a file while the block runs; the lock is a hidden file beside it, removed at the end.
 
     Args:
-        path: the file, whether it is there or not; its folder is made if needed.
-        timeout: seconds to wait for others; -1 for as long as it takes.
+        path: the file, which need not exist; its folder is made if needed.
+        timeout: seconds to wait for another process; -1 waits for as long as it takes.
 
     Raises:
-        Timeout: another process holds it.
+        Timeout: another process holds the lock.
         StorageError: the folder cannot be written to.
     """
     place = path.with_name(f".{path.name}.lock")
@@ -116,7 +116,7 @@ def locked(path: Path, timeout: float = -1) -> Iterator[None]:
 
 
 def _acquire(lock: FileLock, place: Path, timeout: float) -> bool:
-    """Take a lock; False if the last holder removed its file meanwhile, so that it keeps nobody out."""
+    """Take a lock; False if its last holder has removed the lock file meanwhile, so that it would exclude nobody."""
     handle = os.open(place, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         lock.acquire(timeout=timeout)
@@ -141,7 +141,7 @@ def _read_owner(owner: Path) -> str:
 
 @contextlib.contextmanager
 def telling(path: Path) -> Iterator[None]:
-    """Say of which file it was that a system's error kept it from being written."""
+    """Turn a system's error within the block into a `StorageError` that names the file being written."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -155,7 +155,7 @@ def telling(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
-    """A new file beside a target, which is gone when the block ends unless it was moved."""
+    """Yield the path of a new file beside the target, removed when the block ends unless it was moved."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{_PREFIX}{path.stem[:_STEM]}-", suffix=path.suffix)
     os.close(handle)
@@ -166,7 +166,7 @@ def _temporary(path: Path) -> Iterator[Path]:
 
 
 def _complete(temporary: Path) -> None:
-    """Put a written file on the disk, with the rights of any new file; mkstemp makes files private."""
+    """Flush a written file to disk and give it the permissions of any new file; mkstemp makes files private."""
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
     mask = os.umask(0)
@@ -175,10 +175,14 @@ def _complete(temporary: Path) -> None:
 
 
 def checked_ending(path: str | os.PathLike[str], ending: str) -> Path:
-    """A path to write to, whose name has the ending of its format, in lower or upper case.
+    """Check that a path to write to ends in its format's suffix, in lower or upper case, and return it.
+
+    Args:
+        path: the file to write.
+        ending: suffix of the format in lower case, such as ".png".
 
     Raises:
-        FormatError: another ending, or none.
+        FormatError: the path has another suffix, or none.
     """
     if Path(path).suffix.lower() != ending:
         raise FormatError(f"path: expected a file name ending in {ending}, got {os.fspath(path)!r}; add the ending")
@@ -187,7 +191,10 @@ def checked_ending(path: str | os.PathLike[str], ending: str) -> Path:
 
 @contextlib.contextmanager
 def named_in_utf8(path: Path) -> Iterator[Path]:
-    """A path of the same file whose name is UTF-8: safetensors opens no other, and on Linux any bytes are a name."""
+    """Yield a path of the same file that is valid UTF-8, by a link if needed.
+
+    safetensors opens no other path, while Linux allows any bytes in a name.
+    """
     try:
         str(path).encode("utf-8")
     except UnicodeEncodeError:
@@ -200,11 +207,15 @@ def named_in_utf8(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write a text file atomically, UTF-8, its line ends as they are.
+    """Write a text file atomically, in UTF-8, without changing line ends.
+
+    Args:
+        path: the file to write; its folder is made if needed.
+        text: content of the file.
 
     Raises:
         FormatError: the text holds half a character (a lone surrogate), which UTF-8 cannot hold.
-        StorageError: see `replacing`.
+        StorageError: the disk is full or the folder cannot be written to. An older file stays as it was.
     """
     try:
         content = text.encode("utf-8")
@@ -219,13 +230,13 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def sweep(folder: str | os.PathLike[str], deep: bool = True) -> None:
-    """Remove what a kill left behind of `replacing` in a folder.
+    """Remove the temporary files that `replacing` left in a folder when its process was killed.
 
-    Nothing else may be writing there.
+    No other process may be writing there.
 
     Args:
-        folder: the folder.
-        deep: in its subfolders too.
+        folder: the folder to clean.
+        deep: whether its subfolders are cleaned too.
     """
     pattern = f"{_PREFIX}*"
     for path in Path(folder).rglob(pattern) if deep else Path(folder).glob(pattern):

@@ -1,4 +1,4 @@
-"""Which names a picture can show, and what it shows instead of the others."""
+"""Fonts for class names in pictures, and the texts that a legend shows for names that no font has."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from PIL import ImageFont, features
 
 _SIZE = 12
-_MISSING = "\U0010ffff"  # no font has it, so it is drawn as every character is that a font lacks
+_MISSING = "\U0010ffff"  # in no font, so it is drawn as any character that a font lacks
 _SYSTEM_FONTS = (
     "DejaVuSans.ttf",
     "NotoSans-Regular.ttf",
@@ -22,27 +22,38 @@ _SYSTEM_FONTS = (
     "PingFang.ttc",
     "Arial Unicode.ttf",
 )
-"""Looked for in the system's folders when Pillow's own font, which has little more than ASCII, lacks a character."""
+"""Fonts to look for in the system's folders when Pillow's own font, little more than ASCII, lacks a character."""
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def font_for(text: str, size: float | None = None) -> Font | None:
-    """A font that has every character of a text, of the size of legends or another; None where there is none."""
+    """Find a font that has every character of a text.
+
+    Args:
+        text: the text to draw.
+        size: font size in pixels; None is the size of legends.
+
+    Returns:
+        The first such font, Pillow's own before the system's; None if there is none.
+    """
     fonts = (_font(index, size) for index in range(-1, len(_SYSTEM_FONTS)))
     return next((font for font in fonts if font is not None and _covers(font, text)), None)
 
 
 def legend_texts(names: Sequence[str], width: float) -> list[str]:
-    """What a legend shows for each name: itself, cut to the width, or its number and its characters' codes.
+    """The text that a legend shows for each class name: the name cut to the width, or its number and an escaped form.
 
-    A number (the place from 1 on) goes before names that no font at hand can show, whose characters are written as
-    Python escapes them, and before names that would look the same: cut to the width, in another Unicode form, in
-    letters of another script.
+    A number (the position among the names, from 1) precedes names that no available font can show, whose characters
+    are written as Python escapes them, and names that would look alike: when cut to the width, in another Unicode
+    form, or in letters of another script.
 
     Args:
-        names: of all classes, in their order.
-        width: pixels that a name may take.
+        names: names of all classes, in their order.
+        width: widest text in pixels.
+
+    Returns:
+        One text for each name.
     """
     shown = [_cut(name, width) for name in names]
     numbered = [_numbered(number, name, width) for number, name in enumerate(names, start=1)]
@@ -54,21 +65,26 @@ def legend_texts(names: Sequence[str], width: float) -> list[str]:
 
 
 def legend_key(names: Sequence[str], width: float = float("inf")) -> dict[int, str]:
-    """The names that a legend shows by their numbers, by these numbers; see `legend_texts`."""
+    """The class names that a legend shows by number, keyed by that number (from 1).
+
+    Args:
+        names: names of all classes, in their order.
+        width: widest text in pixels.
+    """
     texts = legend_texts(names, width)
     pairs = enumerate(zip(texts, names, strict=True), start=1)
     return {number: name for number, (text, name) in pairs if text == _numbered(number, name, width)}
 
 
 def _numbered(number: int, name: str, width: float) -> str:
-    """A number, and as much of the name in ASCII as the width has room for."""
+    """A number, and as much of the name's ASCII escape as fits the width."""
     font = ImageFont.load_default()
     rest = _cut(f": {name.encode('unicode_escape').decode()}", width - font.getlength(str(number)))
     return f"{number}{rest}"
 
 
 def _cut(name: str, width: float) -> str:
-    """A name without the end that the width has no room for; empty where there is room for nothing."""
+    """A name cut at its end to fit the width; empty if nothing fits."""
     font = font_for(name)
     if font is None or font.getlength(name) <= width:
         return name
@@ -79,7 +95,7 @@ def _cut(name: str, width: float) -> str:
 
 
 def _look(text: str) -> bytes:
-    """What a text looks like; nothing where no font has it."""
+    """The pixels of a drawn text, to compare looks; empty if no font can draw it."""
     font = font_for(text)
     if font is None:
         return b""
@@ -90,7 +106,7 @@ def _look(text: str) -> bytes:
 
 @functools.cache
 def _font(index: int, size: float | None) -> Font | None:
-    """Pillow's own font, -1, or one of the system; None where it is not installed."""
+    """Pillow's own font (index -1) or one of `_SYSTEM_FONTS`; None if it is not installed."""
     try:
         return ImageFont.load_default(size) if index < 0 else ImageFont.truetype(_SYSTEM_FONTS[index], size or _SIZE)
     except OSError:
@@ -110,7 +126,7 @@ def _covers(font: Font, text: str) -> bool:
 
 @functools.cache
 def _unshaped(font: ImageFont.FreeTypeFont) -> ImageFont.FreeTypeFont:
-    """The font without the library Raqm, which draws a lone character in another way than within a text."""
+    """The font without the library Raqm, which draws a lone character differently from one within a text."""
     return font.font_variant(layout_engine=ImageFont.Layout.BASIC)
 
 

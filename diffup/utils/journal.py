@@ -1,4 +1,4 @@
-"""An append-only file of JSON objects, one a line, that outlives a kill: what it holds is done, the rest is not."""
+"""An append-only file of JSON objects, one a line, that survives a killed process: its entries are finished work."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _BLOCK = 2**16
 
 
 class Journal:
-    """A file that is only ever added to, by one process or several.
+    """An append-only file that one process or several write to.
 
-    Entries that are added together stay together, whoever else adds some at the same time. A last line that was cut off
-    by a kill is dropped.
+    Entries that are appended together stay together, even if other processes append at the same time. A last line that
+    was cut off when a process was killed is dropped.
 
     Args:
-        path: the file; made with the first entry.
-        shared: whether other processes may add to it; else the caller sees to it that none does.
+        path: the file; created with the first entry.
+        shared: whether other processes may append to it. If not, the caller must keep them from it.
     """
 
     def __init__(self, path: str | os.PathLike[str], shared: bool = True) -> None:
@@ -31,10 +31,10 @@ class Journal:
         self._shared = shared
 
     def read(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Line numbers and entries, in order; none if there is no file.
+        """Yield line numbers (from 1) and entries, in order; none if there is no file.
 
         Raises:
-            DataError: a line is damaged.
+            DataError: a line is not a JSON object.
         """
         if not self.path.exists():
             return
@@ -51,16 +51,19 @@ class Journal:
                 yield number, entry
 
     def append(self, entries: Iterable[dict[str, Any]]) -> None:
-        """Add entries; they are on the disk when this returns.
+        """Append entries; they are on the disk when this returns.
+
+        Args:
+            entries: objects that JSON can hold, one line each.
 
         Raises:
-            StorageError: they cannot be written.
+            StorageError: the file cannot be written.
         """
         text = "".join(json.dumps(entry) + "\n" for entry in entries).encode()
         with telling(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            # Where the file ends is looked up under the lock each time: another process may have added to it, or may
-            # have been killed while it did.
+            # The end of the file is looked up under the lock each time: another process may have appended to it, or
+            # may have been killed while it did.
             with locked(self.path) if self._shared else contextlib.nullcontext(), self.path.open("a+b") as file:
                 end, size = _whole_lines(file), file.seek(0, os.SEEK_END)
                 if end < size:
@@ -71,13 +74,13 @@ class Journal:
 
     @contextlib.contextmanager
     def alone(self, task: str) -> Iterator[None]:
-        """Keep every other process from adding entries while a block runs; see `sole_writer`.
+        """Keep every other process from appending while the block runs.
 
         Args:
-            task: what the block does.
+            task: what the block does, for the error message of a process that is refused.
 
         Raises:
-            StorageError: another process is at it.
+            StorageError: another process is writing to the file.
         """
         with sole_writer(self.path, task):
             before, self._shared = self._shared, False
@@ -87,12 +90,17 @@ class Journal:
                 self._shared = before
 
     def damaged(self, number: int, error: Exception) -> DataError:
-        """The error to raise for a line that is not what it should be."""
+        """The error to raise for a damaged line.
+
+        Args:
+            number: line number, from 1.
+            error: the reason, named in the message.
+        """
         return DataError(f"{self.path}, line {number} is damaged ({error!r}); delete the line to have it done again")
 
 
 def _whole_lines(file: BinaryIO) -> int:
-    """Bytes up to the end of the last line that is whole."""
+    """Number of bytes up to the end of the last complete line."""
     end = file.seek(0, os.SEEK_END)
     while end > 0:
         start = max(0, end - _BLOCK)

@@ -1,4 +1,4 @@
-"""Optional packages of the formats, imported when a function needs them."""
+"""Optional packages, imported when a function needs them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ def need(module: str, purpose: str, extra: str = "formats") -> Any:
 
     Args:
         module: dotted name, such as `pycocotools.mask`.
-        purpose: what it is for, as the start of the error message.
-        extra: the extra of diffup that installs it.
+        purpose: what needs the module; the error message starts with it.
+        extra: name of the extra of diffup that installs the module.
 
     Raises:
-        MissingPackageError: it is not installed.
+        MissingPackageError: the module is not installed.
     """
     try:
         return importlib.import_module(module)

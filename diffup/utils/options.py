@@ -1,4 +1,4 @@
-"""Options that every part of the library takes: a device and a seed."""
+"""Options that many functions of the library take: a device and a seed."""
 
 from __future__ import annotations
 
@@ -20,14 +20,17 @@ class _Movable(Protocol):
 Movable = TypeVar("Movable", bound=_Movable)
 
 MAX_SEED = 2**32 - 1
-"""Largest seed of training and of episode streams; numpy's legacy generator takes no larger one."""
+"""Largest seed for training and for streams of episodes; numpy's legacy generator takes no larger one."""
 
 
 def seeded(seed: int) -> torch.Generator:
-    """A generator on the CPU.
+    """Make a generator on the CPU from a seed.
+
+    Args:
+        seed: whole number of 64 bits, in [-2**63, 2**63).
 
     Raises:
-        ConfigError: the seed is no whole number of 64 bits.
+        ConfigError: the seed is not such a number.
     """
     if isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
         raise ConfigError(f"seed={seed!r}: it must be a whole number of 64 bits")
@@ -35,10 +38,13 @@ def seeded(seed: int) -> torch.Generator:
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:
-    """The device to use: the one named, or CUDA where there is one.
+    """Choose the device to compute on.
+
+    Args:
+        device: device or its name, such as "cuda:0"; None is CUDA if available, else the CPU.
 
     Raises:
-        ConfigError: it is not available.
+        ConfigError: the device is not available.
     """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -54,7 +60,14 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
 
 
 def placed(part: Movable, device: torch.device) -> Movable:
-    """An encoder or text space on a device: itself if it is there, else a copy, so that others keep theirs."""
+    """Return an encoder or text space on a device: the object itself if it is there already, else a copy.
+
+    The original is never moved, since another model may be using it.
+
+    Args:
+        part: encoder or text space.
+        device: device that the result is on.
+    """
     if part.device.type == device.type and device.index in (None, part.device.index):
         return part
     moved: Movable = copy.deepcopy(part).to(device)

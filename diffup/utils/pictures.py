@@ -17,31 +17,40 @@ _HEAT = ((0, 0, 0), (60, 20, 110), (190, 55, 80), (250, 150, 30), (255, 255, 190
 _SIGNED = ((40, 80, 200), (255, 255, 255), (200, 40, 40))
 _LABEL_HEIGHT = 18
 WIDEST = 8
-"""Widest a picture of a strip becomes, relative to the strip's height."""
+"""Greatest width of a picture in a strip, relative to the strip's height."""
 
 _GAP = 4
 _COMMENT = 65_000  # bytes; JPEG allows 65533
 
 
 def grey(values: npt.NDArray[Any]) -> Bytes:
-    """(H, W) values in [0, 1] as (H, W, 3) grey."""
+    """Turn (H, W) values in [0, 1] into (H, W, 3) grey."""
     return _scale(values, ((0, 0, 0), (255, 255, 255)))
 
 
 def heat(values: npt.NDArray[Any]) -> Bytes:
-    """(H, W) values in [0, 1] as (H, W, 3): black, violet, red, orange, pale yellow."""
+    """Turn (H, W) values in [0, 1] into (H, W, 3) colours: black, violet, red, orange, pale yellow."""
     return _scale(values, _HEAT)
 
 
 def signed(values: npt.NDArray[Any]) -> Bytes:
-    """(H, W) values in [-1, 1] as (H, W, 3): blue below zero, white at zero, red above."""
+    """Turn (H, W) values in [-1, 1] into (H, W, 3) colours: blue below zero, white at zero, red above."""
     return _scale((np.asarray(values) + 1) / 2, _SIGNED)
 
 
 def tint(image: Bytes, mask: npt.NDArray[np.bool_], colour: tuple[int, int, int], alpha: float) -> Bytes:
-    """Blend the colour over the masked pixels of an (H, W, 3) image, and draw the mask's contour in full colour.
+    """Blend a colour over the masked pixels of an image, and draw the mask's contour in full colour.
 
-    The contour lies within the mask and grows with the image: 0.4 % of its shorter side, at least a pixel.
+    The contour lies within the mask; its width is 0.4 % of the image's shorter side, at least a pixel.
+
+    Args:
+        image: (H, W, 3) uint8.
+        mask: (H, W) bool.
+        colour: red, green and blue, 0 to 255.
+        alpha: opacity of the colour within the contour, in [0, 1].
+
+    Returns:
+        (H, W, 3) uint8.
     """
     flat = Image.new("RGB", (mask.shape[1], mask.shape[0]), colour)
     picture = Image.fromarray(image)
@@ -52,12 +61,12 @@ def tint(image: Bytes, mask: npt.NDArray[np.bool_], colour: tuple[int, int, int]
 
 
 def strip(pictures: Sequence[tuple[str, Bytes]], height: int) -> Image.Image:
-    """Labelled pictures side by side on white.
+    """Set labelled pictures side by side on white.
 
     Args:
-        pictures: labels and (H, W, 3) images of any sizes.
-        height: to which each is resized, in pixels, keeping its proportions; a picture more than `WIDEST` times as
-            wide as high gets only that wide, and less high.
+        pictures: pairs of a label and an (H, W, 3) uint8 image of any size.
+        height: height in pixels that each picture is resized to, keeping its proportions; a picture more than `WIDEST`
+            times as wide as high becomes `WIDEST * height` wide, and lower.
     """
     resized = []
     for label, pixels in pictures:
@@ -78,15 +87,17 @@ def strip(pictures: Sequence[tuple[str, Bytes]], height: int) -> Image.Image:
 def add_legend(
     pixels: Bytes, entries: Sequence[tuple[str, tuple[int, int, int]]], names: Sequence[str] | None = None
 ) -> Image.Image:
-    """A picture with names and their colours on white below it; rows are added as names need them.
+    """Add a legend of names and their colours on white below a picture, in as many rows as the names need.
 
-    A name that cannot be shown has a number, its place among the names (`diffup.utils.fonts.legend_texts`); what the numbers
-    stand for is in the picture's `info["comment"]`, which Pillow writes into JPEG files.
+    A name that cannot be shown is replaced by a number, its position among the names
+    (`diffup.utils.fonts.legend_texts`). The picture's `info["comment"]`, which Pillow writes into JPEG files, lists the
+    names by these numbers.
 
     Args:
-        pixels: (H, W, 3).
-        entries: names and colours; the picture stays as it is without any.
-        names: all names that such pictures may show, so that a number means the same in each; by default the entries'.
+        pixels: picture, (H, W, 3) uint8.
+        entries: pairs of a name and its colour (red, green, blue; 0 to 255); without any the picture has no legend.
+        names: all names that pictures of this kind may show, so that a number means the same in each; by default those
+            of the entries.
     """
     if not entries:
         return Image.fromarray(pixels)
@@ -115,12 +126,17 @@ def add_legend(
 
 
 def legend_width(width: int) -> int:
-    """Pixels that a name may take in the legend of a picture of this width."""
+    """Widest name, in pixels, in the legend of a picture of a given width in pixels."""
     return width - _LABEL_HEIGHT - _GAP
 
 
 def shrink(values: npt.NDArray[np.float32], height: int) -> npt.NDArray[np.float32]:
-    """(H, W) values resized to the height with antialiasing if they are higher, keeping their proportions."""
+    """Shrink values to a height with antialiasing, keeping their proportions; lower ones are unchanged.
+
+    Args:
+        values: (H, W) float32.
+        height: greatest height in pixels.
+    """
     if values.shape[0] <= height:
         return values
     width = max(1, round(values.shape[1] * height / values.shape[0]))
@@ -128,7 +144,7 @@ def shrink(values: npt.NDArray[np.float32], height: int) -> npt.NDArray[np.float
 
 
 def _scale(values: npt.NDArray[Any], stops: Sequence[tuple[int, int, int]]) -> Bytes:
-    """(H, W) values in [0, 1] on a piecewise linear colour scale."""
+    """Map (H, W) values in [0, 1] to (H, W, 3) uint8 by a piecewise linear colour scale."""
     position = np.linspace(0.0, 1.0, len(stops))
     clipped = np.clip(np.asarray(values, dtype=np.float32), 0.0, 1.0)
     channels = [np.interp(clipped, position, [stop[channel] for stop in stops]) for channel in range(3)]
@@ -136,7 +152,7 @@ def _scale(values: npt.NDArray[Any], stops: Sequence[tuple[int, int, int]]) -> B
 
 
 def _spread(mask: npt.NDArray[np.bool_], reach: int) -> npt.NDArray[np.bool_]:
-    """The (H, W) mask grown by `reach` pixels to all eight sides, in steps that double."""
+    """Dilate an (H, W) mask by `reach` pixels in all eight directions, in steps that double."""
     done = 0
     while done < reach:
         step = min(done + 1, reach - done)

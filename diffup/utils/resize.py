@@ -1,4 +1,4 @@
-"""Bilinear resizing of maps, the one way in which features, priors and masks change their size."""
+"""Bilinear resizing of maps, the one way in which features, priors and masks change size."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from torch import Tensor
 
 
 def resize_maps(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize bilinearly, with antialiasing when shrinking.
+    """Resize maps bilinearly, with antialiasing when shrinking.
 
     Args:
-        maps: (B, C, H, W).
-        size: the new (height, width).
+        maps: (B, C, H, W) floats.
+        size: new (height, width).
 
     Returns:
-        (B, C, height, width); the tensor itself if it has the size already.
+        (B, C, height, width); the tensor itself if it has that size already.
     """
     if tuple(maps.shape[-2:]) == tuple(size):
         return maps

@@ -1,4 +1,4 @@
-"""What somebody who mistyped a name may have meant."""
+"""Suggestions for mistyped names, for error messages."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from pathlib import Path
 
 
 def close_to(name: str, candidates: Iterable[str], count: int = 4) -> list[str]:
-    """The candidates that a name may stand for, the likeliest first.
+    """Find the candidates that a mistyped name may mean, the likeliest first.
 
     Args:
-        name: what was typed.
-        candidates: what there is.
-        count: at most so many.
+        name: name as it was typed.
+        candidates: existing names.
+        count: greatest number of results.
 
     Returns:
-        Those that differ in a few letters or in upper and lower case, then those that contain the name.
+        Candidates that differ in a few letters or in case, then those that contain the name.
     """
     by_key: dict[str, str] = {}
     for candidate in candidates:
@@ -28,17 +28,26 @@ def close_to(name: str, candidates: Iterable[str], count: int = 4) -> list[str]:
 
 
 def did_you_mean(name: str, candidates: Iterable[str]) -> str:
-    """`"; did you mean 'a', 'b'?"`, or a full stop where no candidate is close."""
+    """The end of an error message: `"; did you mean 'a', 'b'?"`, or a full stop if no candidate is close.
+
+    Args:
+        name: name as it was typed.
+        candidates: existing names.
+    """
     close = close_to(name, candidates)
     return f"; did you mean {', '.join(map(repr, close))}?" if close else "."
 
 
 def neighbour_of(path: Path) -> str:
-    """`"; did you mean 'photos/dog.jpg'?"` where the folder of a missing file holds one of a similar name."""
+    """The end of an error message about a missing file: `"; did you mean 'photos/dog.jpg'?"`, or a full stop.
+
+    Args:
+        path: the missing file; its folder is searched for a similar name.
+    """
     try:
         names = [entry.name for entry in path.parent.iterdir()]
     except OSError:
         return "."
-    stems = {Path(name).stem: name for name in sorted(names)}  # endings are alike anyway
+    stems = {Path(name).stem: name for name in sorted(names)}  # suffixes are alike anyway
     close = close_to(path.stem, stems, 1)
     return f"; did you mean {str(path.with_name(stems[close[0]]))!r}?" if close and path.name else "."

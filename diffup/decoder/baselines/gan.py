@@ -1,10 +1,10 @@
-"""The StyleGAN2-style baseline of the paper's Table 8: a generator under the decoders' interface, its discriminator.
+"""The StyleGAN2-style baseline of the paper's Table 8: a generator with the decoders' interface, and its discriminator.
 
 The generator follows StyleGAN2 (Karras et al., CVPR 2020): a mapping network, modulated and demodulated convolutions,
-masks of every resolution summed. As the paper has it, an encoder brings the priors to a latent vector that is
-concatenated with Gaussian noise. In the generator's favour, the encoder's 8 x 8 map stands in for StyleGAN2's learned
-constant, the query image is seen (as the U-Net's quality branch sees it), and the output starts from the mean prior
-where `prior_skip` says so: a vector alone can hardly say where things are.
+masks of every resolution summed. As in the paper, an encoder maps the priors to a latent vector that is concatenated
+with Gaussian noise. In the generator's favour, the encoder's 8 x 8 map replaces StyleGAN2's learned constant, the
+generator sees the query image (as the U-Net's quality branch does), and with `prior_skip` the output starts from the
+mean prior: a vector alone hardly encodes positions.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ LATENT = 256
 """Width of the latent vector and of the style."""
 
 NOISE_SIDE = 8
-"""The noise map is pooled to this many positions a side, each still standard normal: 64 numbers beside the latent."""
+"""Side, in positions, to which the noise map is pooled, each still standard normal: 64 numbers beside the latent."""
 
 _SLOPE = 0.2
 
 
 class ModulatedConv(nn.Module):
-    """StyleGAN2's convolution: its weights scaled by the style, then (if demodulated) brought to unit norm.
+    """StyleGAN2's convolution: weights scaled by the style, then (if demodulated) normalised to unit norm.
 
-    The scale is applied to the input and the norm to the output, which is the same and needs no weights per sample.
+    The scale is applied to the input and the norm to the output, which is equivalent and needs no weights per sample.
 
     Args:
         inputs: input channels.
         outputs: output channels.
-        size: side of the kernel.
-        demodulate: bring every output channel's weights to unit norm.
+        size: side of the kernel in positions.
+        demodulate: whether to normalise every output channel's weights to unit norm.
     """
 
     def __init__(self, inputs: int, outputs: int, size: int = 3, demodulate: bool = True) -> None:
@@ -61,7 +61,7 @@ class ModulatedConv(nn.Module):
 
 
 class PriorEncoder(nn.Module):
-    """The condition's levels and the query image to an 8 x 8 map and a latent vector.
+    """Encodes the condition's levels and the query image as an 8 x 8 map and a latent vector.
 
     Args:
         config: the decoder's config.
@@ -78,7 +78,7 @@ class PriorEncoder(nn.Module):
         self.latent = nn.Linear(sum(config.channels), LATENT)
 
     def forward(self, condition: Condition) -> tuple[Tensor, Tensor]:
-        """Encode: -> (B, c3, 8, 8), (B, LATENT)."""
+        """Encode the condition of B queries as a map (B, `channels[3]`, 8, 8) and latent vectors (B, LATENT)."""
         h = condition.image
         means = []
         for index, (block, level) in enumerate(zip(self.blocks, condition.levels, strict=True)):
@@ -110,7 +110,13 @@ class StyleGenerator(Decoder):
         self.iou_regressor = IoURegressor(config.quality_hidden)
 
     def forward(self, x: Tensor, time: Tensor, condition: Condition) -> Denoised:
-        """Generate; see `Decoder.forward`. x is noise, and there are no steps to tell apart."""
+        """Generate masks.
+
+        Args:
+            x: (B, 1, 64, 64), standard normal noise.
+            time: (B,), not used.
+            condition: condition of B queries.
+        """
         h, latent = self.encoder(condition)
         noise = F.avg_pool2d(x, x.shape[-1] // NOISE_SIDE) * (x.shape[-1] // NOISE_SIDE)
         style = self.mapping(torch.cat([latent, noise.flatten(1)], dim=1))
@@ -127,9 +133,9 @@ class StyleGenerator(Decoder):
 
 
 class Discriminator(nn.Module):
-    """Tells true masks from generated ones, given the mean prior and the query image; used in training alone.
+    """Distinguishes true masks from generated ones, given the mean prior and the query image; used only in training.
 
-    Like the decoder it sees nothing of the encoder.
+    Like the decoder, it sees no features of the encoder.
 
     Args:
         config: the decoder's config.
@@ -144,7 +150,7 @@ class Discriminator(nn.Module):
         self.head = nn.Linear(config.channels[-1], 1)
 
     def forward(self, mask: Tensor, condition: Condition) -> Tensor:
-        """(B, 1, 64, 64) in [-1, 1], batch of B -> (B,), the higher the likelier true."""
+        """Score masks (B, 1, 64, 64) in [-1, 1], given the condition of B queries: (B,), higher for true masks."""
         h = self.body(torch.cat([mask, condition.prior, condition.image], dim=1))
         score: Tensor = self.head(h.mean(dim=(2, 3)))
         return score[:, 0]
@@ -161,7 +167,16 @@ def discriminator_loss(true: Tensor, generated: Tensor) -> Tensor:
 
 
 def gradient_penalty(discriminator: Discriminator, mask: Tensor, condition: Condition) -> Tensor:
-    """R1: half the squared gradient of the scores of true masks (Mescheder et al., ICML 2018)."""
+    """R1 penalty: half the squared gradient of the scores of true masks (Mescheder et al., ICML 2018).
+
+    Args:
+        discriminator: the discriminator.
+        mask: (B, 1, 64, 64) in [-1, 1], true masks.
+        condition: condition of B queries.
+
+    Returns:
+        A scalar, the mean over the batch.
+    """
     mask = mask.detach().requires_grad_(True)
     (gradient,) = torch.autograd.grad(discriminator(mask, condition).sum(), mask, create_graph=True)
     return 0.5 * gradient.square().sum(dim=(1, 2, 3)).mean()
