@@ -1,7 +1,7 @@
-"""Ablations as in the paper's Tables 6 to 9, and the decoder without diffusion, each trained for equal processor time.
+"""Ablations of the paper's Tables 6 to 9, and the decoder without diffusion, all trained for equal processor time.
 
-Each row is a file of `configs/` on top of the library's own recipe and of the files of `--config`. How many steps fit
-into the time is measured for each row before it is trained. Rows that are done are not trained again.
+Each row is a file of `configs/`, on top of the library's default settings and the files of `--config`. The number of
+steps that fit into the time is measured for each row before training. Finished rows are not trained again.
 
     python benchmarks/ablations.py DATA --fold 0 --fold 1 --minutes 5 --episodes 300 -o runs/ablations
     python benchmarks/ablations.py DATA --fold 0 --fold 1 --minutes 15 --rows full "one step, no diffusion" -o runs/long
@@ -31,10 +31,10 @@ from diffup.utils.files import write_text
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 TIMED = (2, 10)
-"""Steps of two runs that are thrown away; the difference tells what a step costs without what a start does."""
+"""Steps of two discarded runs; their difference gives the time of a step without that of the start."""
 
 BASE = {"learning_rate": 8e-4, "warmup": 30, "ema": 0.99}
-"""A short run's settings, for every row."""
+"""Settings of every row, for short runs."""
 
 FULL, ONE_STEP = "full", "one step, no diffusion"
 ROWS = {
@@ -53,13 +53,13 @@ ROWS = {
     "8: StyleGAN2 generator": "table8/stylegan2.json",
     "9: low-level features": "table9/low_level_features.json",
 }
-"""The file of each row. "L2 of unit vectors, 1 - d^2/2" of Table 7 is the cosine, which a test proves."""
+"""Config file of each row. "L2 of unit vectors, 1 - d^2/2" of Table 7 equals the cosine, as a test shows."""
 
 SEVERAL = (FULL, ONE_STEP)
-"""Rows that are trained from several seeds."""
+"""Rows that are trained with several seeds."""
 
 SCORED = {"mask, 1": "", "box, 1": "8", "scribble, 1": "8", "mask, 5": "9"}
-"""Annotations and shots; a table's number: only the rows of that table and the full ones."""
+"""Evaluation settings (annotation, shots), each with the number of the only table whose rows use it; empty for all."""
 
 
 def main() -> None:
@@ -100,7 +100,7 @@ def main() -> None:
 def fitting_steps(
     data: LabelledFolder, folder: Path, config: TrainConfig, backbone: Any, seconds: float, options: dict[str, Any]
 ) -> int:
-    """How many training steps fit into so much processor time, measured on a few that are thrown away."""
+    """Measure how many training steps fit into the given seconds of processor time, on two discarded runs."""
     clock = []
     for steps in TIMED:
         start = time.process_time()
@@ -121,17 +121,17 @@ def show(table: dict[str, dict[str, Any]]) -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", metavar="DATA", type=Path, help="labelled folder")
-    parser.add_argument("--fold", type=int, action="append", dest="folds", required=True, help="held out")
+    parser.add_argument("--fold", type=int, action="append", dest="folds", required=True, help="held-out fold")
     parser.add_argument("--backbone", default="bundled:efficientnet_lite0")
     parser.add_argument("--input-size", type=int, default=512)
-    parser.add_argument("--config", type=Path, nargs="+", default=[], help="settings of every row, as of diffup train")
+    parser.add_argument("--config", type=Path, nargs="+", default=[], help="config files of every row")
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS, metavar="ROW", help="default: all")
     parser.add_argument("--minutes", type=float, default=5.0, help="processor time of each row's training")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of training; the first for all rows")
-    parser.add_argument("--steps", type=int, help="so many steps for every row instead of equal time")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds; all rows use the first")
+    parser.add_argument("--steps", type=int, help="number of steps of every row, instead of equal time")
     parser.add_argument("--episodes", type=int, default=300)
     parser.add_argument("--backgrounds", type=Path, help="folder of photos to paste objects onto")
-    parser.add_argument("--cache", type=Path, help="cached features; default: OUT/cache")
+    parser.add_argument("--cache", type=Path, help="folder of cached features; default: OUT/cache")
     parser.add_argument("-o", "--output", type=Path, required=True)
     return parser.parse_args()
 

@@ -1,8 +1,8 @@
-"""What bulk labelling costs on one core, step by step, in CPU milliseconds for an image.
+"""Cost of bulk labelling on one core, for each step, in CPU milliseconds per image.
 
-Time on a core is counted, not time on the clock, so other work on the machine disturbs little. The best of several
-rounds is printed: `encoder alone` is that in batches of the same size, `all` is everything that `diffup label` or a Ray
-worker does with an image, from its file to the PNG file of its label map.
+CPU time is measured, not wall-clock time, so that other work on the machine has little effect. The best of several
+rounds is printed: `encoder alone` is the encoder in batches of the same size, `all` is everything that `diffup label`
+or a Ray worker does with an image, from its file to the PNG file of its label map.
 
     python benchmarks/bulk.py PHOTOS --count 16 --batch-sizes 1 4 8 --classes 1 8
 """
@@ -33,14 +33,14 @@ STEPS = {
     "merge": "diffup.model.to_result",
     "PNG": "diffup.label_map.LabelMap.to_png",
 }
-"""Steps of an image's way, and the functions that they are."""
+"""Functions that are timed, by step."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="of photos")
-    parser.add_argument("--count", type=int, default=16, help="images, the first of the folder; default: 16")
-    parser.add_argument("--rounds", type=int, default=3, help="the best of them counts; default: 3")
+    parser.add_argument("folder", type=Path, help="folder of photos")
+    parser.add_argument("--count", type=int, default=16, help="number of images, the first of the folder; default: 16")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds, of which the best counts; default: 3")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 4, 8])
     parser.add_argument("--classes", type=int, nargs="+", default=[1])
     parser.add_argument("--backbone")
@@ -74,14 +74,14 @@ def main() -> None:
 
 
 def teach(model: DiffUp, paths: list[Path], number: int) -> Prototypes:
-    """A class of one shot; what it shows is of no matter to the cost."""
+    """Compute one-shot prototypes; the content of the image does not affect the cost."""
     image = read_query(paths[number % len(paths)], "query", model.backbone)
     height, width = image.size
     return model.prototypes(image.pixels, Box(width // 4, height // 4, width // 2, height // 2), name=f"class {number}")
 
 
 def encoder_alone(model: DiffUp, paths: list[Path], batch_size: int) -> float:
-    """CPU ms for an image that is ready for the encoder."""
+    """Measure the CPU milliseconds per image of the encoder alone."""
     queries = [read_query(path, "query", model.backbone) for path in paths]
     start = time.process_time()
     for first in range(0, len(queries), batch_size):
@@ -90,7 +90,7 @@ def encoder_alone(model: DiffUp, paths: list[Path], batch_size: int) -> float:
 
 
 def label(model: DiffUp, paths: list[Path], classes: list[Prototypes], batch_size: int) -> dict[str, float]:
-    """CPU ms for an image: all, and each step."""
+    """Measure the CPU milliseconds per image, in total and for each step."""
     with clocks() as costs:
         start = time.process_time()
         for result in model.segment_many(paths, classes, batch_size=batch_size, workers=1):
@@ -102,7 +102,7 @@ def label(model: DiffUp, paths: list[Path], classes: list[Prototypes], batch_siz
 
 @contextmanager
 def clocks() -> Iterator[dict[str, float]]:
-    """CPU seconds that each step takes meanwhile, in whatever thread it runs."""
+    """Measure the CPU seconds of each step within the block, in any thread."""
     costs: dict[str, float] = defaultdict(float)
 
     def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:

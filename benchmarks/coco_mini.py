@@ -1,7 +1,7 @@
-"""`diffup evaluate`, with the training-free anchor besides.
+"""Run `diffup evaluate`, or score the training-free baseline.
 
-The anchor is the contrast prior with affinity, last two levels averaged, at the best of 19 thresholds for each fold,
-which no user could choose: the column `prior`.
+The baseline (`--anchor`) is the contrast prior with affinity, last two levels averaged, at the best of 19 thresholds
+for each fold, an upper bound chosen with the true masks: the column `prior`.
 
     python benchmarks/coco_mini.py DATA --decoder runs/fold0/decoder --fold 0 --episodes 400 -o scores
     python benchmarks/coco_mini.py DATA --anchor -o anchor
@@ -25,7 +25,7 @@ ANCHOR = DecoderConfig(priors=PriorConfig(kinds=("contrast",)), system="prior")
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     evaluate.add_arguments(parser)
-    parser.add_argument("--anchor", action="store_true", help="score the training-free anchor instead")
+    parser.add_argument("--anchor", action="store_true", help="score the training-free baseline instead")
     args = parser.parse_args()
     try:
         if args.anchor:

@@ -1,7 +1,7 @@
-"""Install the oldest or the newest supported versions into a fresh environment, and run the tests there.
+"""Run the tests in a fresh environment with the oldest or the newest supported versions of the dependencies.
 
-An environment takes about 6 GB where pip's default torch is the one with CUDA; it is removed afterwards unless it is
-given a place.
+An environment takes about 6 GB if pip's default torch is the one with CUDA; it is removed afterwards unless
+`--environment` names a folder.
 
     python benchmarks/compatibility.py --versions oldest --python python3.10 --write
     python benchmarks/compatibility.py --versions newest --python python3.13 --tests tests/test_model.py
@@ -33,7 +33,7 @@ NEEDED = 8 * 2**30
 
 
 def oldest() -> list[str]:
-    """Every lower bound of the dependencies in pyproject.toml, and of the extras, as an exact version."""
+    """Return the lower bounds of all dependencies and extras in pyproject.toml as exact versions."""
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     lists = [re.search(r"^dependencies = \[(.*?)^\]", text, re.MULTILINE | re.DOTALL)]
     lists += [re.search(rf"^{extra} = \[(.*?)\]$", text, re.MULTILINE) for extra in EXTRAS]
@@ -45,14 +45,14 @@ def oldest() -> list[str]:
 
 
 def install(folder: Path, interpreter: str, versions: str) -> None:
-    """Make an environment with the library, its extras and the tools of the tests."""
+    """Create an environment with the library, its extras and the test tools."""
     subprocess.run([interpreter, "-m", "venv", str(folder)], check=True)
     wanted = [f"{ROOT}[{','.join(EXTRAS)}]", *(oldest() if versions == "oldest" else []), *TOOLS]
     subprocess.run([str(folder / "bin" / "python"), "-m", "pip", "install", "-q", *wanted], check=True)
 
 
 def versions_of(python: str) -> dict[str, str]:
-    """Versions of Python and of the packages that the table shows."""
+    """Return the versions of Python and of the packages in the table."""
     code = "import json, platform, sys; from importlib import metadata\n"
     code += "found = {name: metadata.version(name) for name in sys.argv[1:]}\n"
     code += "print(json.dumps({'Python': platform.python_version(), **found}))"
@@ -62,7 +62,7 @@ def versions_of(python: str) -> dict[str, str]:
 
 
 def test(python: str, paths: list[str]) -> tuple[int, dict[str, str]]:
-    """Run tests; pytest's status, and how many passed, failed and were skipped."""
+    """Run tests and return pytest's exit status and the numbers of passed, failed and skipped tests."""
     with tempfile.TemporaryDirectory() as name:
         report = Path(name) / "report.xml"
         command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *paths]
@@ -84,9 +84,9 @@ def write(row: str) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--versions", choices=["oldest", "newest"], required=True)
-    parser.add_argument("--python", default=sys.executable, help="interpreter of the environment")
-    parser.add_argument("--environment", type=Path, help="its folder, kept, and used as it is where it exists")
-    parser.add_argument("--tests", nargs="+", help="default: all but those of the browser, of Ray and of plugins")
+    parser.add_argument("--python", default=sys.executable, help="Python interpreter of the environment")
+    parser.add_argument("--environment", type=Path, help="folder of the environment, kept and reused")
+    parser.add_argument("--tests", nargs="+", help="test files; default: all but browser, Ray and plugins")
     parser.add_argument("--write", action="store_true", help="add a row to docs/compatibility.md")
     parser.add_argument("--list", action="store_true", help="print what would be installed")
     args = parser.parse_args()

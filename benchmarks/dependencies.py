@@ -1,4 +1,4 @@
-"""The dependencies that are installed, with version and licence, as the table of docs/security.md.
+"""Table of the installed dependencies with version and licence, for docs/security.md.
 
 python benchmarks/dependencies.py            print the table
 python benchmarks/dependencies.py --write    put it into docs/security.md
@@ -19,7 +19,7 @@ MARKS = ("<!-- dependencies -->", "<!-- end of dependencies -->")
 
 
 def requirements() -> dict[str, str]:
-    """Distribution names of pyproject.toml, and what each is for: the extra, or `always`."""
+    """Return the distributions in pyproject.toml and the extra that needs each, or `always`."""
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     plain = re.search(r"^dependencies = \[(.*?)^\]", text, re.MULTILINE | re.DOTALL)
     extras = re.search(r"^\[project\.optional-dependencies\](.*?)^\[", text, re.MULTILINE | re.DOTALL)
@@ -33,7 +33,7 @@ def requirements() -> dict[str, str]:
 
 
 def licence(name: str) -> tuple[str, str]:
-    """Version and licence that the installed distribution states, in its metadata or else in its licence file."""
+    """Return version and licence of an installed distribution, from its metadata or else its licence file."""
     try:
         found = metadata.distribution(name)
     except metadata.PackageNotFoundError:
@@ -50,7 +50,7 @@ def licence(name: str) -> tuple[str, str]:
 
 
 def _licence_file(found: metadata.Distribution) -> str:
-    """The first line of the distribution's licence file; "" where it has none."""
+    """First line of a distribution's licence file; empty if it has none."""
     for path in found.files or []:
         if path.name.upper().startswith("LICEN"):
             lines = path.read_text(encoding="utf-8").strip().splitlines()

@@ -1,4 +1,4 @@
-"""How long a denoising pass takes under onnxruntime and `torch.export`, beside torch: ratios of one run.
+"""Time of a denoising pass with onnxruntime and `torch.export`, relative to torch in the same run.
 
 taskset -c 1 python benchmarks/export.py
 """
@@ -21,13 +21,13 @@ from diffup.publish.export import INPUTS, Network, example_inputs, export_decode
 
 
 def measure(runs: dict[str, Callable[[], object]], repetitions: int) -> dict[str, float]:
-    """Median seconds of each, taken in turn so that a busy machine slows all of them."""
+    """Measure the median seconds of each function; calls alternate, so that other work affects all of them."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for repetition in range(repetitions + 1):
         for name, run in runs.items():
             start = time.process_time()
             run()
-            if repetition:  # the first one warms up
+            if repetition:  # the first is the warm-up
                 seconds[name].append(time.process_time() - start)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
@@ -35,7 +35,7 @@ def measure(runs: dict[str, Callable[[], object]], repetitions: int) -> dict[str
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=15)
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 4], help="samples at a time")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 4], help="batch sizes")
     args = parser.parse_args()
     torch.set_num_threads(1)
     options = onnxruntime.SessionOptions()

@@ -1,7 +1,7 @@
-"""Make the bank of ImageNet's class names that ConSE uses: `diffup/text/imagenet_names.safetensors`.
+"""Create the embeddings of ImageNet's class names for ConSE: `diffup/text/imagenet_names.safetensors`.
 
-Each of the 1000 classes is told by its WordNet lemmas and definition, as timm (Apache-2.0) carries them from WordNet
-3.0 (WordNet licence), and embedded by the sentence encoder of the extra `text` (all-MiniLM-L6-v2, Apache-2.0).
+Each of the 1000 classes is described by its WordNet lemmas and definition, which timm (Apache-2.0) includes from
+WordNet 3.0 (WordNet licence), and embedded by the sentence encoder of the extra `text` (all-MiniLM-L6-v2, Apache-2.0).
 
     python benchmarks/make_name_bank.py
 """

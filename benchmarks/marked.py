@@ -1,4 +1,4 @@
-"""Tables that a script keeps up to date in a page of the documentation, between two marks."""
+"""Tables in documentation pages, between two marks, that a script updates."""
 
 from __future__ import annotations
 
@@ -6,12 +6,25 @@ from pathlib import Path
 
 
 def read_between(page: Path, start: str, end: str) -> str:
-    """What stands between the two marks of a page, without the blank lines around it."""
+    """Return the text between two marks of a page, without surrounding blank lines.
+
+    Args:
+        page: path of the page.
+        start: text of the first mark.
+        end: text of the second mark.
+    """
     return _split(page, start, end)[1].strip("\n")
 
 
 def put_between(page: Path, start: str, end: str, text: str) -> None:
-    """Replace what stands between the two marks of a page."""
+    """Replace the text between two marks of a page.
+
+    Args:
+        page: path of the page.
+        start: text of the first mark.
+        end: text of the second mark.
+        text: new text between the marks.
+    """
     before, _, after = _split(page, start, end)
     text = text.strip("\n")
     page.write_text(f"{before}{start}\n\n{text}\n\n{end}{after}", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Does it last? Many mixed queries with flat memory, and training that goes on exactly after every kill.
+"""Soak tests: many mixed queries with constant memory, and training that resumes exactly after every kill.
 
 python benchmarks/soak.py queries --count 2000
 python benchmarks/soak.py stream --count 10000
@@ -35,13 +35,13 @@ from diffup.training.trainer import train  # noqa: E402
 
 
 def resident() -> float:
-    """Memory of this process, MiB."""
+    """Return the resident memory of this process in MiB."""
     fields = Path("/proc/self/statm").read_text().split()
     return int(fields[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def queries(count: int, bundled_every: int) -> int:
-    """Mixed queries in one process; 1 if memory grows (`grows`)."""
+    """Segment mixed queries in one process; return 1 if memory grows, else 0."""
     small = DiffUp(random_decoder(tiny_config()), FakeBackbone(input_size=(64, 64)), "cpu")
     whole = DiffUp.from_pretrained(device="cpu") if bundled_every else small
     curve = []
@@ -64,7 +64,7 @@ def queries(count: int, bundled_every: int) -> int:
 
 
 def stream(count: int) -> int:
-    """`segment_many` over images of mixed sizes, one class; 1 if memory grows (`grows`)."""
+    """Run `segment_many` on images of mixed sizes with one class; return 1 if memory grows, else 0."""
     model = DiffUp(random_decoder(tiny_config(steps=1, ensemble=1)), FakeBackbone(input_size=(64, 64)), "cpu")
     support, labels = shape_image((1,))
     known = model.prototypes(support, labels == 1)
@@ -83,7 +83,7 @@ def stream(count: int) -> int:
 
 
 def grows(curve: list[float]) -> int:
-    """1 if memory grows by more than 5 % and 20 MiB from the second quarter to the last."""
+    """Return 1 if memory grows by more than 5 % and 20 MiB from the second quarter to the last, else 0."""
     quarter = max(1, len(curve) // 4)
     early, late = float(np.median(curve[quarter : 2 * quarter])), float(np.median(curve[-quarter:]))
     print(f"second quarter {early:.1f} MiB, last quarter {late:.1f} MiB")
@@ -91,7 +91,7 @@ def grows(curve: list[float]) -> int:
 
 
 def kills(minutes: float, steps: int, seed: int) -> int:
-    """Train, killed after random times, until done; hold the weights against an undisturbed run, and begin again."""
+    """Train with kills at random times, compare the weights with an uninterrupted run, and repeat."""
     draw, end = random.Random(seed), time.monotonic() + 60 * minutes
     killed = runs = 0
     with tempfile.TemporaryDirectory() as name:
@@ -122,7 +122,7 @@ def kills(minutes: float, steps: int, seed: int) -> int:
 
 
 def writers(name: str, processes: int, kills: int, seed: int) -> int:
-    """Several processes on one output, killed at random; an AssertionError if a record is lost or torn."""
+    """Run several processes on one output with random kills; raise AssertionError if a record is lost or damaged."""
     makers = {"evaluate": evaluating, "train": training, "train-one": training_into_one}
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
@@ -137,7 +137,7 @@ def writers(name: str, processes: int, kills: int, seed: int) -> int:
 
 
 def _begin(data: Path, out: Path, cache: Path, steps: int) -> ForkProcess:
-    """Begin or go on with a run; a fork spares it the imports, so that kills hit the training and its files."""
+    """Start or resume a run in a forked process, which needs no imports, so that kills hit the training itself."""
     process = multiprocessing.get_context("fork").Process(target=_train, args=(data, out, cache, steps))
     process.start()
     return process
@@ -153,7 +153,9 @@ def main() -> int:
     modes = parser.add_subparsers(dest="mode", required=True)
     mode = modes.add_parser("queries")
     mode.add_argument("--count", type=int, default=2000)
-    mode.add_argument("--bundled-every", type=int, default=100, help="every so many with the released model; 0: none")
+    mode.add_argument(
+        "--bundled-every", type=int, default=100, help="use the released model for every Nth query; 0: never"
+    )
     mode = modes.add_parser("stream")
     mode.add_argument("--count", type=int, default=10000)
     mode = modes.add_parser("kills")

@@ -1,7 +1,7 @@
-"""What everything costs, in passes of the encoder: one table, beside the figures that were last accepted.
+"""Cost of all operations in encoder passes, as a table next to the last accepted figures.
 
-The unit is one forward pass of the encoder on one image at its input size, so the figures mean about the same on every
-machine. Medians of calls that take turns in one run.
+The unit is one forward pass of the encoder on one image at its input size, so that figures are comparable between
+machines. Each figure is the median of calls that alternate with encoder passes in one run.
 
     python benchmarks/speed.py                          everything
     python benchmarks/speed.py --parts jobs classes     some of it
@@ -46,7 +46,7 @@ from diffup.training.sampler import EpisodeSampler  # noqa: E402
 from diffup.training.trainer import Trainer  # noqa: E402
 
 PAPER = {"steps": 50, "ensemble": 5}
-"""The paper's setting."""
+"""Sampling options of the paper."""
 
 FAST = {"ensemble": 1}
 """One sample instead of two."""
@@ -72,13 +72,13 @@ print(json.dumps(at))
 
 @dataclass(frozen=True)
 class Bench:
-    """What is measured, and how often.
+    """The model to measure, and the settings of the measurement.
 
     Args:
-        model: encoder and decoder.
-        rounds: calls of each kind that count.
-        clock: name of the clock.
-        quick: small numbers everywhere.
+        model: the model.
+        rounds: number of timed calls of each job.
+        clock: name of the clock, one of `CLOCKS`.
+        quick: whether to use small numbers everywhere.
     """
 
     model: DiffUp
@@ -89,38 +89,51 @@ class Bench:
 
     @cached_property
     def query(self) -> Query:
-        """The photo's mirror image, ready for the encoder."""
+        """The mirrored photo, resized for the encoder."""
         return read_query(self.mirrored, "query", self.model.backbone)
 
     @property
     def mirrored(self) -> np.ndarray:
-        """The query."""
+        """The query as an image: the mirrored photo."""
         return np.ascontiguousarray(self.photo[:, ::-1])
 
     @property
     def mask(self) -> Mask:
-        """Where the class is in the photo."""
+        """Mask of the class in the photo."""
         mask = np.zeros(self.photo.shape[:2], dtype=bool)
         mask[20:200, 160:290] = True
         return Mask(mask)
 
     def shots(self, count: int) -> Prototypes:
-        """A class of so many supports; what they show is of no matter to the cost."""
+        """Compute the prototypes of a class with K supports; their content does not affect the cost.
+
+        Args:
+            count: K, number of supports.
+        """
         return self.model.prototypes([self.photo] * count, [self.mask] * count)
 
     def encode(self, count: int = 1) -> list[torch.Tensor]:
-        """Features of the query, so many times over."""
+        """Encode the query.
+
+        Args:
+            count: batch size.
+        """
         return encode(self.model.backbone, [self.query.resized] * count, count)
 
     def passes(self, jobs: dict[str, Callable[[], object]], rounds: int | None = None) -> Figures:
-        """What each job costs, in passes of the encoder that take turns with them."""
+        """Measure the cost of each job in encoder passes, which alternate with the jobs.
+
+        Args:
+            jobs: functions to measure, by name.
+            rounds: number of timed calls; by default that of the bench.
+        """
         taken = take_turns({"": self.encode, **jobs}, rounds or self.rounds, CLOCKS[self.clock])
         unit = Figure.of(taken.pop(""), "s").value
         return {name: Figure.of(values, "passes", unit) for name, values in taken.items()}
 
 
 def jobs(bench: Bench) -> Figures:
-    """Single calls, and what they consist of."""
+    """Measure single calls and their parts."""
     model, query, known = bench.model, bench.mirrored, bench.shots(1)
     levels, small = bench.encode(), bench.query.small[None]
     one = condition(levels, known.features, small, model.backbone, model.config)
@@ -148,14 +161,14 @@ def jobs(bench: Bench) -> Figures:
 
 
 def paper(bench: Bench) -> Figures:
-    """The paper's setting: 50 steps, 5 samples, nothing kept."""
+    """Measure the paper's setting: 50 steps, 5 samples, no cached prototypes."""
     options = {} if bench.quick else PAPER
     call = {"one shot": lambda: bench.model.segment(bench.mirrored, bench.photo, bench.mask, **options)}
     return bench.passes(call, rounds=min(bench.rounds, 2))
 
 
 def classes(bench: Bench) -> Figures:
-    """Cost against the number of classes, their prototypes kept."""
+    """Measure the cost for several numbers of classes, with computed prototypes."""
     counts = (1, 2) if bench.quick else (1, 2, 4, 8, 16)
     one = bench.shots(1)
     known = [replace(one, name=f"class {index}") for index in range(max(counts))]
@@ -164,7 +177,7 @@ def classes(bench: Bench) -> Figures:
 
 
 def shots(bench: Bench) -> Figures:
-    """Cost against K: of a query with prototypes kept, and of making them."""
+    """Measure the cost for several K: of a query with computed prototypes, and of computing them."""
     counts = (1, 2) if bench.quick else (1, 2, 5, 10)
     known = {count: bench.shots(count) for count in counts}
     kept = {f"K = {k}, kept": (lambda p=p: bench.model.segment(bench.mirrored, p)) for k, p in known.items()}
@@ -173,7 +186,7 @@ def shots(bench: Bench) -> Figures:
 
 
 def stream(bench: Bench) -> Figures:
-    """`segment_many` for an image, from JPEG bytes to the result, against batch size and reading threads."""
+    """Measure `segment_many` per image, from JPEG bytes to the result, for several batch sizes and reading threads."""
     sizes, workers, count = ((1, 2), (1, 2), 4) if bench.quick else ((1, 4, 8), (1, 4), 8)
     files, known = [jpeg(np.roll(bench.photo, 16 * index, axis=1)) for index in range(count)], bench.shots(1)
 
@@ -197,7 +210,7 @@ def stream(bench: Bench) -> Figures:
 
 
 def start(bench: Bench) -> Figures:
-    """A fresh process, up to its first result; CPU seconds."""
+    """Measure the CPU seconds of a fresh process up to its first result."""
     names = ("import torch", "import diffup, beyond torch", "load the model", "first one shot", "second one shot")
     command = [sys.executable, "-c", START, str(torch.get_num_threads())]
     taken: list[list[float]] = []
@@ -209,7 +222,7 @@ def start(bench: Bench) -> Figures:
 
 
 def peak(bench: Bench) -> Figures:
-    """Floating-point operations a second, as a share of what a large matrix product does."""
+    """Measure floating-point operations per second, relative to a large matrix product."""
     model, side = bench.model, 64 if bench.quick else 1024
     matrix, step = torch.randn(side, side), torch.ones(1)
     features, small = bench.shots(1).features, bench.query.small[None]
@@ -236,7 +249,7 @@ def peak(bench: Bench) -> Figures:
 
 
 def training(bench: Bench) -> Figures:
-    """Training steps, features read from the cache, for a sample; and samples a second."""
+    """Measure training steps with cached features, per sample, and samples per second."""
     episodes = EpisodesConfig(max_shots=2) if bench.quick else EpisodesConfig()
     config = TrainConfig(
         decoder=bench.model.config, views=ViewsConfig(crops=1, pasted=6), episodes=episodes, batch_size=2, warmup=1
@@ -258,7 +271,7 @@ def training(bench: Bench) -> Figures:
 
 
 def jpeg(pixels: np.ndarray) -> bytes:
-    """A photo of 640 x 480 as the bytes of a file."""
+    """Encode pixels as the JPEG file of a photo of 640 x 480."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).resize((640, 480)).save(buffer, "JPEG", quality=92)
     return buffer.getvalue()
@@ -270,23 +283,26 @@ PARTS: dict[str, Callable[[Bench], Figures]] = {
 
 
 def about(part: str) -> str:
-    """What a part's figures are."""
+    """Return the description of a part, for the table."""
     return " ".join((PARTS[part].__doc__ or "").split())
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure, print, and accept where that is asked for."""
+    """Measure and print the figures, and accept them with `--write`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="default: all")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="parts to measure; default: all")
     parser.add_argument("--backbone", metavar="NAME", help="encoder; default: the decoder's")
-    parser.add_argument("--rounds", type=int, default=7, help="calls of each kind, taken in turn; default: 7")
+    parser.add_argument("--rounds", type=int, default=7, help="timed calls of each job; default: 7")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch; default: 1")
     parser.add_argument(
-        "--clock", choices=CLOCKS, default="cpu", help="wall is for several threads on an idle machine; default: cpu"
+        "--clock",
+        choices=CLOCKS,
+        default="cpu",
+        help="clock; wall for several threads on an idle machine; default: cpu",
     )
     parser.add_argument("--quick", action="store_true", help="tiny random models, one round")
-    parser.add_argument("--write", action="store_true", help="accept the figures")
-    parser.add_argument("--accepted", type=Path, default=ACCEPTED, metavar="FILE", help="default: accepted.json here")
+    parser.add_argument("--write", action="store_true", help="store the figures as accepted")
+    parser.add_argument("--accepted", type=Path, default=ACCEPTED, metavar="FILE", help="file of accepted figures")
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
     if args.quick:

@@ -1,4 +1,4 @@
-"""What `speed.py` measures with: a clock, medians of jobs that take turns, and the file of accepted figures."""
+"""Measurement tools of `speed.py`: clocks, medians of alternating jobs, and the file of accepted figures."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PAGE = ROOT / "docs" / "speed.md"
 MARKS = ("<!-- accepted figures -->", "<!-- end of accepted figures -->")
 
 CLOCKS: dict[str, Callable[[], float]] = {"cpu": time.process_time, "wall": time.perf_counter}
-"""Seconds that this process computed, which other work on the machine hardly disturbs, or that went by."""
+"""Clocks by name: CPU seconds of this process, on which other work has little effect, or wall-clock seconds."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Figure:
     """A measured number.
 
     Args:
-        value: the median.
-        unit: `passes` of the encoder, or another.
-        spread: half the distance between the quartiles, relative to the median; 0 of what is counted, not timed.
+        value: median of the measurements.
+        unit: unit of the value, such as `passes` (of the encoder).
+        spread: half the interquartile range relative to the median; 0 for values that are counted, not timed.
     """
 
     value: float
@@ -45,7 +45,13 @@ class Figure:
 
     @classmethod
     def of(cls, values: list[float], unit: str, scale: float = 1.0) -> Figure:
-        """Of several measurements, divided by `scale`."""
+        """Compute a figure from several measurements.
+
+        Args:
+            values: the measurements.
+            unit: unit of the figure.
+            scale: number by which the measurements are divided.
+        """
         middle = statistics.median(values)
         low, _, high = statistics.quantiles(values, n=4) if len(values) > 1 else [middle] * 3
         return cls(float(f"{middle / scale:.4g}"), unit, round((high - low) / 2 / middle, 3) if middle else 0.0)
@@ -55,9 +61,14 @@ Figures = dict[str, Figure]
 
 
 def take_turns(jobs: Mapping[str, Callable[[], object]], rounds: int, clock: Callable[[], float]) -> dict[str, Any]:
-    """Seconds of every call of each job after the first, which warms up.
+    """Measure the seconds of every call of each job, except the first, which is the warm-up.
 
-    The jobs take turns, so that a change of the machine's load meets all alike.
+    The jobs alternate, so that a change of the machine's load affects all of them.
+
+    Args:
+        jobs: functions to measure, by name.
+        rounds: number of timed calls of each job.
+        clock: function that returns the time in seconds.
     """
     taken: dict[str, list[float]] = {name: [] for name in jobs}
     for turn in range(rounds + 1):
@@ -70,7 +81,11 @@ def take_turns(jobs: Mapping[str, Callable[[], object]], rounds: int, clock: Cal
 
 
 def machine(clock: str) -> dict[str, Any]:
-    """What a figure was taken on."""
+    """Return facts about the machine on which figures are measured.
+
+    Args:
+        clock: name of the clock.
+    """
     cpu = next(
         (line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
         platform.processor(),
@@ -89,21 +104,25 @@ def machine(clock: str) -> dict[str, Any]:
 
 
 def read_accepted(path: Path = ACCEPTED) -> dict[str, Any]:
-    """The file of accepted figures: for each part its `figures`, `machine`, `date`, `commit` and `backbone`."""
+    """Read the file of accepted figures: for each part `figures`, `machine`, `date`, `commit` and `backbone`.
+
+    Args:
+        path: path of the file.
+    """
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     return found
 
 
 def accept(part: str, about: str, figures: Figures, backbone: str, clock: str, path: Path = ACCEPTED) -> None:
-    """Put a part in the place of the accepted one; the others stay. The tables of docs/speed.md follow.
+    """Store the figures of one part as accepted, and update the tables of docs/speed.md.
 
     Args:
-        part: its name.
-        about: what its figures are.
-        figures: as measured.
+        part: name of the part.
+        about: description of the part.
+        figures: measured figures.
         backbone: name of the encoder.
-        clock: of `CLOCKS`.
-        path: the file; the docs follow the one that comes with the project alone.
+        clock: name of the clock, one of `CLOCKS`.
+        path: path of the file; docs/speed.md is updated only for the project's own file.
     """
     facts = {
         "about": about,
@@ -120,7 +139,11 @@ def accept(part: str, about: str, figures: Figures, backbone: str, clock: str, p
 
 
 def tables(accepted: Mapping[str, Any]) -> str:
-    """The accepted figures as Markdown."""
+    """Format the accepted figures as Markdown tables.
+
+    Args:
+        accepted: content of the file of accepted figures.
+    """
     parts = []
     for part, facts in accepted.items():
         on = facts["machine"]
@@ -138,7 +161,7 @@ def tables(accepted: Mapping[str, Any]) -> str:
 
 
 def commit() -> str:
-    """Of the checkout, with a + where the library differs from it; empty outside of one."""
+    """Return the commit of the checkout, with a + if the library has changes; empty outside of a checkout."""
 
     def git(*command: str) -> str:
         return subprocess.run(["git", "-C", str(ROOT), *command], capture_output=True, text=True, check=True).stdout
@@ -150,7 +173,13 @@ def commit() -> str:
 
 
 def rows(part: str, figures: Figures, accepted: Mapping[str, Any]) -> list[str]:
-    """Lines of the printed table, the accepted figure and the ratio to it beside each."""
+    """Format the lines of the printed table: each figure, the accepted figure, and their ratio.
+
+    Args:
+        part: name of the part.
+        figures: measured figures.
+        accepted: content of the file of accepted figures.
+    """
     known = accepted.get(part, {}).get("figures", {})
     lines = [f"\n{part:50s} {'now':>9s} {'+-':>5s} {'accepted':>9s} {'ratio':>6s}"]
     for name, figure in figures.items():

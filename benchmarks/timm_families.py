@@ -1,14 +1,14 @@
-"""One model of every timm family as an encoder: which give a valid pyramid, and what the others say.
+"""Test one model of every timm family as an encoder: which give a valid feature pyramid, and how the others fail.
 
 A family is a module of timm and the leading letters of the architecture's name: `resnet` and `seresnet` of
 `timm/models/resnet.py` are two. Of each the architecture with the fewest parameters is built with random weights for
-small images; its four levels are held against the protocol, and an image is encoded with and without another one beside
-it. Nothing is downloaded.
+small images; its four levels are checked against the protocol, and an image is encoded alone and in a batch. Nothing is
+downloaded.
 
     python benchmarks/timm_families.py --record families.jsonl
     python benchmarks/timm_families.py --record families.jsonl --table docs/backbones.md
 
-The record is appended to, and families in it are not walked again.
+Results are appended to the record, and families in it are not tested again.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ MARKS = ("<!-- timm families -->", "<!-- end of timm families -->")
 
 @dataclass(frozen=True)
 class Row:
-    """What came of one family.
+    """The result of one family.
 
     `outcome` is "ok", "failed" (a check), "refused" (with a DiffUpError), "crashed" or "skipped".
     """
@@ -55,7 +55,7 @@ class Row:
 
 
 def families() -> dict[tuple[str, str], list[str]]:
-    """Architectures by (module, leading letters); timm's own test models are left out."""
+    """Return the architectures by (module, leading letters), without timm's own test models."""
     found: dict[tuple[str, str], list[str]] = defaultdict(list)
     for module in timm.list_modules():
         for name in timm.list_models(module=module):
@@ -66,7 +66,7 @@ def families() -> dict[tuple[str, str], list[str]]:
 
 
 def smallest(names: Sequence[str]) -> tuple[int, str]:
-    """The architecture with the fewest parameters, and how many millions it has, counted on torch's meta device."""
+    """Return the architecture with the fewest parameters and their number in millions, counted on the meta device."""
     return min((count_parameters(name), name) for name in names)
 
 
@@ -74,7 +74,7 @@ def count_parameters(name: str) -> int:
     try:
         with torch.device("meta"):
             model = timm.create_model(name, num_classes=0)
-    except Exception:  # some cannot be created on the meta device, and raise whatever they like there
+    except Exception:  # some cannot be created on the meta device, and raise any kind of error
         model = timm.create_model(name, num_classes=0)
     return sum(parameter.numel() for parameter in model.parameters())
 
@@ -92,13 +92,13 @@ def walk(module: str, stem: str, names: Sequence[str], limit: float, conformance
             return Row(module, stem, model, parameters, **describe(backbone, conformance))
         except DiffUpError as error:
             refusal = str(error)
-        except Exception as error:  # a bug, to be seen in the table
+        except Exception as error:  # a bug, which the table shows
             return Row(module, stem, model, parameters, "crashed", message=f"{type(error).__name__}: {error}")
     return Row(module, stem, model, parameters, "refused", message=refusal)
 
 
 def describe(backbone: Backbone, conformance: bool) -> dict[str, Any]:
-    """Outcome, size, strides and channels of an encoder that was built."""
+    """Return outcome, size, strides and channels of an encoder."""
     height, width = backbone.input_size
     images = torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(0))
     levels = check_pyramid(backbone.pyramid(images), backbone.name, 2)
@@ -137,7 +137,7 @@ def summary(rows: Sequence[Row]) -> str:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Markdown: one line for each family."""
+    """Format the results as a Markdown table, one line per family."""
     lines = [
         summary(rows),
         "",
@@ -160,11 +160,13 @@ def listed(values: Sequence[float]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--record", type=Path, required=True, help="JSON lines, one for each family")
-    parser.add_argument("--limit", type=float, default=120.0, metavar="M", help="millions of parameters; default: 120")
-    parser.add_argument("--conformance", action="store_true", help="make every check of check_backbone; slower")
-    parser.add_argument("--only", nargs="+", metavar="MODULE", help="modules of timm to walk")
-    parser.add_argument("--table", type=Path, metavar="PAGE", help="put the table between this page's marks")
+    parser.add_argument("--record", type=Path, required=True, help="file of results, a JSON line per family")
+    parser.add_argument(
+        "--limit", type=float, default=120.0, metavar="M", help="maximum size in millions of parameters; default: 120"
+    )
+    parser.add_argument("--conformance", action="store_true", help="run all checks of check_backbone; slower")
+    parser.add_argument("--only", nargs="+", metavar="MODULE", help="modules of timm to test")
+    parser.add_argument("--table", type=Path, metavar="PAGE", help="page whose table is replaced")
     args = parser.parse_args(argv)
     warnings.filterwarnings("ignore")
     rows = read_record(args.record)

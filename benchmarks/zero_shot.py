@@ -1,8 +1,8 @@
-"""Zero-shot segmentation of a labelled folder: every class in every image that shows it, marked by its name alone.
+"""Zero-shot segmentation of a labelled folder: every class in every image that shows it, from its name alone.
 
-Three figures, mIoU in percent: `raw`, the cosine to the name less that to the vocabulary, and `prior`, the fused mean
-prior, each at its best of 19 thresholds, which no user could choose; `decoder`, at the decoder's own threshold. Classes
-that ImageNet has no name for are reported apart.
+Three figures, mIoU in percent: `raw`, the cosine to the name minus that to the vocabulary, and `prior`, the fused mean
+prior, each at its best of 19 thresholds, chosen with the true masks; `decoder`, at the decoder's own threshold. Classes
+without a name in ImageNet are reported separately.
 
     python benchmarks/zero_shot.py DATA --images 120 --backbone bundled:efficientnet_lite2 -o zero_shot.json
 """
@@ -57,14 +57,14 @@ def main() -> None:
 
 
 def pairs(data: LabelledFolder, split: str, images: int | None) -> list[Episode]:
-    """Every class of every image that shows it well, image by image, without supports."""
+    """List an episode without supports for every class of every image that shows it well, image by image."""
     names = data.split(split)[:images]
     shown = data.pairs(split, data.classes)
     return [Episode(c, name, ()) for name in names for c, found in shown.items() if name in found]
 
 
 def raw_overlaps(evaluator: Evaluator, episode: Episode) -> tuple[Overlap, ...]:
-    """Overlaps of the mean similarity map over templates, stretched to [0, 1], at each of `THRESHOLDS`."""
+    """Compute overlaps of the mean similarity map over templates, scaled to [0, 1], at each of `THRESHOLDS`."""
     model, data = evaluator.model, evaluator.data
     embeddings = read_words(model.text_space, data.classes[episode.class_id], evaluator.templates).embeddings
     similar = text_similarity(evaluator.text_features(episode.query), embeddings, model.text_space.vocabulary_mean())
@@ -74,7 +74,7 @@ def raw_overlaps(evaluator: Evaluator, episode: Episode) -> tuple[Overlap, ...]:
 
 
 def figures(raw: list[tuple[Overlap, ...]], scores: list[EpisodeScore], classes: Collection[int]) -> dict[str, Any]:
-    """The figures of some classes."""
+    """Compute the figures of a set of classes."""
     kept = [(found, score) for found, score in zip(raw, scores, strict=True) if score.class_id in classes]
     meters = {threshold: Meter(sorted(classes)) for threshold in THRESHOLDS}
     for found, score in kept:
@@ -106,13 +106,13 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", metavar="DATA", type=Path, help="labelled folder")
     parser.add_argument("--split", default="test")
-    parser.add_argument("--images", type=int, metavar="N", help="the first N of the split; default: all")
-    parser.add_argument("--decoder", metavar="FOLDER", help="default: the package's")
-    parser.add_argument("--backbone", metavar="NAME", help="default: the decoder's")
+    parser.add_argument("--images", type=int, metavar="N", help="number of images, the first N; default: all")
+    parser.add_argument("--decoder", metavar="FOLDER", help="folder of the decoder; default: the package's")
+    parser.add_argument("--backbone", metavar="NAME", help="name of the encoder; default: the decoder's")
     parser.add_argument("--text-backbone", metavar="NAME", default="conse:efficientnet_lite2")
     parser.add_argument("--templates", metavar="NAME", help="clip7, clip80 or a sentence with {}")
     parser.add_argument("--device")
-    parser.add_argument("-o", "--output", metavar="FILE", type=Path, help="the figures as JSON")
+    parser.add_argument("-o", "--output", metavar="FILE", type=Path, help="JSON file for the figures")
     return parser.parse_args()
 
 

@@ -1,7 +1,7 @@
-"""Mark a new class of object in images from a few examples, with any image encoder.
+"""Few-shot segmentation with any image encoder: annotate a class in a few images, get its mask in others.
 
-The encoder is frozen and exchangeable; the decoder, trained once, sees only priors computed from the encoder's
-features, so a better encoder is used without re-training anything (DiffUp, arXiv 2407.16182).
+The encoder is frozen and exchangeable. The decoder is trained once and sees only priors computed from the encoder's
+features, so the encoder can be replaced without re-training (DiffUp, arXiv 2407.16182).
 """
 
 import importlib
@@ -48,7 +48,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used, so that `diffup --help` need not wait for torch."""
+    """Import a public name when it is first used, so that `diffup --help` does not wait for torch."""
     for module, names in _HOMES.items():
         if name in names:
             value = getattr(importlib.import_module(f"diffup.{module}"), name)

@@ -1,4 +1,4 @@
-"""`python -m diffup`, the same as `diffup`."""
+"""Entry point of `python -m diffup`, which does the same as `diffup`."""
 
 import sys
 

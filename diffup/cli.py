@@ -20,13 +20,13 @@ INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command.
+    """Run one command.
 
     Args:
-        argv: the arguments after the program's name; those of the process by default.
+        argv: command-line arguments after the program's name; by default those of the process.
 
     Returns:
-        The exit status: 0; 2 for an error, which is told on stderr; 130 where the user interrupted.
+        Exit status: 0 for success, 2 for an error (printed on stderr), 130 if the user interrupted.
     """
     with printing() as out:
         status = _run(list(sys.argv[1:] if argv is None else argv))
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of all commands."""
+    """Build the argument parser of the program with all its commands."""
     return _parsers()[0]
 
 
@@ -65,7 +65,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 
 def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
-    """The parser of the program, and those of its commands by name."""
+    """Build the program's parser, and the parser of each command by command name."""
     parser = argparse.ArgumentParser(prog="diffup", description="Few-shot segmentation with an exchangeable encoder.")
     parser.add_argument("--version", action="version", version=f"diffup {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=CommandParser)

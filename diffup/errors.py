@@ -1,68 +1,68 @@
-"""The exceptions that the library raises on purpose; everything else is a bug.
+"""The exceptions that diffup raises on purpose; any other exception is a bug.
 
-Each one is also the built-in exception that a caller would expect (`ValueError`, `ImportError`, ...), so code that
-does not know this module catches them too.
+Each one is also a subclass of the matching built-in exception (`ValueError`, `ImportError`, ...), so code that does not
+import this module can catch it too.
 """
 
 
 class DiffUpError(Exception):
-    """Base of every exception that diffup raises on purpose."""
+    """Base class of every exception that diffup raises on purpose."""
 
 
 class ImageError(DiffUpError, ValueError):
-    """An image that cannot be read or used: missing, truncated, too large, of an unknown layout."""
+    """An image cannot be read or used: it is missing, truncated, too large, or of an unknown layout."""
 
 
 class AnnotationError(DiffUpError, ValueError):
-    """An annotation that does not fit its image or marks nothing."""
+    """An annotation does not fit its image or marks nothing."""
 
 
 class ConfigError(DiffUpError, ValueError):
-    """A configuration field that is unknown, out of range or contradicts another."""
+    """A setting or argument is unknown, out of range or contradicts another."""
 
 
 class BackboneError(DiffUpError, ValueError):
-    """An encoder that cannot be found or built, or that breaks the backbone protocol."""
+    """An encoder cannot be found or built, or breaks the backbone protocol."""
 
 
 class ConformanceError(BackboneError):
-    """A backbone that fails checks of `diffup.backbones.conformance`; the text is the report."""
+    """A backbone fails checks of `diffup.backbones.conformance`; the message is the report of all checks."""
 
 
 class MissingPackageError(DiffUpError, ImportError):
-    """An optional package that the request needs is not installed."""
+    """An optional package is needed and not installed."""
 
 
 class WeightsError(DiffUpError, ValueError):
-    """Weights that are missing or do not belong to the model they are given to."""
+    """Weights are missing, damaged, or belong to another model."""
 
 
 class HubError(DiffUpError, OSError):
-    """The Hugging Face hub cannot be reached, is switched off, or refuses."""
+    """The Hugging Face hub cannot be reached, is switched off (`HF_HUB_OFFLINE`), or refuses the request."""
 
 
 class DataError(DiffUpError, ValueError):
-    """A data set folder that is not laid out as documented."""
+    """A folder of data or results is not laid out as documented, or its content is damaged."""
 
 
 class FormatError(DiffUpError, ValueError):
-    """A file or record of another program that is not as its format says, or that cannot be written in it."""
+    """A file of another program's format is invalid, or a result cannot be written in that format."""
 
 
 class TrainingError(DiffUpError, RuntimeError):
-    """A training run that cannot start, go on or be resumed."""
+    """A training run cannot start, continue or be resumed."""
 
 
 class PrototypesError(DiffUpError, ValueError):
-    """Prototypes that cannot be read, or that do not fit the model or each other."""
+    """Prototypes cannot be read, or do not fit the model or each other."""
 
 
 class ExportError(DiffUpError, RuntimeError):
-    """A decoder that gives other results once exported."""
+    """An exported decoder gives other results than the original."""
 
 
 class StorageError(DiffUpError, OSError):
-    """A file that cannot be written: the disk is full, the folder read-only, or another process writes to it.
+    """A file cannot be written: the disk is full, the folder is read-only, or another process writes to it.
 
-    What was there before stays.
+    An older file at the same path is left unchanged.
     """

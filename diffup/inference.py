@@ -1,7 +1,7 @@
-"""From a query image to results: read, encode, condition, decode. One image and a million go the same way.
+"""Inference in four steps: read the query image, encode it, build the decoder's condition, decode the mask.
 
-Every function is typed on the parts that it needs (encoder, decoder, text space), so that `DiffUp`, evaluation,
-labelling and servers call the same code.
+Functions take the parts they need (encoder, decoder, text space) instead of a `DiffUp`, so that evaluation, labelling
+and servers call the same code.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ from diffup.result import Segmentation
 from diffup.text.space import TextSpace, dense_features
 
 DECODER_BATCH = 32
-"""Greatest number of pairs of query and class whose conditions are made together, unless one class has more queries.
+"""Maximum number of (query, class) pairs decoded in one batch; one class with more queries is still one batch.
 
-What the decoder computes together is bounded once more, by samples (`diffup.decoder.sampling.BATCH`).
+The number of samples in a pass of the decoder has a limit of its own (`diffup.decoder.sampling.BATCH`).
 """
 
 CPU_DECODER_BATCH = 8
-"""The same for each thread of a CPU, where more push each other out of the caches."""
+"""The same limit per CPU thread: larger batches do not fit in the processor's cache and are slower."""
 
 
 @dataclass(frozen=True, eq=False)
 class Query:
-    """A query image, ready for the encoder.
+    """A query image, resized for the encoder.
 
     Attributes:
-        pixels: (H, W, 3) uint8, the image as results show it.
-        resized: (3, h, w) in [0, 1], at the encoder's input size.
-        small: (3, 128, 128) in [0, 1], where edges are found.
-        for_text: (3, h, w) in [0, 1], at the text space's input size; None where no class has text.
+        pixels: (H, W, 3) uint8, the image at its own size, as results show it.
+        resized: (3, h, w) in [0, 1], the image at the encoder's input size.
+        small: (3, 128, 128) in [0, 1], the image at the size at which edges are detected.
+        for_text: (3, h, w) in [0, 1], the image at the text space's input size; None if no class has a text prompt.
     """
 
     pixels: npt.NDArray[np.uint8]
@@ -58,21 +58,21 @@ class Query:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width in pixels."""
+        """Height and width of the image in pixels."""
         return self.pixels.shape[0], self.pixels.shape[1]
 
 
 def read_query(source: ImageLike, argument: str, backbone: Backbone, text_space: TextSpace | None = None) -> Query:
-    """Read a query image and make it ready.
+    """Read a query image and resize it for the encoder.
 
     Args:
-        source: the image, in a form that `read_image` takes.
-        argument: name of the image in error messages.
-        backbone: the encoder.
-        text_space: the encoder that text prompts are compared in; None where no class has text.
+        source: the image: a path, PIL image, numpy array (H, W, 3) uint8 or torch tensor (3, H, W).
+        argument: name of the image in error messages, such as "query".
+        backbone: the image encoder.
+        text_space: the encoder that embeds text prompts; None if no class has one.
 
     Raises:
-        ImageError: the image cannot be read, see `diffup.inputs.images.read_image`.
+        ImageError: the image is missing, damaged, too large, or of an unknown layout.
     """
     image = read_image(source, argument)
     return Query(
@@ -91,14 +91,14 @@ def text_prior_maps(
     text_space: TextSpace,
     config: DecoderConfig,
 ) -> Tensor:
-    """Maps of where a named class is, one for each text prompt.
+    """Compute prior maps of a class from its text prompts, one map for each prompt.
 
     Args:
         levels: four tensors (B, C_l, h_l, w_l), the queries' features.
-        dense: (B, C, h, w), the queries' dense text-space features.
+        dense: (B, C, h, w), the queries' dense features in the text space.
         embeddings: (V, C), embeddings of the text prompts.
-        backbone: the encoder of `levels`.
-        text_space: the text space of `dense` and `embeddings`.
+        backbone: the encoder that computed `levels`.
+        text_space: the encoder that computed `dense` and `embeddings`.
         config: config of the decoder.
 
     Returns:
@@ -117,15 +117,15 @@ def condition(
     config: DecoderConfig,
     text: Tensor | None = None,
 ) -> Condition:
-    """The decoder's condition for encoded queries.
+    """Build the decoder's condition for encoded queries.
 
     Args:
         levels: four tensors (B, C_l, h_l, w_l), the queries' features.
-        support: the support side, a batch of B; None for zero-shot.
+        support: features of the supports, a batch of B; None for zero-shot.
         small: (B, 3, 128, 128) in [0, 1], the query images.
-        backbone: the encoder of both sides.
+        backbone: the encoder that computed the features of queries and supports.
         config: config of the decoder.
-        text: (B, V, h, w) in [0, 1] of `text_prior_maps`; None where no name is given.
+        text: (B, V, h, w) in [0, 1], prior maps of the text prompts from `text_prior_maps`; None without text.
     """
     low_level = bool(config.low_level_channels)
     return build_condition(levels, support, small, config.priors, low_level, text, members_of(backbone))
@@ -134,16 +134,16 @@ def condition(
 def query_condition(
     query: Query, support: SupportFeatures | None, backbone: Backbone, config: DecoderConfig
 ) -> Condition:
-    """The decoder's condition for one query that is not encoded yet.
+    """Encode one query and build the decoder's condition for it.
 
     Args:
-        query: the query.
-        support: the support side, a batch of one; None for zero-shot.
-        backbone: the encoder of both sides.
+        query: the query image, read by `read_query`.
+        support: features of the supports, a batch of one; None for zero-shot.
+        backbone: the encoder that computed the support features, and encodes the query.
         config: config of the decoder.
 
     Returns:
-        A batch of one.
+        The condition, a batch of one.
     """
     levels = encode(backbone, [query.resized])
     return condition(levels, support, query.small[None].to(backbone.device), backbone, config)
@@ -160,24 +160,24 @@ def decode(
     trace: bool = False,
     on_step: Callable[[], object] | None = None,
 ) -> list[list[Segmentation]]:
-    """Look for every class in every query.
+    """Segment every class in every query.
 
-    The encoder, and the text space where a class has text, see each query once; the decoder sees pairs of query and
-    class, some at a time (`decoder_batches`). The starting noise is the same for every pair, so that no result depends
-    on what it is decoded with.
+    Each query is encoded once. The decoder then samples the masks of (query, class) pairs in batches
+    (`decoder_batches`). The starting noise is the same for every pair, so a result does not depend on the other pairs
+    in its batch.
 
     Args:
-        queries: B queries of `read_query`.
+        queries: the images to segment, read by `read_query`; B is their number.
         classes: prototypes of C classes, made with this encoder and text space.
-        sampling: how the decoder is sampled.
-        backbone: the encoder.
+        sampling: sampling options: steps, ensemble, thresholds and starting noise.
+        backbone: the image encoder.
         decoder: the decoder, on the encoder's device.
-        text_space: the encoder that text prompts are compared in; needed where a class has text.
-        trace: keep the noisy masks of the first sample.
-        on_step: called after every step of every batch (`decoder_rounds` tells how many there are).
+        text_space: the encoder that embeds text prompts; needed if a class has one.
+        trace: whether to record the noisy masks of the first sample.
+        on_step: called after every sampling step of every batch; `decoder_rounds` gives the number of batches.
 
     Returns:
-        B lists of C results.
+        B lists of C results, in the order of `queries` and `classes`.
     """
     device, config, noise = backbone.device, decoder.config, sampling.noise
     levels = encode(backbone, [query.resized for query in queries], batch_size=max(len(queries), 1))
@@ -207,20 +207,33 @@ def decode(
 
 
 def decoder_batches(queries: int, classes: int, device: torch.device) -> list[range]:
-    """Which classes are decoded together for a number of queries."""
+    """Split the classes into ranges that are decoded together.
+
+    Args:
+        queries: number of queries.
+        classes: number of classes.
+        device: device of the decoder.
+    """
     most = min(DECODER_BATCH, CPU_DECODER_BATCH * torch.get_num_threads()) if device.type == "cpu" else DECODER_BATCH
     step = max(1, most // max(queries, 1))
     return [range(start, min(start + step, classes)) for start in range(0, classes, step)]
 
 
 def decoder_rounds(queries: int, classes: int, ensemble: int, device: torch.device) -> int:
-    """How many batches of samples the decoder goes through in each step for a number of queries and classes."""
+    """Count the batches of samples that the decoder computes in each sampling step.
+
+    Args:
+        queries: number of queries.
+        classes: number of classes.
+        ensemble: number of samples averaged for each pair of query and class.
+        device: device of the decoder.
+    """
     groups = decoder_batches(queries, classes, device)
     return sum(len(sample_batches(queries * len(group), ensemble, device)) for group in groups)
 
 
 def _maps(samples: Ensemble, condition: Condition) -> Tensor:
-    """(N, 4, 64, 64) on the CPU, the maps of `Segmentation`."""
+    """Stack the maps of N results in the order of `Segmentation.maps`: (N, 4, 64, 64) on the CPU."""
     maps = [
         samples.mean,
         samples.variance,

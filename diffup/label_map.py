@@ -1,4 +1,4 @@
-"""Several classes in one image: a label map, and the rule for where they overlap."""
+"""Label maps: several classes in one image, and the rule that decides where their masks overlap."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ from diffup.result import Segmentation, enlarge
 from diffup.utils import pictures
 from diffup.utils.fonts import legend_key
 
-_EPS = 1e-6  # probabilities are kept this far from 0 and 1, so that their odds are finite
+_EPS = 1e-6  # probabilities are clamped to this distance from 0 and 1, so that their odds are finite
 
 
 @dataclass(frozen=True, eq=False)
 class LabelMap:
-    """Several classes in one query image.
+    """The label map of several classes in one query image.
 
-    **The rule.** Every class is sought by itself, with a probability p and a threshold t of its own. Its score is its
-    odds relative to the odds at its threshold, s = p / (1 - p) * (1 - t) / t, which is 1 where p = t; the background's
-    score is 1. A pixel is of the class with the highest score, or background where no p is above its t. Of equal scores
-    the class that comes first in the list wins. Scores divided by their sum are the probabilities; with the
-    background's they add up to 1 at every pixel.
+    **The rule for overlaps.** Each class is segmented separately and has its own probability p and threshold t. Its
+    score is its odds relative to the odds at its threshold, s = p / (1 - p) * (1 - t) / t, which is 1 where p = t; the
+    background's score is 1. A pixel gets the class with the highest score, or the background where no p is above its t.
+    If scores are equal, the class that comes first in the list wins. Scores divided by their sum are the probabilities;
+    with the background's they add up to 1 at every pixel.
 
-    So a pixel is background here exactly where it is in no class's own mask, and with equal thresholds the class with
-    the highest p wins.
+    So a pixel is background exactly where it is in no class's own mask, and with equal thresholds the class with the
+    highest p wins.
 
-    The maps of the classes are kept at the decoder's size and enlarged when asked for, so that many classes in a large
-    photo do not fill the memory.
+    The maps of the classes are stored at the decoder's size and enlarged on request, which saves memory with many
+    classes in a large photo.
 
     Attributes:
         image: (H, W, 3) uint8, the query as RGB, upright.
-        labels: (H, W) uint8: 0 is the background, i + 1 the class `names[i]`.
+        labels: (H, W) uint8, 0 for the background, i + 1 for the class `names[i]`.
         background: (H, W) float32 in [0, 1], probability of the background.
         names: names of the C classes.
-        results: what was found of each class by itself.
+        results: the separate result of each class.
     """
 
     image: npt.NDArray[np.uint8]
@@ -56,11 +56,11 @@ class LabelMap:
 
     @classmethod
     def of(cls, names: Sequence[str], results: Sequence[Segmentation]) -> LabelMap:
-        """Apply the rule.
+        """Merge the results of several classes into a label map.
 
         Args:
-            names: names of the classes.
-            results: what was found of each class in the same query.
+            names: names of the C classes.
+            results: the result of each class in the same query.
         """
         labels, total = merge(results)
         return cls(results[0].image, labels.numpy(), (1 / total).numpy(), tuple(names), tuple(results))
@@ -73,41 +73,44 @@ class LabelMap:
 
     @property
     def probabilities(self) -> npt.NDArray[np.float32]:
-        """(C, H, W) in [0, 1], of each class; computed at every call."""
+        """(C, H, W) float32 in [0, 1], probability of each class; computed at every access."""
         background = torch.from_numpy(self.background)
         found = [scores(_probability(item), item.threshold) * background for item in self.results]
         return torch.stack(found).numpy()
 
     @property
     def quality(self) -> dict[str, float]:
-        """The IoU that the decoder expects each class's own mask to have, in [0, 1]."""
+        """Predicted IoU of each class's own mask, in [0, 1], by class name."""
         return {name: item.quality for name, item in zip(self.names, self.results, strict=True)}
 
     @property
     def palette(self) -> list[tuple[int, int, int]]:
-        """Colours of the labels, the background's black first."""
+        """RGB colours of the labels, 0 to 255, in the order of the labels; the first is the background's black."""
         return voc_palette(len(self.names) + 1)
 
     def __getitem__(self, name: str) -> Segmentation:
-        """A class by itself, as if it had been sought alone; its mask may overlap with others.
+        """The result of one class as if it had been segmented alone; its mask may overlap with those of others.
+
+        Args:
+            name: name of the class.
 
         Raises:
             PrototypesError: there is no such class.
         """
         if name not in self.names:
             raise PrototypesError(f"there is no class {name!r}; the classes are {', '.join(map(repr, self.names))}")
-        return dataclasses.replace(self.results[self.names.index(name)])  # what it enlarges goes with it
+        return dataclasses.replace(self.results[self.names.index(name)])  # a copy: its enlarged maps are freed with it
 
     def overlay(self, alpha: float = 0.45, legend: bool = True) -> Image.Image:
-        """The query with each class tinted and outlined in its colour.
+        """Draw the query with each class tinted and outlined in its colour.
 
         Args:
-            alpha: how much of the colours covers the image, from 0 (the outlines alone) to 1.
-            legend: add a strip below that names the classes in the image, with their colours; a name that it cannot
-                show has its number, see `legend`.
+            alpha: opacity of the tint, from 0 (outlines only) to 1.
+            legend: whether to add a strip below the image with names and colours of the classes in it. A name that no
+                font can show is replaced by its label, which the attribute `legend` resolves.
 
         Raises:
-            ImageError: an alpha outside of its range.
+            ImageError: `alpha` is out of range.
         """
         if not 0.0 <= alpha <= 1.0:
             raise ImageError(f"alpha: expected a number from 0 to 1, got {alpha}.")
@@ -122,37 +125,38 @@ class LabelMap:
 
     @property
     def legend(self) -> dict[int, str]:
-        """Names that the overlay's legend shows by their labels alone, by these labels.
+        """Class names that the overlay's legend replaces by their labels, by label.
 
-        No font at hand has their characters, or they look like another name.
+        No available font has their characters, or they look the same as another name.
         """
         return legend_key(self.names, pictures.legend_width(self.labels.shape[1]))
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the labels as an indexed PNG file, whole or not at all; its pixel values are the labels.
+        """Write the labels as an indexed PNG file whose pixel values are the labels. A partial file is never left.
 
         Args:
-            path: a file name that ends in .png; its folder is made if needed, an older file is replaced.
+            path: path of the file, ending in .png; its folder is created if needed, an older file is replaced.
 
         Returns:
-            The path.
+            The path of the file.
 
         Raises:
-            FormatError: another file ending.
+            FormatError: the path has another ending.
             StorageError: the file cannot be written.
         """
         return write_label_png(path, self.labels, self.palette)
 
     def to_png(self) -> bytes:
-        """The content of the file that `save` writes."""
+        """Encode the labels as an indexed PNG: the bytes of the file that `save` writes."""
         return encode_label_png(self.labels, self.palette)
 
     def summary(self) -> dict[str, Any]:
-        """The figures, ready for JSON.
+        """Summarise the result in numbers that can be written as JSON.
 
         Returns:
-            `width` and `height` in pixels; `backbone`; `classes`: for each class in order its `name`, `label`,
-            `area_fraction` in the label map, `quality` and `threshold`.
+            `width` and `height` in pixels; `backbone`, name of the encoder; `classes`, for each class in order its
+            `name`, `label`, `area_fraction` (share of the image, in [0, 1]), `quality` (predicted IoU, in [0, 1]) and
+            `threshold`.
         """
         height, width = self.labels.shape
         classes = [
@@ -168,40 +172,40 @@ class LabelMap:
         return {"width": width, "height": height, "backbone": self.results[0].backbone, "classes": classes}
 
     def _areas(self) -> list[float]:
-        """The part of the image that each class has."""
+        """Share of the image that each class covers, in [0, 1]."""
         counts = np.bincount(self.labels.ravel(), minlength=len(self.names) + 1)
         return [float(count) for count in counts[1:] / self.labels.size]
 
 
 def to_result(results: Sequence[Segmentation], names: Sequence[str] | None) -> Segmentation | LabelMap:
-    """The result of one query.
+    """Return a query's results as a `LabelMap`, or as a `Segmentation` if a single class was asked for.
 
     Args:
-        results: what was found of each class in it.
-        names: names of the classes of a label map; None for a segmentation of the only class.
+        results: the result of each class.
+        names: names of the classes for a label map; None for the segmentation of the only class.
     """
     return results[0] if names is None else LabelMap.of(names, results)
 
 
 def scores(probability: Tensor, threshold: float) -> Tensor:
-    """Odds relative to those at the threshold: above 1 where the probability is above it. See `LabelMap`.
+    """Compute odds relative to the odds at the threshold; they exceed 1 where the probability exceeds the threshold.
 
     Args:
-        probability: of any shape, in [0, 1].
-        threshold: in (0, 1).
+        probability: probabilities in [0, 1], of any shape.
+        threshold: probability in (0, 1) at which the score is 1.
     """
     clipped = probability.clamp(_EPS, 1 - _EPS)
     return clipped / (1 - clipped) * ((1 - threshold) / threshold)
 
 
 def merge(results: Sequence[Segmentation]) -> tuple[Tensor, Tensor]:
-    """The rule of `LabelMap`, one class after the other.
+    """Merge the results of several classes by the rule that `LabelMap` describes.
 
     Args:
-        results: what was found of at most 255 classes in one query of H x W pixels.
+        results: the results of at most 255 classes in the same query of H x W pixels.
 
     Returns:
-        Labels (H, W) uint8, and the sum of all scores with the background's 1, (H, W) float32.
+        Labels (H, W) uint8, and the sum of all scores, the background's 1 included, (H, W) float32.
     """
     size = results[0].size
     labels, best, total = torch.zeros(size, dtype=torch.uint8), torch.zeros(size), torch.ones(size)
@@ -216,5 +220,5 @@ def merge(results: Sequence[Segmentation]) -> tuple[Tensor, Tensor]:
 
 
 def _probability(result: Segmentation) -> Tensor:
-    """(H, W) in [0, 1]; enlarged anew each time, so that many classes in a large photo do not fill the memory."""
+    """(H, W) in [0, 1]; enlarged at each call, so that only one class at a time is held at full size."""
     return enlarge(torch.from_numpy(result.maps[:1]), result.size)[0]

@@ -1,4 +1,4 @@
-"""`DiffUp`: an encoder, the priors and the decoder put together."""
+"""`DiffUp`, the few-shot segmentation model: a frozen encoder, the priors and the decoder."""
 
 from __future__ import annotations
 
@@ -34,26 +34,26 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 RELEASED = Path(__file__).parent / "weights" / "default"
-"""The decoder that comes with the package."""
+"""Folder of the decoder that comes with the package."""
 
 
 class DiffUp:
     """Few-shot segmentation with an exchangeable encoder.
 
-    The decoder is the only trained part and knows nothing of the encoder; `upgrade` puts the same decoder behind
-    another one.
+    The decoder is the only trained part and is independent of the encoder; `upgrade` uses the same decoder with another
+    encoder.
 
     Args:
-        decoder: a trained decoder. A frozen copy of it is used, so what becomes of it later has no effect.
-        backbone: name (`family[:variant]`) or object of the encoder, or several of them to be fused; by default the one
-            that the decoder names. An object on another device is copied there, and stays where it is.
-        device: `"cpu"`, `"cuda"`, ...; by default CUDA where there is one.
-        text_backbone: name or object of the encoder that reads texts (`diffup.text.load_text_space`), loaded with the
-            first text; by default the encoder's own text tower, if it has one.
+        decoder: a trained decoder. The model uses a frozen copy, so later changes to it have no effect.
+        backbone: name (`family[:variant]`) or object of the encoder, or a list of encoders whose features are fused; by
+            default the encoder named in the decoder's config. An object on another device is copied, not moved.
+        device: torch device of the model, such as `"cpu"` or `"cuda"`; by default CUDA if it is available.
+        text_backbone: name or object of the encoder that embeds text prompts, as `diffup.text.load_text_space` takes
+            it, loaded with the first prompt; by default the encoder's own text tower, if it has one.
 
     Raises:
         BackboneError: the encoder cannot be found or breaks the protocol, or is not the one whose low-level features a
-            DiffUp+LFE decoder was trained on.
+            DiffUp+LFE decoder was trained with.
         ConfigError: the device is not available.
 
     Examples:
@@ -70,7 +70,7 @@ class DiffUp:
         text_backbone: str | TextSpace | None = None,
     ) -> None:
         self.device = resolve_device(device)
-        own = copy.deepcopy(decoder).eval().requires_grad_(False)  # the caller's goes on as it is
+        own = copy.deepcopy(decoder).eval().requires_grad_(False)  # the caller's decoder stays unchanged
         self.decoder = own.to(self.device).to(memory_format=torch.channels_last)
         self.backbone = _load(decoder.config.backbone if backbone is None else backbone, self.device)
         self.text_backbone = text_backbone
@@ -79,7 +79,7 @@ class DiffUp:
 
     @property
     def _tie(self) -> str:
-        """Why a DiffUp+LFE decoder stays with its encoder."""
+        """Part of an error message: why a DiffUp+LFE decoder works with its own encoder only."""
         return (
             f"this decoder reads the low-level features of {self.config.backbone} ({self.config.low_level_encoder}; "
             f"low_level_channels={self.config.low_level_channels}, DiffUp+LFE) and so works behind that encoder alone, "
@@ -89,16 +89,17 @@ class DiffUp:
 
     @property
     def config(self) -> DecoderConfig:
-        """The decoder's config."""
+        """Config of the decoder."""
         return self.decoder.config
 
     @functools.cached_property
     def text_space(self) -> TextSpace:
-        """The encoder that reads texts, loaded when it is first needed.
+        """The encoder that embeds text prompts, loaded on first access.
 
         Raises:
-            BackboneError: neither the encoder nor `text_backbone` reads texts.
-            MissingPackageError, WeightsError: what reads texts cannot be loaded.
+            BackboneError: neither the encoder nor `text_backbone` can embed text.
+            MissingPackageError: a package that the text encoder needs is not installed.
+            WeightsError: the weights of the text encoder cannot be loaded.
         """
         space = find_text_space(self.backbone, self.text_backbone)
         named = self.text_backbone is None or isinstance(self.text_backbone, str)
@@ -119,22 +120,24 @@ class DiffUp:
         text_backbone: str | TextSpace | None = None,
         **options: Any,
     ) -> DiffUp:
-        """Load a trained decoder.
+        """Load a model: a trained decoder with an encoder.
 
         Args:
-            source: nothing for the decoder that comes with the package (no download), a folder that `save_pretrained`
-                or training wrote, or a repository on the Hugging Face hub, `"user/repo"`.
-            backbone: the encoder instead of the one that the config names.
-            device: see `DiffUp`.
-            revision: branch, tag or commit of a hub repository.
-            text_backbone: see `DiffUp`.
-            **options: of the encoder's family, such as `checkpoint_path` or `input_size`, as `upgrade` takes them; of
-                the encoder that the config names where `backbone` names none.
+            source: folder that `save_pretrained` or training wrote, or name of a repository on the Hugging Face hub,
+                `"user/repo"`; by default the decoder that comes with the package (no download).
+            backbone: name or object of the encoder, or a list of encoders whose features are fused; by default the
+                encoder named in the decoder's config.
+            device: torch device of the model; by default CUDA if it is available.
+            revision: branch, tag or commit of the hub repository.
+            text_backbone: name or object of the encoder that embeds text prompts; by default the encoder's own text
+                tower, if it has one.
+            **options: options for building the encoder, such as `checkpoint_path` or `input_size`.
 
         Raises:
             WeightsError: there is no such folder or repository, or its files are damaged.
-            ConfigError: the config has unknown or contradictory fields, or is of a newer format.
-            BackboneError: the encoder cannot be found or does not take the options.
+            ConfigError: the config has unknown or contradictory fields or a newer format, or the device is not
+                available.
+            BackboneError: the encoder cannot be found or does not accept the options.
         """
         folder = RELEASED if source is None else fetch_decoder(source, revision)
         decoder = load_decoder(folder)
@@ -143,27 +146,30 @@ class DiffUp:
         return cls(decoder, encoder, device, text_backbone)
 
     def save_pretrained(self, folder: str | os.PathLike[str], dtype: torch.dtype = torch.float32) -> None:
-        """Write the decoder, and only the decoder, to a folder: `config.json` and `model.safetensors`.
+        """Save the decoder, without the encoder, to a folder: `config.json` and `model.safetensors`.
 
         Args:
-            folder: made if needed.
-            dtype: precision of the file; `torch.float16` halves it.
+            folder: path of the folder, created if needed.
+            dtype: precision of the saved weights; `torch.float16` halves the file size.
+
+        Raises:
+            StorageError: a file cannot be written.
         """
         save_decoder(folder, self.decoder.state_dict(), self.config, dtype)
 
     def push_to_hub(self, repo: str, **options: Any) -> str:
-        """Upload the decoder, and only the decoder, with a model card to the Hugging Face hub.
+        """Upload the decoder, without the encoder, and a model card to the Hugging Face hub.
 
         Args:
-            repo: name of the repository, `"user/repo"`, made if needed.
-            **options: keyword arguments of `diffup.publish.hub.push`: sources of the card (`scores`, `training`,
-                `licence`, `notes`) or a `card` of your own, `private`, `revision`, `message`, `token`, `dtype`.
+            repo: name of the repository, `"user/repo"`, created if needed.
+            **options: keyword arguments of `diffup.publish.hub.push`: sources of the model card (`scores`, `training`,
+                `licence`, `notes`) or a finished `card`, and `private`, `revision`, `message`, `token`, `dtype`.
 
         Returns:
-            Address of the commit.
+            URL of the commit.
 
         Raises:
-            ConfigError: an argument is wrong, or a file belongs to another decoder; nothing was sent.
+            ConfigError: an argument is invalid, or a file belongs to another decoder; nothing was uploaded.
             HubError: the hub cannot be reached, is switched off (`HF_HUB_OFFLINE`), or refuses.
         """
         from diffup.publish.hub import push
@@ -171,21 +177,24 @@ class DiffUp:
         return push(self.decoder, repo, **options)
 
     def upgrade(self, backbone: str | Backbone | Sequence[str | Backbone], **options: Any) -> DiffUp:
-        """The same decoder, its weights shared, behind another encoder. Nothing is trained.
+        """Use the same decoder with another encoder. Nothing is trained, and the decoder's weights are shared.
 
         Args:
-            backbone: name or object of the encoder.
-            **options: of the encoder's family, such as `checkpoint_path` or `input_size`.
+            backbone: name or object of the encoder, or a list of encoders whose features are fused.
+            **options: options for building the encoder, such as `checkpoint_path` or `input_size`.
+
+        Returns:
+            A new model; this one is unchanged.
 
         Raises:
-            BackboneError: the encoder cannot be found or does not take the options, or the decoder reads low-level
-                features (DiffUp+LFE, paper Table 9) and so is tied to the encoder that it was trained with.
+            BackboneError: the encoder cannot be found or does not accept the options, or the decoder reads low-level
+                features (DiffUp+LFE, paper Table 9) and works only with the encoder that it was trained with.
         """
         if self.config.low_level_channels:
             raise BackboneError(f"upgrade to {getattr(backbone, 'name', backbone)!r}: {self._tie}")
         upgraded = copy.copy(self)
         upgraded.backbone = _load(backbone, self.device, **options)
-        vars(upgraded).pop("text_space", None)  # the last encoder's, if it was needed
+        vars(upgraded).pop("text_space", None)  # the previous encoder's, if it was loaded
         return upgraded
 
     def prototypes(
@@ -199,23 +208,29 @@ class DiffUp:
         threshold: float | None = None,
         keep_images: bool = False,
     ) -> Prototypes:
-        """Learn a class from support images, its name or both, once, to use it on any number of queries.
+        """Compute the prototypes of a class from support images, text prompts or both, for any number of queries.
 
         Args:
-            support: one or more images that show the class, see `segment`.
-            annotation: where it is in each, see `segment`.
-            text: names of the class, see `segment`.
-            templates: see `segment`.
-            name: what results call the class; several classes need different ones. By default the first of `text`, or
-                else `"object"`.
-            threshold: probability above which a pixel is marked, for this class; the decoder's if None.
-            keep_images: keep images and annotations inside, and in the file, so that `Prototypes.rebuild` can follow a
-                change of the encoder.
+            support: one or more images that show the class, in the forms that `segment` takes; None for zero-shot.
+            annotation: annotation of each support image: `Mask`, `Box`, `Scribble`, `Points`, an image or array that
+                reads as a mask, or None.
+            text: name of the class, or a list of synonyms.
+            templates: sentences with `{}` where the name goes: a list, one sentence, or `"clip7"` or `"clip80"`; by
+                default `"a photo of a {}."`.
+            name: name of the class in results, different for each class; by default the first of `text`, or else
+                `"object"`.
+            threshold: probability in (0, 1) above which a pixel is in the mask of this class; by default the decoder's.
+            keep_images: whether to store images and annotations in the prototypes and their file, so that
+                `Prototypes.rebuild` can recompute them for another encoder.
 
         Raises:
-            ImageError, AnnotationError, BackboneError, MissingPackageError, ConfigError: see `segment`.
+            ImageError: an image cannot be read.
+            AnnotationError: an annotation does not fit its image, or there is neither support nor text.
+            BackboneError: text is given, and neither the encoder nor `text_backbone` can embed it.
+            MissingPackageError: a package that the text encoder needs is not installed.
+            ConfigError: the templates are invalid.
             PrototypesError: the name is empty or not printable, the threshold is out of range, or `keep_images` is set
-                and there is no image.
+                without a support image.
         """
         supports, words = read_shots(self, support, annotation, text, templates)
         if name is None:
@@ -262,34 +277,34 @@ class DiffUp:
         progress: bool = False,
         **sampling: Unpack[SamplingKeywords],
     ) -> Segmentation | LabelMap:
-        """Mark a class, which supports, a name or both tell, or several classes in the query image.
+        """Segment one class in the query image, given by supports, text or both, or several classes by prototypes.
 
         Args:
-            query: path, PIL image, numpy array (H, W, 3) uint8 or torch tensor (3, H, W).
-            support: one or more images that show the class; or `Prototypes` of it; or a list of `Prototypes`, one for
-                each of several classes; none for zero-shot, with `text` alone.
-            annotation: where it is in each image: `Mask`, `Box`, `Scribble`, `Points`, something that reads as a mask,
-                or None for an image without any.
-            text: name of the class, such as `"a red bus"`, or several that mean the same; alone or besides supports.
-            templates: sentences that names are put into, each of them one more view of the query (UAPF): a list, one
-                sentence, or `"clip7"` or `"clip80"`; by default `"a photo of a {}."`.
-            options: how masks are sampled.
-            trace: keep the noisy masks of the first sample.
-            progress: show a progress bar.
-            **sampling: fields of `SamplingOptions` (`steps`, `ensemble`, `threshold`, `seed`, `generator`), which count
-                more than those of `options`.
+            query: the image to segment: path, PIL image, numpy array (H, W, 3) uint8 or torch tensor (3, H, W).
+            support: one or more images that show the class; or its `Prototypes`; or a list of `Prototypes`, one for
+                each class; None for zero-shot segmentation with `text`.
+            annotation: annotation of each support image: `Mask`, `Box`, `Scribble`, `Points`, an image or array that
+                reads as a mask, or None for an image that is not annotated.
+            text: name of the class, such as `"a red bus"`, or a list of synonyms; with or without supports.
+            templates: sentences with `{}` where the name goes: a list, one sentence, or `"clip7"` or `"clip80"`; by
+                default `"a photo of a {}."`. Each sentence is a view of the query (UAPF).
+            options: sampling options.
+            trace: whether to record the noisy masks of the first sample.
+            progress: whether to show a progress bar.
+            **sampling: fields of `SamplingOptions` (`steps`, `ensemble`, `threshold`, `seed`, `generator`), which
+                override those of `options`.
 
         Returns:
-            Mask, probability, uncertainty and quality at the query's own size; for a list of prototypes a label map.
+            The mask, probability, variance and predicted quality at the query's own size; for a list of prototypes a
+            label map of all classes.
 
         Raises:
             ImageError: an image cannot be read.
-            AnnotationError: an annotation does not fit its image (the message says which), or there is neither support
-                nor text.
+            AnnotationError: an annotation does not fit its image, or there is neither support nor text.
             PrototypesError: prototypes do not fit the model or each other.
-            BackboneError: text is given and neither the encoder nor `text_backbone` reads it.
-            MissingPackageError: a package that reads text is not installed.
-            ConfigError: steps, ensemble, threshold or templates cannot be used.
+            BackboneError: text is given, and neither the encoder nor `text_backbone` can embed it.
+            MissingPackageError: a package that the text encoder needs is not installed.
+            ConfigError: a sampling option is out of range, or the templates are invalid.
         """
         chosen = sampling_options(options, sampling).resolve(self.config)
         several = isinstance(support, list | tuple) and any(isinstance(item, Prototypes) for item in support)
@@ -321,29 +336,31 @@ class DiffUp:
         progress: bool = False,
         **sampling: Unpack[SamplingKeywords],
     ) -> Iterator[Outcome]:
-        """Mark one or several classes in many images, and give the results one after the other, in their order.
+        """Segment one or several classes in many images; the results come one by one, in the order of the images.
 
-        Each result is that of `segment` with the same seed, up to the rounding of batched arithmetic. Images are read
-        ahead in threads; no more than `2 * batch_size + workers` are held at a time.
+        Each result equals that of `segment` with the same seed, up to the rounding of batched arithmetic. Images are
+        read ahead in threads; at most `2 * batch_size + workers` of them are in memory at a time.
 
         Args:
-            queries: images as `segment` takes them, in a list or anything else that can be iterated.
-            prototypes: of one class, or a list of those of several.
-            batch_size: images that are encoded and decoded together.
-            workers: threads that read images.
-            on_error: what to do with an image that cannot be read: `record` gives a `Failure` in its place and goes
-                on, `raise` raises.
-            options: how masks are sampled; the starting noise is the same for every image.
-            progress: show a progress bar.
-            **sampling: fields of `SamplingOptions`, as for `segment`.
+            queries: iterable of the images to segment, in the forms that `segment` takes.
+            prototypes: prototypes of one class, or a list with the prototypes of several.
+            batch_size: number of images encoded and decoded together.
+            workers: number of threads that read images.
+            on_error: what to do if an image cannot be read: `"record"` yields a `Failure` in its place and continues,
+                `"raise"` raises `ImageError`.
+            options: sampling options; the starting noise is the same for every image.
+            progress: whether to show a progress bar.
+            **sampling: fields of `SamplingOptions` (`steps`, `ensemble`, `threshold`, `seed`, `generator`), which
+                override those of `options`.
 
         Returns:
-            An iterator: for every query a `Segmentation`, for a list of prototypes a `LabelMap`, or a `Failure`.
+            An iterator over the results: for each query a `Segmentation`, or a `LabelMap` if `prototypes` is a list, or
+            a `Failure`.
 
         Raises:
             PrototypesError: prototypes do not fit the model or each other.
-            ConfigError: an option is out of range, or the queries are a single image.
-            ImageError: from the iterator, with `on_error="raise"`: an image cannot be read.
+            ConfigError: an option is out of range, or `queries` is a single image.
+            ImageError: an image cannot be read and `on_error="raise"`; raised by the iterator.
         """
         check_stream(queries, batch_size, workers, on_error)
         chosen = sampling_options(options, sampling).resolve(self.config)
@@ -362,7 +379,7 @@ class DiffUp:
         return iter(tqdm(results, desc="images", total=total, disable=not progress))
 
     def _query_reader(self, has_text: bool) -> Callable[[ImageLike, str], Query]:
-        """A function of an image and its name in messages that makes it ready for this model."""
+        """Return the function that reads a query for this model, given the image and its name in error messages."""
         text_space = self.text_space if has_text else None
         return lambda source, argument: read_query(source, argument, self.backbone, text_space)
 
@@ -374,7 +391,7 @@ class DiffUp:
         trace: bool = False,
         on_step: Callable[[], object] | None = None,
     ) -> list[list[Segmentation]]:
-        """`diffup.inference.decode` with this model's encoder, decoder and, where a class has text, text space."""
+        """Call `diffup.inference.decode` with this model's encoder and decoder, and its text space if it is needed."""
         return decode(
             queries,
             classes,
@@ -388,6 +405,6 @@ class DiffUp:
 
 
 def _load(backbone: str | Backbone | Sequence[str | Backbone], device: torch.device, **options: Any) -> Backbone:
-    """An encoder on a device; one that the caller holds stays where it is."""
+    """Load an encoder onto a device; an object that the caller gave is copied there, not moved."""
     loaded = load_backbone(backbone, **options)
     return loaded.to(device) if isinstance(backbone, str) else placed(loaded, device)

@@ -1,4 +1,4 @@
-"""What a segmentation returns: the mask, how sure the model is of it, and pictures of both."""
+"""`Segmentation`, the result for one class in one query: mask, probability, uncertainty, quality, and pictures."""
 
 from __future__ import annotations
 
@@ -22,28 +22,30 @@ from diffup.utils.files import checked_ending, replacing
 from diffup.utils.resize import resize_maps
 
 MAPS = ("probability", "variance", "error_map", "prior")
-"""The maps of a result, in the order of `Segmentation.maps`."""
+"""Names of the maps of a result, in the order of `Segmentation.maps`."""
 
 
 @dataclass(frozen=True, eq=False)
 class Segmentation:
-    """The class in one query image.
+    """The segmentation of one class in one query image.
 
-    The decoder's maps are kept at their own size. The mask and the maps at the query's size are made when they are
-    first read, so that a stream of results holds none that nobody reads.
+    The decoder's maps are stored at their own size. The mask and the maps at the query's size are computed on first
+    access, which saves memory in a stream of results.
 
     Attributes:
         image: (H, W, 3) uint8, the query as RGB, upright.
         maps: (4, h, w) float32, probability, variance, error map and prior at the decoder's size.
-        quality: the IoU that the decoder expects its samples to have, in [0, 1], each cut at a probability of 1/2,
-            whatever `threshold` is (DQM, section 4 and eqs. 18 to 20).
+        quality: predicted IoU of the samples, in [0, 1], each binarised at a probability of 1/2 whatever `threshold` is
+            (DQM, section 4 and eqs. 18 to 20).
         threshold: probability above which a pixel is in the mask, in (0, 1).
         backbone: name of the encoder.
-        trace: (S, h, w) float32, `x_t` of the first sample along the sampling, about -1 to 1; `None` if not recorded.
-        trace_timesteps: the time step t of each of the S states.
+        trace: (S, h, w) float32, the noisy mask `x_t` of the first sample at S steps, about -1 to 1; None if it was not
+            recorded.
+        trace_timesteps: time step t of each of the S states.
 
     Raises:
-        ImageError: arrays of other shapes or types, values that are not finite, or a quality outside [0, 1].
+        ImageError: an array has the wrong shape or type or values that are not finite, or the quality is outside
+            [0, 1].
     """
 
     image: npt.NDArray[np.uint8]
@@ -83,30 +85,30 @@ class Segmentation:
 
     @functools.cached_property
     def mask(self) -> npt.NDArray[np.bool_]:
-        """(H, W) bool, where the class is."""
+        """(H, W) bool, mask of the class: the pixels whose probability is above the threshold."""
         return self.probability > self.threshold
 
     @functools.cached_property
     def probability(self) -> npt.NDArray[np.float32]:
-        """(H, W) float32 in [0, 1], the mean over the ensemble of samples."""
+        """(H, W) float32 in [0, 1], probability of the class, the mean over the ensemble of samples."""
         return self._enlarged("probability")
 
     @functools.cached_property
     def variance(self) -> npt.NDArray[np.float32]:
-        """(H, W) float32 in [0, 0.25], the variance over the ensemble: where the samples disagree."""
+        """(H, W) float32 in [0, 0.25], variance of the probability over the ensemble; high where samples disagree."""
         return self._enlarged("variance")
 
     @functools.cached_property
     def error_map(self) -> npt.NDArray[np.float32]:
-        """(H, W) float32 in [-2, 2], what the decoder thinks its samples lack (positive) or have too much (negative).
+        """(H, W) float32 in [-2, 2], predicted error of the samples: positive where they miss the class, else negative.
 
-        It is `x_0 - x_t`, averaged over the samples (DQM).
+        The error is `x_0 - x_t`, averaged over the samples (DQM).
         """
         return self._enlarged("error_map")
 
     @functools.cached_property
     def prior(self) -> npt.NDArray[np.float32]:
-        """(H, W) float32 in [0, 1], the mean of the fused priors: what is known without the decoder (eq. 12)."""
+        """(H, W) float32 in [0, 1], mean of the fused priors, the estimate before the decoder (eq. 12)."""
         return self._enlarged("prior")
 
     def _enlarged(self, name: str) -> npt.NDArray[np.float32]:
@@ -121,14 +123,14 @@ class Segmentation:
         )
 
     def overlay(self, colour: tuple[int, int, int] = (255, 60, 40), alpha: float = 0.45) -> Image.Image:
-        """The query with the mask tinted and outlined.
+        """Draw the query with the mask tinted and outlined.
 
         Args:
-            colour: red, green and blue from 0 to 255.
-            alpha: how much of the colour covers the image, from 0 (the outline alone) to 1.
+            colour: RGB colour of the mask, three numbers from 0 to 255.
+            alpha: opacity of the tint, from 0 (outline only) to 1.
 
         Raises:
-            ImageError: a colour or an alpha outside of its range.
+            ImageError: `colour` or `alpha` is out of range.
         """
         if len(colour) != 3 or not all(0 <= part <= 255 for part in colour):
             raise ImageError(f"colour: expected (red, green, blue) from 0 to 255, got {colour}.")
@@ -137,18 +139,18 @@ class Segmentation:
         return Image.fromarray(pictures.tint(self.image, self.mask, colour, alpha))
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the mask as a PNG file of 0 and 255, at the query's size.
+        """Write the mask as a grey PNG file with values 0 and 255, at the query's size.
 
-        The file appears whole or not at all: it is written beside its place and then moved.
+        The file is written under a temporary name and then renamed, so a partial file is never left.
 
         Args:
-            path: a file name that ends in .png; its folder is made if needed, an older file is replaced.
+            path: path of the file, ending in .png; its folder is created if needed, an older file is replaced.
 
         Returns:
-            The path.
+            The path of the file.
 
         Raises:
-            FormatError: another file ending.
+            FormatError: the path has another ending.
             StorageError: the file cannot be written.
         """
         path = checked_ending(path, ".png")
@@ -157,15 +159,15 @@ class Segmentation:
         return path
 
     def to_numpy(self) -> dict[str, npt.NDArray[Any]]:
-        """All arrays by name, as for `numpy.savez(path, **result.to_numpy())`.
+        """Return all arrays by name, ready for `numpy.savez(path, **result.to_numpy())`.
 
         Returns:
-            `image`, `mask`, `probability`, `variance`, `error_map` and `prior`, as the attributes have them; no copies.
+            The attributes `image`, `mask`, `probability`, `variance`, `error_map` and `prior`, not copied.
         """
         return {name: getattr(self, name) for name in ("image", "mask", *MAPS)}
 
     def to_pil(self) -> Image.Image:
-        """The mask as a PIL image of mode "L", 0 and 255, at the query's size."""
+        """Return the mask as a PIL image of mode "L" with values 0 and 255, at the query's size."""
         return Image.fromarray(self.mask.astype(np.uint8) * np.uint8(255))
 
     def to_coco(
@@ -177,20 +179,20 @@ class Segmentation:
         instances: bool = False,
         tolerance: float = 0.0,
     ) -> list[dict[str, Any]]:
-        """The mask as annotations of COCO, ready for `diffup.formats.coco_document`.
+        """Return the mask as COCO annotations, ready for `diffup.formats.coco_document`.
 
         Args:
-            image_id: id of the query.
-            category_id: id of the class.
-            encoding: "rle" or "polygon", see `diffup.formats.coco_annotations`.
-            instances: make an object of every connected part.
-            tolerance: how far, in pixels, polygons may be off.
+            image_id: COCO id of the query image.
+            category_id: COCO id of the class.
+            encoding: format of the masks, "rle" (run lengths, exact) or "polygon" (outlines).
+            instances: whether every connected part of the mask is an object of its own.
+            tolerance: maximum distance of polygons from the true outline, in pixels.
 
         Returns:
             One annotation, or one for each part; none for an empty mask. `score` is the quality.
 
         Raises:
-            FormatError: an unknown encoding or an impossible tolerance.
+            FormatError: the encoding is unknown or the tolerance is out of range.
             MissingPackageError: pycocotools is not installed, or scikit-image for polygons and parts
                 (`pip install "diffup[formats]"`).
         """
@@ -205,29 +207,30 @@ class Segmentation:
         )
 
     def to_supervision(self, class_id: int = 0, class_name: str | None = None, *, instances: bool = False) -> Any:
-        """The mask as `supervision.Detections`.
+        """Return the mask as `supervision.Detections`.
 
         Args:
             class_id: number of the class.
-            class_name: put into `data["class_name"]`, which supervision's label annotator shows.
-            instances: make a detection of every connected part.
+            class_name: name of the class, stored in `data["class_name"]`, which supervision's label annotator shows.
+            instances: whether every connected part of the mask is a detection of its own.
 
         Returns:
             Detections with boxes, masks, `class_id` and, as `confidence`, the quality; empty for an empty mask.
 
         Raises:
-            MissingPackageError: supervision is not installed (`pip install "diffup[supervision]"`), or scikit-image for
-                parts.
+            MissingPackageError: supervision is not installed (`pip install "diffup[supervision]"`), or scikit-image,
+                which `instances` needs.
         """
         return to_detections(self.mask, self.quality, class_id, class_name, instances)
 
     def summary(self) -> dict[str, Any]:
-        """The figures, ready for JSON.
+        """Summarise the result in numbers that can be written as JSON.
 
         Returns:
-            `width` and `height` in pixels; `area_fraction`, the marked part of the image; `box`, the mask's bounding
-            box [x0, y0, x1, y1] as `Box` counts it, or `None` for an empty mask; `quality`; `uncertainty`, the standard
-            deviation over the ensemble, averaged over the image, in [0, 0.5]; `threshold`; `backbone`.
+            `width` and `height` in pixels; `area_fraction`, the mask's share of the image in [0, 1]; `box`, the mask's
+            bounding box [x0, y0, x1, y1] in the coordinates of `Box`, None for an empty mask; `quality`, the predicted
+            IoU in [0, 1]; `uncertainty`, the standard deviation over the ensemble, averaged over the image, in
+            [0, 0.5]; `threshold`; `backbone`.
         """
         height, width = self.size
         box = bounding_box(self.mask)
@@ -243,16 +246,16 @@ class Segmentation:
         }
 
     def overview(self, height: int = 256) -> Image.Image:
-        """The overlay, prior, probability, standard deviation over the ensemble and error map side by side.
+        """Draw the overlay, prior, probability, standard deviation over the ensemble and error map side by side.
 
-        The prior and the probability are grey, black being 0 and white 1. The deviation goes from black (0) to pale
-        yellow (0.5, the largest possible); the error map from blue (-2, too much) over white (0) to red (2, missing).
+        Prior and probability are grey, from black (0) to white (1). The deviation goes from black (0) to pale yellow
+        (0.5, the maximum); the error map from blue (-2, falsely marked) over white (0) to red (2, missed).
 
         Args:
-            height: of each picture, in pixels.
+            height: height of each picture in pixels, 1 or more.
 
         Raises:
-            ImageError: a height below 1.
+            ImageError: `height` is below 1.
         """
         _check_positive(height, "height")
         prior, probability, variance, error_map = (
@@ -268,14 +271,14 @@ class Segmentation:
         return pictures.strip(panels, height)
 
     def trace_picture(self, count: int = 8, height: int = 128) -> Image.Image:
-        """States `x_t` along the sampling, from noise to mask, evenly chosen (the paper's Fig. 7).
+        """Draw evenly spaced states `x_t` of the sampling, from noise to mask (paper, Fig. 7).
 
         Args:
-            count: number of states to show, the first and the last among them; fewer if the sampling had fewer.
-            height: of each picture, in pixels.
+            count: number of states to show, first and last included; fewer if the trace has fewer.
+            height: height of each picture in pixels, 1 or more.
 
         Raises:
-            ImageError: no trace was recorded, or a count or height below 1.
+            ImageError: no trace was recorded, or `count` or `height` is below 1.
         """
         if self.trace is None or not len(self.trace):
             raise ImageError("trace: none was recorded. Ask for it when segmenting: segment(..., trace=True).")
@@ -292,14 +295,14 @@ def _check_positive(value: int, name: str) -> None:
 
 
 def enlarge(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Bring decoder maps to an image's size.
+    """Resize decoder maps to an image's size.
 
     Args:
-        maps: (N, h, w).
-        size: the image's (height, width).
+        maps: (N, h, w), maps at the decoder's size.
+        size: (height, width) of the image in pixels.
 
     Returns:
-        (N, H, W) on the CPU.
+        (N, H, W), the resized maps, on the CPU.
     """
     return resize_maps(maps[None], size)[0].cpu()
 

@@ -1,4 +1,4 @@
-"""Many queries, one stream of results: read ahead in threads, encode and decode in batches, keep little."""
+"""Streaming segmentation of many queries: read ahead in threads, encode and decode in batches, bounded memory."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from diffup.result import Segmentation
 
 @dataclass(frozen=True)
 class Failure:
-    """A query that could not be read, in the place of its result.
+    """A query that could not be read, in place of its result.
 
     Attributes:
-        source: the path, or what else was given in a few words.
-        error: why.
+        source: path of the image, or a short description of an image that has no path.
+        error: the error that reading the image raised.
     """
 
     source: str
@@ -35,7 +35,7 @@ class Failure:
 
     @property
     def reason(self) -> str:
-        """Why, without the name of the argument."""
+        """Message of the error, without the name of the argument."""
         return str(self.error).partition(": ")[2]
 
 
@@ -52,21 +52,21 @@ def stream(
     workers: int,
     record: bool,
 ) -> Iterator[Outcome]:
-    """Results in the order of the queries.
+    """Segment queries in batches and yield their results in order.
 
-    At any time no more than `2 * batch_size + workers` queries are held, however many there are.
+    At most `2 * batch_size + workers` queries are in memory at a time, however many there are.
 
     Args:
-        queries: images, drawn as they are needed.
-        read: makes a query ready; it is called in threads.
-        decode: looks for every class in a batch of queries.
-        finish: makes the result of a query from what was found of every class.
-        batch_size: queries decoded together.
-        workers: threads that read.
-        record: give a `Failure` for what cannot be read, instead of raising.
+        queries: iterable of the images to segment, consumed as they are needed.
+        read: function that reads a query, given the image and its name in error messages; called in threads.
+        decode: function that segments every class in a batch of queries.
+        finish: function that makes a query's result from the segmentations of all classes.
+        batch_size: number of queries decoded together.
+        workers: number of threads that read images.
+        record: whether to yield a `Failure` for an image that cannot be read, instead of raising.
 
     Raises:
-        ImageError: an image cannot be read, without `record`.
+        ImageError: an image cannot be read and `record` is false.
     """
 
     def attempt(source: ImageLike, number: int) -> Query | Failure:
@@ -74,7 +74,7 @@ def stream(
             return read(source, f"queries[{number}]")
         except ImageError as error:
             return Failure(_called(source), error)
-        except OSError as error:  # of a folder that may not be entered, a path that is too long
+        except OSError as error:  # such as no permission for the folder, or a path that is too long
             reason = f"queries[{number}]: {describe(source)} cannot be read ({error}); make the file readable"
             return Failure(_called(source), ImageError(reason))
 
@@ -97,10 +97,16 @@ def stream(
 
 
 def check_stream(queries: Iterable[ImageLike], batch_size: int, workers: int, on_error: str) -> None:
-    """Refuse what `stream` cannot work with.
+    """Check the arguments of `DiffUp.segment_many`.
+
+    Args:
+        queries: iterable of images.
+        batch_size: number of queries decoded together, 1 or more.
+        workers: number of threads that read images, 1 or more.
+        on_error: "record" or "raise".
 
     Raises:
-        ConfigError: a number below 1, an unknown `on_error`, or a single image in the place of many.
+        ConfigError: a number is below 1, `on_error` is unknown, or `queries` is a single image.
     """
     for name, value in (("batch_size", batch_size), ("workers", workers)):
         if value < 1:
@@ -115,7 +121,7 @@ def check_stream(queries: Iterable[ImageLike], batch_size: int, workers: int, on
 
 
 def _called(source: ImageLike) -> str:
-    """What a failure calls its query."""
+    """Path or description of a query for its `Failure`."""
     return os.fspath(source) if isinstance(source, str | os.PathLike) else describe(source)
 
 
@@ -125,7 +131,7 @@ def _results(
     finish: Callable[[Sequence[Segmentation]], Segmentation | LabelMap],
     record: bool,
 ) -> Iterator[Outcome]:
-    """Results of one batch, one at a time, since those of large images are large."""
+    """Yield the results of one batch, one at a time, because those of large images are large."""
     good = [item for item in batch if isinstance(item, Query)]
     decoded = iter(decode(good) if good else [])
     for item in batch:

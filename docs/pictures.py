@@ -1,6 +1,6 @@
-"""Makes the pictures of the documentation: `python docs/pictures.py` writes docs/images.
+"""Draw the pictures of the documentation: `python docs/pictures.py` writes docs/images.
 
-The photos are scikit-image's and the weights those of the package: nothing is downloaded.
+The photos come with scikit-image and the weights with the package: nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from diffup.utils.pictures import Bytes, strip  # noqa: E402
 ENCODERS = ("bundled:efficientnet_lite0", "bundled:efficientnet_lite1", "bundled:efficientnet_lite2")
 HEIGHT = 190
 WIDTH, LABEL, GAP, PAIR_GAP = 1440, 34, 6, 20
-"""Of the first picture, in pixels; it is read at half of its width."""
+"""Sizes in the first picture, in pixels; it is displayed at half its width."""
 
 
 def grid(rows: list[list[tuple[str, Bytes]]]) -> Image.Image:
-    """Rows of labelled panels below each other."""
+    """Arrange labelled panels in rows."""
     strips = [strip(row, HEIGHT) for row in rows]
     sheet = Image.new("RGB", (max(row.width for row in strips), sum(row.height for row in strips)), "white")
     top = 0
@@ -41,14 +41,14 @@ def grid(rows: list[list[tuple[str, Bytes]]]) -> Image.Image:
 
 
 def answer(model: DiffUp, scene: Scene, annotation: Annotation | None, label: str) -> tuple[str, Bytes]:
-    """The query with what the model marks in it."""
+    """Segment the query and draw the mask on it."""
     result = model.segment(scene.query, support=scene.support, annotation=annotation)
     iou = score(result, scene.truth)
     return label if scene.truth is None else f"{label}: IoU {iou}", np.asarray(result.overlay())
 
 
 def annotations(model: DiffUp) -> Image.Image:
-    """An astronaut in colour is given, a cameraman in grey is to be found, under four kinds of annotation."""
+    """Draw results with four kinds of annotation: support astronaut in colour, query cameraman in grey."""
     scene = person()
     kinds: dict[str, Annotation | None] = {
         **scene.annotations,
@@ -60,20 +60,20 @@ def annotations(model: DiffUp) -> Image.Image:
 
 
 def encoders(models: list[DiffUp]) -> Image.Image:
-    """One coin is given, the others are to be found; the same decoder behind three encoders."""
+    """Draw results of the same decoder with three encoders: support one coin, query the others."""
     scene = coins()
     row = [("support", support_picture(scene.support, scene.annotations["mask"]))]
     return grid([row + [answer(m, scene, scene.annotations["mask"], m.backbone.name.split("_")[-1]) for m in models]])
 
 
 def result_maps(model: DiffUp) -> Image.Image:
-    """All maps of one result."""
+    """Draw all maps of one result."""
     scene = person()
     return model.segment(scene.query, support=scene.support, annotation=scene.annotations["box"]).overview(HEIGHT)
 
 
 def letters() -> Scene:
-    """Strokes that are thinner than a position of the 64 x 64 mask: the first lines of a page are given."""
+    """Return a task with strokes thinner than a pixel of the 64 x 64 mask: the support is the top of a page."""
     page = data.page()
     ink: npt.NDArray[np.bool_] = page < 110
     given = np.s_[5:75, 120:330]
@@ -81,13 +81,13 @@ def letters() -> Scene:
 
 
 def absent() -> Scene:
-    """A class that is not in the query: a cat is given, a cup of coffee is searched."""
+    """Return a task whose class is not in the query: support a cat, query a cup of coffee."""
     coffee = data.coffee()
     return Scene(data.chelsea(), {"box": Box(60, 0, 430, 300)}, coffee, np.zeros(coffee.shape[:2], dtype=np.bool_))
 
 
 def failures(model: DiffUp) -> Image.Image:
-    """Tasks that go wrong, each with its support."""
+    """Draw failures, each with its support."""
     bare = person()
     bare.annotations = {}
     panels = []
@@ -99,31 +99,31 @@ def failures(model: DiffUp) -> Image.Image:
 
 
 def wheels() -> Scene:
-    """One wheel in one eye of the stereo pair, mirrored, to find both in the other."""
+    """Return a task with one wheel in one image of the stereo pair, mirrored; the query is the other image."""
     scene = motorcycle()
     return Scene(scene.support[150:, :420], {"box": Box(57, 105, 240, 300)}, scene.query)
 
 
 def face() -> Scene:
-    """An astronaut's face in colour, to find a cameraman's in grey."""
+    """Return a task with an astronaut's face in colour as support, and a cameraman in grey as query."""
     return Scene(data.astronaut()[:300], {"box": Box(165, 30, 285, 205)}, data.camera()[40:340])
 
 
 def eye() -> Scene:
-    """A cat's left eye in one half of a photo, to find the right one in the other half."""
+    """Return a task with a cat's left eye in one half of a photo as support; the query is the other half."""
     cat = data.chelsea()
     return Scene(cat[20:260, 235:], {"box": Box(25, 65, 105, 150)}, cat[20:260, :235])
 
 
 def front(model: DiffUp) -> Image.Image:
-    """What is found from one annotated image: five successes, and a failure that is named as such.
+    """Draw the first picture: results from one annotated image, five successes and a failure that is named.
 
-    Each support has a box, shown in green as the region that it stands for; that is all that is given. Each query is
-    marked in red by the released decoder behind the encoder that comes with the package, with the defaults.
+    Each support is annotated by a box, shown in green. The masks in red are those of the released decoder with the
+    package's encoder and default options.
 
     All photos come with scikit-image. The coins are cut from one photo, the cat's eyes from two halves of another, and
-    the motorcycle and its wheels are seen by the two eyes of a stereo pair, of which one is mirrored. A true mask and
-    so an IoU exists for the coins (0.82) and for the man (0.54).
+    the motorcycle and its wheels are in the two images of a stereo pair, of which one is mirrored. A true mask and so
+    an IoU exists for the coins (0.82) and for the man (0.54).
     """
     rows = []
     for names in (("coin", "motorcycle"), ("face", "person"), ("wheel", "eye")):
@@ -148,7 +148,7 @@ FRONT = {"coin": coins, "motorcycle": motorcycle, "face": face, "person": person
 
 
 def _justified(panels: list[tuple[str, Bytes]]) -> Image.Image:
-    """Labelled panels of one height that fill the width; every second gap, between tasks, is wider."""
+    """Arrange labelled panels of one height over the full width; every second gap, between tasks, is wider."""
     gaps = [PAIR_GAP if i % 2 else GAP for i in range(len(panels) - 1)]
     aspects = [picture.shape[1] / picture.shape[0] for _, picture in panels]
     height = round((WIDTH - sum(gaps)) / sum(aspects))

@@ -1,10 +1,10 @@
-"""Label a folder of photos with Ray, on this machine or on a cluster; given again after a kill, it goes on.
+"""Label a folder of photos with Ray, on this machine or on a cluster; run it again to resume.
 
-Teach a class first (`diffup teach --support dog.jpg --mask dog_mask.png --name dog -o dog.safetensors`), then
+Compute prototypes first (`diffup teach --support dog.jpg --mask dog_mask.png --name dog -o dog.safetensors`), then
 
     python examples/bulk_labelling_ray.py photos --prototypes dog.safetensors -o labelled
 
-On one of a cluster's machines, with folders that all of them see and `--address auto`, it is the same command.
+The same command works on a machine of a cluster with `--address auto` and folders that all machines can access.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from diffup.labelling.ray import RayPlan, label_into
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="the photos; on a cluster a folder that all machines see")
-    parser.add_argument("--prototypes", type=Path, nargs="+", required=True, help="files of `diffup teach`")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="folder for the results, likewise")
+    parser.add_argument("folder", type=Path, help="folder of photos; all machines of a cluster must see it")
+    parser.add_argument("--prototypes", type=Path, nargs="+", required=True, help="prototype files")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder for the results, seen by all machines")
     parser.add_argument("--backbone", help="name of the encoder; by default the decoder's")
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--workers", type=int, help="workers; by default as many as there is room for")
-    parser.add_argument("--gpus", type=float, default=0, help="GPUs of a worker, such as 1 or 0.5")
-    parser.add_argument("--address", default="local", help="of the cluster; `auto` on one of its machines")
+    parser.add_argument("--workers", type=int, help="number of workers; by default as many as fit")
+    parser.add_argument("--gpus", type=float, default=0, help="GPUs per worker, such as 1 or 0.5")
+    parser.add_argument("--address", default="local", help="address of the cluster; `auto` on its machines")
     args = parser.parse_args(argv)
     if not ray.is_initialized():
         ray.init(args.address, include_dashboard=False if args.address == "local" else None)

@@ -1,10 +1,10 @@
-"""A mask from an exported decoder with numpy, onnxruntime and Pillow: no torch, no diffup.
+"""Run an exported decoder with numpy, onnxruntime and Pillow only, without torch and diffup.
 
     diffup export -o exported --condition query.jpg --support dog.jpg --mask dog_mask.png
     python examples/onnx_numpy.py exported -o mask.png
 
-What follows is the whole sampler of the paper's section III-D: DDIM (eta 0) on y_t = x_t - k_t b P, where P is the
-prior, k_t the shift of eq. 13 and b the signal scale.
+The code is the whole sampler of the paper's section III-D: DDIM (eta 0) on y_t = x_t - k_t b P, where P is the prior,
+k_t the shift of eq. 13 and b the signal scale.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Graph = Callable[..., list[Array]]
 
 
 def load_graph(path: Path, threads: int = 0) -> Graph:
-    """A function from named arrays to the graph's outputs."""
+    """Load an ONNX graph as a function from named arrays to the graph's outputs."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -33,7 +33,7 @@ def load_graph(path: Path, threads: int = 0) -> Graph:
 
 
 def noise_schedule(config: dict[str, Any]) -> tuple[Array, Array]:
-    """abar_t and the shift k_t of every step t = 0 .. T - 1."""
+    """Return abar_t and the shift k_t for every step t = 0 .. T - 1."""
     scale = 1000 / config["timesteps"]
     betas = np.linspace(config["beta_start"] * scale, config["beta_end"] * scale, config["timesteps"])
     abar = np.cumprod(1 - betas)
@@ -42,7 +42,7 @@ def noise_schedule(config: dict[str, Any]) -> tuple[Array, Array]:
 
 
 def estimate(output: Array, y: Array, abar: float, config: dict[str, Any]) -> Array:
-    """The clean mask in [-1, 1] that the network's output implies."""
+    """Compute the clean mask in [-1, 1] from the network's output."""
     if config["prediction"] == "x0":
         return np.tanh(output / 2) if config["loss"] == "bce_dice" else np.clip(output, -1, 1)
     if config["prediction"] == "epsilon":
@@ -58,14 +58,14 @@ def sample(
     """Sample the mask of one query.
 
     Args:
-        network: of network.onnx.
-        quality: of quality.onnx.
-        condition: of condition.npz; its noise (1, n, 64, 64) says how many samples there are.
-        config: of config.json.
-        steps: sampling steps; the config's by default.
+        network: the graph of network.onnx.
+        quality: the graph of quality.onnx.
+        condition: arrays of condition.npz; its noise (1, n, 64, 64) gives the number of samples n.
+        config: content of config.json.
+        steps: number of sampling steps; by default the config's.
 
     Returns:
-        Probability (n, 64, 64) of each sample, its error map (n, 64, 64), and the expected IoU.
+        Probability (n, 64, 64) in [0, 1] of each sample, its error map (n, 64, 64), and the predicted IoU.
     """
     abar, shifts = noise_schedule(config)
     total, b, diffusion = config["timesteps"], config["signal_scale"], config["system"] == "diffusion"
@@ -94,16 +94,16 @@ def sample(
 
 
 def enlarge(probability: Array, size: tuple[int, int]) -> Array:
-    """(64, 64) to the query's (height, width), bilinear."""
+    """Resize a map (64, 64) to the query's (height, width), bilinearly."""
     picture = Image.fromarray(probability.astype(np.float32))
     return np.asarray(picture.resize(size[::-1], Image.Resampling.BILINEAR))
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="A mask from an exported decoder, without torch.")
-    parser.add_argument("folder", type=Path, help="what `diffup export --condition` wrote")
+    parser.add_argument("folder", type=Path, help="folder that `diffup export --condition` wrote")
     parser.add_argument("-o", "--output", type=Path, default=Path("mask.png"))
-    parser.add_argument("--steps", type=int, help="sampling steps; default: the decoder's")
+    parser.add_argument("--steps", type=int, help="number of sampling steps; default: the decoder's")
     args = parser.parse_args(arguments)
     config = json.loads((args.folder / "config.json").read_text(encoding="utf-8"))
     condition = dict(np.load(args.folder / "condition.npz", allow_pickle=False))

@@ -1,10 +1,10 @@
-"""One decoder, three scenes, three kinds of annotation, two encoders: writes pictures and prints scores.
+"""Segment three scenes with three kinds of annotation and two encoders, write pictures and print scores.
 
 The photos come with scikit-image and the weights from pip packages: nothing is downloaded.
 
-- coins: one coin is annotated, the others are to be found. "Coin" is not among the classes of COCO.
-- person: an astronaut in colour is annotated, a cameraman in grey is to be found.
-- motorcycle: one eye of a stereo pair, mirrored, is annotated; the other eye's picture is to be marked.
+- coins: one coin is annotated, the query shows the others. "Coin" is not a class of COCO.
+- person: an astronaut in colour is annotated, the query is a cameraman in grey.
+- motorcycle: one image of a stereo pair, mirrored, is annotated, the query is the other.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from diffup.inputs.annotations import Annotation, pair_supports
 from diffup.inputs.images import to_pil
 from diffup.utils.pictures import Bytes, strip, tint
 
-ENCODERS = ("bundled:efficientnet_lite0", "bundled:efficientnet_lite2")  # the second one is swapped in, not trained for
+ENCODERS = ("bundled:efficientnet_lite0", "bundled:efficientnet_lite2")  # the decoder was not trained with the second
 
 CAMERAMAN = (
     "0,238 22,222 42,200 62,157 82,140 105,126 130,123 152,107 160,104 164,92 172,78 196,65 216,66 240,75 258,90 "
@@ -76,20 +76,20 @@ def motorcycle() -> Scene:
 
 
 def score(result: Segmentation, truth: npt.NDArray[np.bool_] | None) -> str:
-    """Intersection over union with the true mask, as text."""
+    """Format the IoU with the true mask as text."""
     if truth is None:
         return "-"
     return f"{(result.mask & truth).sum() / (result.mask | truth).sum():.2f}"
 
 
 def support_picture(image: npt.NDArray[np.uint8], annotation: Annotation) -> Bytes:
-    """The support image with its annotation in green."""
+    """Draw the support image with its annotation in green."""
     support = pair_supports(image, annotation)[0]
     return tint(np.asarray(to_pil(support.image)), support.regions.foreground.numpy() > 0.5, (40, 200, 80), 0.45)
 
 
 def show(name: str, scene: Scene, models: list[DiffUp], folder: Path) -> None:
-    """Segment a scene in all ways, print a line for each, and put the pictures on one sheet."""
+    """Segment a scene with every annotation and encoder, print a line for each, and write one sheet of pictures."""
     rows = []
     for kind, annotation in scene.annotations.items():
         panels = [(f"support: {kind}", support_picture(scene.support, annotation))]
@@ -113,7 +113,7 @@ def show(name: str, scene: Scene, models: list[DiffUp], folder: Path) -> None:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("diffup_quickstart"), help="folder for the pictures")
-    parser.add_argument("--decoder", help="folder of another decoder than the package's")
+    parser.add_argument("--decoder", help="folder of the decoder; default: the package's")
     args = parser.parse_args(argv)
     args.output.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()

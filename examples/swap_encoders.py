@@ -1,8 +1,8 @@
-"""One decoder behind any encoders: the score and time of each on eighteen coins, given another coin.
+"""Use one decoder with any encoders: score and time of each on eighteen coins, with one other coin as support.
 
     python examples/swap_encoders.py bundled:efficientnet_lite0 bundled:efficientnet_lite1 bundled:efficientnet_lite2
 
-The last line is of an encoder with random weights: what colours and edges alone give.
+The last line is an encoder with random weights, which shows what colours and edges alone give.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ENCODERS = ("bundled:efficientnet_lite0", "bundled:efficientnet_lite1", "bundled
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("encoders", nargs="*", default=ENCODERS, help="names of encoders; see diffup backbones")
+    parser.add_argument("encoders", nargs="*", default=ENCODERS, help="names of encoders, listed by diffup backbones")
     args = parser.parse_args(argv)
     torch.manual_seed(0)
     encoders = {name: load_backbone(name) for name in args.encoders}

@@ -1,10 +1,10 @@
-"""Train a decoder on a labelled folder, score it on classes that it has not seen, and use it.
+"""Train a decoder on a labelled folder, evaluate it on held-out classes, and use it.
 
     python examples/train_on_a_folder.py --output run
     python examples/train_on_a_folder.py --output run --data my_folder --steps 2000
 
-Without --data, a folder of drawn shapes is made first: it shows the format, and a short run on it shows the walk, not
-what training can do. The same from the command line: diffup train, diffup evaluate, diffup segment.
+Without --data, a folder of drawn shapes is created first, as an example of the format; a short run on it shows the
+steps, not good results. The same on the command line: diffup train, diffup evaluate, diffup segment.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CLASSES = {1: "square", 2: "disc", 3: "ring", 4: "cross"}
 
 
 def draw(class_id: int, rng: np.random.Generator) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-    """A noisy photo of one shape in any colour, and its index mask."""
+    """Draw a noisy image of one shape in a random colour, and its index mask."""
     y, x = np.mgrid[:SIDE, :SIDE]
     radius = rng.uniform(0.2, 0.35) * SIDE
     dx, dy = x - rng.uniform(radius, SIDE - radius), y - rng.uniform(radius, SIDE - radius)
@@ -50,7 +50,7 @@ def draw(class_id: int, rng: np.random.Generator) -> tuple[npt.NDArray[np.uint8]
 
 
 def make_shapes(root: Path, per_class: int = 6) -> Path:
-    """A labelled folder of drawn shapes; fold 0 holds out the last two classes."""
+    """Create a labelled folder of drawn shapes; fold 0 holds out the last two classes."""
     rng = np.random.default_rng(0)
     names: dict[str, list[str]] = {"train": [], "test": []}
     for folder in ("images", "masks"):
@@ -76,16 +76,16 @@ def make_shapes(root: Path, per_class: int = 6) -> Path:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("run"), help="folder of the run")
-    parser.add_argument("--data", type=Path, help="a labelled folder; drawn shapes otherwise")
+    parser.add_argument("--data", type=Path, help="labelled folder; default: drawn shapes")
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--episodes", type=int, default=40, help="episodes that are scored")
-    parser.add_argument("--input-size", type=int, default=128, help="pixels that images are resized to")
+    parser.add_argument("--episodes", type=int, default=40, help="number of evaluation episodes")
+    parser.add_argument("--input-size", type=int, default=128, help="side of the encoder's input images in pixels")
     args = parser.parse_args(argv)
 
     data = LabelledFolder.open(args.data or make_shapes(args.output / "shapes"))
     config = TrainConfig(
         backbones=(ENCODER,),
-        folds=(0,),  # its classes are held out, to be tested on
+        folds=(0,),  # the classes of this fold are held out for evaluation
         steps=args.steps,
         batch_size=4,
         warmup=min(10, args.steps),
@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None) -> None:
         decoder=DecoderConfig(channels=(16, 32, 64, 64), backbone=ENCODER),  # smaller than the released one
     )
     encoder = load_backbone(ENCODER, input_size=args.input_size)
-    folder = train(data, args.output, config, [encoder])  # the same command goes on with a run that was stopped
+    folder = train(data, args.output, config, [encoder])  # the same call resumes an interrupted run
 
     trained = DiffUp.from_pretrained(folder, backbone=encoder)
     released = DiffUp.from_pretrained(backbone=encoder)

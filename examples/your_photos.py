@@ -1,9 +1,9 @@
-"""Mark one class in every photo of a folder: a mask and an overlay for each, and the surest ones first in a list.
+"""Segment one class in every photo of a folder: writes masks and overlays, and lists photos by predicted quality.
 
     python examples/your_photos.py photos --support dog.jpg --mask dog_mask.png --output marked
     python examples/your_photos.py photos --support dog.jpg --box 10,20,200,180 --output marked
 
-The class is learnt once, then every photo costs only itself. A photo that cannot be read is named and the rest go on.
+The prototypes of the class are computed once and used for every photo. Photos that cannot be read are reported.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def mark(model: DiffUp, photos: list[Path], learnt: Prototypes, output: Path) ->
     """Write mask and overlay of each photo.
 
     Returns:
-        The IoU that is expected of each mask, by name of the photo, surest first.
+        The predicted IoU of each mask by name of the photo, highest first.
     """
     expected = {}
     for photo, result in zip(photos, model.segment_many(photos, learnt, progress=sys.stderr.isatty()), strict=True):
@@ -37,12 +37,12 @@ def mark(model: DiffUp, photos: list[Path], learnt: Prototypes, output: Path) ->
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="the photos to mark")
+    parser.add_argument("folder", type=Path, help="folder of the photos to segment")
     parser.add_argument("--support", type=Path, required=True, help="a photo that shows the class")
     where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument("--mask", type=Path, help="white where the class is, of the support's size")
-    where.add_argument("--box", help="left,top,right,bottom in pixels of the support")
-    parser.add_argument("--encoder", help="another encoder than the package's")
+    where.add_argument("--mask", type=Path, help="mask image of the support's size, white for the class")
+    where.add_argument("--box", help="box left,top,right,bottom in pixels of the support")
+    parser.add_argument("--encoder", help="name of the encoder; default: the package's")
     parser.add_argument("--output", type=Path, default=Path("marked"))
     args = parser.parse_args(argv)
     photos = sorted(path for path in args.folder.iterdir() if path.suffix.lower() in SUFFIXES)

@@ -1,1 +1,1 @@
-"""The commands of `diffup`, a module each: `add` makes its parser, `run` does it. Nothing heavy is imported before."""
+"""The commands of `diffup`, one module each: `add` adds its parser, `run` runs it and imports what it needs."""

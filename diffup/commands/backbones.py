@@ -1,4 +1,4 @@
-"""`diffup backbones`: the known families of encoders, and whether one of theirs keeps the protocol."""
+"""`diffup backbones`: lists the families of encoders, or checks one encoder against the backbone protocol."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ EXAMPLES = """examples:
 def add(commands: Any) -> None:
     """Add the command's parser."""
     parser = add_command(commands, "backbones", run, "list the encoders", EXAMPLES)
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--json", action="store_true", help="print the list as JSON")
     check = parser.add_argument_group("check one (status 2 where it breaks the protocol)")
     check.add_argument("--check", metavar="NAME[=CHECKPOINT][@PIXELS]", help="name of the encoder, family[:variant]")
-    check.add_argument("--input-size", metavar="PIXELS", type=at_least(1), help="a small one is faster")
+    check.add_argument(
+        "--input-size", metavar="PIXELS", type=at_least(1), help="side of the input images; smaller is faster"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -50,7 +52,10 @@ def run(args: argparse.Namespace) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Print what `check_backbone` finds.
+    """Check one encoder and print the report.
+
+    Args:
+        args: parsed options.
 
     Raises:
         ConformanceError: a check failed.

@@ -24,15 +24,17 @@ def add(commands: Any) -> None:
     """Add the command's parser."""
     parser = add_command(commands, "demo", run, "try it in a browser (pip install 'diffup[demo]')", EXAMPLES)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; default: 127.0.0.1")
-    parser.add_argument("--port", type=int, default=7860, help="0 takes any that is free; default: 7860")
-    parser.add_argument("--max-upload", type=int, default=20, metavar="MIB", help="largest upload; default: 20")
+    parser.add_argument("--port", type=int, default=7860, help="port to listen on, 0 for any free one; default: 7860")
+    parser.add_argument(
+        "--max-upload", type=int, default=20, metavar="MIB", help="maximum size of an upload, in MiB; default: 20"
+    )
     parser.add_argument(
         "--offer",
         nargs="+",
         action="extend",
         metavar="NAME[=CHECKPOINT][@PIXELS]",
-        help="further encoders to choose from, a local file of their weights, their images' side; default: the bundled "
-        "ones that are installed",
+        help="further encoders to choose from, with a local file of weights and a side of input images; default: the "
+        "installed bundled encoders",
     )
     add_model(parser)
 
@@ -50,9 +52,9 @@ def run(args: argparse.Namespace) -> None:
     print("diffup: loading the model ...", flush=True)
     model = load_model(args)
     reader = args.text_backbone or (installed_reader() if text_tower(model.backbone) is None else None)
-    if reader is not None:  # now, so that a name that is wrong is told now, and once for all encoders
+    if reader is not None:  # now, so that a wrong name is an error at once, and it is loaded once for all encoders
         model.text_backbone = load_text_space(reader).to(model.device)
-    tied = bool(model.config.low_level_channels)  # a DiffUp+LFE decoder works behind its own encoder alone
+    tied = bool(model.config.low_level_channels)  # a DiffUp+LFE decoder works with its own encoder only
     offered = args.offer if args.offer is not None else [] if tied else installed_encoders()
     encoders = Encoders(model, offered, args.input_size)
     serve(

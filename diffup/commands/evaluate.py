@@ -1,4 +1,4 @@
-"""`diffup evaluate`: scores of a decoder, a row for every combination of encoder, fold, shots, annotation, ..."""
+"""`diffup evaluate`: scores a decoder in every combination of encoder, fold, shots, annotation and so on."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ An evaluation that was interrupted goes on when the same command is given again,
 earlier one in the same OUT takes its episodes over. docs/evaluation.md describes data sets, protocols and files."""
 
 RECORD = "episodes.jsonl"
-"""Name of the record of episodes in the folder of results."""
+"""Name of the file of recorded episodes in the output folder."""
 
 
 def add(commands: Any) -> None:
@@ -45,7 +45,7 @@ def add(commands: Any) -> None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the command."""
+    """Add the options of the command to a parser."""
     add_data(parser)
     swept = parser.add_argument_group("what is varied; every combination of the values makes a row")
     swept.add_argument(
@@ -53,19 +53,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="backbones",
         metavar="NAME[=CHECKPOINT][@PIXELS]",
         **several(str),
-        help="encoder, and a local file of its weights; default: the decoder's",
+        help="encoders, with a local file of weights and a side of input images; default: the decoder's",
     )
-    swept.add_argument("--shots", metavar="K", **several(int), help="support images; default: 1")
+    swept.add_argument("--shots", metavar="K", **several(int), help="numbers of support images; default: 1")
     swept.add_argument(
         "--annotation",
         dest="annotations",
         metavar="KIND",
         **several(str),
         help="mask (default), box, scribble, points, none, ...; text for class names alone, or both as in mask+text; "
-        "docs/evaluation.md names all",
+        "docs/evaluation.md lists all",
     )
-    swept.add_argument("--steps", metavar="N", **several(at_least(1)), help="DDIM steps; default: the decoder's")
-    swept.add_argument("--ensemble", metavar="N", **several(at_least(1)), help="samples averaged; likewise")
+    swept.add_argument(
+        "--steps", metavar="N", **several(at_least(1)), help="numbers of DDIM steps; default: the decoder's"
+    )
+    swept.add_argument(
+        "--ensemble", metavar="N", **several(at_least(1)), help="numbers of samples; default: the decoder's"
+    )
     parser.add_argument("--decoder", metavar="FOLDER", help="folder or hub repository; default: the package's")
     add_text_backbone(parser)
     add_templates(parser)
@@ -83,15 +87,15 @@ def run(args: argparse.Namespace) -> None:
 
 
 def score(args: argparse.Namespace, decoder: Decoder, name: str) -> list[dict[str, Any]]:
-    """Score a decoder as the options say.
+    """Score a decoder in all settings of the options.
 
     Args:
-        args: of `add_arguments`.
-        decoder: the decoder.
-        name: what to call it.
+        args: parsed options of `add_arguments`.
+        decoder: the decoder to score.
+        name: name of the decoder in the results.
 
     Returns:
-        The rows, as `scores.json` holds them.
+        The rows as plain data, as in `scores.json`.
     """
     from diffup.backbones.named import load_named
     from diffup.evaluation import table
@@ -119,7 +123,11 @@ def score(args: argparse.Namespace, decoder: Decoder, name: str) -> list[dict[st
 
 
 def plan_of(args: argparse.Namespace) -> Plan:
-    """The plan that the options describe."""
+    """Return the evaluation plan that the options describe.
+
+    Args:
+        args: parsed options of `add_arguments`.
+    """
     from diffup.evaluation.sweep import Plan
 
     return Plan(

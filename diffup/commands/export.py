@@ -1,4 +1,4 @@
-"""`diffup export`: the decoder as ONNX and `torch.export`, and a query's condition as numpy arrays."""
+"""`diffup export`: writes the decoder as ONNX and `torch.export`, and a query's condition as numpy arrays."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ which examples/onnx_numpy.py makes the mask without torch. docs/export.md descri
 
 def add(commands: Any) -> None:
     """Add the command's parser."""
-    parser = add_command(commands, "export", run, "write the decoder for other run times", EXAMPLES)
+    parser = add_command(commands, "export", run, "export the decoder to ONNX and torch.export", EXAMPLES)
     parser.set_defaults(supports=[])
     parser.add_argument("-o", "--output", metavar="OUT", type=Path, required=True, help="folder for the files")
-    parser.add_argument("--format", dest="formats", help="onnx, pt2; default: both", **several(str))
+    parser.add_argument("--format", dest="formats", help="formats to write, onnx or pt2; default: both", **several(str))
     parser.add_argument(
         "--condition", metavar="QUERY", help="also write the condition and the noise of this photo, as condition.npz"
     )
@@ -63,7 +63,7 @@ def _load_decoder(args: argparse.Namespace) -> Decoder:
 
 
 def _write_condition(args: argparse.Namespace, path: Path) -> Decoder:
-    """Write the condition that the model's encoder gives; its decoder."""
+    """Write the condition that the model's encoder gives, and return the model's decoder."""
     from diffup.decoder.sampling import draw_noise
     from diffup.inference import query_condition, read_query
     from diffup.inputs.annotations import pair_supports

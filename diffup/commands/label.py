@@ -1,4 +1,4 @@
-"""`diffup label`: one or several classes in every image of a folder."""
+"""`diffup label`: segments one or several classes in every image of a folder."""
 
 from __future__ import annotations
 
@@ -21,27 +21,29 @@ A run that was stopped or killed goes on where it was when the same command is g
 
 def add(commands: Any) -> None:
     """Add the command's parser."""
-    parser = add_command(commands, "label", run, "mark classes in every image of a folder", EXAMPLES)
-    parser.add_argument("folder", metavar="FOLDER", type=Path, help="the images, in it and its subfolders")
+    parser = add_command(commands, "label", run, "segment classes in every image of a folder", EXAMPLES)
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="folder of the images, with its subfolders")
     parser.add_argument(
-        "--prototypes", metavar="FILE", required=True, **several(Path), help="of `diffup teach`, one for each class"
+        "--prototypes", metavar="FILE", required=True, **several(Path), help="prototype files, one for each class"
     )
     parser.add_argument("-o", "--output", metavar="OUT", type=Path, required=True, help="folder for the results")
     written = parser.add_argument_group("what is written")
     written.add_argument(
-        "--format", dest="formats", metavar="F", **several(str), help="png coco yolo overlay csv; default: png csv"
+        "--format", dest="formats", metavar="F", **several(str), help="png, coco, yolo, overlay, csv; default: png csv"
     )
-    written.add_argument("--coco-encoding", default="rle", metavar="E", help="rle (default) or polygon")
-    written.add_argument("--instances", action="store_true", help="in COCO, every connected part is an object")
+    written.add_argument(
+        "--coco-encoding", default="rle", metavar="E", help="format of COCO masks: rle (default) or polygon"
+    )
+    written.add_argument("--instances", action="store_true", help="make every connected part a COCO object")
     add_model(parser)
     add_decoding(parser)
-    parser.add_argument("--batch-size", type=at_least(1), default=8, metavar="N", help="images at a time; default: 8")
-    parser.add_argument("--workers", type=at_least(1), default=4, metavar="N", help="threads that read; default: 4")
+    parser.add_argument("--batch-size", type=at_least(1), default=8, metavar="N", help="images per batch; default: 8")
+    parser.add_argument("--workers", type=at_least(1), default=4, metavar="N", help="reading threads; default: 4")
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Label a folder, and say what could not be read."""
+    """Label a folder, and print which images could not be read."""
     from diffup.labelling.folder import LabelPlan, label_folder
     from diffup.labelling.listing import summary
     from diffup.utils.fonts import legend_key

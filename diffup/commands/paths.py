@@ -1,4 +1,4 @@
-"""Paths on the command line, checked before anything is loaded, with what to type instead."""
+"""Checks of paths on the command line, made before anything is loaded; errors suggest what to type instead."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ _FILE_ENDINGS = (
 
 
 def existing_file(path: str | Path, option: str, folder: str = "give a file") -> None:
-    """Refuse a path that is no file.
+    """Check that a path is an existing file.
 
     Args:
-        path: as it was given.
-        option: what it was given for, such as `--mask`.
-        folder: what to do where the path is a folder.
+        path: path as the user gave it.
+        option: name of the option, such as `--mask`.
+        folder: advice in the error message if the path is a folder.
 
     Raises:
-        ConfigError: there is none; the message names one of a similar name in the same folder.
+        ConfigError: there is no such file; the message suggests a file with a similar name in the same folder.
     """
     text, path = str(path), Path(path)
     if path.is_dir():
@@ -32,15 +32,15 @@ def existing_file(path: str | Path, option: str, folder: str = "give a file") ->
 
 
 def existing_folder(path: str | Path, option: str, file: str = "give a folder") -> None:
-    """Refuse a path that is no folder.
+    """Check that a path is an existing folder.
 
     Args:
-        path: as it was given.
-        option: what it was given for.
-        file: what to do where the path is a file.
+        path: path as the user gave it.
+        option: name of the option, such as `--initial`.
+        file: advice in the error message if the path is a file.
 
     Raises:
-        ConfigError: there is none; the message names one of a similar name.
+        ConfigError: there is no such folder; the message suggests a folder with a similar name.
     """
     text, path = str(path), Path(path)
     if path.is_file():
@@ -50,14 +50,14 @@ def existing_folder(path: str | Path, option: str, file: str = "give a folder") 
 
 
 def output_folder(path: Path, option: str = "--output") -> None:
-    """Refuse a path that is a file, lies within one, or is named like one.
+    """Check the path of a folder for results.
 
     Args:
-        path: the folder for the results, which may be new.
-        option: what it was given for.
+        path: path of the folder, which need not exist.
+        option: name of the option.
 
     Raises:
-        ConfigError: it is.
+        ConfigError: the path is a file, lies within a file, or has the ending of a file.
     """
     if path.is_dir():
         return
@@ -72,15 +72,15 @@ def output_folder(path: Path, option: str = "--output") -> None:
 
 
 def output_file(path: Path, ending: str, option: str = "--output") -> None:
-    """Refuse a path that is a folder, lies within a file, or ends otherwise.
+    """Check the path of a file to write.
 
     Args:
-        path: the file to write.
-        ending: of its name.
-        option: what it was given for.
+        path: path of the file.
+        ending: required ending of its name, such as ".safetensors".
+        option: name of the option.
 
     Raises:
-        ConfigError: it is.
+        ConfigError: the path is a folder, lies within a file, or has another ending.
     """
     if path.suffix != ending:
         instead = str(path.with_suffix(ending)) if path.name else f"NAME{ending}"
@@ -91,7 +91,7 @@ def output_file(path: Path, ending: str, option: str = "--output") -> None:
 
 
 def _instead(text: str, path: Path, pattern: str) -> str:
-    """What to do about a path that does not exist."""
+    """Advice in the error message for a path that does not exist."""
     if text.startswith(("http:", "https:")):
         return ". URLs are not fetched: download the file and give its path"
     if any(letter in text for letter in "*?["):

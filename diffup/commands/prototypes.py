@@ -1,4 +1,4 @@
-"""Files of prototypes on the command line."""
+"""Reading and checking of prototype files for the command line."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 
 
 def load_prototypes(path: Path, option: str) -> Prototypes:
-    """Read a file of `diffup teach`.
+    """Read a prototype file.
 
     Args:
-        path: the file.
-        option: what it was given for.
+        path: path of the file.
+        option: name of the option that gave it.
 
     Raises:
         ConfigError: there is no such file.
-        PrototypesError: it holds no prototypes.
+        PrototypesError: the file holds no prototypes.
     """
     existing_file(path, option, "give a file of `diffup teach`, which ends in .safetensors")
     from diffup.prototypes import Prototypes
@@ -32,11 +32,14 @@ def load_prototypes(path: Path, option: str) -> Prototypes:
 
 
 def load_classes(paths: Sequence[Path]) -> dict[Path, Prototypes]:
-    """Read the classes of `--prototypes`, each from a file of its own.
+    """Read the prototype files of `--prototypes`, one for each class.
+
+    Args:
+        paths: paths of the files.
 
     Raises:
         ConfigError: a file does not exist.
-        PrototypesError: a file holds no prototypes, or two hold one class.
+        PrototypesError: a file holds no prototypes, or two files hold the same class.
     """
     classes = {path: load_prototypes(path, "--prototypes") for path in paths}
     files: dict[str, Path] = {}
@@ -52,16 +55,16 @@ def load_classes(paths: Sequence[Path]) -> dict[Path, Prototypes]:
 
 
 def check_prototypes(item: Prototypes, path: Path, option: str, model: DiffUp) -> None:
-    """Refuse prototypes of another encoder or text space than the model's.
+    """Check that prototypes were made with the model's encoder and text space.
 
     Args:
         item: the prototypes.
-        path: their file.
-        option: what it was given for.
+        path: path of their file.
+        option: name of the option that gave the file.
         model: the model.
 
     Raises:
-        PrototypesError: they do not fit; the message says which options make them fit.
+        PrototypesError: they were made with another encoder or text space; the message names the options to use.
     """
     try:
         item.check(model)
@@ -74,13 +77,13 @@ def check_prototypes(item: Prototypes, path: Path, option: str, model: DiffUp) -
 
 
 def _options_of(item: Prototypes, model: DiffUp) -> str:
-    """The options of a command that bring the model to what prototypes were made with."""
+    """Options that give the model the encoder with which the prototypes were made."""
     options = []
     if item.features is not None:
         sizes, other_size = set(item.input_size), tuple(item.input_size) != tuple(model.backbone.input_size)
         if item.backbone != model.backbone.name:
             options.append(f"--backbone {item.backbone}")
-        elif item.fingerprint != model.backbone.fingerprint and not other_size:  # which is of the size too
+        elif item.fingerprint != model.backbone.fingerprint and not other_size:  # it depends on the size too
             options.append("--backbone-weights FILE")
         if other_size and len(sizes) == 1:
             options.append(f"--input-size {sizes.pop()}")

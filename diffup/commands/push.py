@@ -1,4 +1,4 @@
-"""`diffup push`: a decoder to the Hugging Face hub, with a model card."""
+"""`diffup push`: uploads a decoder and a model card to the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -22,18 +22,20 @@ def add(commands: Any) -> None:
     """Add the command's parser."""
     parser = add_command(commands, "push", run, "upload a decoder to the Hugging Face hub", EXAMPLES)
     parser.add_argument("decoder", metavar="FOLDER", type=Path, help="folder of the decoder")
-    parser.add_argument("repo", metavar="USER/REPO", help="repository, made if needed")
+    parser.add_argument("repo", metavar="USER/REPO", help="name of the repository, created if needed")
     card = parser.add_argument_group("model card")
-    card.add_argument("--card", metavar="FILE", type=Path, help="a card of your own, instead of one that is written")
-    card.add_argument("--scores", metavar="FILE", type=Path, help="scores.json of diffup evaluate, of this decoder")
+    card.add_argument("--card", metavar="FILE", type=Path, help="finished model card; default: generated")
+    card.add_argument("--scores", metavar="FILE", type=Path, help="scores.json that diffup evaluate wrote for it")
     card.add_argument("--training", metavar="FILE", type=Path, help="config.json of the training run")
-    card.add_argument("--licence", metavar="NAME", help="in lower case, such as apache-2.0; default: not stated")
-    card.add_argument("--notes", metavar="FILE", type=Path, help="Markdown that the card ends with")
+    card.add_argument("--licence", metavar="NAME", help="licence, such as apache-2.0; default: not stated")
+    card.add_argument("--notes", metavar="FILE", type=Path, help="Markdown file for the end of the card")
     parser.add_argument("--private", action="store_true", help="make a new repository visible to its owner only")
-    parser.add_argument("--revision", metavar="BRANCH", help="branch, made if needed; default: the main one")
+    parser.add_argument("--revision", metavar="BRANCH", help="branch, created if needed; default: main branch")
     parser.add_argument("--message", metavar="TEXT", help="commit message")
-    parser.add_argument("--half", action="store_true", help="weights in float16, a file of half the size")
-    parser.add_argument("--dry-run", metavar="OUT", type=Path, help="write the repository to this folder, send nothing")
+    parser.add_argument("--half", action="store_true", help="store the weights in float16, half the size")
+    parser.add_argument(
+        "--dry-run", metavar="OUT", type=Path, help="write the repository to this folder, upload nothing"
+    )
 
 
 def run(args: argparse.Namespace) -> None:

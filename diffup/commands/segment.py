@@ -1,4 +1,4 @@
-"""`diffup segment`: one query, written to a folder as pictures and JSON."""
+"""`diffup segment`: segments one query and writes pictures and JSON to a folder."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ _MANY = (
 
 def add(commands: Any) -> None:
     """Add the command's parser."""
-    parser = add_command(commands, "segment", run, "mark a class in a photo", EXAMPLES)
-    parser.add_argument("query", metavar="QUERY", help="the photo to mark")
+    parser = add_command(commands, "segment", run, "segment a class in a photo", EXAMPLES)
+    parser.add_argument("query", metavar="QUERY", help="the photo to segment")
     parser.add_argument("-o", "--output", metavar="OUT", type=Path, required=True, help="folder for the results")
     add_supports(parser)
     add_text(parser)
     add_model(parser)
     add_decoding(parser)
-    parser.add_argument("--trace", action="store_true", help="also write trace.png, the noisy masks along the way")
+    parser.add_argument("--trace", action="store_true", help="also write trace.png, the noisy masks of the sampling")
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
 
 
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _output_files(args: argparse.Namespace) -> dict[str, Path]:
-    """The files to write, none of which may be one that is read."""
+    """Paths of the files to write, after checking that none of them is an input file."""
     names = ["mask.png", "overlay.png", "overview.png", *(["trace.png"] if args.trace else []), "result.json"]
     files = {name: args.output / name for name in names}
     read = [args.query, *(support.image for support in args.supports)]
@@ -100,7 +100,7 @@ def _output_files(args: argparse.Namespace) -> dict[str, Path]:
 
 
 def _write_results(result: Segmentation, files: dict[str, Path], facts: dict[str, Any]) -> None:
-    """Write all files or none; the JSON vouches for the rest."""
+    """Write all files or none; a result.json means that the other files belong to it and are complete."""
     from diffup.utils.files import replacing_together
 
     pictures: dict[str, Callable[[], Image.Image]] = {
@@ -120,7 +120,7 @@ def _write_results(result: Segmentation, files: dict[str, Path], facts: dict[str
 
 
 def _facts(args: argparse.Namespace, model: DiffUp, result: Segmentation, seconds: float) -> dict[str, Any]:
-    """What result.json holds: figures, input, settings, versions."""
+    """Content of result.json: results, inputs, settings, versions."""
     import torch
 
     return {

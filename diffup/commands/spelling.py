@@ -1,4 +1,4 @@
-"""Mistyped commands and options, answered with the one that was meant."""
+"""Suggestions for mistyped commands and options."""
 
 from __future__ import annotations
 
@@ -18,10 +18,14 @@ _USES = {
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A parser whose errors say what to write instead, where that is known."""
+    """An argument parser whose errors suggest what to write instead."""
 
     def error(self, message: str) -> NoReturn:
-        """End with a usage error."""
+        """Print a usage error and exit with status 2.
+
+        Args:
+            message: message of argparse.
+        """
         choice = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
         if choice is not None:
             message += did_you_mean(choice[1], re.split(r"[', ]+", choice[2]))
@@ -33,14 +37,14 @@ class CommandParser(argparse.ArgumentParser):
 def check_spelling(
     parser: argparse.ArgumentParser, commands: Mapping[str, argparse.ArgumentParser], given: Sequence[str]
 ) -> None:
-    """End with a usage error where a command or an option does not exist.
+    """Exit with a usage error if a command or an option does not exist.
 
-    argparse would speak of whatever else is missing first, because it takes a mistyped option for nothing.
+    argparse ignores a mistyped option at first and would report missing arguments instead.
 
     Args:
-        parser: of the program.
-        commands: the parsers of its commands.
-        given: the arguments.
+        parser: parser of the program.
+        commands: parsers of its commands, by name.
+        given: command-line arguments.
     """
     words = list(given[: given.index("--")] if "--" in given else given)
     if not words:
@@ -54,12 +58,12 @@ def check_spelling(
 
 
 def refuse_extra(parser: argparse.ArgumentParser, extra: Sequence[str], given: Sequence[str]) -> None:
-    """End with a usage error about arguments that belong to nothing.
+    """Exit with a usage error about arguments that belong to no option.
 
     Args:
-        parser: of the command.
-        extra: those arguments.
-        given: all arguments.
+        parser: parser of the command.
+        extra: the superfluous arguments.
+        given: all command-line arguments.
     """
     named = " ".join(map(repr, extra))
     before = given[given.index(extra[0]) - 1] if extra[0] in given[1:] else ""

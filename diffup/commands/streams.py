@@ -1,4 +1,4 @@
-"""Printing that cannot end a command: every name can be shown, and a reader that has gone is no error."""
+"""Standard streams that do not raise: any name can be printed, and a closed pipe is no error."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from typing import Any, TextIO, cast
 class Printer:
     """A standard stream whose `write` does not raise.
 
-    What its encoding lacks is written as Python escapes it: names of files and classes are the user's, and
-    a console of Windows or a pipe may be cp1252 or ASCII. When the reader of a pipe has gone (`| head`), the rest is
+    Characters that its encoding lacks are written as Python escapes: users choose the names of files and classes, and a
+    Windows console or a pipe may use cp1252 or ASCII. When the reader of a pipe is gone (`| head`), further output is
     dropped and the command finishes its work.
 
     Args:
-        stream: the stream; everything but `write` and `flush` is its own.
+        stream: the wrapped stream; everything but `write` and `flush` is delegated to it.
 
     Attributes:
-        failure: what else kept output from being written, such as a full disk; None if nothing did.
+        failure: another error that prevented output, such as a full disk; None if there was none.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -40,7 +40,7 @@ class Printer:
         return len(text)
 
     def flush(self) -> None:
-        """Write what is buffered."""
+        """Flush the stream's buffer."""
         self._attempt(self.stream.flush)
 
     def _attempt(self, call: Callable[[], object]) -> None:
@@ -54,17 +54,17 @@ class Printer:
             self._discard_buffer()
 
     def _discard_buffer(self) -> None:
-        """Lead the stream to nowhere, since Python writes its buffer once more when it ends, and would complain."""
+        """Redirect the stream to the null device; Python flushes its buffer at exit and would report an error."""
         with contextlib.suppress(OSError, ValueError), Path(os.devnull).open("w") as nowhere:
             os.dup2(nowhere.fileno(), self.stream.fileno())
 
 
 @contextlib.contextmanager
 def printing() -> Iterator[Printer]:
-    """Make `sys.stdout` and `sys.stderr` printers while a command runs; a stream that there is not leads to nowhere.
+    """Replace `sys.stdout` and `sys.stderr` by printers while a command runs; a missing stream discards its output.
 
     Yields:
-        The printer in the place of `sys.stdout`.
+        The printer that replaces `sys.stdout`.
     """
     with contextlib.ExitStack() as stack:
 

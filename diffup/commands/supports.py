@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 def add_supports(parser: argparse.ArgumentParser) -> None:
-    """The support images and what annotates each, as `args.supports`."""
+    """Add the options of support images and their annotations, which are stored in `args.supports`."""
     parser.set_defaults(supports=[])
     support = parser.add_argument_group("support images and their annotations, repeatable")
     support.add_argument(
-        "--support", dest="supports", nargs="+", metavar="IMG", action=_AddSupports, help="it shows the class"
+        "--support", dest="supports", nargs="+", metavar="IMG", action=_AddSupports, help="images that show the class"
     )
     for option, metavar, text in (
         ("--mask", "FILE", "mask image of the same size"),
@@ -35,7 +35,13 @@ def add_supports(parser: argparse.ArgumentParser) -> None:
 
 @dataclass
 class SupportOptions:
-    """A support image as the command line gives it, with the options that annotate it."""
+    """A support image and its annotation, as given on the command line.
+
+    Attributes:
+        image: path of the image.
+        kind: kind of annotation, such as "mask" or "box"; None if the image is not annotated.
+        values: values of the annotation's options.
+    """
 
     image: str
     kind: str | None = None
@@ -69,11 +75,14 @@ class _Annotate(argparse.Action):
 
 
 def read_annotation(support: SupportOptions) -> AnnotationLike:
-    """The annotation that a support image's options give.
+    """Read the annotation of a support image.
+
+    Args:
+        support: the support image and its options.
 
     Raises:
-        ConfigError: the image, or the file that annotates it, does not exist.
-        AnnotationError: the options say nothing that can be read.
+        ConfigError: the image or the file of its annotation does not exist.
+        AnnotationError: the annotation cannot be read.
     """
     from diffup.inputs.annotations import Box, Points, Scribble
 
@@ -97,7 +106,11 @@ def read_annotation(support: SupportOptions) -> AnnotationLike:
 
 @contextlib.contextmanager
 def as_given(supports: Sequence[SupportOptions]) -> Iterator[None]:
-    """Let errors about supports speak of the options and files that were given, not of arguments of a function."""
+    """Rewrite errors about supports so that they name the user's options and files instead of function arguments.
+
+    Args:
+        supports: the support images and their options.
+    """
 
     def named(match: re.Match[str]) -> str:
         support = supports[int(match[2])]

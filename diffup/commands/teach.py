@@ -1,4 +1,4 @@
-"""`diffup teach`: what annotated images and names contribute, computed once and saved."""
+"""`diffup teach`: computes the prototypes of a class from annotated images and text, and saves them."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ takes the file."""
 
 def add(commands: Any) -> None:
     """Add the command's parser."""
-    parser = add_command(commands, "teach", run, "learn a class from annotated images or names, once", EXAMPLES)
-    parser.add_argument("-o", "--output", metavar="FILE", type=Path, required=True, help="it ends in .safetensors")
-    parser.add_argument("--name", help="of the class")
-    parser.add_argument("--add", metavar="FILE", type=Path, help="prototypes that the images are added to")
-    parser.add_argument("--class-threshold", metavar="P", type=float, help="probability above which a pixel is marked")
-    parser.add_argument("--keep-images", action="store_true", help="keep images and annotations in the file")
+    parser = add_command(commands, "teach", run, "compute and save the prototypes of a class", EXAMPLES)
+    parser.add_argument("-o", "--output", metavar="FILE", type=Path, required=True, help="prototype file, .safetensors")
+    parser.add_argument("--name", help="name of the class")
+    parser.add_argument("--add", metavar="FILE", type=Path, help="prototype file to add the supports to")
+    parser.add_argument("--class-threshold", metavar="P", type=float, help="the class's own probability threshold")
+    parser.add_argument("--keep-images", action="store_true", help="store images and annotations in the file")
     add_supports(parser)
     add_text(parser)
     add_model(parser)
@@ -37,7 +37,7 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Make prototypes, or add shots to some."""
+    """Compute prototypes, or add supports to existing ones."""
     if not args.supports and not args.text:
         raise AnnotationError("give at least one image that shows the class, --support IMG, or its name, --text NAME")
     output_file(args.output, ".safetensors")

@@ -1,4 +1,4 @@
-"""`diffup train`: a decoder from a data set, or more steps of a run that was interrupted."""
+"""`diffup train`: trains a decoder on a data set, or resumes an interrupted run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ A run that was interrupted goes on when the same command is given again. docs/tr
 data sets, every field of the config, and training on several GPUs."""
 
 DATASETS = ("folder", "pascal5i", "coco20i")
-"""The data sets that can be trained on."""
+"""Names of the data sets that can be trained on."""
 
 
 def add(commands: Any) -> None:
@@ -35,10 +35,10 @@ def add(commands: Any) -> None:
     parser.add_argument("data", metavar="DATA", type=Path, help="folder of the data set")
     parser.add_argument("-o", "--output", metavar="RUN", type=Path, required=True, help="folder of the run")
     parser.add_argument(
-        "--dataset", default="folder", choices=DATASETS, help="what DATA is; default: a labelled folder"
+        "--dataset", default="folder", choices=DATASETS, help="kind of the data set; default: a labelled folder"
     )
-    parser.add_argument("--masks", metavar="FOLDER", type=Path, help="masks of coco20i; default: DATA/masks")
-    parser.add_argument("--year", type=int, help="release of coco20i's image files; default: 2014")
+    parser.add_argument("--masks", metavar="FOLDER", type=Path, help="folder of coco20i's masks; default: DATA/masks")
+    parser.add_argument("--year", type=int, help="year of coco20i's image files; default: 2014")
     parser.add_argument(
         "--config",
         metavar="FILE",
@@ -46,7 +46,7 @@ def add(commands: Any) -> None:
         nargs="+",
         action="extend",
         default=[],
-        help="JSON of the settings; a later file overrides an earlier one, and options below override them all",
+        help="JSON files of settings; later files override earlier ones, and the options below override all files",
     )
     parser.add_argument(
         "--fold",
@@ -54,38 +54,38 @@ def add(commands: Any) -> None:
         action="append",
         dest="folds",
         metavar="N",
-        help="hold out the classes of this fold; repeat for more",
+        help="fold whose classes are held out; repeatable",
     )
     parser.add_argument(
         "--backbone",
         action="append",
         default=[],
         metavar="NAME[=CHECKPOINT][@PIXELS]",
-        help="encoder to train with, a local file of its weights, its images' side; repeatable",
+        help="training encoder, with a local file of weights and a side of input images; repeatable",
     )
-    parser.add_argument("--input-size", metavar="PIXELS", type=int, help="side that images are resized to")
-    parser.add_argument("--steps", type=int, metavar="N", help="training steps; may be raised on a run that is done")
-    parser.add_argument("--quick", action="store_true", help="a trial of minutes: 300 steps, 50 images, few views")
-    parser.add_argument("--batch-size", type=int, metavar="N", help="episodes a step, of all processes together")
-    parser.add_argument("--seed", type=at_least(0), metavar="N", help="seed of the run")
-    parser.add_argument("--backgrounds", metavar="FOLDER", type=Path, help="more photos to paste objects onto")
-    parser.add_argument("--cache", metavar="FOLDER", type=Path, help="cached features; default: RUN/cache")
-    parser.add_argument("--in-memory", action="store_true", help="keep the cached features in memory, for slow disks")
+    parser.add_argument("--input-size", metavar="PIXELS", type=int, help="side of the encoders' input images")
+    parser.add_argument("--steps", type=int, metavar="N", help="number of training steps; may be raised later")
+    parser.add_argument("--quick", action="store_true", help="a trial run of minutes: 300 steps, 50 images, few views")
+    parser.add_argument("--batch-size", type=int, metavar="N", help="episodes per step, over all processes")
+    parser.add_argument("--seed", type=at_least(0), metavar="N", help="random seed of the run")
+    parser.add_argument("--backgrounds", metavar="FOLDER", type=Path, help="folder of photos to paste objects onto")
+    parser.add_argument("--cache", metavar="FOLDER", type=Path, help="folder of cached features; default: RUN/cache")
+    parser.add_argument("--in-memory", action="store_true", help="load the cached features into memory, for slow disks")
     parser.add_argument("--initial", metavar="FOLDER", type=Path, help="decoder to start from; default: random weights")
-    parser.add_argument("--device", help="cpu, cuda, ...; default: cuda where there is one")
+    parser.add_argument("--device", help="cpu, cuda, ...; default: cuda if available")
     parser.add_argument(
-        "--stop-after", type=at_least(1), metavar="N", help="stop at this step; the run can go on later"
+        "--stop-after", type=at_least(1), metavar="N", help="stop after N steps in total; the run can be resumed"
     )
     parser.add_argument(
         "--tensorboard",
         action=argparse.BooleanOptionalAction,
-        help="curves in RUN/tensorboard; default: where it is installed",
+        help="write curves to RUN/tensorboard; default: if TensorBoard is installed",
     )
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Train a decoder, or go on with a run that was interrupted."""
+    """Train a decoder, or resume an interrupted run."""
     from diffup.backbones import load_backbone
     from diffup.backbones.named import backbone_options, distinct_backbones, split_backbone
     from diffup.data.open import open_dataset
@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> None:
     backbones = [load_backbone(name, **shared | options.get(name, {})) for name in config.backbones]
     data = open_dataset(args.dataset, args.data, masks=args.masks, year=args.year)
     decoder = train(
-        cast("TrainingData", data),  # as all of `DATASETS` are
+        cast("TrainingData", data),  # all of `DATASETS` are training data
         args.output,
         config,
         backbones,
@@ -122,7 +122,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _train_config(args: argparse.Namespace, backbones: tuple[str, ...]) -> TrainConfig:
-    """The settings of the config files, or the defaults, with the options on top."""
+    """Settings of the config files, or the defaults, overridden by the options."""
     from diffup.training.config import TrainConfig
 
     config = TrainConfig.from_files(args.config)

@@ -1,4 +1,4 @@
-"""`diffup upgrade-report`: decoders by training encoder against test encoders, as a page of HTML and as JSON."""
+"""`diffup upgrade-report`: scores decoders with other encoders, and writes an HTML page and JSON."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ OUT are not scored again."""
 
 def add(commands: Any) -> None:
     """Add the command's parser."""
-    parser = add_command(commands, "upgrade-report", run, "show what another encoder brings to decoders", EXAMPLES)
+    parser = add_command(
+        commands, "upgrade-report", run, "score decoders with other encoders, as an HTML page", EXAMPLES
+    )
     add_data(parser)
     models = parser.add_argument_group("models")
     models.add_argument(
@@ -35,19 +37,21 @@ def add(commands: Any) -> None:
         metavar="NAME=FOLDER",
         required=True,
         **several(str),
-        help="decoder folder, by the encoder that it was trained with",
+        help="training encoder and folder of a decoder",
     )
     models.add_argument(
         "--test",
         metavar="NAME[=CHECKPOINT][@PIXELS]",
         required=True,
         **several(str),
-        help="encoder to put before every decoder",
+        help="encoders to test every decoder with",
     )
-    parser.add_argument("--shots", metavar="K", type=int, default=1, help="support images; default: 1")
-    parser.add_argument("--annotation", metavar="KIND", default="mask", help="of the supports; default: mask")
-    parser.add_argument("--steps", metavar="N", type=at_least(1), help="DDIM steps; default: the decoder's")
-    parser.add_argument("--ensemble", metavar="N", type=at_least(1), help="samples averaged; default: the decoder's")
+    parser.add_argument("--shots", metavar="K", type=int, default=1, help="number of support images; default: 1")
+    parser.add_argument(
+        "--annotation", metavar="KIND", default="mask", help="kind of the supports' annotations; default: mask"
+    )
+    parser.add_argument("--steps", metavar="N", type=at_least(1), help="number of DDIM steps; default: the decoder's")
+    parser.add_argument("--ensemble", metavar="N", type=at_least(1), help="number of samples; default: the decoder's")
     add_sampling(parser)
 
 
@@ -66,7 +70,9 @@ def run(args: argparse.Namespace) -> None:
     data, plan = open_data(args), _plan(args)
     decoders = {name: load_decoder(fetch_decoder(folder)) for name, folder in folders.items()}
     encoders = {name: load_named(text, args.input_size, "--test") for name, text in checkpoints.items()}
-    pairs = [(trained, tested) for tested in encoders for trained in decoders]  # by encoder: its features are at hand
+    pairs = [
+        (trained, tested) for tested in encoders for trained in decoders
+    ]  # by encoder, so that its features are in the cache
     models = {pair: DiffUp(decoders[pair[0]], encoders[pair[1]], args.device) for pair in pairs}
     candidates = {pair: Candidate(pair[0], model) for pair, model in models.items()}
     record = EpisodeRecord(args.output / RECORD)
@@ -90,7 +96,7 @@ def run(args: argparse.Namespace) -> None:
 def _pictures(
     candidates: dict[tuple[str, str], Candidate], trained: str, tested: tuple[str, ...], data: Dataset, plan: Plan
 ) -> tuple[list[Figure], list[Figure], list[Figure], str]:
-    """Sampling under annotations, sampling behind encoders, error maps, and why there are none of those."""
+    """Pictures of sampling by annotation, of sampling by encoder and of error maps, and why the last are missing."""
     from diffup.evaluation import figures
     from diffup.evaluation.report import Figure
     from diffup.evaluation.sweep import draw

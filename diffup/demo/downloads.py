@@ -1,4 +1,4 @@
-"""Results as files."""
+"""Files of the results, for download."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from diffup.utils.files import replacing, write_text
 
 
 def write_files(session: Session, folder: Path) -> list[Path]:
-    """Write what the first of the chosen encoders gave.
+    """Write the results of the first chosen encoder to files.
 
-    `labels.png` (indexed), `overlay.png`, `coco.json` (run lengths), and for each class its own mask `NAME.png` and its
-    prototypes `NAME.safetensors`.
+    The files are `labels.png` (indexed), `overlay.png`, `coco.json` (run lengths), and for each class its own mask
+    `NAME.png` and its prototypes `NAME.safetensors`.
 
     Args:
-        session: with results.
-        folder: an empty one.
+        session: session with results.
+        folder: path of an empty folder.
 
     Returns:
-        The files.
+        The paths of the files.
 
     Raises:
         ConfigError: there are no results.

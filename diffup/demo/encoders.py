@@ -1,4 +1,4 @@
-"""The encoders that the page offers, each loaded when it is first chosen."""
+"""The encoders that the page offers, each loaded on first use."""
 
 from __future__ import annotations
 
@@ -14,18 +14,17 @@ from diffup.text.load import CONSE, text_tower
 
 
 class Encoders:
-    """One decoder behind several encoders.
+    """One decoder with several encoders.
 
-    Nobody can name others on the page: that would let every visitor start downloads.
+    Visitors cannot name other encoders, because that would let them start downloads.
 
     Args:
-        model: the decoder with its first encoder.
-        others: further names, `NAME[=CHECKPOINT][@PIXELS]`.
-        input_size: side that images are resized to for the others; each encoder's own if None.
+        model: the model with the decoder and the first encoder.
+        others: names of further encoders, `NAME[=CHECKPOINT][@PIXELS]`.
+        input_size: side in pixels of the other encoders' input images; None for each encoder's own.
 
     Raises:
-        ConfigError: an empty name.
-        BackboneError: from `get`: the encoder cannot be found or built.
+        ConfigError: a name is empty.
     """
 
     def __init__(self, model: DiffUp, others: Sequence[str] = (), input_size: int | None = None) -> None:
@@ -36,19 +35,27 @@ class Encoders:
 
     @property
     def names(self) -> list[str]:
-        """In the order of the choice."""
+        """Names of the encoders, in the order of the menu."""
         return list(dict.fromkeys([self.first.backbone.name, *self._others]))
 
     @property
     def reader(self) -> str | None:
-        """Name of what reads words, behind every encoder; None where nothing does."""
+        """Name of the text encoder, the same with every encoder; None if there is none."""
         given = self.first.text_backbone
         if given is None:
             return None if text_tower(self.first.backbone) is None else self.first.backbone.name
         return given if isinstance(given, str) else given.name
 
     def get(self, name: str) -> DiffUp:
-        """The decoder behind the encoder of this name."""
+        """Return the model with an encoder, loading the encoder on first use.
+
+        Args:
+            name: name of an encoder that the page offers.
+
+        Raises:
+            ConfigError: the page does not offer this encoder.
+            BackboneError: the encoder cannot be found or built.
+        """
         if name not in self._models:
             if name not in self._others:
                 raise ConfigError(f"encoder={name!r}: this page offers {', '.join(self.names)}")
@@ -57,11 +64,11 @@ class Encoders:
 
 
 def installed_encoders() -> list[str]:
-    """The bundled encoders whose weights are installed."""
+    """Return the names of the bundled encoders whose weights are installed."""
     return [f"bundled:{name}" for name, bundle in BUNDLES.items() if importlib.util.find_spec(bundle.module)]
 
 
 def installed_reader() -> str | None:
-    """The text space that needs no download, if the extra `text` is installed."""
+    """Return the name of the text encoder that needs no download, or None if the extra `text` is not installed."""
     needed = (BUNDLES[conse.DEFAULT_CLASSIFIER].module, sentences.MODULE)
     return f"{CONSE}:{conse.DEFAULT_CLASSIFIER}" if all(map(importlib.util.find_spec, needed)) else None

@@ -1,4 +1,4 @@
-"""What was painted over a support image, and what it means."""
+"""Examples of a class: support images and the annotations painted over them, or text prompts."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from diffup.utils import pictures
 from diffup.utils.optional import need
 
 WORD = "word"
-"""The kind of a shot that is a name instead of an image."""
+"""Kind of an example that is a class name instead of an image."""
 
-_OPAQUE = 127  # the brush is smooth at its rim
+_OPAQUE = 127  # alpha above which a pixel counts as painted; the brush has a soft edge
 _CARD = 160
 
 
 @dataclass(frozen=True, eq=False)
 class Shot:
-    """One example of a class.
+    """One example of a class: an annotated support image, or a text prompt.
 
     Attributes:
-        name: of the class.
-        kind: one of `KINDS`, or `WORD`.
-        image: (H, W, 3) uint8; of a word None.
-        annotation: where the class is in the image.
-        word: what the class is called, where that is all that is known.
+        name: name of the class.
+        kind: kind of annotation, one of `KINDS`, or `WORD` for a text prompt.
+        image: (H, W, 3) uint8, the support image; None for a text prompt.
+        annotation: annotation of the image.
+        word: the text prompt, a name of the class; None for an image.
     """
 
     name: str
@@ -43,16 +43,16 @@ class Shot:
     word: str = ""
 
     def picture(self) -> Image.Image:
-        """The image with its annotation in green, or a card that stands for a word; at most 160 pixels high.
+        """Draw the image with its annotation in green, or a card for a text prompt; at most 160 pixels high.
 
-        The card shows letters and not the word, which Pillow's font can only draw if its letters are Latin.
+        The card shows fixed letters instead of the prompt, because Pillow's font has Latin letters only.
         """
         if self.image is None:
             card = Image.new("RGB", (_CARD, _CARD), (235, 238, 242))
             ImageDraw.Draw(card).text((_CARD / 2, _CARD / 2), "Aa", "black", ImageFont.load_default(54), anchor="mm")
             return card
         marked = rasterise(self.annotation, (self.image.shape[0], self.image.shape[1])).foreground.numpy() > 0
-        strength = 0.9 if self.kind == "scribble" else 0.45  # a stroke is thin, and hides little
+        strength = 0.9 if self.kind == "scribble" else 0.45  # strokes are thin and hide little of the image
         shown = self.image if self.annotation is None else pictures.tint(self.image, marked, (40, 200, 80), strength)
         picture = Image.fromarray(shown)
         picture.thumbnail((2 * _CARD, _CARD))
@@ -60,13 +60,14 @@ class Shot:
 
 
 def read_editor(value: Mapping[str, Any] | None) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
-    """The image and the paint of an image editor.
+    """Read the image and the painted pixels from the value of an image editor.
 
     Args:
-        value: `background`, (H, W, 3 | 4) uint8, and `layers`, a list of (H, W, 4) uint8 whose opaque pixels are paint.
+        value: value of Gradio's image editor: `background`, (H, W, 3 | 4) uint8, and `layers`, a list of (H, W, 4)
+            uint8 whose opaque pixels are paint.
 
     Returns:
-        (H, W, 3) uint8 and (H, W) bool.
+        The image (H, W, 3) uint8, and the painted pixels (H, W) bool.
 
     Raises:
         ImageError: there is no image.
@@ -92,14 +93,14 @@ def read_editor(value: Mapping[str, Any] | None) -> tuple[npt.NDArray[np.uint8],
 
 
 def read_paint(paint: npt.NDArray[np.bool_], kind: str) -> Annotation:
-    """What paint means.
+    """Convert painted pixels to an annotation.
 
     Args:
-        paint: (H, W), true where something is painted.
-        kind: one of `KINDS`.
+        paint: (H, W) bool, the painted pixels.
+        kind: kind of annotation that the paint means, one of `KINDS`.
 
     Raises:
-        AnnotationError: another kind, no paint, or an outline that encloses nothing.
+        AnnotationError: the kind is unknown, nothing is painted, or an outline encloses nothing.
         MissingPackageError: the extra `demo` is not installed.
     """
     if kind not in KINDS:
@@ -130,5 +131,5 @@ KINDS: dict[str, Callable[[npt.NDArray[np.bool_]], Annotation]] = {
     "box": _boxes,
     "whole image": lambda paint: None,
 }
-"""What paint may mean: strokes over the object, all of its pixels, a line around it, one box around each separate
-stroke, or nothing at all."""
+"""Kinds of annotation that paint may mean: strokes over the object, its mask, an outline around it, a box around each
+separate stroke, or no annotation."""

@@ -1,4 +1,4 @@
-"""The layout of the page, and what its buttons call. Everything they do is in the modules beside this one."""
+"""The layout of the page and its event handlers; the logic is in the other modules of this package."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from diffup.errors import ImageError
 from diffup.utils.optional import need
 
 KEPT_SECONDS = 3600
-"""How long a visitor's examples and results stay in memory after the last use."""
+"""Time in seconds for which a visitor's examples and results stay in memory after their last use."""
 
 FILES_SECONDS = 600
-"""How long files of uploads, pictures and downloads stay."""
+"""Time in seconds after which uploaded and generated files are deleted."""
 
 _NONE = "no other"
 _HEIGHT = 340
-"""Height of the example and of the photo in pixels: both and the button 'Mark' fit in a window of 1280 x 800."""
+"""Height of support editor and query in pixels: with the button 'Mark' they fit in a window of 1280 x 800."""
 
 _INTRO = """# diffup
 Show what you mean in one picture, and find it in another. No training; the encoder can be swapped."""
@@ -43,10 +43,10 @@ _KIND_HELP = (
 
 
 def build(encoders: Encoders) -> Any:
-    """The page as `gradio.Blocks`.
+    """Build the page as `gradio.Blocks`.
 
     Args:
-        encoders: to choose from.
+        encoders: the encoders that the page offers.
 
     Raises:
         MissingPackageError: Gradio is not installed.
@@ -69,7 +69,7 @@ def build(encoders: Encoders) -> Any:
 
 
 def _teach_column(gr: Any, reader: str | None) -> dict[str, Any]:
-    """Examples of classes; words are among them where something reads words."""
+    """Column with the examples of classes; text prompts are offered if there is a text encoder."""
     part: dict[str, Any] = {}
     gr.Markdown("## 1 · Show examples")
     part["name"] = gr.Textbox("object", label="Class", max_lines=1, max_length=60, elem_id="name")
@@ -109,7 +109,7 @@ def _teach_column(gr: Any, reader: str | None) -> dict[str, Any]:
 
 
 def _mark_column(gr: Any, encoders: Encoders) -> dict[str, Any]:
-    """The photo and how it is marked."""
+    """Column with the query photo and the segmentation options."""
     part: dict[str, Any] = {}
     config, names = encoders.first.config, encoders.names
     gr.Markdown("## 2 · Mark a photo")
@@ -118,7 +118,7 @@ def _mark_column(gr: Any, encoders: Encoders) -> dict[str, Any]:
         sources=["upload", "clipboard"],
         type="filepath",
         image_mode=None,
-        format="png",  # a lossy one would change the example photos
+        format="png",  # a lossy format would change the example photos
         height=_HEIGHT,
         elem_id="query",
     )
@@ -140,7 +140,7 @@ def _mark_column(gr: Any, encoders: Encoders) -> dict[str, Any]:
 
 
 def _results(gr: Any) -> dict[str, Any]:
-    """What was found."""
+    """Column with the results."""
     part: dict[str, Any] = {}
     with gr.Column(visible=False, elem_id="results") as part["all"]:
         gr.Markdown("## 3 · Look, and take it with you")
@@ -170,7 +170,7 @@ def _wire(
     mark: dict[str, Any],
     show: dict[str, Any],
 ) -> None:
-    """Connect the components with what they do."""
+    """Connect the components of examples and query with their event handlers."""
     taught = [state, teach["gallery"], teach["tools"], teach["chosen"]]
     on = functools.partial(events.connect, gr)
 
@@ -219,7 +219,7 @@ def _wire(
         loaded = [*taught, teach["editor"], mark["query"], teach["name"], show["all"]]
         events.reveal(on(button.click, functools.partial(load, name), [state], loaded), "#mark", "nearest")
     chosen = on(mark["query"].change, choose, [state, mark["query"]], [state, show["all"]])
-    on(  # the photo that is seen is the one that is marked
+    on(  # the session always has the photo that is shown
         chosen.failure,
         lambda session: [work.set_query(session, None), None, gr.Column(visible=False)],
         [state],
@@ -231,8 +231,13 @@ def _wire(
 
 
 def _wire_results(gr: Any, encoders: Encoders, state: Any, mark: dict[str, Any], show: dict[str, Any]) -> None:
+<<<<<<< HEAD
     """Connect the run, the views and the downloads."""
     on = functools.partial(events.connect, gr)
+=======
+    """Connect segmentation, views and downloads with their event handlers."""
+    on = functools.partial(_connect, gr)
+>>>>>>> v_high
     drawn = [show["first picture"], show["second picture"], show["legend"]]
 
     def look(session: Session, view: str, name: str | None) -> list[Any]:
@@ -288,14 +293,117 @@ def _wire_results(gr: Any, encoders: Encoders, state: Any, mark: dict[str, Any],
     events.reveal(marked, "#results", "start")
     for control in (show["view"], show["class"]):
         on(control.input, look, [state, show["view"], show["class"]], drawn)
+<<<<<<< HEAD
     events.reveal(on(show["make"].click, make, [state], [show["files"]]), "#files", "nearest")
+=======
+    _reveal(on(show["make"].click, make, [state], [show["files"]]), "#files", "nearest")
+
+
+def _connect(gr: Any, event: Any, function: Callable[..., Any], inputs: list[Any], outputs: list[Any]) -> Any:
+    """Call a function at an event, one at a time over all events, and show its errors as messages.
+
+    Progress is hidden, because Gradio shows the error of an event in place of its progress, as a panel over every
+    output, which may be the image that a visitor is painting on.
+
+    Returns:
+        The event, to which further handlers can be attached.
+    """
+
+    @functools.wraps(function)
+    def told(*values: Any) -> Any:
+        try:
+            return function(*values)
+        except DiffUpError as error:
+            raise gr.Error(_plain(error), print_exception=False) from error
+        except Exception as error:
+            message = f"{type(error).__name__}: {error}. This is a fault of the page; its terminal has the details."
+            raise gr.Error(_plain(message)) from error
+
+    return event(
+        told,
+        inputs,
+        outputs,
+        show_progress="hidden",
+        concurrency_id="work",
+        concurrency_limit=1,
+        api_visibility="private",
+    )
+
+
+def _work(gr: Any, button: Any, label: str, function: Callable[..., Any], inputs: list[Any], outputs: list[Any]) -> Any:
+    """Like `_connect`, for a slow function at the click of a button, which is disabled and relabelled meanwhile."""
+    quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+    began = button.click(lambda: gr.Button(label, interactive=False), None, button, **quiet)
+    event = _connect(gr, began.then, function, inputs, outputs)
+    for ended in (event.success, event.failure):  # Gradio 6 does not call `then` after a failure
+        ended(lambda: gr.Button(button.value, interactive=True), None, button, **quiet)
+    return event
+
+
+def _plain(message: object) -> str:
+    """Escape text for Gradio's messages, which are HTML."""
+    return html.escape(str(message), quote=False)
+
+
+def _reveal(event: Any, selector: str, block: str) -> None:
+    """Scroll to an element after an event has succeeded and the element's pictures have their size.
+
+    Args:
+        event: the event, from `_connect`.
+        selector: CSS selector of the element.
+        block: position in the window, an option of JavaScript's `scrollIntoView`.
+    """
+    event.success(None, js=_REVEAL % {"selector": selector, "block": block}, api_visibility="private")
+
+
+_REVEAL = """async () => {
+    const wait = (milliseconds) => new Promise((done) => setTimeout(done, milliseconds));
+    const there = () => {
+        const element = document.querySelector("%(selector)s");
+        const loaded = element && [...element.querySelectorAll("img")].every((image) => image.complete);
+        return loaded && element.getBoundingClientRect().height > 0 ? element : null;
+    };
+    await wait(100);
+    for (let i = 0; i < 60 && !there(); i++) await wait(50);
+    there()?.scrollIntoView({ behavior: "smooth", block: "%(block)s" });
+}"""
+>>>>>>> v_high
 
 
 def _selected(gr: Any) -> Callable[..., Any]:
-    """The index of the gallery's picture that was clicked."""
+    """Return the event handler that gives the index of the clicked picture of a gallery."""
 
     def select(event: Any) -> Any:
         return event.index
 
-    select.__annotations__["event"] = gr.SelectData  # Gradio looks at the annotation, and is not imported above
+    select.__annotations__["event"] = gr.SelectData  # Gradio reads the annotation, and is not imported above
     return select
+<<<<<<< HEAD
+=======
+
+
+def _guard(gr: Any, component: Any) -> None:
+    """Make a component pass an `ImageError` for a file that is no image, where Gradio would fail before the handler.
+
+    This works as long as no event changes a property of the component, because Gradio would then build a new one.
+
+    Args:
+        gr: the module `gradio`.
+        component: component that reads images.
+    """
+    read = component.preprocess
+
+    def preprocess(payload: Any) -> Any:
+        try:
+            return read(payload)
+        except Image.DecompressionBombError:
+            return ImageError(f"{component.label}: {work.TOO_LARGE}")
+        except Exception as error:  # Pillow's decoders raise nearly anything for a damaged file
+            reason = f" ({error.message})" if isinstance(error, gr.Error) else ""
+            return ImageError(
+                f"{component.label}: this file cannot be read as an image{reason}. Give an intact PNG, JPEG or WebP "
+                "file."
+            )
+
+    component.preprocess = preprocess
+>>>>>>> v_high

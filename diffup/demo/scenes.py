@@ -1,4 +1,4 @@
-"""Example images, from photos that come with scikit-image; nothing is downloaded."""
+"""Example tasks from photos that come with scikit-image; nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from diffup.utils.optional import need
 
 @dataclass(frozen=True)
 class Scene:
-    """Ready-made examples and a photo to try them on.
+    """A few-shot task: examples of one or more classes, and a query.
 
     Attributes:
-        shots: of one or more classes.
-        query: (H, W, 3) uint8.
+        shots: the examples.
+        query: (H, W, 3) uint8, the photo to segment.
     """
 
     shots: tuple[Shot, ...]
@@ -29,20 +29,20 @@ class Scene:
 
 
 def coins() -> Scene:
-    """One coin, to find the others."""
+    """Return a task with one annotated coin; the query shows the others."""
     photo = _rgb(_data().coins())
     coin = np.asarray(Image.fromarray(photo[20:85, 14:76]).resize((372, 390), Image.Resampling.BICUBIC))
     return Scene((_shot("coin", coin, Scribble([(102, 228), (162, 144), (264, 198)], width=18)),), photo[88:])
 
 
 def person() -> Scene:
-    """An astronaut in colour, to find a cameraman in grey."""
+    """Return a task with an annotated astronaut in colour; the query is a cameraman in grey."""
     strokes = [[(225, 60), (225, 180)], [(60, 480), (110, 300), (320, 310)], [(200, 330), (200, 500)]]
     return Scene((_shot("person", _data().astronaut(), Scribble(strokes)),), _rgb(_data().camera()))
 
 
 def motorcycle() -> Scene:
-    """Two classes in one eye of a stereo pair, mirrored, to find them in the other."""
+    """Return a task with two classes, annotated in one image of a stereo pair, mirrored; the query is the other."""
     left, right, _ = _data().stereo_motorcycle()
     mirrored = np.ascontiguousarray(left[:, ::-1])
     bench = Scribble([[(472, 118), (690, 130)], [(500, 160), (690, 170)], [(690, 130), (690, 290)]])

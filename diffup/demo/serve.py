@@ -1,4 +1,4 @@
-"""The page on a port: on the loopback interface, offline, with nothing kept."""
+"""The server of the page: by default on the loopback interface, offline, without storing anything."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from diffup.errors import ConfigError
 from diffup.utils.optional import need
 
 SESSIONS = 50
-"""Visitors whose work is held in memory; the one that was idle longest makes room."""
+"""Maximum number of visitors whose work is in memory; the one idle for longest is dropped first."""
 
 POLICY = (
     "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; connect-src 'self' data: blob: ws: wss:; "
     "object-src 'none'; base-uri 'self'; form-action 'self'"
 )
-"""Content-Security-Policy: the browser loads nothing from anywhere else, whatever Gradio's pages name."""
+"""Content-Security-Policy: the browser loads nothing from other hosts, whatever Gradio's pages refer to."""
 
 CSS = """
 .gradio-container { width: 100%; max-width: 1180px !important; margin: 0 auto !important; }
@@ -50,17 +50,17 @@ footer { display: none !important; }
 def running(encoders: Encoders, host: str = "127.0.0.1", port: int = 7860, max_upload: int = 20) -> Iterator[str]:
     """Serve the page while the block runs.
 
-    Uploads lie in a private temporary folder, are deleted after ten minutes, and the folder with all else when the
-    block ends.
+    Uploads are stored in a private temporary folder and deleted after ten minutes; the folder is deleted when the block
+    ends.
 
     Args:
-        encoders: to choose from.
-        host: address to listen on; "0.0.0.0" is every interface.
-        port: to listen on; 0 for any that is free.
-        max_upload: largest upload, in MiB.
+        encoders: the encoders that the page offers.
+        host: address to listen on; "0.0.0.0" for every interface.
+        port: port to listen on; 0 for any free one.
+        max_upload: maximum size of an upload, in MiB.
 
     Yields:
-        The page's address.
+        URL of the page.
 
     Raises:
         ConfigError: the port is taken or the host cannot be listened on, or a number is out of range.
@@ -102,16 +102,20 @@ def running(encoders: Encoders, host: str = "127.0.0.1", port: int = 7860, max_u
 
 
 def serve(encoders: Encoders, host: str, port: int, max_upload: int, ready: Callable[[str], object]) -> None:
-    """Serve the page until the process is interrupted or told to end.
+    """Serve the page until the process is interrupted or terminated.
 
     Args:
-        encoders: see `running`.
-        host: see `running`.
-        port: see `running`.
-        max_upload: see `running`.
-        ready: called with the page's address.
+        encoders: the encoders that the page offers.
+        host: address to listen on; "0.0.0.0" for every interface.
+        port: port to listen on; 0 for any free one.
+        max_upload: maximum size of an upload, in MiB.
+        ready: function called with the URL of the page once it is served.
+
+    Raises:
+        ConfigError: the port is taken or the host cannot be listened on, or a number is out of range.
+        MissingPackageError: Gradio is not installed.
     """
-    before = signal.signal(signal.SIGTERM, _interrupt)  # so that the folder of uploads is removed then, too
+    before = signal.signal(signal.SIGTERM, _interrupt)  # so that the folder of uploads is removed then too
     try:
         with running(encoders, host, port, max_upload) as address:
             ready(address)
@@ -123,7 +127,7 @@ def serve(encoders: Encoders, host: str, port: int, max_upload: int, ready: Call
 
 @contextlib.contextmanager
 def _settings(folder: str) -> Iterator[None]:
-    """Settings of the process while the page runs: Gradio's files in the folder, no analytics, no large images."""
+    """Apply settings of the process while the page runs: folder of Gradio's files, no analytics, image size limit."""
     changes = {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
     before, limit = {name: os.environ.get(name) for name in changes}, Image.MAX_IMAGE_PIXELS
     os.environ.update(changes)
@@ -137,11 +141,11 @@ def _settings(folder: str) -> Iterator[None]:
 
 
 def _policy() -> Any:
-    """A middleware that adds `POLICY` to every answer."""
+    """Return the middleware that adds `POLICY` to every response."""
     middleware = need("starlette.middleware", "the web page", extra="demo")
 
     class Policy:
-        """Pure ASGI, so that streams are not buffered."""
+        """Pure ASGI middleware, so that streams are not buffered."""
 
         def __init__(self, app: Callable[..., Awaitable[None]]) -> None:
             self.app = app

@@ -1,4 +1,4 @@
-"""What one visitor of the page has: examples, a photo, results. Every change gives a new `Session`."""
+"""The state of one visitor of the page: examples, a query photo, results. Every change gives a new `Session`."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from diffup.model import DiffUp
 from diffup.prototypes import Prototypes
 
 MAX_PIXELS = 2**24
-"""Of an image on the page: 4096 x 4096."""
+"""Maximum number of pixels of an image: 4096 x 4096."""
 
 TOO_LARGE = f"the image has more than the {MAX_PIXELS // 10**6} million pixels that this page takes. Shrink it first."
 
 MAX_KEPT = 2**26
-"""Pixels of all of a visitor's examples."""
+"""Maximum number of pixels of all examples of a visitor."""
 
 MAX_SHOTS = 100
 
 
 @dataclass(frozen=True)
 class Taught:
-    """Prototypes, and the shots that they were made of."""
+    """Prototypes of a class, and the examples from which they were computed."""
 
     shots: tuple[Shot, ...]
     prototypes: Prototypes
@@ -40,14 +40,14 @@ class Taught:
 
 @dataclass(frozen=True, eq=False)
 class Session:
-    """A visitor's work.
+    """The state of one visitor.
 
     Attributes:
-        shots: in the order in which they were added, of all classes.
-        query: (H, W, 3) uint8, the photo to be marked.
-        query_name: its file name.
-        taught: by encoder and class, so that nothing is computed twice.
-        results: of the last run, one for each encoder, in the order of the choice.
+        shots: examples of all classes, in the order in which they were added.
+        query: (H, W, 3) uint8, the photo to segment; None if there is none.
+        query_name: file name of the query.
+        taught: computed prototypes by encoder and class, so that nothing is computed twice.
+        results: results of the last run, one for each encoder, in the order of the menu.
     """
 
     shots: tuple[Shot, ...] = ()
@@ -58,7 +58,7 @@ class Session:
 
     @property
     def names(self) -> list[str]:
-        """The classes, in the order of their first example."""
+        """Names of the classes, in the order of their first examples."""
         return list(dict.fromkeys(shot.name for shot in self.shots))
 
 
@@ -66,15 +66,18 @@ def add_painted(session: Session, name: str, editor: Mapping[str, Any] | None, k
     """Add an example from the image editor.
 
     Args:
-        session: before.
-        name: of the class.
-        editor: see `diffup.demo.examples.read_editor`.
-        kind: what the paint means, one of `diffup.demo.examples.KINDS`.
+        session: the current session.
+        name: name of the class.
+        editor: value of Gradio's image editor, as `read_editor` takes it.
+        kind: kind of annotation that the paint means, one of `diffup.demo.examples.KINDS`.
+
+    Returns:
+        The changed session.
 
     Raises:
         PrototypesError: the class has no name.
-        ImageError: no image, or one that is too large.
-        AnnotationError: nothing is painted, or not what the kind needs.
+        ImageError: there is no image, or it is too large.
+        AnnotationError: the paint is missing or does not suit the kind.
         ConfigError: there are too many examples.
     """
     image, paint = read_editor(editor)
@@ -82,14 +85,17 @@ def add_painted(session: Session, name: str, editor: Mapping[str, Any] | None, k
 
 
 def add_word(session: Session, word: str) -> Session:
-    """Add a class by what it is called, or a word to the painted class of this name.
+    """Add a text prompt: as a new class, or to the class of the same name.
 
     Args:
-        session: before.
+        session: the current session.
         word: name of the class, such as "a red bus".
 
+    Returns:
+        The changed session.
+
     Raises:
-        PrototypesError: there is no word, or it is no name.
+        PrototypesError: the name is empty or not printable.
         ConfigError: there are too many examples.
     """
     if not word.strip():
@@ -100,6 +106,13 @@ def add_word(session: Session, word: str) -> Session:
 
 def add_shot(session: Session, shot: Shot) -> Session:
     """Add an example. Earlier results stay until the next run.
+
+    Args:
+        session: the current session.
+        shot: the example.
+
+    Returns:
+        The changed session.
 
     Raises:
         ImageError: the image is too large.
@@ -116,7 +129,15 @@ def add_shot(session: Session, shot: Shot) -> Session:
 
 
 def remove_shot(session: Session, index: int | None) -> Session:
-    """Drop an example, the last one if None or there is no such."""
+    """Remove an example.
+
+    Args:
+        session: the current session.
+        index: index of the example; None, or an index that does not exist, for the last one.
+
+    Returns:
+        The changed session.
+    """
     shots = list(session.shots)
     if shots:
         del shots[index if index is not None and 0 <= index < len(shots) else -1]
@@ -124,10 +145,17 @@ def remove_shot(session: Session, index: int | None) -> Session:
 
 
 def set_query(session: Session, path: str | None) -> Session:
-    """Take another photo, or none.
+    """Set the query photo.
+
+    Args:
+        session: the current session.
+        path: path of the photo; None to remove it.
+
+    Returns:
+        The changed session.
 
     Raises:
-        ImageError: it cannot be read or is too large.
+        ImageError: the photo cannot be read or is too large.
     """
     if path is None:
         return replace(session, query=None, results=())
@@ -136,12 +164,12 @@ def set_query(session: Session, path: str | None) -> Session:
 
 
 def prototypes(model: DiffUp, shots: Sequence[Shot], before: Taught | None = None) -> Taught:
-    """Learn one class; what is known of its first shots is not computed again.
+    """Compute the prototypes of one class, reusing those of its first examples.
 
     Args:
-        model: the decoder and an encoder.
-        shots: of the class, at least one.
-        before: what is known of it under the same encoder.
+        model: the model.
+        shots: examples of the class, one or more.
+        before: prototypes computed before with the same encoder; None if there are none.
     """
     shots = tuple(shots)
     if before is not None and before.shots == shots:
@@ -159,18 +187,21 @@ def prototypes(model: DiffUp, shots: Sequence[Shot], before: Taught | None = Non
 
 
 def segment(session: Session, encoders: Encoders, chosen: Sequence[str], options: SamplingOptions) -> Session:
-    """Mark every class in the photo, once with each of the chosen encoders.
+    """Segment every class in the query photo, once with each of the chosen encoders.
 
     Args:
-        session: with examples and a photo.
-        encoders: that the page offers.
-        chosen: names of some of them.
-        options: how masks are sampled.
+        session: session with examples and a photo.
+        encoders: the encoders that the page offers.
+        chosen: names of the chosen encoders.
+        options: sampling options.
+
+    Returns:
+        The session with results.
 
     Raises:
         ImageError: there is no photo.
         PrototypesError: there is no example.
-        ConfigError: an encoder that is not offered, or sampling out of range.
+        ConfigError: an encoder is not offered, or a sampling option is out of range.
     """
     if not session.shots:
         raise PrototypesError("There is no example yet: paint over an object and press 'Add example'.")

@@ -1,4 +1,4 @@
-"""Pictures and words about results, as the page shows them."""
+"""Pictures and texts of results, as the page shows them."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from diffup.utils.fonts import legend_key
 from diffup.utils.pictures import Bytes
 
 SMALL, SIDE = 512, 1024
-"""Smallest and largest longer side of a picture on the page, in pixels."""
+"""Minimum and maximum length of the longer side of a picture on the page, in pixels."""
 
 _STATES, _A_ROW, _STATE_HEIGHT = 8, 4, 192
 
 
 def draw(result: LabelMap, name: str, view: str) -> Image.Image:
-    """A picture of a result, `SMALL` to `SIDE` pixels at its longer side.
+    """Draw a view of a result, `SMALL` to `SIDE` pixels at its longer side.
 
     Args:
-        result: of one encoder.
-        name: the class to look at; the overlay shows all of them.
-        view: one of `VIEWS`.
+        result: label map of one encoder.
+        name: name of the class to show; the overlay shows all classes.
+        view: name of the view, one of `VIEWS`.
 
     Raises:
         PrototypesError: there is no such class.
@@ -38,11 +38,11 @@ def draw(result: LabelMap, name: str, view: str) -> Image.Image:
 
 
 def legend(result: LabelMap, view: str) -> str:
-    """How to read a view, in HTML; for the overlay with the classes' colours, so that names of any script can be read.
+    """Return the legend of a view in HTML, which shows names of any script; the overlay's has the classes' colours.
 
     Args:
-        result: any encoder's; the colours are the same.
-        view: one of `VIEWS`.
+        result: label map of any encoder; the colours are the same for all.
+        view: name of the view, one of `VIEWS`.
     """
     if view != "overlay":
         return html.escape(VIEWS[view])
@@ -52,7 +52,11 @@ def legend(result: LabelMap, view: str) -> str:
 
 
 def describe(result: LabelMap) -> str:
-    """A table of each class's predicted IoU, area and uncertainty, in Markdown; says so where nothing was found."""
+    """Return a Markdown table of each class's predicted IoU, area and uncertainty, or that no class was found.
+
+    Args:
+        result: label map of one encoder.
+    """
     missing = [_escape(name) for label, name in enumerate(result.names, start=1) if not (result.labels == label).any()]
     rows = []
     numbers = {name: f"{number} = " for number, name in legend_key(result.names, pictures.legend_width(SMALL)).items()}
@@ -66,7 +70,12 @@ def describe(result: LabelMap) -> str:
 
 
 def compare(first: LabelMap, second: LabelMap) -> str:
-    """How far two encoders agree on each class, in Markdown."""
+    """Compare the masks of two encoders for each class, in Markdown.
+
+    Args:
+        first: label map of one encoder.
+        second: label map of another encoder.
+    """
     parts = []
     for label, name in enumerate(first.names, start=1):
         one, other = first.labels == label, second.labels == label
@@ -76,11 +85,11 @@ def compare(first: LabelMap, second: LabelMap) -> str:
 
 
 def trace_grid(trace: npt.NDArray[np.float32], timesteps: Sequence[int]) -> Bytes:
-    """States of the sampling from noise to mask, in rows of four.
+    """Draw the states of the sampling from noise to mask, in rows of four.
 
     Args:
-        trace: (S, h, w), about -1 to 1.
-        timesteps: of the S states.
+        trace: (S, h, w) float32, noisy masks x_t, about -1 to 1.
+        timesteps: time step t of each of the S states.
     """
     chosen = np.unique(np.linspace(len(trace) - 1, 0, _STATES).round().astype(int))
     labels = [f"t = {timesteps[i]}" if timesteps[i] >= 0 else "mask" for i in chosen]
@@ -113,11 +122,11 @@ VIEWS = {
     "prior": "What the encoder alone says, before the decoder.",
     "denoising": "The first sample from noise to mask. One step is the default; raise the steps to see more.",
 }
-"""What can be looked at, and how to read it."""
+"""The views of a result, and how to read them."""
 
 
 def _fit(picture: Image.Image) -> Image.Image:
-    """The picture between `SMALL` and `SIDE` pixels at its longer side, so that legends can be read."""
+    """Resize a picture to `SMALL` to `SIDE` pixels at its longer side, so that its text is legible."""
     longest = max(picture.size)
     wanted = min(max(longest, SMALL), SIDE)
     if wanted == longest:
@@ -127,5 +136,5 @@ def _fit(picture: Image.Image) -> Image.Image:
 
 
 def _escape(text: str) -> str:
-    """Text that Markdown and HTML leave alone."""
+    """Escape text for Markdown and HTML."""
     return "".join(f"&#{ord(letter)};" if letter in "\\`*_{}[]<>()#+!|&~$" else letter for letter in text)

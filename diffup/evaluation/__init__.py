@@ -1,1 +1,1 @@
-"""Scoring: episodes, meter, evaluation of a model."""
+"""Evaluation of models: episodes, meter, protocols, reports."""

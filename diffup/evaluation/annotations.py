@@ -1,4 +1,4 @@
-"""Class names as annotations of an evaluation: `text` alone, or besides a visual annotation, as in `mask+text`."""
+"""Annotation kinds of an evaluation with class names: `text` alone, or with a visual annotation, as in `mask+text`."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ TEXT = "text"
 
 
 def split_annotation(annotation: str) -> tuple[AnnotationKind | None, bool]:
-    """The kind that the supports' masks are weakened to, and whether the class's name is given too.
+    """Split an annotation into the kind of the supports' annotations and whether the class name is given.
 
     Args:
-        annotation: a kind of `diffup.data.weak.weaken`, `text` (no supports at all), or `KIND+text`.
+        annotation: a kind such as `mask`, `box` or `scribble`, `text` (no supports), or `KIND+text`.
 
     Returns:
-        The kind, None for `text`; and whether there is text.
+        The kind, None for `text`, and whether the class name is given.
 
     Raises:
-        ConfigError: it is none of these.
+        ConfigError: the annotation is none of these.
     """
     if annotation == TEXT:
         return None, True

@@ -1,4 +1,4 @@
-"""Small charts as inline SVG: text, no scripts and no fonts of their own, so that a page needs nothing else."""
+"""Small charts as inline SVG, without scripts or fonts, so that a page is self-contained."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ _LEFT, _BOTTOM, _TOP = 34, 24, 22
 
 
 def histogram(counts: Sequence[int], title: str, mark: float | None = None) -> str:
-    """A histogram of values in [0, 1].
+    """Draw a histogram of values in [0, 1].
 
     Args:
-        counts: in bins of equal width.
-        title: above the bars.
-        mark: value at which a vertical line is drawn, such as the mean.
+        counts: number of values in each bin, bins of equal width.
+        title: title above the bars.
+        mark: value in [0, 1] at which a vertical line is drawn, such as the mean.
 
     Returns:
         An `svg` element that scales with the page.

@@ -1,4 +1,4 @@
-"""Seeded evaluation episodes on a labelled folder."""
+"""Evaluation episodes drawn from a labelled folder with a seed."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from diffup.errors import DataError
 
 @dataclass(frozen=True)
 class Episode:
-    """One task: find the class of the supports in the query.
+    """One episode: segment the class of the supports in the query.
 
     Args:
-        class_id: the class.
+        class_id: id of the class.
         query: name of the query image.
         supports: names of the K support images, none of them the query.
     """
@@ -29,17 +29,17 @@ class Episode:
 def draw_episodes(
     folder: LabelledFolder, split: str, classes: Sequence[int], shots: int, count: int, seed: int
 ) -> list[Episode]:
-    """Draw episodes class by class, as COCO-20i does: class, query and supports uniform.
+    """Draw episodes as COCO-20i does: first a class, then a query and supports, all uniformly.
 
-    Supports differ from each other where the class has enough images; else some repeat.
+    The supports of an episode differ if the class has enough images; otherwise some repeat.
 
     Args:
-        folder: the data.
-        split: image split.
-        classes: classes to draw from; those with a single image are left out.
-        shots: K.
+        folder: the labelled folder.
+        split: name of the image split.
+        classes: ids of the classes to draw from; classes with a single image are left out.
+        shots: K, number of supports.
         count: number of episodes.
-        seed: seed of the stream.
+        seed: random seed of the episodes.
 
     Raises:
         DataError: no class has two images.

@@ -1,7 +1,7 @@
-"""Scoring a model on the episodes of a data set, through the same functions as `DiffUp.segment`.
+"""Evaluation of a model on the episodes of a data set, through the same functions as `DiffUp.segment`.
 
-An episode's weak annotations and noise follow from the seed and its place in the stream alone, and episodes are sampled
-in batches with fixed borders: an episode's figures are the same whatever was scored before, in this process or another.
+The weak annotations and noise of an episode depend only on the seed and its index, and batches have fixed borders. So
+the scores of an episode do not depend on which episodes were scored before.
 """
 
 from __future__ import annotations
@@ -44,27 +44,27 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(1, 20))
-"""Thresholds that every episode is scored at, besides the model's own."""
+"""Thresholds at which every episode is scored, in addition to the model's own."""
 
 BATCH_SIZE = 16
-"""Episodes that are sampled together unless the caller says otherwise."""
+"""Default number of episodes sampled together."""
 
 Overlap: TypeAlias = tuple[int, int]
-"""Pixels of intersection and of union of a mask and its target."""
+"""Numbers of pixels in the intersection and in the union of a mask and its target."""
 
 
 @dataclass(frozen=True)
 class EpisodeScore:
-    """What one episode contributes to the scores.
+    """Pixel counts and predicted quality of one episode, from which scores are computed.
 
     Args:
-        index: its place in the stream.
-        class_id: its class.
-        pixels: number of pixels that count.
-        mask: overlap of the mask at the model's threshold.
-        decoder: overlap of the mask at each of `THRESHOLDS`.
-        prior: overlap of the training-free mean prior at each of `THRESHOLDS`.
-        quality: the IoU that the decoder expects, in [0, 1].
+        index: index of the episode in its stream.
+        class_id: id of the class.
+        pixels: number of pixels that count (not ignored).
+        mask: overlap of the mask with the target, at the model's threshold.
+        decoder: overlap of the mask with the target, at each of `THRESHOLDS`.
+        prior: overlap of the training-free mean prior with the target, at each of `THRESHOLDS`.
+        quality: IoU predicted by the decoder, in [0, 1].
     """
 
     index: int
@@ -81,22 +81,26 @@ class EpisodeScore:
         return self.mask[0] / max(self.mask[1], 1)
 
     def prior_iou(self, threshold: float = 0.5) -> float:
-        """IoU of the mean prior at one of `THRESHOLDS`, in [0, 1] (Fig. 6)."""
+        """Return the IoU of the mean prior, in [0, 1] (Fig. 6).
+
+        Args:
+            threshold: one of `THRESHOLDS`.
+        """
         intersection, union = self.prior[THRESHOLDS.index(threshold)]
         return intersection / max(union, 1)
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of one setting.
+    """Scores of one setting, in percent.
 
     Args:
-        miou: at the model's threshold, percent.
-        fb_iou: at the model's threshold, percent.
-        class_iou: IoU of each class at the model's threshold, percent.
+        miou: mean IoU over classes, at the model's threshold.
+        fb_iou: mean of foreground and background IoU, at the model's threshold.
+        class_iou: IoU of each class by class id, at the model's threshold.
         miou_by_threshold: mIoU at each of `THRESHOLDS`.
         prior_miou_by_threshold: mIoU of the training-free mean prior at each of `THRESHOLDS`.
-        quality_correlation: Pearson correlation of the predicted IoU with the true one over episodes.
+        quality_correlation: Pearson correlation between predicted and true IoU over the episodes, in [-1, 1].
     """
 
     miou: float
@@ -118,7 +122,7 @@ class Scores:
 
     @property
     def best_prior(self) -> float:
-        """MIoU of the prior at its best threshold: an upper bound that no user could choose."""
+        """MIoU of the prior at its best threshold, in percent: an upper bound, chosen with the true masks."""
         return self.prior_miou_by_threshold[self.best_prior_threshold]
 
 
@@ -126,12 +130,13 @@ class Evaluator:
     """Scores one model on one data set.
 
     Args:
-        model: the model.
+        model: the model to score.
         data: the data set.
-        scored: brings the query's target to the size that it is scored at (`EvaluationProtocol.scored`); by default the
-            target stays as it is.
-        cache: features of images, which several evaluators may share; one of its own by default.
-        templates: sentences that class names are put into, where the annotation has text (`DiffUp.segment`).
+        scored: function that resizes a target to the size at which a protocol scores it
+            (`EvaluationProtocol.scored`); by default targets keep their size.
+        cache: cache of image features, which several evaluators may share; by default a new one.
+        templates: sentences with `{}` where the class name goes, used if the annotation has text; by default
+            `"a photo of a {}."`.
     """
 
     def __init__(
@@ -160,18 +165,20 @@ class Evaluator:
         progress: bool = False,
         **options: Any,
     ) -> Scores:
-        """Score episodes.
+        """Score episodes and summarise their scores.
 
         Args:
-            episodes: the stream.
-            annotation: kind that the supports' masks are weakened to, `text` for the class's name alone, or both, such
-                as `mask+text`.
-            classes: classes whose mean is taken, one that never occurs counting as 0; by default those that occur.
-            progress: show a progress bar.
-            **options: of `score`.
+            episodes: the episodes of a stream.
+            annotation: kind of the supports' annotations, made from their masks; `text` for the class name alone, or
+                both, such as `mask+text`.
+            classes: ids of the classes over which the mean is taken, where a class without an episode counts as 0; by
+                default the classes of the episodes.
+            progress: whether to show a progress bar.
+            **options: further keyword arguments of `score`, such as `batch_size` or sampling options.
 
         Raises:
-            ConfigError, DataError: see `score`.
+            ConfigError: an option is out of range or unknown, or the data set cannot give this kind of annotation.
+            DataError: there is no episode.
         """
         found: list[EpisodeScore] = []
         name = f"{self.model.backbone.name} {annotation}"
@@ -195,15 +202,18 @@ class Evaluator:
         """Score episodes batch by batch.
 
         Args:
-            episodes: the stream.
-            annotation: kind that the supports' masks are weakened to, `text` for the class's name alone, or both, such
-                as `mask+text`.
-            options: how masks are sampled; the seed is that of weak annotations too.
-            batch_size: number of episodes that are sampled together.
-            bf16: sample in bfloat16.
-            done: indices of episodes that are left out. A batch that holds others too is sampled as a whole, so that
-                rounding is the same.
-            **sampling: fields of `SamplingOptions`, which count more than those of `options`.
+            episodes: the episodes of a stream.
+            annotation: kind of the supports' annotations, made from their masks; `text` for the class name alone, or
+                both, such as `mask+text`.
+            options: sampling options; weak annotations use their seed too.
+            batch_size: number of episodes sampled together.
+            bf16: whether to sample under bfloat16 autocast.
+            done: indices of episodes to leave out. A batch is skipped only if all its episodes are left out; otherwise
+                it is sampled as a whole, so that rounding is the same.
+            **sampling: fields of `SamplingOptions`, which override those of `options`.
+
+        Returns:
+            An iterator over the scores of each batch.
 
         Raises:
             ConfigError: an option is out of range or unknown, or the data set cannot give this kind of annotation.
@@ -291,7 +301,7 @@ class Evaluator:
         return support_features(levels, supports, plan)
 
     def _text_maps(self, episode: Episode, levels: list[Tensor]) -> Tensor:
-        """Maps of the class's name in the query, (1, V, h, w)."""
+        """Prior maps of the class name in the query, (1, V, h, w) in [0, 1]."""
         model, class_id = self.model, episode.class_id
         if class_id not in self._embeddings:
             self._embeddings[class_id] = read_words(
@@ -303,14 +313,18 @@ class Evaluator:
         )
 
     def text_features(self, name: str) -> Tensor:
-        """Dense text-space features of an image of the data set, (1, C, h, w)."""
+        """Return the dense features of an image in the text space, (1, C, h, w).
+
+        Args:
+            name: name of an image of the data set.
+        """
         key = ("text", self.model.text_space.fingerprint, self.data.name, name)
         return self.cache.get(key, lambda: [dense_features(self.model.text_space, [self.data.image(name)])])[0]
 
     def _encoded(self, name: str, view: View, read: Callable[[str], Tensor]) -> list[Tensor]:
-        """Features of a view of an image, pooled to the grid that the priors compare them on.
+        """Features of a view of an image, pooled to the grid of the priors.
 
-        One view at a time: rounding must not depend on what else is encoded.
+        Views are encoded one at a time, because rounding must not depend on the rest of a batch.
         """
 
         def compute() -> list[Tensor]:
@@ -322,11 +336,11 @@ class Evaluator:
 
 
 def episode_generators(seed: int, index: int) -> tuple[np.random.Generator, torch.Generator]:
-    """The randomness of an episode: of its weak annotations, and of its sampling noise.
+    """Return the random generators of an episode: for its weak annotations, and for its sampling noise.
 
     Args:
-        seed: of the evaluation, 0 or more.
-        index: place of the episode in its stream.
+        seed: random seed of the evaluation, 0 or more.
+        index: index of the episode in its stream.
     """
     weak, noise = np.random.SeedSequence([seed, index]).spawn(2)
     return np.random.default_rng(weak), torch.Generator().manual_seed(int(noise.generate_state(1, np.uint64)[0]))
@@ -335,8 +349,12 @@ def episode_generators(seed: int, index: int) -> tuple[np.random.Generator, torc
 def check_annotation(data: Dataset, annotation: str) -> None:
     """Check that a data set can give a kind of annotation.
 
+    Args:
+        data: the data set.
+        annotation: kind of annotation, `text`, or both, such as `mask+text`.
+
     Raises:
-        ConfigError: the kind is unknown, or is of instances and the data set has none.
+        ConfigError: the kind is unknown, or needs instance masks that the data set does not have.
     """
     kind, _ = split_annotation(annotation)
     if kind == "instance_box" and not hasattr(data, "instances"):
@@ -348,7 +366,15 @@ def check_annotation(data: Dataset, annotation: str) -> None:
 def weaken_support(
     data: Dataset, name: str, class_id: int, kind: AnnotationKind, generator: np.random.Generator
 ) -> Any:
-    """The weak annotation of a class in an image of a data set; see `diffup.data.weak.weaken`."""
+    """Make the weak annotation of a class in an image of a data set (`diffup.data.weak.weaken`).
+
+    Args:
+        data: the data set.
+        name: name of the image.
+        class_id: id of the class.
+        kind: kind of annotation, such as `box` or `scribble`.
+        generator: random number generator.
+    """
     if kind == "instance_box":
         instances: Callable[[str, int], npt.NDArray[Any]] = data.instances  # type: ignore[attr-defined]
         return weaken(instances(name, class_id), kind, generator)
@@ -356,12 +382,12 @@ def weaken_support(
 
 
 def overlaps(probability: npt.NDArray[np.float32], target: Target, thresholds: Sequence[float]) -> tuple[Overlap, ...]:
-    """Intersection and union with a target of the masks `probability > threshold`.
+    """Count the pixels of intersection and union of a target and the masks `probability > threshold`.
 
     Args:
-        probability: (H, W).
-        target: of the same size.
-        thresholds: ascending.
+        probability: (H, W) float32 in [0, 1], probability of the class.
+        target: the true mask, of the same size.
+        thresholds: thresholds in (0, 1), ascending.
     """
     counted = ~target.ignore
     passed = np.searchsorted(np.array(thresholds, dtype=probability.dtype), probability[counted], side="left")
@@ -373,11 +399,11 @@ def overlaps(probability: npt.NDArray[np.float32], target: Target, thresholds: S
 
 
 def summarise(episodes: Collection[EpisodeScore], classes: Collection[int]) -> Scores:
-    """Scores of episodes.
+    """Compute the scores of a set of episodes.
 
     Args:
-        episodes: at least one, in any order.
-        classes: whose mean is taken.
+        episodes: scores of one or more episodes, in any order.
+        classes: ids of the classes over which the mean is taken.
     """
     ordered = sorted(classes)
     meter = Meter(ordered)
@@ -400,5 +426,5 @@ def summarise(episodes: Collection[EpisodeScore], classes: Collection[int]) -> S
 
 
 def _beyond(passed: npt.NDArray[np.intp], count: int) -> npt.NDArray[np.int64]:
-    """How many pixels pass each of the thresholds, given how many thresholds each pixel passes."""
+    """Count the pixels that pass each threshold, from the number of thresholds that each pixel passes."""
     return np.asarray(np.bincount(passed, minlength=count + 1)[::-1].cumsum()[::-1][1:], dtype=np.int64)

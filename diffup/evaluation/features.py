@@ -1,4 +1,4 @@
-"""Features of images kept in bounded memory."""
+"""A cache of image features with bounded memory."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from torch import Tensor
 from diffup.errors import ConfigError
 
 CACHE_BYTES = 2**31
-"""Memory for features unless the caller says otherwise: two gibibytes."""
+"""Default size of the cache in bytes: 2 GiB."""
 
 
 class FeatureCache:
-    """Computes each image's features once, as long as there is room; the least recently used ones go first.
+    """A least-recently-used cache of image features.
 
-    Features stay in float32, so that a figure never depends on whether they were computed or remembered.
+    Features are stored in float32, so results do not depend on whether features come from the cache.
 
     Args:
-        cache_bytes: room for them; 0 keeps none.
+        cache_bytes: maximum size of the cache in bytes; 0 stores nothing.
 
     Raises:
         ConfigError: `cache_bytes` is negative.
@@ -33,7 +33,12 @@ class FeatureCache:
         self._entries: OrderedDict[Hashable, list[Tensor]] = OrderedDict()
 
     def get(self, key: Hashable, compute: Callable[[], list[Tensor]]) -> list[Tensor]:
-        """The features under a key, computed if they are not here."""
+        """Return the features of a key, computing them if they are not in the cache.
+
+        Args:
+            key: key of the features.
+            compute: function that computes the features.
+        """
         if key in self._entries:
             self._entries.move_to_end(key)
             return self._entries[key]

@@ -1,4 +1,4 @@
-"""Pictures of the upgrade report: sampling under several annotations (Fig. 7), error maps under noise (Fig. 9)."""
+"""Pictures of the upgrade report: sampling with several annotation kinds (Fig. 7), error maps under noise (Fig. 9)."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ from diffup.result import Segmentation
 from diffup.utils import pictures
 
 KINDS: tuple[AnnotationKind, ...] = ("mask", "box", "scribble", "points", "none")
-"""Annotations that sampling is shown under; several supports with masks are the sixth scenario."""
+"""Annotation kinds that the pictures show; several supports with masks are the sixth scenario."""
 
 TRACE_STEPS = 8
 NOISE_RATIOS = {"low": 0.5, "medium": 2.0, "high": 8.0}
-"""Standard deviation of the noise over the amplitude of the mask."""
+"""Ratios of the noise's standard deviation to the mask's amplitude."""
 
 _SHOTS = 5
 
 
 def scenarios(episodes: Sequence[Episode], index: int) -> list[tuple[str, Episode, AnnotationKind]]:
-    """What a query is shown with: each of `KINDS` with one support, then masks of up to five.
+    """List the scenarios of one query: each of `KINDS` with one support, then masks of up to five supports.
 
     Args:
-        episodes: a stream.
-        index: the episode whose query is shown; more supports come from episodes of its class.
+        episodes: the episodes of a stream.
+        index: index of the episode whose query is shown; further supports come from other episodes of its class.
 
     Returns:
-        Label, episode and annotation of each.
+        Label, episode and annotation kind of each scenario.
     """
     chosen = episodes[index]
     first = Episode(chosen.class_id, chosen.query, chosen.supports[:1])
@@ -58,16 +58,16 @@ def scenarios(episodes: Sequence[Episode], index: int) -> list[tuple[str, Episod
 def segment_episode(
     model: DiffUp, data: Dataset, episode: Episode, annotation: AnnotationKind, seed: int, index: int, **options: Any
 ) -> Segmentation:
-    """`DiffUp.segment` on an episode, with the annotations and noise that the evaluation gives it.
+    """Run `DiffUp.segment` on an episode, with the same annotations and noise as in the evaluation.
 
     Args:
         model: the model.
         data: the data set.
         episode: the episode.
-        annotation: kind that the supports' masks are weakened to.
-        seed: of the evaluation.
-        index: of the episode in its stream.
-        **options: of `segment`.
+        annotation: kind of the supports' annotations, made from their masks.
+        seed: random seed of the evaluation.
+        index: index of the episode in its stream.
+        **options: further keyword arguments of `DiffUp.segment`.
     """
     weak, noise = episode_generators(seed, index)
     annotations = [weaken_support(data, name, episode.class_id, annotation, weak) for name in episode.supports]
@@ -76,11 +76,11 @@ def segment_episode(
 
 
 def sampling_strip(result: Segmentation, height: int = 96) -> Image.Image:
-    """The states x_t along the sampling, then the mask on the query.
+    """Draw the states x_t along the sampling, then the mask on the query.
 
     Args:
-        result: with a trace.
-        height: of each picture, in pixels.
+        result: a result with a trace.
+        height: height of each picture in pixels.
     """
     trace = result.trace_picture(TRACE_STEPS + 1, height)
     overlay = pictures.strip([("mask", np.asarray(result.overlay()))], height)
@@ -91,7 +91,11 @@ def sampling_strip(result: Segmentation, height: int = 96) -> Image.Image:
 
 
 def trace_steps(model: DiffUp) -> int:
-    """Steps that the sampling is shown in: eight, or what the decoder allows."""
+    """Return the number of sampling steps to show: eight, or as many as the decoder allows.
+
+    Args:
+        model: the model that is sampled.
+    """
     return min(TRACE_STEPS, model.config.max_steps)
 
 
@@ -99,18 +103,19 @@ def trace_steps(model: DiffUp) -> int:
 def error_strips(
     model: DiffUp, data: Dataset, episode: Episode, seed: int, index: int, height: int = 128
 ) -> list[tuple[str, Image.Image]]:
-    """Error maps of the true mask under low, medium and high noise (Fig. 9).
+    """Draw the predicted error maps of the true mask under low, medium and high noise (Fig. 9).
 
     Args:
-        model: of the system `diffusion`.
+        model: a model whose decoder has the system `diffusion`.
         data: the data set.
         episode: the episode.
-        seed: of the evaluation.
-        index: of the episode in its stream.
-        height: of each picture, in pixels.
+        seed: random seed of the evaluation.
+        index: index of the episode in its stream.
+        height: height of each picture in pixels.
 
     Returns:
-        Label and picture of each: the query, the noisy mask, the predicted error map, the true one.
+        Label and picture for each noise level; a picture shows the query, the noisy mask, and the predicted and true
+        error maps.
     """
     weak, generator = episode_generators(seed, index)
     masks = [weaken_support(data, name, episode.class_id, "mask", weak) for name in episode.supports]
@@ -140,7 +145,12 @@ def error_strips(
 
 
 def noise_step(diffusion: Diffusion, ratio: float) -> int:
-    """The step at which the noise's standard deviation over the mask's amplitude is nearest to a ratio."""
+    """Find the time step whose ratio of noise to mask is nearest to a given one.
+
+    Args:
+        diffusion: the diffusion process.
+        ratio: ratio of the noise's standard deviation to the mask's amplitude.
+    """
     abar = diffusion.alphas_bar
     logs = 0.5 * ((1 - abar) / abar).log() - math.log(diffusion.config.signal_scale * ratio)
     return int(logs.abs().argmin())

@@ -1,4 +1,4 @@
-"""The few-shot segmentation meter: mIoU and FB-IoU from accumulated intersections and unions (HSNet's protocol)."""
+"""The meter of few-shot segmentation: mIoU and FB-IoU from accumulated intersections and unions (HSNet's protocol)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import numpy.typing as npt
 
 
 class Meter:
-    """Accumulates episodes; an IoU is taken once, of the sums over all episodes of a class.
+    """Accumulates intersections and unions over episodes; the IoU of a class is computed from their sums.
 
     Args:
-        classes: class ids that are scored. One that never occurs counts as 0, as in HSNet.
+        classes: ids of the scored classes. A class without an episode counts as 0, as in HSNet.
     """
 
     def __init__(self, classes: Sequence[int]) -> None:
@@ -27,40 +27,40 @@ class Meter:
         target: npt.NDArray[np.bool_],
         ignore: npt.NDArray[np.bool_] | None = None,
     ) -> None:
-        """Add an episode.
+        """Add an episode by its masks.
 
         Args:
-            class_id: its class, one of `classes`.
-            predicted: (H, W).
-            target: (H, W).
-            ignore: (H, W), pixels that do not count.
+            class_id: id of the class, one of `classes`.
+            predicted: (H, W) bool, predicted mask.
+            target: (H, W) bool, true mask.
+            ignore: (H, W) bool, pixels that do not count; None if all count.
         """
         counted = np.ones_like(target) if ignore is None else ~ignore
         both, either = (predicted & target & counted).sum(), ((predicted | target) & counted).sum()
         self.add(class_id, int(both), int(either), int(counted.sum()))
 
     def add(self, class_id: int, intersection: int, union: int, pixels: int) -> None:
-        """Add an episode by its counts; those of the background follow from them.
+        """Add an episode by its pixel counts; those of the background follow from them.
 
         Args:
-            class_id: its class, one of `classes`.
-            intersection: pixels that are in both masks.
-            union: pixels that are in either.
-            pixels: all pixels that count.
+            class_id: id of the class, one of `classes`.
+            intersection: number of pixels that are in both masks.
+            union: number of pixels that are in at least one mask.
+            pixels: number of all pixels that count.
         """
         column = self.classes.index(class_id)
         self.intersection[:, column] += (pixels - union, intersection)
         self.union[:, column] += (pixels - intersection, union)
 
     def class_iou(self) -> dict[int, float]:
-        """Foreground IoU of each class, percent."""
+        """Return the foreground IoU of each class by class id, in percent."""
         iou = self.intersection[1] / np.maximum(self.union[1], 1) * 100
         return dict(zip(self.classes, iou.tolist(), strict=True))
 
     def miou(self) -> float:
-        """Mean of the class IoUs, percent."""
+        """Return the mean of the class IoUs, in percent."""
         return float(np.mean(list(self.class_iou().values())))
 
     def fb_iou(self) -> float:
-        """Mean of foreground and background IoU over all classes together, percent."""
+        """Return the mean of foreground and background IoU over all classes together, in percent."""
         return float((self.intersection.sum(axis=1) / np.maximum(self.union.sum(axis=1), 1)).mean() * 100)

@@ -1,11 +1,12 @@
-"""Episode streams and scoring rules of the literature: HSNet's (the default) and BAM's.
+"""Evaluation protocols of the literature, their episode streams and scoring rules: HSNet's (the default) and BAM's.
 
 HSNet (Min et al., ICCV 2021; the same sampler and meter are in DCAMA, Matcher, GF-SAM): PASCAL-5i takes its (image,
-class) pairs in turn as queries, COCO-20i draws a class and then a query, FSS-1000 takes every image once. Supports are
-drawn one by one and only the query is excluded, so they may repeat. Masks are resized to the input size, 400.
+class) pairs in turn as queries, COCO-20i draws a class and then a query, FSS-1000 takes every image once as the query.
+Supports are drawn one by one and only the query is excluded, so they may repeat. Masks are resized to the input size,
+400.
 
-BAM (Lang et al., CVPR 2022; PFENet's data): own filter, classes drawn within the query image, distinct supports, five
-seeds, masks of the original size.
+BAM (Lang et al., CVPR 2022; PFENet's data): its own filter of images, a class drawn from those in the query image,
+distinct supports, five seeds, masks at the original size.
 
 Both give K supports to one pass of the model: HSNet's vote over K passes belongs to its network, not to its protocol.
 Compare a stream with a published one by its hash::
@@ -39,19 +40,19 @@ ProtocolName: TypeAlias = Literal["hsnet", "bam"]
 """Protocols of the literature."""
 
 EPISODES = 1000
-"""Episodes of a stream of either protocol."""
+"""Default number of episodes of a stream, in both protocols."""
 
 
 @dataclass(frozen=True)
 class EvaluationProtocol:
-    """How a benchmark is scored.
+    """The evaluation protocol of a benchmark.
 
     Args:
-        name: its name.
-        draw: its stream, of (data, fold, shots, seed, count); see `draw_stream`.
-        episodes: number of episodes of a stream; of FSS-1000, whose every image is a query once, as many as images.
-        seeds: one stream each; the figure is the mean over them.
-        mask_size: side in pixels to which target and prediction are brought before scoring; `None` is the image's size.
+        name: name of the protocol.
+        draw: function of (data, fold, shots, seed, count) that draws the episodes.
+        episodes: number of episodes of a stream; on FSS-1000, where every image is a query once, the number of images.
+        seeds: random seeds, one stream each; scores are means over them.
+        mask_size: side in pixels to which target and prediction are resized for scoring; None for the image's size.
     """
 
     name: ProtocolName
@@ -61,7 +62,11 @@ class EvaluationProtocol:
     mask_size: int | None
 
     def scored(self, target: Target) -> Target:
-        """The target as this protocol scores it: (mask_size, mask_size) by nearest neighbour, or as it is."""
+        """Resize a target to the size at which this protocol scores it: (mask_size, mask_size), by nearest neighbour.
+
+        Args:
+            target: the target at the image's size.
+        """
         if self.mask_size is None:
             return target
         return Target(_nearest(target.mask, self.mask_size), _nearest(target.ignore, self.mask_size))
@@ -79,14 +84,14 @@ def draw_stream(
 
     Args:
         data: the data set.
-        fold: the fold.
-        shots: K.
-        protocol: "hsnet" or "bam".
-        seed: seed of numpy's legacy generator; by default the first of the protocol's.
+        fold: number of the fold, whose classes are segmented.
+        shots: K, number of supports.
+        protocol: name of the protocol, "hsnet" or "bam".
+        seed: seed of numpy's legacy generator; by default the protocol's first seed.
         count: number of episodes; by default the protocol's. A shorter stream is the start of a longer one.
 
     Raises:
-        ConfigError: an unknown protocol, or `shots` or `count` below 1.
+        ConfigError: the protocol is unknown, or `shots` or `count` is below 1.
         DataError: the data set has no such fold or no rule for this protocol, or a class has too few images.
     """
     if protocol not in PROTOCOLS:
@@ -106,19 +111,20 @@ def hsnet_stream(
     seed: int = 0,
     count: int | None = None,
 ) -> list[Episode]:
-    """HSNet's stream from one of its list files, without the images.
+    """Draw HSNet's episodes from one of its list files, without the images.
 
     Args:
-        list_file: `fold0.txt` (PASCAL-5i) or `fold0.pkl` (COCO-20i; JSON too) of its `data/splits/*/val`.
-        fold: the fold of the list.
-        shots: K.
-        data: which data set the list is of.
-        seed: 0 in HSNet.
+        list_file: path of a list in HSNet's `data/splits/*/val`: `fold0.txt` (PASCAL-5i), or `fold0.pkl` or its JSON
+            (COCO-20i).
+        fold: number of the fold that the list belongs to, 0 to 3.
+        shots: K, number of supports.
+        data: data set of the list, "pascal" or "coco".
+        seed: seed of numpy's legacy generator; HSNet uses 0.
         count: number of episodes; by default HSNet's 1000.
 
     Raises:
-        ConfigError: an unknown `data`, or `shots` or `count` below 1.
-        DataError: the list cannot be read, is not of this fold, or a class has a single image.
+        ConfigError: `data` is unknown, or `shots` or `count` is below 1.
+        DataError: the list cannot be read or belongs to another fold, or a class has a single image.
     """
     if data not in ("pascal", "coco"):
         raise ConfigError(f"data={data!r}: expected pascal or coco")
@@ -129,18 +135,23 @@ def hsnet_stream(
 
 
 def stream_hash(episodes: Sequence[Episode]) -> str:
-    r"""SHA-256 of the lines `{query} {class} {support...}`, joined by "\n", classes counted from 0 as HSNet does."""
+    r"""Return the SHA-256 of the lines `{query} {class} {support...}`, joined by "\n", classes from 0 as in HSNet.
+
+    Args:
+        episodes: the episodes of a stream.
+    """
     return hashlib.sha256("\n".join(_line(episode) for episode in episodes).encode()).hexdigest()
 
 
 def hsnet_episodes(lists: FoldLists, shots: int, seed: int, count: int | None = None) -> list[Episode]:
-    """HSNet's sampler: the draws are those of its `np.random.choice` calls under `np.random.seed(seed)`.
+    """Draw episodes with HSNet's sampler: its `np.random.choice` calls after `np.random.seed(seed)`.
 
     Args:
-        lists: what is drawn from.
-        shots: K.
-        seed: of the stream.
-        count: number of episodes; by default 1000, or the number of queries with `lists.once`, which is also the most.
+        lists: images and pairs of the fold from which queries and supports are drawn.
+        shots: K, number of supports.
+        seed: seed of numpy's legacy generator.
+        count: number of episodes; by default 1000. With `lists.once` the default and the maximum is the number of
+            queries.
 
     Raises:
         DataError: a class that may be drawn has no two different images.
@@ -178,10 +189,10 @@ def _hsnet(data: Benchmark, fold: int, shots: int, seed: int, count: int | None)
 
 
 def _bam(data: Benchmark, fold: int, shots: int, seed: int, count: int | None) -> list[Episode]:
-    """BAM's rule: test images with a large enough class of the fold in turn, one of their classes of the fold each.
+    """Draw episodes with BAM's rule: the queries are the test images with a large enough class of the fold, in turn.
 
-    The class is drawn among all of the fold in the image, of whatever area, as BAM does; supports are of those with a
-    large enough area. BAM draws in the workers of a data loader, so no single published stream exists to be equal to.
+    The class is drawn from all classes of the fold in the image, whatever their area, as in BAM; supports must show it
+    with a large enough area. BAM draws in the workers of a data loader, so there is no published stream to reproduce.
     """
     classes = data.fold(fold)
     areas = data.areas("test")
@@ -211,7 +222,7 @@ PROTOCOLS: dict[str, EvaluationProtocol] = {
     "hsnet": EvaluationProtocol("hsnet", _hsnet, episodes=EPISODES, seeds=(0,), mask_size=400),
     "bam": EvaluationProtocol("bam", _bam, episodes=EPISODES, seeds=(510, 365, 382, 322, 988), mask_size=None),
 }
-"""Protocols by name. BAM's seeds are its `np.random.seed(123); np.random.randint(0, 1000, 5)`."""
+"""Protocols by name. BAM's seeds are those of its `np.random.seed(123); np.random.randint(0, 1000, 5)`."""
 
 
 def _check_positive(shots: int, count: int | None) -> None:
@@ -220,7 +231,7 @@ def _check_positive(shots: int, count: int | None) -> None:
 
 
 def _choice(rng: np.random.RandomState, size: int) -> int:
-    """`np.random.choice(list, 1, replace=False)`, which shuffles the whole list for one draw, as an index."""
+    """Draw the index that `np.random.choice(list, 1, replace=False)` draws; it shuffles the whole list."""
     return int(rng.choice(size, 1, replace=False)[0])
 
 
@@ -234,12 +245,12 @@ def _line(episode: Episode) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the hash and the first episodes of HSNet's stream; the entry point of `python -m`."""
+    """Print the hash and the first episodes of HSNet's stream."""
     parser = argparse.ArgumentParser(prog="python -m diffup.evaluation.protocols", description=main.__doc__)
-    parser.add_argument("list", help="one of HSNet's list files: fold0.txt, fold0.pkl or fold0.json")
-    parser.add_argument("--data", choices=("pascal", "coco"), required=True, help="data set that the list is of")
-    parser.add_argument("--fold", type=int, required=True, help="fold of the list, 0 to 3")
-    parser.add_argument("--shots", type=int, default=1, help="K (default: 1)")
+    parser.add_argument("list", help="a list file of HSNet: fold0.txt, fold0.pkl or fold0.json")
+    parser.add_argument("--data", choices=("pascal", "coco"), required=True, help="data set of the list")
+    parser.add_argument("--fold", type=int, required=True, help="number of the fold, 0 to 3")
+    parser.add_argument("--shots", type=int, default=1, help="K, number of supports (default: 1)")
     parser.add_argument("--show", type=int, default=3, help="number of episodes to print (default: 3)")
     options = parser.parse_args(arguments)
     try:

@@ -1,7 +1,7 @@
-"""The append-only record of scored episodes: an evaluation that was stopped goes on where it was, from any settings.
+"""The append-only record of scored episodes, from which an interrupted evaluation is resumed.
 
-One JSON object a line. A line says which setting (by the hash of all that an episode's figures depend on) and which
-episode it is of, so that one file serves many settings and many commands.
+Each line is a JSON object with the hash of its setting (everything that an episode's scores depend on) and its episode,
+so that one file serves many settings and commands.
 """
 
 from __future__ import annotations
@@ -18,37 +18,37 @@ from diffup.evaluation.evaluate import THRESHOLDS, EpisodeScore
 from diffup.utils.journal import Journal
 
 REVISION = 3
-"""Of the scoring itself; raise it when the same setting comes to give other figures."""
+"""Revision of the scoring; raise it when the same setting would give other scores."""
 
 _LABELS = ("decoder", "backbone")
 
 
 @dataclass(frozen=True)
 class Setting:
-    """All that the figures of an episode depend on, besides the episode, and names to call it by.
+    """One setting of an evaluation: everything that an episode's scores depend on, and display names.
 
     Args:
         dataset: name of the data set.
         protocol: name of the protocol.
-        split: image split that episodes are drawn from.
-        classes: whether the fold's classes are scored or the `others`.
-        fold: the fold.
-        shots: K.
+        split: name of the image split.
+        classes: which classes are scored, those of the `fold` or the `others`.
+        fold: number of the fold.
+        shots: K, number of supports.
         annotation: kind of the supports' annotations.
         backbone: name of the encoder.
-        fingerprint: of the encoder.
-        input_size: of the encoder, (height, width) in pixels.
-        decoder: what the user calls it.
-        decoder_hash: of its weights and config.
-        seed: of episodes, weak annotations and noise.
-        steps: DDIM steps.
-        ensemble: samples averaged.
-        threshold: probability above which a pixel is marked.
-        batch_size: episodes sampled together; it changes rounding.
-        bf16: sampled in bfloat16.
-        device: type of the device, which changes rounding.
-        text: fingerprint of the encoder that reads class names; empty where the annotation has none.
-        templates: what class names are put into, likewise.
+        fingerprint: fingerprint of the encoder's weights and settings.
+        input_size: (height, width) in pixels at which the encoder sees images.
+        decoder: the user's name of the decoder.
+        decoder_hash: hash of the decoder's weights and config.
+        seed: random seed of episodes, weak annotations and noise.
+        steps: number of DDIM steps.
+        ensemble: number of samples averaged.
+        threshold: probability in (0, 1) above which a pixel is in the mask.
+        batch_size: number of episodes sampled together, which affects rounding.
+        bf16: whether sampling runs in bfloat16.
+        device: type of the device, which affects rounding.
+        text: fingerprint of the text encoder; empty if the annotation has no text.
+        templates: sentences with `{}` where the class name goes; empty if the annotation has no text.
     """
 
     dataset: str
@@ -75,22 +75,22 @@ class Setting:
 
     @property
     def key(self) -> str:
-        """Hash of everything but the names, 16 hexadecimal digits."""
+        """Hash of everything but the display names, 16 hexadecimal digits."""
         facts = {name: value for name, value in asdict(self).items() if name not in _LABELS}
         text = json.dumps([REVISION, THRESHOLDS, facts], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class EpisodeRecord:
-    """A file of scored episodes, which is only ever added to.
+    """An append-only file of scored episodes.
 
-    A last line that was cut off by a kill is dropped.
+    An incomplete last line, left by a killed process, is dropped.
 
     Args:
-        path: the file; made with the first episode.
+        path: path of the file, created with the first episode.
 
     Raises:
-        DataError: any other line is damaged.
+        DataError: another line is damaged.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -105,13 +105,24 @@ class EpisodeRecord:
                 raise self._journal.damaged(number, error) from error
 
     def known(self, setting: Setting, episodes: Sequence[Episode]) -> dict[int, EpisodeScore]:
-        """Scores of a stream's episodes that are on record, by index."""
+        """Return the recorded scores of a stream's episodes, by index.
+
+        Args:
+            setting: setting of the evaluation.
+            episodes: the episodes of the stream.
+        """
         key = setting.key
         keys = ((key, _digest(index, episode)) for index, episode in enumerate(episodes))
         return {index: self._found[entry] for index, entry in enumerate(keys) if entry in self._found}
 
     def append(self, setting: Setting, episodes: Sequence[Episode], scores: Collection[EpisodeScore]) -> None:
-        """Add scores of episodes of a stream; they are on the disk when this returns."""
+        """Append scores of a stream's episodes; they are on the disk when this returns.
+
+        Args:
+            setting: setting of the evaluation.
+            episodes: the episodes of the stream.
+            scores: scores of some of these episodes.
+        """
         lines = []
         if setting.key not in self._settings:
             lines.append({"setting": setting.key, "is": asdict(setting)})
@@ -131,7 +142,7 @@ class EpisodeRecord:
 
 
 def _digest(index: int, episode: Episode) -> str:
-    """What an episode is, for the record: another class, query or support makes another episode."""
+    """Hash of an episode's index, class, query and supports."""
     text = json.dumps([index, episode.class_id, episode.query, episode.supports])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

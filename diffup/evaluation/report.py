@@ -1,4 +1,4 @@
-"""The upgrade report: decoders by training encoder against test encoders, as one page that needs nothing else."""
+"""The upgrade report: decoders (by training encoder) with different test encoders, as a self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from diffup.evaluation.table import facts
 
 BINS = 20
 PRIOR_THRESHOLD = 0.5
-"""At which the priors of Fig. 6 are binarised."""
+"""Threshold at which the priors of Fig. 6 are binarised."""
 
 
 @dataclass(frozen=True)
 class UpgradeMatrix:
-    """Scores of decoders (by the encoder that each was trained with) behind other encoders (Table 5).
+    """Scores of decoders, named by their training encoder, with different test encoders (Table 5).
 
     Args:
         trained: names of the training encoders.
         tested: names of the test encoders.
-        rows: of every pair (trained, tested), one for each fold and seed.
+        rows: scores of every pair (trained, tested), a row for each fold and seed.
     """
 
     trained: tuple[str, ...]
@@ -39,32 +39,59 @@ class UpgradeMatrix:
     rows: Mapping[tuple[str, str], Sequence[Row]]
 
     def miou(self, trained: str, tested: str) -> float:
-        """Mean mIoU over folds and seeds, percent."""
+        """Return the mean mIoU over folds and seeds, in percent.
+
+        Args:
+            trained: name of the training encoder.
+            tested: name of the test encoder.
+        """
         return statistics.fmean(row.scores.miou for row in self.rows[trained, tested])
 
     def gain(self, trained: str, tested: str) -> float | None:
-        """MIoU points above the same decoder behind its own training encoder; None if that was not tested."""
+        """Return the gain in mIoU points over the same decoder with its training encoder; None if not tested.
+
+        Args:
+            trained: name of the training encoder.
+            tested: name of the test encoder.
+        """
         if trained not in self.tested:
             return None
         return self.miou(trained, tested) - self.miou(trained, trained)
 
     def retention(self, trained: str, tested: str) -> float | None:
-        """MIoU after the swap over that of the decoder trained with the test encoder; None where there is none."""
+        """Return the ratio of the mIoU to that of a decoder trained with the test encoder; None without such a decoder.
+
+        Args:
+            trained: name of the training encoder.
+            tested: name of the test encoder.
+        """
         own = self.miou(tested, tested) if tested in self.trained else 0.0
         return self.miou(trained, tested) / own if own > 0 else None
 
     def prior_ious(self, tested: str) -> list[float]:
-        """IoU of each episode's prior behind an encoder at `PRIOR_THRESHOLD`, made as the first decoder has it."""
+        """Return the IoU in [0, 1] of each episode's prior at `PRIOR_THRESHOLD`, under the first decoder's config.
+
+        Args:
+            tested: name of the test encoder.
+        """
         rows = self.rows[self.trained[0], tested]
         return [episode.prior_iou(PRIOR_THRESHOLD) for row in rows for episode in row.episodes]
 
     def histogram(self, tested: str) -> list[int]:
-        """Counts of `prior_ious` in `BINS` bins over [0, 1]."""
+        """Count `prior_ious` in `BINS` bins of equal width over [0, 1].
+
+        Args:
+            tested: name of the test encoder.
+        """
         counts, _ = np.histogram(self.prior_ious(tested), bins=BINS, range=(0.0, 1.0))
         return [int(count) for count in counts]
 
     def to_json(self, class_names: Mapping[int, str]) -> str:
-        """Cells, histograms and rows as JSON text."""
+        """Return cells, histograms and rows as JSON text.
+
+        Args:
+            class_names: class names by id.
+        """
         cells = [
             {
                 "trained": trained,
@@ -87,10 +114,10 @@ class UpgradeMatrix:
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture of the report.
+    """A picture of the report with its caption.
 
     Args:
-        caption: what it shows.
+        caption: text above the picture.
         picture: the picture.
     """
 
@@ -101,14 +128,14 @@ class Figure:
 def render(
     matrix: UpgradeMatrix, traces: Sequence[Figure], swaps: Sequence[Figure], errors: Sequence[Figure], note: str = ""
 ) -> str:
-    """The report as an HTML page without any outside part.
+    """Render the report as a self-contained HTML page.
 
     Args:
-        matrix: the scores.
-        traces: sampling under several annotations (Fig. 7).
-        swaps: sampling behind each test encoder.
+        matrix: scores of all pairs of encoders.
+        traces: pictures of the sampling with several kinds of annotation (Fig. 7).
+        swaps: pictures of the sampling with each test encoder.
         errors: error maps under noise (Fig. 9).
-        note: why there are no error maps, where there are none.
+        note: reason why there are no error maps, if there are none.
     """
     sections = [
         _section("Decoders behind other encoders", _MATRIX_TEXT, _matrix(matrix)),

@@ -1,4 +1,4 @@
-"""Sweeps: every combination of the values that a user gives is a row, scored on the episodes of its protocol."""
+"""Sweeps: every combination of the given values is a row, scored on the episodes of its protocol."""
 
 from __future__ import annotations
 
@@ -26,30 +26,30 @@ from diffup.text.templates import Templates, resolve_templates
 from diffup.utils.options import MAX_SEED
 
 FOLDER_EPISODES = 500
-"""Episodes of a labelled folder, for which the literature has no protocol."""
+"""Default number of episodes for a labelled folder, for which the literature has no protocol."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is scored; every combination of values makes a row.
+    """The settings of a sweep; every combination of values is a row.
 
     Args:
-        protocol: `folder` draws class, query and supports uniformly from a split of a labelled folder and scores at the
-            image's own size; `hsnet` and `bam` are those of the literature, for the other data sets. By default
-            `folder` for a labelled folder and `hsnet` for the others.
-        folds: by default all that the data set has.
-        shots: values of K.
+        protocol: name of the protocol. `folder` draws class, query and supports uniformly from a split of a labelled
+            folder and scores at the image's own size; `hsnet` and `bam` are those of the literature, for the other data
+            sets. By default `folder` for a labelled folder and `hsnet` for the others.
+        folds: numbers of the folds; by default all folds of the data set.
+        shots: values of K, the number of supports.
         annotations: kinds of annotation.
-        seeds: by default the protocol's own; 0 for a folder.
-        steps: DDIM steps; None is the decoder's own.
-        ensembles: samples averaged; None is the decoder's own.
-        threshold: probability above which a pixel is marked; None is the decoder's own.
-        episodes: episodes a row; by default the protocol's, 500 for a folder.
-        split: split of a labelled folder.
-        others: score the classes outside the fold instead; for a labelled folder.
-        batch_size: episodes sampled together.
-        bf16: sample in bfloat16.
-        templates: sentences that class names are put into, for annotations with text.
+        seeds: random seeds; by default those of the protocol, 0 for a labelled folder.
+        steps: numbers of DDIM steps; None for the decoder's own.
+        ensembles: numbers of samples averaged; None for the decoder's own.
+        threshold: probability in (0, 1) above which a pixel is in the mask; None for the decoder's own.
+        episodes: number of episodes of each row; by default that of the protocol, 500 for a labelled folder.
+        split: name of the split of a labelled folder.
+        others: whether to score the classes outside the fold instead, for a labelled folder.
+        batch_size: number of episodes sampled together.
+        bf16: whether to sample in bfloat16.
+        templates: sentences with `{}` where the class name goes, for annotations with text.
     """
 
     protocol: str | None = None
@@ -68,11 +68,14 @@ class Plan:
     templates: Templates | None = None
 
     def resolve(self, data: Dataset) -> ResolvedPlan:
-        """The plan with the data set's own folds, protocol and seeds where none are given.
+        """Fill in protocol, folds and seeds that are not given, and check all values.
+
+        Args:
+            data: the data set.
 
         Raises:
-            ConfigError: a value is unknown or out of range, or the data set does not have it.
-            DataError: there is no such fold.
+            ConfigError: a value is unknown or out of range, or does not suit the data set.
+            DataError: a fold does not exist.
         """
         folder = isinstance(data, LabelledFolder)
         protocol = self.protocol or ("folder" if folder else "hsnet")
@@ -102,7 +105,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class ResolvedPlan(Plan):
-    """A `Plan` of one data set, nothing left open but what the decoder says; see `Plan.resolve`."""
+    """A `Plan` for one data set, complete and checked; only values of the decoder are still open."""
 
     protocol: str = "folder"
     folds: tuple[int, ...] = ()
@@ -115,8 +118,8 @@ class Stream:
 
     Args:
         episodes: the episodes.
-        classes: whose mean is taken.
-        scored: see `Evaluator`.
+        classes: ids of the classes over which the mean is taken.
+        scored: function that resizes a target to the size at which it is scored; None to keep its size.
     """
 
     episodes: list[Episode]
@@ -126,10 +129,10 @@ class Stream:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model that is scored.
+    """A model to score.
 
     Args:
-        name: what the user calls its decoder.
+        name: the user's name of its decoder.
         model: the model.
     """
 
@@ -142,9 +145,9 @@ class Row:
     """The scores of one setting.
 
     Args:
-        setting: what was scored.
-        scores: the figures.
-        episodes: what they come from.
+        setting: the setting.
+        scores: the scores over all episodes.
+        episodes: the scores of each episode.
     """
 
     setting: Setting
@@ -161,21 +164,23 @@ def sweep(
     cache_bytes: int = CACHE_BYTES,
     progress: bool = False,
 ) -> list[Row]:
-    """Score every candidate in every setting of a plan. Episodes on record are not scored again.
+    """Score every candidate in every setting of a plan. Recorded episodes are not scored again.
 
     Args:
-        candidates: the models.
+        candidates: the models to score.
         data: the data set.
-        plan: what is scored.
-        record: read and added to.
-        cache_bytes: memory for features of images.
-        progress: show a progress bar.
+        plan: settings of the sweep.
+        record: record of scored episodes, to which new ones are added.
+        cache_bytes: maximum memory for image features, in bytes.
+        progress: whether to show a progress bar.
 
     Returns:
-        Rows by candidate, fold, shots, annotation, seed, steps and ensemble.
+        Rows in the order of candidate, fold, shots, annotation, seed, steps and ensemble.
 
     Raises:
-        ConfigError, DataError: before anything is scored, if a candidate or the data set cannot be scored as planned.
+        ConfigError: a value is unknown or out of range, or a candidate cannot be scored as planned; raised before
+            anything is scored.
+        DataError: the data set has no such fold or split, or a class has too few images.
     """
     resolved = plan.resolve(data)
     jobs = []
@@ -202,14 +207,14 @@ def sweep(
 def score_row(
     evaluator: Evaluator, setting: Setting, stream: Stream, record: EpisodeRecord, on_episodes: Callable[[int], object]
 ) -> Row:
-    """Score one setting: what is not on record is added to it, and the figures come from the record.
+    """Score one setting; its recorded episodes are not scored again, and new ones are recorded.
 
     Args:
-        evaluator: of the setting's model.
+        evaluator: evaluator of the setting's model.
         setting: the setting.
-        stream: its episodes.
-        record: read and added to.
-        on_episodes: called with the number of episodes that came, those on record first.
+        stream: the episodes of the setting.
+        record: record of scored episodes, to which new ones are added.
+        on_episodes: function called with the number of further episodes, for a progress bar; recorded ones come first.
     """
     known = record.known(setting, stream.episodes)
     on_episodes(len(known))
@@ -233,7 +238,14 @@ def score_row(
 
 
 def draw(data: Dataset, plan: ResolvedPlan, fold: int, shots: int, seed: int) -> Stream:
-    """Draw the episodes of a fold by the plan's protocol.
+    """Draw the episodes of a fold with the plan's protocol.
+
+    Args:
+        data: the data set.
+        plan: settings of the sweep.
+        fold: number of the fold.
+        shots: K, number of supports.
+        seed: random seed of the episodes.
 
     Raises:
         DataError: the data set has no such fold or split, or a class has too few images.
@@ -250,10 +262,15 @@ def draw(data: Dataset, plan: ResolvedPlan, fold: int, shots: int, seed: int) ->
 
 
 def settings_of(candidate: Candidate, data: Dataset, plan: ResolvedPlan) -> Iterable[Setting]:
-    """The settings of a plan for one model, in the order of `sweep`.
+    """List the settings of a plan for one model, in the order of the rows of `sweep`.
+
+    Args:
+        candidate: the model.
+        data: the data set.
+        plan: settings of the sweep.
 
     Raises:
-        ConfigError: the model cannot be sampled with these steps, ensemble or threshold.
+        ConfigError: the steps, ensemble or threshold are out of range for the model.
     """
     model = candidate.model
     base: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""Rows of a sweep as a table: for the terminal, as JSON and as CSV, with means over folds and seeds."""
+"""Tables of a sweep's rows, with means over folds and seeds: as text, JSON and CSV."""
 
 from __future__ import annotations
 
@@ -30,11 +30,16 @@ _LEGEND = (
     "correlation, over episodes, of the IoU that the decoder expects with the true one"
 )
 CLEARLY = 1.0
-"""Points of mIoU by which another threshold must be better to be named."""
+"""Minimum gain in mIoU points for which the table recommends another threshold."""
 
 
 def facts(row: Row, class_names: Mapping[int, str]) -> dict[str, Any]:
-    """A row as plain data: the setting, the number of episodes, the figures (percent)."""
+    """Convert a row to plain data: the setting, the number of episodes, and the scores in percent.
+
+    Args:
+        row: a row of a sweep.
+        class_names: class names by id.
+    """
     scores = row.scores
     return {
         **asdict(row.setting),
@@ -54,14 +59,15 @@ def facts(row: Row, class_names: Mapping[int, str]) -> dict[str, Any]:
 
 
 def means(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Mean figures of rows that differ in fold and seed alone, in their order.
+    """Average the scores of rows that differ only in fold and seed, in their order.
 
     Args:
-        rows: of `facts`.
+        rows: rows as plain data, from `facts`.
 
     Returns:
-        What the rows share, `folds`, `seeds`, `episodes` in all, the mean of each figure, and the standard deviation of
-        the mIoU: `miou_over_folds` of the folds' means and `miou_over_seeds` of the seeds' (None for a single one).
+        For each group of rows: the shared settings, `folds`, `seeds`, the total number of `episodes`, the mean of each
+        score, and the standard deviation of the mIoU, `miou_over_folds` (of the folds' means) and `miou_over_seeds` (of
+        the seeds' means), None for a single fold or seed.
     """
     found = []
     for group in _groups(rows):
@@ -75,7 +81,7 @@ def means(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _groups(rows: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
-    """Rows that differ in fold and seed alone."""
+    """Group rows that differ only in fold and seed."""
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         setting = [value for name, value in row.items() if name in _shared(row)]
@@ -84,12 +90,20 @@ def _groups(rows: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
 
 
 def to_json(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows and means as JSON text."""
+    """Return rows and means as JSON text.
+
+    Args:
+        rows: rows as plain data, from `facts`.
+    """
     return json.dumps({"rows": list(rows), "means": means(rows)}, indent=2) + "\n"
 
 
 def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as CSV text with a header line; what is itself a table is left to the JSON, and sizes read 320x320."""
+    """Return rows as CSV text with a header line, without nested tables; sizes are written as 320x320.
+
+    Args:
+        rows: rows as plain data, from `facts`.
+    """
     flat = [
         {
             name: "x".join(map(str, value)) if isinstance(value, list) else value
@@ -106,7 +120,11 @@ def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def to_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows and means for the terminal. What all rows share is said once, above the table."""
+    """Return rows and means as a text table. Settings that all rows share are written once, above the table.
+
+    Args:
+        rows: rows as plain data, from `facts`.
+    """
     varied = [name for name in _SHOWN if len({row[name] for row in rows}) > 1]
     if len({row["fingerprint"] for row in rows}) > len({row["backbone"] for row in rows}):
         varied.insert(0, "fingerprint")  # one encoder with several weights
@@ -128,7 +146,7 @@ def to_text(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _better_thresholds(rows: Sequence[Mapping[str, Any]], varied: Sequence[str]) -> list[str]:
-    """A line for each setting whose mean mIoU another threshold raises clearly."""
+    """A line for each setting whose mean mIoU would be at least `CLEARLY` points higher at another threshold."""
     lines = []
     for group in _groups(rows):
         own = statistics.fmean(row["miou"] for row in group)
@@ -154,7 +172,7 @@ def _spread_line(mean: Mapping[str, Any], varied: Sequence[str]) -> str:
 
 
 def _shared(row: Mapping[str, Any]) -> list[str]:
-    """Fields that say what was scored, but for fold and seed."""
+    """Names of the fields that describe the setting, except fold and seed."""
     return [name for name in row if name not in _AVERAGED][: list(row).index("episodes") - len(_AVERAGED)]
 
 

@@ -1,4 +1,4 @@
-"""Labelling many images: a folder on one machine, or a data set on a Ray cluster."""
+"""Bulk labelling of images: a folder on one machine, or a dataset on a Ray cluster."""
 
 from diffup.labelling.folder import LabelPlan, LabelReport, label_folder
 

@@ -1,4 +1,4 @@
-"""The files that `diffup.labelling.folder` writes for an image: their names, what they are worth, and when they go."""
+"""The files that `diffup.labelling.folder` writes for an image: names, hashes, writing and removal."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from diffup.label_map import LabelMap
 from diffup.utils.files import replacing, write_text
 
 PLACES = {"png": ("labels", ".png"), "overlay": ("overlays", ".jpg"), "yolo": ("yolo/labels", ".txt")}
-"""Folder and ending of the files of a format that has one for each image."""
+"""Folder and file ending of each format that writes one file per image."""
 
 
 @dataclass(frozen=True)
 class PhotoFacts:
-    """What a photo is told by from one run to the next.
+    """File facts by which a changed photo is recognised in a later run.
 
     Args:
-        size: bytes.
-        modified: time of the last change of its content, in nanoseconds.
-        changed: time of the last change of anything, likewise.
-        digest: hash of its content.
+        size: size of the file in bytes.
+        modified: time of the last change of content, in nanoseconds.
+        changed: time of the last change of content or metadata, in nanoseconds.
+        digest: hash of the content.
     """
 
     size: int
@@ -37,7 +37,11 @@ class PhotoFacts:
 
     @classmethod
     def of(cls, path: Path) -> PhotoFacts | None:
-        """Facts of a file; None if it cannot be read."""
+        """Read the facts of a file; None if it cannot be read.
+
+        Args:
+            path: path of the file.
+        """
         try:
             facts = path.stat()
             return cls(facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, digest_of(path))
@@ -45,7 +49,11 @@ class PhotoFacts:
             return None
 
     def still(self, path: Path) -> bool:
-        """Whether the file has the same content; it is read only if it was touched."""
+        """Whether a file still has the same content; it is read only if its times changed.
+
+        Args:
+            path: path of the file.
+        """
         try:
             facts = path.stat()
             if (facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns) == (self.size, self.modified, self.changed):
@@ -56,7 +64,11 @@ class PhotoFacts:
 
 
 def digest_of(path: Path) -> str:
-    """Hash of a file's content."""
+    """Return the hash of a file's content, 32 hexadecimal digits.
+
+    Args:
+        path: path of the file.
+    """
     digest = hashlib.blake2b(digest_size=16)
     with path.open("rb") as file:
         while block := file.read(2**20):
@@ -65,22 +77,28 @@ def digest_of(path: Path) -> str:
 
 
 def file_of(output: Path, written: str, name: str) -> Path:
-    """The file of an image in a format of `PLACES`.
+    """Return the path of an image's file in one format.
 
     Args:
         output: folder of the results.
-        written: the format.
-        name: what the image's files are called, of `names_of`.
+        written: the format, a key of `PLACES`.
+        name: base name of the image's files, from `names_of`.
     """
     folder, ending = PLACES[written]
     return output / folder / f"{name}{ending}"
 
 
 def write_files(name: str, result: LabelMap, output: Path, formats: Iterable[str]) -> dict[str, str]:
-    """Write the files of one image, each whole or not at all.
+    """Write the files of one image. A partial file is never left.
+
+    Args:
+        name: base name of the image's files, from `names_of`.
+        result: label map of the image.
+        output: folder of the results.
+        formats: formats to write; those without a file per image are skipped.
 
     Returns:
-        The hash of each file's content, by its path relative to the output.
+        The hash of each file's content, by the file's path relative to `output`.
     """
     made = {}
     for written in formats:
@@ -100,14 +118,14 @@ def write_files(name: str, result: LabelMap, output: Path, formats: Iterable[str
 
 
 def remove_files(output: Path, files: Mapping[str, str]) -> list[Path]:
-    """Remove files of an image, but none that was changed since it was written.
+    """Remove the files of an image, unless one of them was changed after it was written.
 
     Args:
         output: folder of the results.
-        files: as `write_files` returned them.
+        files: hashes of the written files by relative path, from `write_files`.
 
     Returns:
-        The files that were changed and stay.
+        The changed files; if there are any, no file is removed.
     """
     edited = edited_files(output, files)
     if not edited:
@@ -117,23 +135,28 @@ def remove_files(output: Path, files: Mapping[str, str]) -> list[Path]:
 
 
 def edited_files(output: Path, files: Mapping[str, str]) -> list[Path]:
-    """Those files of an image that were changed since they were written."""
+    """List the files of an image that were changed after they were written.
+
+    Args:
+        output: folder of the results.
+        files: hashes of the written files by relative path, from `write_files`.
+    """
     there = [(output / path, digest) for path, digest in files.items() if (output / path).is_file()]
     return [path for path, digest in there if digest_of(path) != digest]
 
 
 def names_of(images: Iterable[str], fixed: Mapping[str, str]) -> dict[str, str]:
-    """What the files of each image are called: as the image, without its ending where that is unmistakable.
+    """Choose the base name of each image's files: the image's name, without its ending if that is unique.
 
-    `a.jpg` gives `a`; `a.jpg` and `a.png`, side by side, give `a.jpg` and `a.png`, to which come the endings of what is
-    written. Names that differ in case or in Unicode's composition alone count as one, as they do on some disks.
+    `a.jpg` gives `a`; `a.jpg` and `a.png` in one folder give `a.jpg` and `a.png`, to which the endings of the written
+    files are added. Names that differ only in case or in Unicode composition count as equal, as on some file systems.
 
     Args:
         images: names of the images, relative to their folder.
-        fixed: names that are given already, by image; of images in the list or of others.
+        fixed: base names already in use, by image name; also those of images that are not in `images`.
 
     Returns:
-        Names of all images in the list.
+        Base names by image name, for all of `images`.
     """
     images = list(images)
     level = {image: 0 for image in images if image not in fixed}
@@ -156,7 +179,11 @@ def names_of(images: Iterable[str], fixed: Mapping[str, str]) -> dict[str, str]:
 
 
 def stem_of(image: str) -> str:
-    """An image's name without its ending, but with its folders."""
+    """Return an image's name with its folders and without its ending.
+
+    Args:
+        image: name of the image, relative to its folder.
+    """
     return Path(image).with_suffix("").as_posix()
 
 
@@ -171,7 +198,7 @@ def _name(image: str, level: int) -> str:
 
 
 def _keys(name: str) -> list[str]:
-    """What a name is known by to disks: by itself, and with the endings it gets, which may be those of a folder."""
+    """Keys under which file systems compare a base name: the name with each ending that is added to it."""
     return [_key(f"{name}{ending}") for _, ending in PLACES.values()]
 
 
@@ -180,12 +207,16 @@ def _key(name: str) -> str:
 
 
 def yaml_string(text: str) -> str:
-    """Text as a double-quoted scalar of YAML 1.1 and 1.2, in ASCII, so that no reader's encoding matters.
+    """Quote text as a scalar of YAML 1.1 and 1.2, in ASCII so that a reader's encoding does not matter.
 
-    JSON's escapes would not do: they write characters beyond U+FFFF as two halves, which YAML takes for two characters.
+    JSON escapes are not suitable: they write characters beyond U+FFFF as surrogate pairs, which YAML reads as two
+    characters.
+
+    Args:
+        text: the text to quote.
 
     Raises:
-        FormatError: the text holds such a half by itself.
+        FormatError: the text holds a lone surrogate.
     """
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise FormatError(f"{text!r} holds half a character (a lone surrogate), which no file can hold; write it anew")
@@ -201,5 +232,9 @@ def _yaml_character(character: str) -> str:
 
 
 def facts_of(entry: Mapping[str, Any]) -> PhotoFacts | None:
-    """The photo's facts in an entry of the record; None in those of older versions."""
+    """Return the photo's facts in an entry of the record; None for entries of older versions.
+
+    Args:
+        entry: entry of an image in the record.
+    """
     return PhotoFacts(*entry["photo"]) if entry.get("photo") else None

@@ -1,4 +1,4 @@
-"""Label the images of a folder and write what labelling tools and trainers read; a kill costs what was under way."""
+"""Label all images of a folder, resumably, and write files for labelling tools and training frameworks."""
 
 from __future__ import annotations
 
@@ -47,27 +47,27 @@ FORMATS: tuple[Format, ...] = get_args(Format)
 
 RECORD = "record.jsonl"
 SUMMARIES = {"coco": "annotations.json", "yolo": "yolo/data.yaml", "csv": "quality.csv"}
-"""Files about all images, by format."""
+"""Files that cover all images, by format."""
 
 _OF_A_NAME = {errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
-"""Errors that the name of one file makes; all others would come again with the next file."""
+"""Error numbers that the name of a single file can cause; other errors would occur again with the next file."""
 
 REVISION = 1
-"""Of what is written for an image; raise it when the same settings come to give other files."""
+"""Revision of the written files; raise it when the same settings would give other files."""
 
 
 @dataclass(frozen=True)
 class LabelPlan(SamplingOptions):
-    """What to write, and how masks are sampled (the fields of `SamplingOptions`).
+    """The files to write, and the sampling options (the fields of `SamplingOptions`).
 
     Attributes:
-        formats: `png` label maps, `coco` one instances file, `yolo` text files, `overlay` pictures, `csv` the table
-            of predicted quality.
-        encoding: of COCO's masks: `rle` (exact and short) or `polygon` (which labelling tools can edit).
-        instances: in COCO, make an object of every connected part instead of one of each class in an image.
+        formats: formats to write: `png` (label maps), `coco` (one instances file), `yolo` (text files), `overlay`
+            (pictures), `csv` (table of predicted quality).
+        encoding: format of COCO's masks, `rle` (exact and short) or `polygon` (editable in labelling tools).
+        instances: whether every connected part is a COCO object of its own, instead of one object per class and image.
 
     Raises:
-        ConfigError: no format, an unknown one, an unknown encoding, or a generator instead of a seed.
+        ConfigError: `formats` is empty, a format or the encoding is unknown, or a generator is given instead of a seed.
     """
 
     formats: tuple[Format, ...] = ("png", "csv")
@@ -86,16 +86,16 @@ class LabelPlan(SamplingOptions):
 
 @dataclass(frozen=True)
 class LabelReport:
-    """What a run of `label_folder` did.
+    """The outcome of a run of `label_folder`.
 
     Attributes:
-        labelled: images labelled now.
-        known: images that were on record.
-        failed: images that could not be read or labelled, with the reasons.
-        files: folders and files of the results.
-        left_out: files and folders of the folder that were not looked at, with the reasons.
-        gone: images that were on record and are no longer in the folder.
-        kept: label files of such images that stay, because they were changed after they were written.
+        labelled: number of images labelled in this run.
+        known: number of images labelled in earlier runs.
+        failed: reasons why images could not be read or labelled, by image name.
+        files: paths of the folders and files with the results.
+        left_out: reasons why files and folders were skipped, by name.
+        gone: names of images labelled in earlier runs that are no longer in the folder.
+        kept: label files of such images that were not removed, because they were changed after they were written.
     """
 
     labelled: int
@@ -120,30 +120,29 @@ def label_folder(
 ) -> LabelReport:
     """Label every image in a folder and its subfolders.
 
-    Each image's files are written whole, then the image is put on record (`record.jsonl`). The same call after a kill
-    goes on with the images that are not on record, tries again those that could not be read, and ends with the files
-    that an undisturbed run would have written, bit for bit if the batch size is the same.
+    After the files of an image are written, the image is recorded in `record.jsonl`. The same call resumes an
+    interrupted run: it labels the images that are not recorded, retries those that could not be read, and gives the
+    same files as an uninterrupted run, bit for bit if the batch size is the same.
 
-    The results are those of what is in the folder now: an image that was changed or whose label files are missing is
-    labelled again, and what was written about an image that is no longer there is removed. A label file that was
-    changed since it was written is neither removed nor replaced. One process at a time may write to an output folder;
-    a second one is refused.
+    Results follow the current content of the folder: an image that was changed, or whose label files are missing, is
+    labelled again, and files of an image that is no longer there are removed. A label file that was changed after it
+    was written is neither removed nor replaced. Only one process at a time may write to an output folder.
 
     Args:
-        model: encoder and decoder.
-        folder: of the images. They are found by their endings, those of all formats that Pillow reads; links to
-            folders are followed, and names that begin with a dot are left out.
-        prototypes: of one or several classes.
-        output: folder for the results, outside of `folder`; made if needed.
-        plan: what to write.
-        batch_size: images that are encoded and decoded together.
-        workers: threads that read images.
-        progress: show a progress bar.
+        model: the model.
+        folder: folder of the images, which are found by their endings (all formats that Pillow reads). Links to folders
+            are followed, and names that begin with a dot are skipped.
+        prototypes: prototypes of one class, or a list with those of several.
+        output: folder for the results, outside of `folder`; created if needed.
+        plan: files to write, and sampling options; by default `LabelPlan()`.
+        batch_size: number of images encoded and decoded together.
+        workers: number of threads that read images.
+        progress: whether to show a progress bar.
 
     Raises:
-        DataError: there is no such folder or no image in it, the record is damaged, or the output holds the results of
-            other settings or files that are not of `label_folder`.
-        StorageError: another process writes to the output, or it cannot be written to.
+        DataError: the folder does not exist or holds no image, the record is damaged, or the output holds results of
+            other settings or files that `label_folder` did not write.
+        StorageError: another process writes to the output, or the output cannot be written to.
         ConfigError: an option is out of range, or the output lies within the folder.
         MissingPackageError: a format needs a package that is not installed.
         PrototypesError: prototypes do not fit the model or each other.
@@ -164,13 +163,13 @@ def label_folder(
         failed = {**listing.failed, **state.failed}
         images = [image for image in listing.images if image not in state.failed]
         left = {image for image in images if image not in state.done}
-        # A batch is decoded as a whole if any of it is left, so that rounding is that of an undisturbed run.
+        # A batch with any image left is decoded as a whole, so that rounding equals that of an uninterrupted run.
         batches = [images[start : start + batch_size] for start in range(0, len(images), max(1, batch_size))]
         listed = [image for batch in batches if not left.isdisjoint(batch) for image in batch]
         photos: dict[str, PhotoFacts | None] = {}
 
         def sources() -> Iterator[Path]:
-            for image in listed:  # the facts come first: a change while it is read is noticed by the next run
+            for image in listed:  # facts before reading: the next run notices a change in between
                 photos[image] = PhotoFacts.of(folder / image)
                 yield folder / image
 
@@ -198,26 +197,29 @@ def label_folder(
 
 
 def find_images(folder: Path) -> list[str]:
-    """Paths of the images of a folder, relative to it, with forward slashes, in order.
+    """Return the sorted names of the images in a folder and its subfolders, relative to it, with forward slashes.
+
+    Args:
+        folder: path of the folder.
 
     Raises:
-        DataError: see `label_folder`.
+        DataError: the folder does not exist or holds no image.
     """
     return list_images(folder).images
 
 
 @dataclass(frozen=True)
 class _State:
-    """What is to be done about each image.
+    """The state of each image at the start of a run.
 
     Attributes:
-        done: images whose labels are those of the photo as it is now.
-        names: what the files of images are called, of those done and of those whose files stay.
-        errors: why images could not be read the last time.
-        failed: images that cannot be labelled again without harm, with the reasons.
-        forgotten: images whose entries in the record count no more.
-        gone: images on record that are no longer in the folder.
-        kept: files of such images that stay, because they were changed after they were written.
+        done: images whose labels are up to date.
+        names: base names of the files of images that are done or whose files stay, by image name.
+        errors: reasons why images could not be read in an earlier run, by image name.
+        failed: reasons why images cannot be labelled without overwriting a user's change, by image name.
+        forgotten: images whose entries in the record are no longer valid.
+        gone: recorded images that are no longer in the folder.
+        kept: files of such images that were not removed, because they were changed after they were written.
     """
 
     done: frozenset[str]
@@ -230,7 +232,7 @@ class _State:
 
 
 def _compare(folder: Path, output: Path, listing: Listing, known: dict[str, dict[str, Any]]) -> _State:
-    """Hold the record against the folder, and remove the files of what is gone or has changed."""
+    """Compare the record with the folder, and remove the files of images that are gone or have changed."""
     there = set(listing.images)
     errors = {image: entry["error"] for image, entry in known.items() if "error" in entry}
     labelled = {image: entry for image, entry in known.items() if "error" not in entry}
@@ -258,10 +260,10 @@ def _compare(folder: Path, output: Path, listing: Listing, known: dict[str, dict
 
 
 def _files_of(entry: dict[str, Any], image: str, output: Path, there: bool) -> dict[str, str]:
-    """The files that were written for an image, with their hashes.
+    """Hashes of the files written for an image, by relative path.
 
-    Records of older versions do not tell. If the image is there, its files are replaced; if it is gone, those that may
-    be its own count as changed by somebody, so that they stay.
+    Records of older versions do not list them. If the image is there, its files are replaced; if it is gone, the files
+    that may belong to it count as changed, so that they are not removed.
     """
     if "files" in entry or there:
         return dict(entry.get("files", {}))
@@ -270,7 +272,7 @@ def _files_of(entry: dict[str, Any], image: str, output: Path, there: bool) -> d
 
 
 def _still(folder: Path, output: Path, image: str, entry: dict[str, Any]) -> bool:
-    """Whether an image is what it was when it was labelled, and all its files are there."""
+    """Whether an image is unchanged since it was labelled, and all its files exist."""
     facts = facts_of(entry)
     return (
         facts is not None and facts.still(folder / image) and all((output / file).exists() for file in entry["files"])
@@ -278,10 +280,10 @@ def _still(folder: Path, output: Path, image: str, entry: dict[str, Any]) -> boo
 
 
 def _need_packages(plan: LabelPlan) -> None:
-    """Refuse what a package is missing for before anything is computed.
+    """Check, before anything is computed, that the packages of the formats are installed.
 
     Raises:
-        MissingPackageError: one is.
+        MissingPackageError: a package is not installed.
     """
     if "coco" in plan.formats:
         need("pycocotools.mask", "the format coco")
@@ -290,7 +292,7 @@ def _need_packages(plan: LabelPlan) -> None:
 
 
 def _settings(model: DiffUp, classes: Sequence[Prototypes], plan: LabelPlan) -> dict[str, Any]:
-    """All that the written files depend on, besides the images; ready for JSON."""
+    """Everything that the written files depend on besides the images, ready for JSON."""
     sampling = plan.resolve(model.config)
     return {
         "revision": REVISION,
@@ -309,7 +311,11 @@ def _settings(model: DiffUp, classes: Sequence[Prototypes], plan: LabelPlan) -> 
 
 
 def digest(prototypes: Prototypes) -> str:
-    """Hash of what prototypes contribute, 16 hexadecimal digits."""
+    """Return a hash of the features and embeddings of prototypes, 16 hexadecimal digits.
+
+    Args:
+        prototypes: prototypes of one class.
+    """
     tensors: list[Tensor] = []
     if prototypes.features is not None:
         features = prototypes.features
@@ -326,11 +332,11 @@ def digest(prototypes: Prototypes) -> str:
 def _open_record(
     journal: Journal, settings: dict[str, Any], output: Path, images: Sequence[str], plan: LabelPlan
 ) -> dict[str, dict[str, Any]]:
-    """The images on record, with what was written for them or their errors; the record is begun if there is none.
+    """Read the recorded images with their files or errors; create the record if there is none.
 
     Raises:
-        DataError: it is of other settings, or damaged; or there is none, but a file of another origin that would be
-            replaced.
+        DataError: the record has other settings or is damaged; or there is no record, but a file of other origin that
+            would be overwritten.
     """
     known: dict[str, dict[str, Any]] = {}
     begun = False
@@ -351,15 +357,15 @@ def _open_record(
 
 
 def compare_settings(record: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
-    """Refuse to go on with the results of a run with other settings.
+    """Check that a run to be resumed has the same settings.
 
     Args:
-        record: where the settings of that run are.
-        theirs: its settings.
-        ours: those of this run.
+        record: path of the file with the settings of the earlier run.
+        theirs: settings of the earlier run.
+        ours: settings of this run.
 
     Raises:
-        DataError: they differ; the message says where.
+        DataError: settings differ; the message names them.
     """
     other = [name for name in ours if theirs.get(name) != ours[name]]
     if other:
@@ -371,10 +377,10 @@ def compare_settings(record: Path, theirs: dict[str, Any], ours: dict[str, Any])
 
 
 def _refuse_strangers(output: Path, images: Sequence[str], plan: LabelPlan) -> None:
-    """Refuse to begin where files would be replaced that are not ours.
+    """Check that a new run overwrites no file of other origin.
 
     Raises:
-        DataError: there is one.
+        DataError: such a file exists.
     """
     names = names_of(images, {}).values()
     ours = [output / SUMMARIES[written] for written in plan.formats if written in SUMMARIES]
@@ -390,7 +396,7 @@ def _refuse_strangers(output: Path, images: Sequence[str], plan: LabelPlan) -> N
 def _label(
     image: str, name: str, result: object, photo: PhotoFacts | None, output: Path, plan: LabelPlan
 ) -> dict[str, Any]:
-    """Write the files of one image; what the record says of it, or of why there are none."""
+    """Write the files of one image and return its entry for the record, which has the error if there is one."""
     if isinstance(result, Failure):
         return {"image": image, "error": result.reason}
     if not isinstance(result, LabelMap):
@@ -406,7 +412,7 @@ def _label(
     if "coco" in plan.formats:
         entry["coco"] = coco_annotations(
             result.labels,
-            image_id=0,  # numbered when all images are known
+            image_id=0,  # set when all images are known
             category_ids=range(1, len(result.names) + 1),
             encoding=plan.encoding,
             instances=plan.instances,
@@ -418,7 +424,7 @@ def _label(
 def _write_summaries(
     journal: Journal, output: Path, images: Sequence[str], failed: dict[str, str], names: Sequence[str], plan: LabelPlan
 ) -> tuple[Path, ...]:
-    """Write what is about all images in the folder, in the order of their names; where every format's results are."""
+    """Write the files that cover all images, sorted by name, and return the path of each format's results."""
     there = set(images).difference(failed)
     entries = {entry["image"]: entry for _, entry in journal.read() if entry.get("image") in there}
     entries |= {image: {"image": image, "error": reason} for image, reason in failed.items()}
@@ -436,7 +442,7 @@ def _write_summaries(
 
 
 def _coco(entries: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
-    """COCO's instances file of the images that could be read, numbered from 1 on."""
+    """COCO instances file of the images that could be read, with image ids from 1."""
     readable = [entry for entry in entries if "error" not in entry]
     images, annotations = [], []
     for number, entry in enumerate(readable, start=1):
@@ -446,21 +452,21 @@ def _coco(entries: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
 
 
 def _yolo_data(names: Sequence[str]) -> str:
-    """YOLO's list of classes, in YAML."""
+    """YOLO's class list, in YAML."""
     return "names:\n" + "".join(f"  {index}: {yaml_string(name)}\n" for index, name in enumerate(names))
 
 
 def quality_table(entries: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
-    """The images as CSV, those that most need a look first.
+    """Return a CSV table of the images, in the order in which they need review.
 
-    First those that could not be read, then those in which nothing was found, then by the lowest quality among the
-    classes that were found. `quality` is that lowest one, empty where nothing was found; each class has its own
-    quality and the part of the image that it takes. Classes in `found` are divided by semicolons, and a name that holds
-    one is in quotes, as in CSV.
+    Images that could not be read come first, then images without any class, then the others by the lowest predicted
+    quality of the classes found. The column `quality` is that lowest value, empty if no class was found; each class
+    also has its own quality and share of the image. Classes in the column `found` are separated by semicolons, and a
+    name with a semicolon is quoted, as in CSV.
 
     Args:
-        entries: of the record.
-        names: of the classes.
+        entries: entries of the images in the record.
+        names: names of the classes.
     """
     rows = []
     for entry in entries:
@@ -478,7 +484,7 @@ def quality_table(entries: Sequence[dict[str, Any]], names: Sequence[str]) -> st
 
 
 def _row(cells: Sequence[str], delimiter: str) -> str:
-    """Cells as a row of CSV, without the end of the line."""
-    text, end = io.StringIO(), "\r\n"  # the writer quotes cells that hold one of its line's ends, and only these
+    """Join cells to a CSV row, without the line ending."""
+    text, end = io.StringIO(), "\r\n"  # with this ending the writer quotes cells that hold either character of it
     csv.writer(text, delimiter=delimiter, lineterminator=end).writerow(cells)
     return text.getvalue().removesuffix(end)

@@ -1,4 +1,4 @@
-"""What a folder of photos holds: the images, those that cannot be used, and what is left out, each with a reason."""
+"""Listing of a folder of photos: images, images that cannot be used, and skipped files, with the reasons."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from diffup.inputs.images import is_image_name
 
 HIDDEN = "hidden"
 OTHER = "no image by its ending"
-_NAMED = 10  # things that a message names before it counts the rest
+_NAMED = 10  # maximum number of names in a message; the rest are counted
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,10 @@ class Listing:
     """The images in a folder and its subfolders. All names are relative to it, with forward slashes.
 
     Attributes:
-        images: names of the images, in order.
-        failed: images that cannot be used, whatever is in them, with the reasons.
-        left_out: files and folders (with a slash at the end) that were not looked at, with the reasons.
-        folders: all that were looked through, links resolved, with their names.
+        images: sorted names of the images.
+        failed: reasons why images cannot be used, whatever their content, by name.
+        left_out: reasons why files and folders (with a trailing slash) were skipped, by name.
+        folders: names of the folders that were searched, by resolved path.
     """
 
     images: list[str] = field(default_factory=list)
@@ -32,16 +32,16 @@ class Listing:
 
 
 def list_images(folder: Path) -> Listing:
-    """Find every image by its ending.
+    """List the images of a folder and its subfolders by their file endings.
 
-    Links to folders are followed; a folder that several lead to, or one that holds the folder itself, is looked through
-    once. Files and folders whose names begin with a dot are left out.
+    Links to folders are followed, but each folder is searched only once, even if links form a circle. Names that begin
+    with a dot are skipped.
 
     Args:
-        folder: the folder.
+        folder: path of the folder.
 
     Raises:
-        DataError: there is no such folder, or no image in it.
+        DataError: the folder does not exist, or holds no image.
     """
     if not folder.is_dir():
         raise DataError(f"folder: there is no folder {str(folder)!r}")
@@ -63,10 +63,10 @@ def list_images(folder: Path) -> Listing:
 
 
 def summary(reasons: dict[str, str]) -> str:
-    """Names by reason, counted and the first of them named, for a line of text; empty for none.
+    """Summarise reasons in one line: for each reason the number of names, and the first of them.
 
     Args:
-        reasons: reasons by name.
+        reasons: reasons by name; the summary of none is empty.
     """
     groups: dict[str, list[str]] = {}
     for name, reason in sorted(reasons.items()):
@@ -79,19 +79,23 @@ def summary(reasons: dict[str, str]) -> str:
 
 
 def printable(name: str) -> str:
-    r"""A file's name as text that any file can hold: what is no Unicode becomes `\udcNN`."""
+    r"""Return a file name as valid Unicode; bytes that are not become `\udcNN`.
+
+    Args:
+        name: name of a file, which may hold surrogate escapes.
+    """
     return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _look_through(folder: Path, name: str, listing: Listing, waiting: list[str], links: list[str]) -> str | None:
-    """Sort the entries of one folder; why it is left out, or None.
+    """Classify the entries of one folder; return the reason if the folder is skipped, else None.
 
     Args:
-        folder: where the listing begins.
-        name: of the folder to look through, relative to that.
-        listing: added to.
-        waiting: names of subfolders to look through, added to.
-        links: names of links to folders, added to.
+        folder: root folder of the listing.
+        name: name of the folder to search, relative to `folder`.
+        listing: listing to which the entries are added.
+        waiting: names of subfolders still to be searched, to which new ones are added.
+        links: names of links to folders still to be searched, to which new ones are added.
     """
     try:
         real = (folder / name).resolve(strict=True)
@@ -122,7 +126,7 @@ def _look_through(folder: Path, name: str, listing: Listing, waiting: list[str],
 
 
 def _kind(entry: os.DirEntry[str]) -> tuple[bool, str | None]:
-    """Whether it is a folder, or a link to one, and why it cannot be used, if that is known already."""
+    """Whether an entry is a folder or a link to one, and the reason why it cannot be used, if it is already known."""
     try:
         if entry.is_dir():
             return True, None

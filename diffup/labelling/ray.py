@@ -1,7 +1,7 @@
-"""Bulk labelling as a Ray Data pipeline (extra `ray`): the same code on a laptop and on a cluster.
+"""Bulk labelling as a Ray Data pipeline (extra `ray`), the same on a laptop and on a cluster.
 
-Ray moves the rows, starts the workers and does again what a lost worker had begun. A worker loads the encoder once and
-gets decoder and prototypes from Ray's object store; what it does with its images is `DiffUp.segment_many`.
+Ray distributes the rows, starts the workers and repeats the tasks of a lost worker. Each worker loads the encoder once,
+gets decoder and prototypes from Ray's object store, and calls `DiffUp.segment_many` on its images.
 """
 
 from __future__ import annotations
@@ -39,24 +39,25 @@ _PURPOSE = "labelling with Ray"
 
 @dataclass(frozen=True)
 class RayPlan(SamplingOptions):
-    """What workers load, how they sample masks (the fields of `SamplingOptions`), and how many there are.
+    """Model, workers and sampling options (the fields of `SamplingOptions`) of a Ray pipeline.
 
     Attributes:
-        decoder: see `DiffUp.from_pretrained`; read where the plan is used and sent to the workers.
-        revision: of a hub repository.
+        decoder: folder or hub repository (`"user/repo"`) of the decoder, by default the one that comes with the
+            package. It is loaded by the driver and sent to the workers.
+        revision: branch, tag or commit of the hub repository.
         backbone: name of the encoder, which each worker loads for itself, or an object, which is pickled; by default
-            the one that the decoder names.
-        device: of a worker; by default the GPU that Ray gives it, or else the CPU.
-        images: column that holds the images: paths that every machine can read, bytes of image files
+            the encoder named in the decoder's config.
+        device: torch device of a worker; by default the GPU that Ray assigns to it, or else the CPU.
+        images: name of the column with the images: paths that every machine can read, bytes of image files
             (`ray.data.read_binary_files`), or arrays (`ray.data.read_images`).
-        batch_size: images that are encoded and decoded together.
-        readers: threads of a worker that read images.
-        task_size: images that are handed to a worker at a time, and what is done again when it dies. A multiple of
-            `batch_size` keeps batches full.
-        concurrency: workers, or the least and the most of them; by default from one up to what the cluster holds. On
-            a fixed number leave a core for Ray's own tasks.
-        num_cpus: cores of a worker; PyTorch uses as many threads, rounded down.
-        num_gpus: GPUs of a worker, parts of one included.
+        batch_size: number of images encoded and decoded together.
+        readers: number of threads of each worker that read images.
+        task_size: number of images in a task, which is repeated if its worker dies. A multiple of `batch_size` keeps
+            batches full.
+        concurrency: number of workers, or (minimum, maximum); by default from one to as many as the cluster can hold.
+            With a fixed number leave a core for Ray's own tasks.
+        num_cpus: number of cores of each worker; PyTorch uses as many threads, rounded down.
+        num_gpus: number of GPUs of each worker, which may be a fraction.
 
     Raises:
         ConfigError: a number is out of range, or a generator is given instead of a seed.
@@ -90,18 +91,18 @@ class RayPlan(SamplingOptions):
 
     @property
     def pool(self) -> tuple[int, int | None]:
-        """The least and the most workers."""
+        """Minimum and maximum number of workers; None for no maximum."""
         if self.concurrency is None:
             return 1, None
         return self.concurrency if isinstance(self.concurrency, tuple) else (self.concurrency, self.concurrency)
 
 
 class Labeller:
-    """The callable that Ray Data makes an actor of, one for each worker.
+    """The callable of each worker, which Ray Data runs as an actor.
 
     Args:
-        shared: a decoder and a list of prototypes, in Ray's object store.
-        plan: what to do.
+        shared: reference to the decoder and the list of prototypes in Ray's object store.
+        plan: model, workers and sampling options.
 
     Raises:
         PrototypesError: the prototypes were made with another encoder.
@@ -118,7 +119,17 @@ class Labeller:
             item.check(self.model)
 
     def __call__(self, rows: pyarrow.Table) -> pyarrow.Table:
-        """The rows with their results, see `label_dataset`."""
+        """Label the images of some rows.
+
+        Args:
+            rows: rows with a column of images.
+
+        Returns:
+            The rows with the columns of results that `label_dataset` describes.
+
+        Raises:
+            ConfigError: there is no such column of images, or a column has the name of a column of results.
+        """
         import pyarrow
         from ray.data.block import BlockAccessor
 
@@ -148,24 +159,25 @@ def label_dataset(
 ) -> Dataset:
     """Label the images of a Ray dataset, lazily.
 
-    Each label map is that of `DiffUp.segment_many`, up to the rounding of batched arithmetic. Rows may come in another
-    order. When a worker dies, Ray gives its rows to another: none is lost and none comes twice.
+    Label maps equal those of `DiffUp.segment_many`, up to the rounding of batched arithmetic. The order of rows may
+    change. If a worker dies, Ray gives its rows to another one; no row is lost or duplicated.
 
     Args:
-        dataset: with a column of images (`RayPlan.images`).
-        prototypes: of one or several classes.
-        plan: what to load and what to do.
+        dataset: Ray dataset with a column of images, named in `RayPlan.images`.
+        prototypes: prototypes of one class, or a list with those of several.
+        plan: model, workers and sampling options; by default `RayPlan()`.
 
     Returns:
-        The dataset's columns (without the images, unless they are paths) and, for every row, `labels`: indexed PNG
-        file, see `LabelMap.labels`; `height`, `width`; `quality`: the lowest expected IoU among the classes that were
-        found, null where there is none; `classes`: name, label, area_fraction, quality and threshold of each;
-        `error`: why the image could not be read, with nulls in the other columns, or null.
+        The dataset with its columns (except the images, unless they are paths) and the columns of results: `labels`,
+        the label map as bytes of an indexed PNG file; `height` and `width` in pixels; `quality`, the lowest predicted
+        IoU among the classes found, null if there is none; `classes`, with name, label, area_fraction, quality and
+        threshold of each class; `error`, the reason why the image could not be read, else null. After an error the
+        other columns of results are null.
 
     Raises:
         MissingPackageError: Ray is not installed.
         PrototypesError: prototypes do not fit each other.
-        WeightsError: there is no such decoder, or it is damaged.
+        WeightsError: the decoder does not exist or is damaged.
         ConfigError: an option is out of range.
     """
     ray = need("ray", _PURPOSE, "ray")
@@ -196,31 +208,30 @@ def label_into(
 ) -> LabelReport:
     """Label the images of a Ray dataset and write the rows to Parquet files, resumably.
 
-    The rows of `label_dataset` are written as they come, a file for each task, whole or not at all: those with labels
-    to `output/labels`, those that could not be read to `output/errors`. The same call after a kill of workers, machines
-    or all of it goes on with the images that are not in `output/labels`. One run at a time may write to an output
-    folder; a second one is refused.
+    Each task writes its rows to a file, completely or not at all: labelled rows to `output/labels`, rows that could not
+    be read to `output/errors`. After workers, machines or the whole run were killed, the same call continues with the
+    images that are not in `output/labels`. Only one run at a time may write to an output folder.
 
-    Datasets may come to one output in parts, so rows stay whose images are not in this dataset, and an image is known
-    by its key alone: one that was changed under the same key is not noticed.
+    A dataset may be labelled in parts, so rows of images outside this dataset stay in the output. An image is
+    identified by its key only: a changed image with the same key is not labelled again.
 
     Args:
-        dataset: see `label_dataset`.
-        output: folder on a disk that all machines see; made if needed.
-        prototypes: see `label_dataset`.
-        plan: see `label_dataset`.
-        key: column of strings that tells the rows apart.
+        dataset: Ray dataset with a column of images, named in `RayPlan.images`.
+        output: folder on a disk that all machines can access; created if needed.
+        prototypes: prototypes of one class, or a list with those of several.
+        plan: model, workers and sampling options; by default `RayPlan()`.
+        key: name of a column of strings that identify the rows.
 
     Returns:
-        What was done; `files` are the two folders.
+        The outcome of the run; `files` are the two folders.
 
     Raises:
-        DataError: the output holds the results of other settings, or files that are damaged.
-        StorageError: another process writes to the output, or it cannot be written to.
-        ConfigError: see `label_dataset`, or there is no column `key`.
+        DataError: the output holds results of other settings, or a damaged file.
+        StorageError: another process writes to the output, or the output cannot be written to.
+        ConfigError: an option is out of range, or there is no column `key` of strings.
         MissingPackageError: Ray is not installed.
-        PrototypesError: see `label_dataset`.
-        WeightsError: see `label_dataset`.
+        PrototypesError: prototypes do not fit each other.
+        WeightsError: the decoder does not exist or is damaged.
     """
     ray = need("ray", _PURPOSE, "ray")
     plan, output = RayPlan() if plan is None else plan, Path(output).resolve()
@@ -247,14 +258,14 @@ def label_into(
 
 
 def _load_decoder(plan: RayPlan) -> Decoder:
-    """The plan's decoder; its sampling options are checked."""
+    """Load the plan's decoder and check the sampling options against it."""
     decoder = load_decoder(RELEASED if plan.decoder is None else fetch_decoder(plan.decoder, plan.revision))
     plan.resolve(decoder.config)
     return decoder
 
 
 def _fields() -> pyarrow.Schema:
-    """The columns of results."""
+    """Schema of the columns of results."""
     import pyarrow as pa
 
     number = pa.float64()
@@ -265,7 +276,7 @@ def _fields() -> pyarrow.Schema:
 
 
 def _row(result: object) -> dict[str, Any]:
-    """The columns of one result; those that are not there are null."""
+    """Values of the columns of one result; missing columns are null."""
     if isinstance(result, Failure):
         return {"error": result.reason}
     if not isinstance(result, LabelMap):
@@ -277,7 +288,7 @@ def _row(result: object) -> dict[str, Any]:
 
 
 def _settings(decoder: Decoder, classes: Sequence[Prototypes], plan: RayPlan, key: str) -> dict[str, Any]:
-    """All that the written rows depend on, besides the images; ready for JSON."""
+    """Everything that the written rows depend on besides the images, ready for JSON."""
     sampling = plan.resolve(decoder.config)
     return {
         "revision": REVISION,
@@ -294,10 +305,10 @@ def _settings(decoder: Decoder, classes: Sequence[Prototypes], plan: RayPlan, ke
 
 
 def _open_output(output: Path, settings: dict[str, Any]) -> None:
-    """Begin an output folder, or make sure that what is there has the same settings.
+    """Create the output folder, or check that an existing one has the same settings.
 
     Raises:
-        DataError: it has others, or they cannot be read, or it is a folder of `diffup label`.
+        DataError: the settings differ or cannot be read, or the folder was written by `diffup label`.
     """
     record = output / SETTINGS
     if (output / RECORD).exists():
@@ -313,7 +324,7 @@ def _open_output(output: Path, settings: dict[str, Any]) -> None:
 
 
 def _on_record(folder: Path, key: str) -> pyarrow.Array:
-    """The keys of the rows that are labelled."""
+    """Keys of the rows that are already labelled."""
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -327,10 +338,10 @@ def _on_record(folder: Path, key: str) -> pyarrow.Array:
 
 
 def _unlabelled(rows: pyarrow.Table, known: ObjectRef[pyarrow.Array], key: str) -> pyarrow.Table:
-    """The rows that are not on record.
+    """Rows that are not labelled yet.
 
     Raises:
-        ConfigError: there is no such column of strings, or a null in it.
+        ConfigError: there is no column `key` of strings, or it holds a null.
     """
     import pyarrow as pa
     import ray
@@ -351,9 +362,9 @@ def _is_text(rows: pyarrow.Table, column: str) -> bool:
 
 
 def _write_part(rows: pyarrow.Table, output: Path, key: str) -> pyarrow.Table:
-    """Write the rows of a block; what the report needs of them.
+    """Write the rows of a block and return the columns that the report needs.
 
-    The same rows have the same file name: a task that is done again after its file was written replaces it.
+    The same rows have the same file name, so a repeated task replaces its file.
     """
     from pyarrow import compute, parquet
 

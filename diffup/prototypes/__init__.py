@@ -1,4 +1,4 @@
-"""Classes learnt once from supports and names, saved, and used on any number of queries."""
+"""Prototypes of a class, computed once from supports and text prompts, saved, and used on any number of queries."""
 
 from diffup.prototypes.prototypes import (
     MAX_CLASSES,

@@ -1,4 +1,4 @@
-"""What is in a file of prototypes: the facts in its metadata and its tensors, checked when they are read."""
+"""The file format of prototypes: JSON fields in the metadata and tensors, both checked when they are read."""
 
 from __future__ import annotations
 
@@ -17,20 +17,33 @@ from diffup.text.prompts import Words
 
 FORMAT = "diffup-prototypes"
 VERSION = 1
-"""Of the file; raise it when an older diffup could not read a newer file."""
+"""Version of the file format; raise it when an older diffup cannot read a newer file."""
 
-_HALF_ERROR = 1e-3  # of a level's largest value; a level that loses more in float16 is saved in float32
+_HALF_ERROR = 1e-3  # relative to a tensor's largest value; a tensor that loses more in float16 is saved in float32
 
 
 def _compact(tensor: Tensor) -> Tensor:
-    """Float16 where that loses little, float32 otherwise."""
+    """Convert to float16 where that loses little, else leave float32."""
     half = tensor.half()
     lost = (half.float() - tensor).abs().max()
     return half.contiguous() if lost <= _HALF_ERROR * tensor.abs().max() else tensor.contiguous()
 
 
 def read_facts(metadata: dict[str, str] | None, path: Path) -> dict[str, Any]:
-    """The metadata of a file of prototypes, as arguments."""
+    """Read the JSON fields of a prototype file from its metadata.
+
+    Args:
+        metadata: metadata of the safetensors file, or None if it has none.
+        path: path of the file, for error messages.
+
+    Returns:
+        The fields by name, without the version.
+
+    Raises:
+        PrototypesError: the file holds no prototypes, or its format is newer.
+        ValueError: the metadata are no JSON object.
+        KeyError: a field is missing.
+    """
     if FORMAT not in (metadata or {}):
         raise PrototypesError(f"{path} holds no prototypes; `diffup teach` and Prototypes.save write them")
     facts = json.loads((metadata or {})[FORMAT])
@@ -46,7 +59,11 @@ def read_facts(metadata: dict[str, str] | None, path: Path) -> dict[str, Any]:
 
 
 def feature_tensors(features: SupportFeatures) -> dict[str, Tensor]:
-    """Support features as named tensors."""
+    """Pack support features into named tensors for the file.
+
+    Args:
+        features: features of the supports, a batch of one.
+    """
     features = change_support(features, lambda tensor: tensor[0].cpu())
     regions = torch.stack([features.foreground, features.background], dim=1)
     tensors = {f"level.{index}": _compact(level) for index, level in enumerate(features.levels)}
@@ -55,11 +72,16 @@ def feature_tensors(features: SupportFeatures) -> dict[str, Tensor]:
 
 
 def read_text_prompt(tensors: dict[str, Tensor], facts: dict[str, Any] | None) -> Words | None:
-    """The names of a file, checked.
+    """Read the text prompts of a prototype file and check them.
+
+    Args:
+        tensors: tensors of the file by name.
+        facts: JSON fields of the text prompts; None if the prototypes have no text.
 
     Raises:
-        ValueError: embeddings that do not fit the sentences, or values that are not finite.
-        KeyError, TypeError: something is missing.
+        ValueError: the embeddings do not fit the sentences, or are not finite.
+        KeyError: a tensor or field is missing.
+        TypeError: a field is missing or unknown.
     """
     if facts is None:
         return None
@@ -71,10 +93,17 @@ def read_text_prompt(tensors: dict[str, Tensor], facts: dict[str, Any] | None) -
 
 
 def read_features(tensors: dict[str, Tensor], shots: int) -> SupportFeatures:
-    """The support features of a file, checked.
+    """Read the support features of a prototype file and check them.
+
+    Args:
+        tensors: tensors of the file by name.
+        shots: number of support images, 1 or more.
+
+    Returns:
+        Features of the supports, a batch of one.
 
     Raises:
-        ValueError: shapes that do not fit each other, or values that are not finite.
+        ValueError: shapes do not fit each other, or values are not finite.
         KeyError: a tensor is missing.
     """
     levels = [tensors[f"level.{index}"].float() for index in range(LEVELS)]
@@ -94,7 +123,7 @@ def read_features(tensors: dict[str, Tensor], shots: int) -> SupportFeatures:
 
 
 def _infer_annotated(regions: Tensor, shots: int) -> Tensor:
-    """Which views are annotated, (V,), of a file that does not say: those of supports that are not all foreground.
+    """Infer which views are annotated, (V,) bool, for files without that field: those that are not all foreground.
 
     The unchanged view of each support comes first; a single support's other views follow it.
     """

@@ -1,4 +1,4 @@
-"""Support images kept inside of prototypes, so that these can follow a change of the encoder."""
+"""Support images stored in prototypes, from which these can be recomputed for another encoder."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _PICTURES = ("photo", "foreground", "background")
 
 @dataclass(frozen=True)
 class KeptSupport:
-    """A support image at its own size and where the class is in it, as PNG files.
+    """A support image and its annotation at the image's own size, encoded as PNG.
 
-    Photos keep 8 bits a channel and regions 256 steps, so that ordinary photos and two-valued annotations come back
-    exactly.
+    Photos are stored with 8 bits per channel and regions with 256 levels, so ordinary photos and binary annotations are
+    restored exactly.
 
     Attributes:
-        photo: RGB.
-        foreground: grey, 255 being surely of the class.
-        background: grey, 255 being surely not of the class.
-        annotated: see `diffup.inputs.annotations.Regions`; None in files that do not say.
+        photo: PNG file of the RGB image.
+        foreground: PNG file of the foreground in grey: 255 where a pixel certainly belongs to the class.
+        background: PNG file of the background in grey: 255 where a pixel certainly does not belong to the class.
+        annotated: whether the image is annotated; None in older files, which do not store it.
     """
 
     photo: bytes
@@ -39,20 +39,24 @@ class KeptSupport:
 
     @classmethod
     def of(cls, support: Support) -> KeptSupport:
-        """Keep a support."""
+        """Encode a support.
+
+        Args:
+            support: support image with its annotated regions.
+        """
         regions = (support.regions.foreground, support.regions.background)
         grey = [Image.fromarray((region * 255).round().to(torch.uint8).numpy()) for region in regions]
         photo, foreground, background = (_png(picture) for picture in (to_pil(support.image), *grey))
         return cls(photo, foreground, background, support.regions.annotated)
 
     def support(self, argument: str) -> Support:
-        """The support again. Its annotation is None, since nothing looks at more than the regions.
+        """Decode the support. Its annotation is None, because only the regions are used.
 
         Args:
-            argument: what to call it in error messages.
+            argument: name of the support in error messages.
 
         Raises:
-            PrototypesError: the kept files are damaged.
+            PrototypesError: a stored image is damaged.
         """
         try:
             pictures = [np.array(_open(getattr(self, name), argument)) for name in _PICTURES]
@@ -67,7 +71,11 @@ class KeptSupport:
 
 
 def pack(kept: Sequence[KeptSupport]) -> dict[str, Tensor]:
-    """Kept supports as named uint8 tensors."""
+    """Pack stored supports into named uint8 tensors.
+
+    Args:
+        kept: the supports.
+    """
     tensors = {}
     for index, item in enumerate(kept):
         for name in _PICTURES:
@@ -79,10 +87,14 @@ def pack(kept: Sequence[KeptSupport]) -> dict[str, Tensor]:
 
 
 def unpack(tensors: dict[str, Tensor], count: int) -> tuple[KeptSupport, ...]:
-    """Kept supports from named uint8 tensors.
+    """Unpack stored supports from named uint8 tensors.
+
+    Args:
+        tensors: tensors of a prototype file by name.
+        count: number of supports.
 
     Raises:
-        KeyError: one is missing.
+        KeyError: a tensor is missing.
     """
     return tuple(_unpack_one(tensors, f"kept.{index}") for index in range(count))
 
@@ -100,10 +112,10 @@ def _png(picture: Image.Image) -> bytes:
 
 
 def _open(content: bytes, argument: str) -> Image.Image:
-    """Decode a PNG file; its size is checked first.
+    """Decode a PNG file after checking its size.
 
     Raises:
-        ValueError: it cannot be decoded.
+        ValueError: the file cannot be decoded.
     """
     try:
         picture = Image.open(io.BytesIO(content), formats=["PNG"])

@@ -1,4 +1,4 @@
-"""What support images and names contribute, computed once, saved, and used on any number of queries."""
+"""`Prototypes`: the support features and text embeddings of one class, computed once and saved to a file."""
 
 from __future__ import annotations
 
@@ -30,48 +30,50 @@ from diffup.utils.files import checked_ending, named_in_utf8, replacing
 
 
 class PrototypeEncoder(Protocol):
-    """What prototypes are made with: an encoder, its text space, and the decoder's priors. A `DiffUp` is one."""
+    """What prototypes are computed with: an encoder, a text space, and the decoder's priors. A `DiffUp` is one."""
 
     @property
     def backbone(self) -> Backbone:
-        """The encoder of images."""
+        """The image encoder."""
         ...
 
     @property
     def text_space(self) -> TextSpace:
-        """The encoder of text prompts, loaded when it is first needed."""
+        """The encoder of text prompts, loaded on first access."""
         ...
 
     @property
     def config(self) -> DecoderConfig:
-        """The decoder's config, which says how priors are made."""
+        """Config of the decoder, which says how priors are computed."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class Prototypes:
-    """One class, as support images, its names or both taught it.
+    """The prototypes of one class: features of its support images, embeddings of its text prompts, or both.
 
-    Made by `DiffUp.prototypes`; `DiffUp.segment` takes it in the place of those, and gives the same result.
+    `DiffUp.prototypes` computes them. `DiffUp.segment` accepts them in place of support images and text, and gives the
+    same result.
 
-    What is kept are the support's features, pooled to the grids that priors are computed on, not their mean alone: the
-    priors also compare position by position. A single shot is kept as its three views (UAPF), several as they are.
+    Support features are pooled to the grids of the priors, not averaged over the image, because priors also compare
+    position by position. A single support is stored as its three views (UAPF), several supports as one view each.
 
     Attributes:
-        name: of the class.
-        features: of the support, a batch of one: levels (1, V, C_l, h_l, w_l) float32, V views. None without support
-            (zero-shot).
-        shots: number of support images.
+        name: name of the class.
+        features: features of V views of the supports, a batch of one: levels (1, V, C_l, h_l, w_l) float32. None
+            without support (zero-shot).
+        shots: K, number of support images.
         backbone: name of the encoder.
-        fingerprint: of the encoder.
-        input_size: of the encoder, (height, width) in pixels.
-        grid: of the priors (`PriorConfig.grid`).
-        words: the names, embedded; None without.
-        threshold: probability above which a pixel is marked, in (0, 1); None for the decoder's.
-        kept: the support images, or none.
+        fingerprint: fingerprint of the encoder's weights and settings.
+        input_size: (height, width) in pixels at which the encoder sees images.
+        grid: side of the grid on which priors are computed (`PriorConfig.grid`).
+        words: text prompts and their embeddings; None without text.
+        threshold: probability in (0, 1) above which a pixel is in the mask; None for the decoder's own.
+        kept: the stored support images; empty if they are not stored.
 
     Raises:
-        PrototypesError: a name that is empty or not printable, a threshold out of range, or neither support nor names.
+        PrototypesError: the name is empty or not printable, the threshold is out of range, or there is neither support
+            nor text.
     """
 
     name: str
@@ -91,7 +93,7 @@ class Prototypes:
         if self.threshold is not None:
             if isinstance(self.threshold, bool) or not isinstance(self.threshold, Real) or not 0 < self.threshold < 1:
                 raise PrototypesError(f"threshold={self.threshold!r}: it must lie between 0 and 1, or be None")
-            object.__setattr__(self, "threshold", float(self.threshold))  # numpy's numbers are no JSON
+            object.__setattr__(self, "threshold", float(self.threshold))  # numpy's numbers cannot be written as JSON
         if self.features is None and self.words is None:
             raise PrototypesError(f"prototypes {self.name!r} have neither support images nor names")
 
@@ -105,10 +107,15 @@ class Prototypes:
         return f"Prototypes({self.name!r}, {', '.join(parts)}{', images kept' if self.kept else ''})"
 
     def check(self, model: PrototypeEncoder) -> None:
-        """Raise `PrototypesError` unless these were made with the model's encoder, input size, grid and text space.
+        """Check that the prototypes were made with a model's encoder, input size, prior grid and text space.
+
+        Args:
+            model: the model to use them with.
 
         Raises:
-            BackboneError, MissingPackageError, WeightsError: they hold text, and the model cannot read it.
+            PrototypesError: they were made with another encoder, input size, prior grid or text space.
+            BackboneError, MissingPackageError, WeightsError: the prototypes hold text, and the model's text encoder is
+                missing or cannot be loaded.
         """
         if self.words is not None:
             self.words.check(model.text_space, self.name)
@@ -126,7 +133,7 @@ class Prototypes:
         return {"fingerprint": self.fingerprint, "input_size": self.input_size, "grid": self.grid}
 
     def _fits(self, model: PrototypeEncoder) -> bool:
-        """Whether features, if there are any, are of the model's encoder and grid."""
+        """Whether the features, if there are any, were made with the model's encoder and prior grid."""
         return self.features is None or self._made_with == _maker(model)
 
     def add(
@@ -138,25 +145,30 @@ class Prototypes:
         text: str | Sequence[str] | None = None,
         templates: Templates | None = None,
     ) -> Prototypes:
-        """The same class with more shots, more names or both; nothing that is here is computed again.
+        """Add support images, text prompts or both to the class; nothing is computed again.
 
-        The result is that of all the images given at once: a single shot, which is kept as three views, contributes
-        its unchanged view alone as soon as it is one of several. (After `load` the features that were there have the
-        precision of the file.)
+        The result equals that of all images given at once. A single support, stored as three views, contributes only
+        its unchanged view as soon as it is one of several. (After `load`, earlier features have the precision of the
+        file.)
 
         Args:
-            model: with the encoder that these were made with.
-            support: see `DiffUp.segment`.
-            annotation: see `DiffUp.segment`.
-            text: see `DiffUp.segment`; a sentence that is here already does not come twice.
-            templates: see `DiffUp.segment`.
+            model: a model with the encoder that these prototypes were made with.
+            support: one or more images that show the class, in the forms that `DiffUp.segment` takes.
+            annotation: annotation of each support image, in the forms that `DiffUp.segment` takes.
+            text: name of the class, or a list of synonyms; prompts that are already present are not added twice.
+            templates: sentences with `{}` where the name goes: a list, one sentence, or `"clip7"` or `"clip80"`; by
+                default `"a photo of a {}."`.
 
         Returns:
-            New prototypes, which keep the new images if these keep theirs.
+            New prototypes; they store the new images if these store theirs.
 
         Raises:
-            PrototypesError: the model has another encoder, input size, grid or text space.
-            ImageError, AnnotationError, BackboneError, MissingPackageError, ConfigError: see `DiffUp.segment`.
+            PrototypesError: the model has another encoder, input size, prior grid or text space.
+            ImageError: an image cannot be read.
+            AnnotationError: an annotation does not fit its image, or there is neither support nor text.
+            BackboneError: text is given, and the model has no text encoder.
+            MissingPackageError: a package that the text encoder needs is not installed.
+            ConfigError: the templates are invalid.
         """
         self.check(model)
         supports, words = read_shots(model, support, annotation, text, templates)
@@ -179,14 +191,18 @@ class Prototypes:
         )
 
     def rebuild(self, model: PrototypeEncoder) -> Prototypes:
-        """The same class for another encoder, from the kept images, and another text space, from the sentences.
+        """Recompute the prototypes for another encoder, from the stored images, and text space, from the prompts.
 
         Args:
-            model: with any encoder.
+            model: a model with any encoder.
+
+        Returns:
+            New prototypes, with the same stored images.
 
         Raises:
-            PrototypesError: the encoder is another and no images were kept, or they are damaged.
-            BackboneError, MissingPackageError, WeightsError: these hold text, and the model cannot read it.
+            PrototypesError: the encoder differs and no images are stored, or they are damaged.
+            BackboneError, MissingPackageError, WeightsError: the prototypes hold text, and the model's text encoder is
+                missing or cannot be loaded.
         """
         words = None if self.words is None else self.words.rebuild(model.text_space)
         if not self.kept:
@@ -199,18 +215,18 @@ class Prototypes:
         return dataclasses.replace(teach(model, supports, words, self.name, self.threshold), kept=self.kept)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write one safetensors file, whole or not at all.
+        """Write the prototypes to a safetensors file. A partial file is never left.
 
-        Features are written in float16, but for a level that would lose more than a thousandth of its largest value.
+        Features are stored in float16, except levels that would lose more than a thousandth of their largest value.
 
         Args:
-            path: a file name that ends in .safetensors; its folder is made if needed, an older file is replaced.
+            path: path of the file, ending in .safetensors; its folder is created if needed, an older file is replaced.
 
         Returns:
-            The path.
+            The path of the file.
 
         Raises:
-            FormatError: another file ending.
+            FormatError: the path has another ending.
             StorageError: the file cannot be written.
         """
         path = checked_ending(path, ".safetensors")
@@ -228,13 +244,13 @@ class Prototypes:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Prototypes:
-        """Read a file of `save`.
+        """Load prototypes from a file that `save` wrote.
 
         Args:
-            path: the file.
+            path: path of the safetensors file.
 
         Raises:
-            PrototypesError: the file is missing, damaged, of another kind or of a newer diffup.
+            PrototypesError: the file is missing, damaged, of another kind, or written by a newer diffup.
         """
         path = Path(path)
         if not path.is_file():
@@ -263,10 +279,24 @@ def read_shots(
     text: str | Sequence[str] | None,
     templates: Templates | None,
 ) -> tuple[list[Support], Words | None]:
-    """What a user gives to tell a class: annotated images, maybe none, and names, maybe none.
+    """Read the support images of a class with their annotations, and embed its text prompts.
+
+    Args:
+        model: the model whose text space embeds the prompts.
+        support: one or more images that show the class; None for zero-shot.
+        annotation: annotation of each support image.
+        text: name of the class, or a list of synonyms; None without text.
+        templates: sentences with `{}` where the name goes; None for `"a photo of a {}."`.
+
+    Returns:
+        The supports, none for zero-shot, and the embedded text prompts, None without text.
 
     Raises:
-        ImageError, AnnotationError, BackboneError, MissingPackageError, ConfigError: see `DiffUp.segment`.
+        ImageError: an image cannot be read.
+        AnnotationError: an annotation does not fit its image, or there is neither support nor text.
+        BackboneError: text is given, and the model has no text encoder.
+        MissingPackageError: a package that the text encoder needs is not installed.
+        ConfigError: the templates are invalid.
     """
     if support is None and (text is None or annotation is not None):
         problem = "text" if text is None else "the image that annotation= belongs to"
@@ -285,18 +315,19 @@ def teach(
     threshold: float | None = None,
     keep_images: bool = False,
 ) -> Prototypes:
-    """Compute what annotated images and names contribute; see `DiffUp.prototypes`.
+    """Compute the prototypes of a class from supports and text prompts that have been read.
 
     Args:
-        model: whose encoder and priors they are for.
-        supports: of `diffup.inputs.annotations.pair_supports`; none for zero-shot.
-        words: of `DiffUp.encode_text`, if there are any.
-        name: of the class.
-        threshold: of the class.
-        keep_images: keep the images.
+        model: the model whose encoder and prior grid are used.
+        supports: support images with their annotated regions; empty for zero-shot.
+        words: embedded text prompts; None without text.
+        name: name of the class.
+        threshold: probability in (0, 1) above which a pixel is in the mask; None for the decoder's own.
+        keep_images: whether to store the support images in the prototypes.
 
     Raises:
-        PrototypesError: see `Prototypes`.
+        PrototypesError: the name is empty or not printable, the threshold is out of range, there is neither support nor
+            text, or `keep_images` is set without a support image.
     """
     if keep_images and not supports:
         raise PrototypesError("keep_images=True: there are names alone and no support image to keep")
@@ -315,10 +346,15 @@ def teach(
 
 
 def check_classes(given: object, model: PrototypeEncoder) -> list[Prototypes]:
-    """The classes of one or several prototypes, which must fit the model and each other.
+    """Return prototypes as a list of classes, after checking that they fit the model and each other.
+
+    Args:
+        given: prototypes of one class, or a list with those of several.
+        model: the model to use them with.
 
     Raises:
-        PrototypesError: see `distinct_classes`, or one was made with another encoder.
+        PrototypesError: the list is empty, holds something else, more than 255 classes or a name twice; or a class was
+            made with another encoder or text space.
     """
     classes = distinct_classes(given)
     for item in classes:
@@ -327,10 +363,13 @@ def check_classes(given: object, model: PrototypeEncoder) -> list[Prototypes]:
 
 
 def distinct_classes(given: object) -> list[Prototypes]:
-    """The classes of one or several prototypes, which must fit each other.
+    """Return prototypes as a list of classes, after checking that their names differ.
+
+    Args:
+        given: prototypes of one class, or a list with those of several.
 
     Raises:
-        PrototypesError: none is given, something else is among them, more than 255, or two of one name.
+        PrototypesError: the list is empty, holds something else, more than 255 classes or a name twice.
     """
     items = list(given) if isinstance(given, list | tuple) else [given]
     classes = [item for item in items if isinstance(item, Prototypes)]
@@ -353,7 +392,11 @@ def distinct_classes(given: object) -> list[Prototypes]:
 
 
 def has_words(given: object) -> bool:
-    """Whether one of some prototypes, or of whatever else is given, holds text."""
+    """Whether any prototypes among the given object or list have text prompts.
+
+    Args:
+        given: the `support` argument of `DiffUp.segment`: prototypes, images, or a list of either.
+    """
     items = given if isinstance(given, list | tuple) else [given]
     return any(isinstance(item, Prototypes) and item.words is not None for item in items)
 
@@ -368,7 +411,7 @@ _NO_IMAGES = (
 
 
 def _maker(model: PrototypeEncoder) -> dict[str, Any]:
-    """What features of supports depend on, besides these."""
+    """Everything that support features depend on besides the supports: encoder, input size, prior grid."""
     height, width = model.backbone.input_size
     return {
         "fingerprint": model.backbone.fingerprint,

@@ -1,8 +1,8 @@
-"""The decoder for other run times: ONNX and `torch.export`, with any batch size, and a condition as numpy arrays.
+"""Export of the decoder to ONNX and `torch.export`, with any batch size, and of a condition to numpy arrays.
 
-What is exported is one pass of the network, with everything that encodes the condition in it, and the quality branch
-alone, which judges the final mask. The sampler between them is a few lines of arithmetic: `examples/onnx_numpy.py` has
-them in numpy.
+Two graphs are exported: one denoising pass of the network, the encoding of the condition included, and the quality
+branch, which predicts the IoU of the final mask. The sampler is a few lines of arithmetic between them;
+`examples/onnx_numpy.py` shows it in numpy.
 """
 
 from __future__ import annotations
@@ -33,26 +33,28 @@ Format = Literal["onnx", "pt2"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 
 NETWORK = "network"
-"""Stem of the file of the network: `INPUTS` to `OUTPUTS`."""
+"""File name, without ending, of the network, which maps `INPUTS` to `OUTPUTS`."""
 
 QUALITY = "quality"
-"""Stem of the file of the quality branch: mask (B, 1, 64, 64) in [-1, 1] and image to `OUTPUTS[1:]`."""
+"""File name, without ending, of the quality branch, which maps a mask (B, 1, 64, 64) in [-1, 1] and the image to
+`OUTPUTS[1:]`."""
 
 INPUTS = ("x", "time", "level0", "level1", "level2", "level3", "prior", "image")
-"""Inputs of the network, as `Decoder.forward` and `Condition` describe them; B is the first dimension of all."""
+"""Names of the network's inputs, the arguments of `Decoder.forward` and the fields of `Condition`; B is the first
+dimension of each."""
 
 OUTPUTS = ("output", "error", "iou")
-"""Outputs of the network, as `Denoised` describes them."""
+"""Names of the network's outputs, the fields of `Denoised`."""
 
 TOLERANCE = 1e-3
-"""Greatest difference of a probability, an IoU or half an error map between an exported decoder and its original."""
+"""Maximum difference of a probability, an IoU or half an error map between an exported decoder and the original."""
 
 
 class Network(nn.Module):
-    """A decoder whose condition comes as separate tensors.
+    """A decoder whose condition is given as separate tensors, as graphs need it.
 
     Args:
-        decoder: the decoder.
+        decoder: the decoder to export.
     """
 
     def __init__(self, decoder: Decoder) -> None:
@@ -70,16 +72,30 @@ class Network(nn.Module):
         prior: Tensor,
         image: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """`INPUTS` -> `OUTPUTS`."""
+        """Run one denoising pass.
+
+        Args:
+            x: (B, 1, 64, 64), noisy masks at unit variance.
+            time: (B,) in [0, 1), diffusion times t / T.
+            level0: (B, M, 64, 64) in [-1, 1], the condition's first level.
+            level1: (B, M, 32, 32) in [-1, 1], the condition's second level.
+            level2: (B, M, 16, 16) in [-1, 1], the condition's third level.
+            level3: (B, M, 8, 8) in [-1, 1], the condition's fourth level.
+            prior: (B, 1, 64, 64) in [-1, 1], the mean prior.
+            image: (B, 3, 64, 64) in [-1, 1], the query.
+
+        Returns:
+            The network's output (B, 1, 64, 64), the predicted error map (B, 1, 64, 64), and the predicted IoU (B,).
+        """
         denoised = self.decoder(x, time, Condition((level0, level1, level2, level3), prior, image))
         return denoised.output, denoised.error, denoised.iou
 
 
 class Quality(nn.Module):
-    """A decoder's opinion of a final mask.
+    """The quality branch of a decoder, which predicts the error and IoU of a final mask.
 
     Args:
-        decoder: the decoder.
+        decoder: the decoder to export.
     """
 
     def __init__(self, decoder: Decoder) -> None:
@@ -87,30 +103,38 @@ class Quality(nn.Module):
         self.decoder = decoder
 
     def forward(self, mask: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 1, 64, 64), (B, 3, 64, 64), in [-1, 1] -> error map (B, 1, 64, 64), IoU (B,)."""
+        """Predict the error and the IoU of masks.
+
+        Args:
+            mask: (B, 1, 64, 64) in [-1, 1], final masks.
+            image: (B, 3, 64, 64) in [-1, 1], the queries.
+
+        Returns:
+            Error map (B, 1, 64, 64), and IoU (B,).
+        """
         return self.decoder.judge(mask, image)
 
 
 def export_decoder(
     decoder: Decoder, folder: str | os.PathLike[str], formats: Sequence[Format] = FORMATS
 ) -> dict[Path, float]:
-    """Write a decoder in other formats, and hold each file against the original on random input.
+    """Export a decoder, and compare the results of each file with the original on random input.
 
-    The folder gets `network.onnx` and `quality.onnx`, the same as `.pt2`, and the decoder's `config.json`, which says
-    how to sample. A file takes its place only once its results have been found equal.
+    The folder then holds `network.onnx`, `quality.onnx`, `network.pt2`, `quality.pt2` and the decoder's `config.json`,
+    which has the sampling settings. A file is put in place only after its results have been found equal.
 
     Args:
         decoder: a decoder of any system but `prior`, without low-level features.
-        folder: made if needed.
-        formats: `onnx` (needs `diffup[onnx]`), `pt2` (`torch.export`), or both.
+        folder: path of the folder for the files, created if needed.
+        formats: formats to write: `onnx` (needs `diffup[onnx]`), `pt2` (`torch.export`), or both.
 
     Returns:
-        The files, each with the greatest difference that was found: of the mask's probability, of the IoU, or of half
-        the error map.
+        The written files, each with the maximum difference from the original: of the mask's probability, the IoU, or
+        half the error map.
 
     Raises:
-        ConfigError: an unknown format, or a decoder that cannot stand alone.
-        MissingPackageError: a package of `diffup[onnx]` is missing.
+        ConfigError: a format is unknown, or the decoder cannot be exported.
+        MissingPackageError: a package of `diffup[onnx]` is not installed.
         ExportError: an exported network gives other results than the original.
     """
     unknown = [name for name in formats if name not in FORMATS]
@@ -125,7 +149,7 @@ def export_decoder(
         )
     if "onnx" in formats:
         _check_packages()
-    decoder = copy.deepcopy(decoder).eval()  # the caller's goes on as it is
+    decoder = copy.deepcopy(decoder).eval()  # the caller's decoder stays unchanged
     folder = Path(folder)
     written: dict[Path, float] = {}
     for stem, module in ((NETWORK, Network(decoder)), (QUALITY, Quality(decoder))):
@@ -140,16 +164,17 @@ def export_decoder(
 
 
 def save_condition(path: str | os.PathLike[str], condition: Condition, noise: Tensor, size: tuple[int, int]) -> None:
-    """Write the condition of a query as `.npz`, for a sampler without torch.
+    """Write the condition of a query to an `.npz` file, for a sampler without torch.
 
     Args:
-        path: the file, ending in .npz.
-        condition: a batch of one.
-        noise: (1, n, 64, 64) of `draw_noise`, the start of each sample.
+        path: path of the file, ending in .npz.
+        condition: the decoder's condition, a batch of one.
+        noise: (1, n, 64, 64), starting noise of each of the n samples.
         size: (height, width) of the query in pixels.
 
     Raises:
-        ConfigError: another file ending, or a condition with low-level features.
+        ConfigError: the path has another ending, or the condition holds low-level features.
+        StorageError: the file cannot be written.
     """
     path = Path(path)
     if path.suffix != ".npz":
@@ -164,7 +189,13 @@ def save_condition(path: str | os.PathLike[str], condition: Condition, noise: Te
 
 
 def example_inputs(decoder: Decoder, batch: int, seed: int = 0) -> tuple[Tensor, ...]:
-    """Random `INPUTS` of a decoder."""
+    """Draw random network inputs, in the order of `INPUTS`.
+
+    Args:
+        decoder: the decoder that they are for.
+        batch: batch size B.
+        seed: seed of the random numbers.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def noise(channels: int, side: int) -> Tensor:
@@ -186,7 +217,7 @@ def _inputs_of(module: nn.Module, decoder: Decoder, batch: int, seed: int = 0) -
 
 
 def _trace(module: nn.Module, decoder: Decoder) -> torch.export.ExportedProgram:
-    """The module as a graph, its batch size free."""
+    """Trace a module to a graph with a variable batch size."""
     inputs = _inputs_of(module, decoder, batch=2)
     batch = torch.export.Dim("batch", min=1, max=4096)
     with torch.no_grad():
@@ -195,18 +226,22 @@ def _trace(module: nn.Module, decoder: Decoder) -> torch.export.ExportedProgram:
 
 def _write(program: torch.export.ExportedProgram, stem: str, path: Path, kind: Format) -> None:
     if kind == "pt2":
-        with _quiet():  # it warns of weights that are parts of a storage; `_check` compares the file's results
+        with _quiet():  # it warns about weights that share a storage; `_check` compares the file's results
             torch.export.save(program, path)
         return
     names = (INPUTS, OUTPUTS) if stem == NETWORK else (("mask", "image"), OUTPUTS[1:])
     with _quiet():
         exported = torch.onnx.export(program, input_names=names[0], output_names=names[1], dynamo=True, verbose=False)
-    assert exported is not None  # it is None for the older exporter alone
+    assert exported is not None  # only the older exporter returns None
     exported.save(str(path), external_data=False)
 
 
 def _check(module: nn.Module, path: Path, kind: Format, decoder: Decoder) -> float:
-    """The greatest difference of a file's results from the original's, at other batch sizes than it was traced with."""
+    """Maximum difference of a file's results from the original's, at other batch sizes than it was traced with.
+
+    Raises:
+        ExportError: the difference is above `TOLERANCE`.
+    """
     greatest = 0.0
     for batch in (1, 3):
         inputs = _inputs_of(module, decoder, batch, seed=batch)
@@ -225,7 +260,7 @@ def _check(module: nn.Module, path: Path, kind: Format, decoder: Decoder) -> flo
 
 
 def _comparable(a: Tensor, b: Tensor, decoder: Decoder) -> tuple[Tensor, Tensor]:
-    """Two outputs of the network as the probabilities that they mean at the last step."""
+    """Convert two outputs of the network to the probabilities that they give at the last step."""
     diffusion = Diffusion(decoder.config)
     last = torch.full((len(a),), diffusion.timesteps - 1)
     nothing = torch.zeros_like(a)
@@ -254,7 +289,7 @@ def _check_packages() -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's progress, which it prints, and without its notes to developers."""
+    """Hide the exporter's printed progress and its notes to developers."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,6 +1,6 @@
-"""Decoders on the Hugging Face hub: a folder with weights, config and model card, uploaded and fetched by its client.
+"""Upload of decoders to the Hugging Face hub: weights, config and model card, sent by `huggingface_hub`.
 
-The client's own settings hold: `HF_TOKEN` or `hf auth login` for who you are, `HF_ENDPOINT`, `HF_HUB_OFFLINE`.
+The settings of `huggingface_hub` apply: `HF_TOKEN` or `hf auth login` to log in, `HF_ENDPOINT`, `HF_HUB_OFFLINE`.
 """
 
 from __future__ import annotations
@@ -40,27 +40,27 @@ def push(
     token: str | bool | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> str:
-    """Upload a decoder, and only the decoder, with a model card to the Hugging Face hub.
+    """Upload a decoder, without the encoder, and a model card to the Hugging Face hub.
 
     Args:
-        decoder: the decoder.
-        repo: name of the repository, `"user/repo"`, made if needed.
+        decoder: the decoder to upload.
+        repo: name of the repository, `"user/repo"`, created if needed.
         scores: path of the `scores.json` that `diffup evaluate` wrote for this decoder, for the card.
         training: path of the training run's `config.json`, for the card.
         licence: licence identifier in lower case, such as `apache-2.0`, for the card.
-        notes: Markdown that the card ends with, such as where the data come from.
-        card: path of a model card of your own, instead of one that is written.
-        private: whether only the owner sees a repository that is made.
-        revision: branch, made if needed; the main one by default.
+        notes: Markdown text for the end of the card, such as the origin of the training data.
+        card: path of a finished model card; by default the card is generated.
+        private: whether a new repository is visible only to its owner; by default the owner's setting applies.
+        revision: name of the branch, created if needed; by default the main branch.
         message: commit message.
-        token: access token; by default the one that the hub's client is logged in with.
-        dtype: precision of the weights file; `torch.float16` halves it.
+        token: access token; by default that of the logged-in user.
+        dtype: precision of the weights file; `torch.float16` halves its size.
 
     Returns:
-        Address of the commit.
+        URL of the commit.
 
     Raises:
-        ConfigError: an argument is wrong, or a file belongs to another decoder; nothing was sent.
+        ConfigError: an argument is invalid, or a file belongs to another decoder; nothing was uploaded.
         HubError: the hub cannot be reached, is switched off (`HF_HUB_OFFLINE`), or refuses.
     """
     with tempfile.TemporaryDirectory() as folder:
@@ -76,19 +76,22 @@ def write_repository(
     card: str | os.PathLike[str] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Path:
-    """Write what a decoder's repository holds: weights, config, card, and the files that the card is made from.
+    """Write the files of a decoder's repository: weights, config, model card, and the sources of the card.
 
     Args:
-        folder: the folder, made if needed.
-        decoder: the decoder.
+        folder: path of the folder, created if needed.
+        decoder: the decoder to publish.
         repo: name of the repository, `"user/repo"`.
-        sources: what the model card is made from.
-        card: path of a model card of your own, taken as it is; one is written otherwise.
-        dtype: precision of the weights file; `torch.float16` halves it.
+        sources: files and texts from which the model card is generated.
+        card: path of a finished model card; by default the card is generated.
+        dtype: precision of the weights file; `torch.float16` halves its size.
+
+    Returns:
+        The path of the folder.
 
     Raises:
-        ConfigError: `repo` is no name of a repository, both a card and sources are given, or a source is wrong
-            (`diffup.publish.model_card.model_card`).
+        ConfigError: `repo` is no repository name, both a card and sources are given, the licence is no identifier, or a
+            file cannot be read or belongs to another decoder.
     """
     check_repository(repo)
     folder = Path(folder)
@@ -120,18 +123,18 @@ def upload(
     message: str | None = None,
     token: str | bool | None = None,
 ) -> str:
-    """Upload a folder of `write_repository` in one commit; the repository and the branch are made if needed.
+    """Upload a decoder's repository in one commit; the repository and the branch are created if needed.
 
     Args:
-        folder: a folder that `write_repository` wrote.
+        folder: path of the folder that `write_repository` wrote.
         repo: name of the repository, `"user/repo"`.
-        private: whether only the owner sees a repository that is made; by default as the owner's settings say.
-        revision: branch; the main one by default.
+        private: whether a new repository is visible only to its owner; by default the owner's setting applies.
+        revision: name of the branch; by default the main branch.
         message: commit message.
-        token: access token; by default the one that the hub's client is logged in with.
+        token: access token; by default that of the logged-in user.
 
     Returns:
-        Address of the commit.
+        URL of the commit.
 
     Raises:
         HubError: the hub cannot be reached, is switched off (`HF_HUB_OFFLINE`), or refuses.
@@ -141,7 +144,7 @@ def upload(
     api = HfApi(token=token, library_name="diffup")
 
     def send() -> str:
-        api.create_repo(repo, private=private or None, exist_ok=True)  # None: as the owner's default is
+        api.create_repo(repo, private=private or None, exist_ok=True)  # None: the owner's default
         if revision is not None:
             api.create_branch(repo, branch=revision, exist_ok=True)
         return api.upload_folder(
@@ -156,20 +159,27 @@ def upload(
 
 
 def check_repository(name: str) -> None:
-    """Refuse what is no name of a repository.
+    """Check the name of a hub repository.
+
+    Args:
+        name: name of the repository.
 
     Raises:
-        ConfigError: it is not `"user/repo"`.
+        ConfigError: the name is not of the form `"user/repo"`.
     """
     if not HUB_NAME.fullmatch(name):
         raise ConfigError(f"{name!r} is no name of a hub repository; give 'user/repo'")
 
 
 def hub_errors(call: Callable[[], _Result], what: str) -> _Result:
-    """The result of calls to the hub, whose client raises many kinds of errors, as one kind.
+    """Call a function that uses the hub, and raise any of its many kinds of errors as `HubError`.
+
+    Args:
+        call: function that uses the hub.
+        what: name of the operation for the error message, such as "push to 'user/repo'".
 
     Raises:
-        HubError: any of them.
+        HubError: the function raised an exception.
     """
     try:
         return call()

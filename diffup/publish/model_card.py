@@ -1,4 +1,4 @@
-"""The model card of a decoder: what it is, how it was trained and what it scored, from the files that say so."""
+"""The model card of a decoder: architecture, training settings and scores, taken from the files that record them."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ _FIGURES = {"episodes": "episodes", "miou": "mIoU", "fb_iou": "FB-IoU", "prior_b
 
 @dataclass(frozen=True)
 class CardSources:
-    """What a model card is made from. What no source says is "Not stated.", never guessed.
+    """Sources of a model card. A section without a source says "Not stated."; nothing is guessed.
 
     Attributes:
         scores: path of the `scores.json` that `diffup evaluate` wrote for this decoder.
         training: path of the training run's `config.json`.
         licence: licence identifier in lower case, such as `apache-2.0`.
-        notes: Markdown that the card ends with, such as where the data come from.
+        notes: Markdown text for the end of the card, such as the origin of the training data.
     """
 
     scores: str | os.PathLike[str] | None = None
@@ -56,10 +56,13 @@ def model_card(
     """Write the Markdown of a model card.
 
     Args:
-        decoder: the decoder.
+        decoder: the decoder to describe.
         name: name of its repository, `"user/repo"`.
-        sources: what the card is made from.
+        sources: files and texts from which the card is generated.
         dtype: precision of the weights file.
+
+    Returns:
+        The text of the card.
 
     Raises:
         ConfigError: the licence is no identifier, or a file cannot be read or belongs to another decoder.

@@ -1,1 +1,1 @@
-"""Training a decoder: cached features, seeded episodes, resumable runs."""
+"""Training of the decoder: cached features, seeded episodes, resumable runs."""

@@ -1,4 +1,4 @@
-"""The discriminator of a GAN run with its optimiser: what the generator of Table 8 trains against."""
+"""The discriminator of a GAN run and its optimiser (the GAN baseline of Table 8)."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from diffup.training.config import TrainConfig
 from diffup.training.processes import Processes
 
 PENALTY_EVERY = 16
-"""R1 is taken every so many steps at as many times its weight, as StyleGAN2 does: it costs a second backward pass."""
+"""Steps between two R1 penalties, each with this multiple of its weight (lazy regularisation, as in StyleGAN2)."""
 
 
 class Adversary:
-    """The other side of a GAN run.
+    """The discriminator of a GAN run and its optimiser.
 
     Args:
-        config: the run.
-        processes: where it trains.
+        config: settings of the run.
+        processes: the processes that train together.
     """
 
     def __init__(self, config: TrainConfig, processes: Processes) -> None:
@@ -31,21 +31,26 @@ class Adversary:
         self.optimiser = torch.optim.Adam(self.model.parameters(), lr=config.learning_rate, betas=(0.0, 0.99))
 
     def loss(self, answer: Tensor, condition: Condition) -> Tensor:
-        """The generator's loss, for masks (B, 1, 64, 64) in [-1, 1] that carry its gradient."""
+        """Compute the generator's adversarial loss.
+
+        Args:
+            answer: (B, 1, 64, 64) in [-1, 1], generated masks, with gradient.
+            condition: conditions of the masks, a batch of B.
+        """
         return generator_loss(*self.processes.whole(self.model(answer, condition)))
 
     def advance(self, mask: Tensor, answer: Tensor, condition: Condition, step: int, rate: float) -> None:
-        """One step of the discriminator.
+        """Train the discriminator for one step.
 
         Args:
             mask: (B, 1, 64, 64) in [-1, 1], true masks.
-            answer: (B, 1, 64, 64) in [-1, 1], generated ones.
-            condition: batch of B.
-            step: number of the step.
-            rate: learning rate.
+            answer: (B, 1, 64, 64) in [-1, 1], generated masks.
+            condition: conditions of the masks, a batch of B.
+            step: number of the step, from 0.
+            rate: learning rate of the step.
 
         Raises:
-            TrainingError: its loss is not finite.
+            TrainingError: the loss is not finite.
         """
         for group in self.optimiser.param_groups:
             group["lr"] = rate
@@ -68,13 +73,17 @@ class Adversary:
         self.model.requires_grad_(False)
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """What a checkpoint keeps of it."""
+        """Return the weights and optimiser state for a checkpoint, by group and name."""
         return {
             "discriminator": dict(self.model.state_dict()),
             "discriminator_optimiser": optimiser_tensors(self.optimiser),
         }
 
     def restore(self, tensors: dict[str, dict[str, Tensor]]) -> None:
-        """Undo `tensors`."""
+        """Restore weights and optimiser state.
+
+        Args:
+            tensors: groups of tensors as `tensors()` returned them.
+        """
         self.model.load_state_dict(tensors["discriminator"])
         restore_optimiser(self.optimiser, tensors["discriminator_optimiser"])

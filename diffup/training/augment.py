@@ -1,4 +1,4 @@
-"""Moving whole episodes at random, after their priors are made: costs no encoding and never shows a scene twice."""
+"""Geometric augmentation of whole episodes after their priors are computed, which needs no further encoding."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from diffup.training.processes import ALL, Share
 from diffup.training.sampler import Episodes
 
 _LEAST_LEFT = 0.3
-"""An episode stays where it is if less than this share of its object's area would be seen."""
+"""Minimum share of the object's area that must stay visible; otherwise the episode is not moved."""
 
 
 def move(
@@ -25,17 +25,17 @@ def move(
     generator: torch.Generator,
     share: Share = ALL,
 ) -> tuple[PriorMaps, Episodes]:
-    """Mirror, zoom, turn and shift every query with all that belongs to it.
+    """Mirror, scale, rotate and shift every query together with its priors and mask.
 
     Args:
-        maps: the priors, images and edges of the queries.
-        episodes: the batch; its masks move along, its features, images and edges do not.
-        config: how far.
-        generator: source of randomness, on the CPU.
-        share: which rows of the batch these are.
+        maps: priors, images and edges of the queries.
+        episodes: the batch of episodes; only its masks and valid pixels are transformed.
+        config: ranges of the transformations.
+        generator: random number generator, on the CPU.
+        share: rows of the batch that this process holds.
 
     Returns:
-        The moved maps and episodes.
+        The transformed maps and episodes.
     """
     batch, device = len(episodes.mask), episodes.mask.device
     flips = torch.where(share.rand(batch, generator=generator) < 0.5, -1.0, 1.0)
@@ -56,11 +56,17 @@ def move(
 
 
 def _matrices(flips: Tensor, free: Tensor, config: PerturbConfig) -> Tensor:
-    """Affine matrices (B, 2, 3) from output to input coordinates, of free values (B, 4) in [-1, 1]."""
+    """Build affine matrices (B, 2, 3) from output to input coordinates.
+
+    Args:
+        flips: (B,), -1 for a mirrored query, else 1.
+        free: (B, 4) in [-1, 1], random numbers for scale, rotation and shift.
+        config: ranges of the transformations.
+    """
     scale = torch.exp(-config.zoom * free[:, 0])
     angle = math.radians(config.turn) * free[:, 1]
     cosine, sine = torch.cos(angle) * scale, torch.sin(angle) * scale
-    # As far as the window can go and see little beyond the border.
+    # The largest shift at which the window shows little beyond the border.
     reach = (1 - scale).clamp_min(0) + config.shift
     rows = (flips * cosine, -sine, free[:, 2] * reach, flips * sine, cosine, free[:, 3] * reach)
     return torch.stack(rows, dim=1).view(-1, 2, 3)

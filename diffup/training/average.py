@@ -1,4 +1,4 @@
-"""The mean of the weights of decoders: of runs that went on from the same one it generalises better than either.
+"""Average the weights of decoders fine-tuned from the same decoder, which generalises better than each of them.
 
 python -m diffup.training.average runs/b/decoder runs/c/decoder -o runs/mean
 """
@@ -18,19 +18,19 @@ from diffup.errors import ConfigError, DiffUpError
 
 
 def average_decoders(decoders: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) -> Path:
-    """Write the mean of the weights of several decoders.
+    """Average the weights of several decoders and save the result as a new decoder.
 
-    It makes sense only for decoders that one training run led to or that went on from the same weights.
+    Averaging is useful only for decoders of the same training run, or trained further from the same weights.
 
     Args:
-        decoders: two or more decoder folders of one architecture; the first gives the config.
-        out: folder of the new decoder, made if needed.
+        decoders: folders of two or more decoders of the same architecture; the config is that of the first.
+        out: folder of the new decoder, created if needed.
 
     Returns:
-        The folder.
+        The folder of the new decoder.
 
     Raises:
-        ConfigError: there are fewer than two, or their architectures or priors differ.
+        ConfigError: fewer than two folders are given, or their architectures or priors differ.
         WeightsError: a folder is missing or damaged.
     """
     if len(decoders) < 2:
@@ -47,9 +47,9 @@ def average_decoders(decoders: Sequence[str | os.PathLike[str]], out: str | os.P
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; see the module."""
+    """Run `python -m diffup.training.average` and return its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("decoders", metavar="DECODER", nargs="+", help="decoder folder")
+    parser.add_argument("decoders", metavar="DECODER", nargs="+", help="folder of a decoder")
     parser.add_argument("-o", "--output", metavar="FOLDER", required=True)
     args = parser.parse_args(arguments)
     try:

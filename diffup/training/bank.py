@@ -1,9 +1,8 @@
-"""The bank of encoded views: features of the frozen encoders, computed once, kept on disk, read by memory map.
+"""The feature cache of training: views and their encoded features, computed once, stored on disk and memory-mapped.
 
-A bank is filled in chunks; a run that is killed while filling goes on where it stopped, and of several runs that want
-the same bank one fills it while the others wait. Its folder is named after
-everything that its content depends on, so a changed setting or file makes a new bank and never reads a stale one, and
-a copy of the data elsewhere finds the bank of the original.
+A bank is filled in chunks. A run that is killed while filling continues where it stopped; if several runs need the same
+bank, one fills it while the others wait. The name of its folder is a hash of everything that its content depends on: a
+changed setting or file makes a new bank, and a copy of the data elsewhere uses the bank of the original.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from diffup.utils.files import write_text
 
 _FILLED = "filled.json"
 CHUNK = 100
-"""Views that are computed before a bank notes how far it is."""
+"""Number of views computed between two progress entries of a bank."""
 _BATCH = 10  # images encoded at once; larger batches are slower on a CPU
 
 REVISION = 1
@@ -46,10 +45,10 @@ Render = Callable[[int], Rendered]
 
 
 class Bank:
-    """Arrays that are filled once, in order, chunk by chunk.
+    """Arrays on disk that are filled once, in order, chunk by chunk.
 
     Args:
-        folder: where the arrays are; made if needed.
+        folder: folder of the arrays, created if needed.
         length: number of entries.
     """
 
@@ -59,16 +58,16 @@ class Bank:
         self.arrays: dict[str, npt.NDArray[Any]] = {}
 
     def fill(self, compute: Callable[[range], dict[str, npt.NDArray[Any]]], description: str, progress: bool) -> None:
-        """Compute what is missing and open the arrays for reading.
+        """Compute missing entries, and open the arrays for reading.
 
         Args:
-            compute: entries of a range, by array name.
-            description: shown at the progress bar.
-            progress: show one.
+            compute: function that returns the entries of a range, by array name.
+            description: label of the progress bar.
+            progress: whether to show a progress bar.
         """
-        if self._facts()["filled"] < self.length:  # else nothing is written: a filled bank may be read-only
+        if self._facts()["filled"] < self.length:  # a filled bank may be read-only, so nothing is written there
             self.folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.folder / ".lock"):  # let go by the system if the process dies
+            with FileLock(self.folder / ".lock"):  # released by the system if the process dies
                 self._fill(compute, description, progress)
         self.arrays = {name: self._open(name, "r") for name in self._facts()["arrays"]}
 
@@ -93,11 +92,11 @@ class Bank:
 
     @property
     def filled(self) -> int:
-        """How many entries are there."""
+        """Number of entries that have been filled."""
         return int(self._facts()["filled"])
 
     def _facts(self) -> dict[str, Any]:
-        """How many entries are filled, and the names of the arrays."""
+        """Read the number of filled entries and the names of the arrays."""
         state = self.folder / _FILLED
         facts: dict[str, Any] = json.loads(state.read_text()) if state.exists() else {"filled": 0, "arrays": []}
         return facts
@@ -107,15 +106,29 @@ class Bank:
 
 
 def bank_name(group: str, facts: dict[str, Any]) -> str:
+<<<<<<< HEAD
     """Folder name of a bank: its group and a hash of what its content depends on."""
     facts = {**facts, "revision": REVISION}
+=======
+    """Return the folder name of a bank: its group and a hash of what its content depends on.
+
+    Args:
+        group: name of the group of views.
+        facts: everything that the content depends on, ready for JSON.
+    """
+    if REVISION > 1:  # the first revision left no trace in the names
+        facts = {**facts, "revision": REVISION}
+>>>>>>> v_high
     return f"{group}-{hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]}"
 
 
 def file_facts(paths: Sequence[Path]) -> str:
-    """Hash of names and contents of files: changes when a file does, and stays when files are copied or touched.
+    """Hash the names and contents of files, so that the hash survives copying and changed modification times.
 
-    Every file is read: 3,300 photos and masks (71 MB) take 0.2 s of computing time. Threads wait for slow disks.
+    All files are read, in threads: 3,300 photos and masks (71 MB) take 0.2 s of computing time.
+
+    Args:
+        paths: paths of the files.
     """
     with ThreadPoolExecutor() as pool:
         facts = [(path.name, digest) for path, digest in zip(paths, pool.map(_content, paths), strict=True)]
@@ -127,7 +140,14 @@ def _content(path: Path) -> str:
 
 
 def image_bank(folder: Path, length: int, render: Render, views: Sequence[View], progress: bool) -> Bank:
-    """Small images, masks and sources of rendered views times geometric views.
+    """Fill or open the bank of training images: small images, edges, masks and sources of all views.
+
+    Args:
+        folder: folder of the bank.
+        length: number of rendered views.
+        render: function that renders a view by number.
+        views: geometric views that are made of each rendered view.
+        progress: whether to show a progress bar.
 
     Returns:
         A bank with `image` (N, 3, 128, 128) uint8, `edges` (N, 2, 128, 128) uint8, `mask` (N, 128, 128) uint8 and
@@ -169,7 +189,17 @@ def feature_bank(
     bf16: bool,
     progress: bool,
 ) -> Bank:
-    """Features of the same entries under one encoder.
+    """Fill or open the bank of features: those of all views under one encoder.
+
+    Args:
+        folder: folder of the bank.
+        length: number of rendered views.
+        render: function that renders a view by number.
+        views: geometric views that are made of each rendered view.
+        backbone: the encoder.
+        grids: maximum side of the stored features, for each of the four levels.
+        bf16: whether to encode under bfloat16 autocast.
+        progress: whether to show a progress bar.
 
     Returns:
         A bank with `level0` .. `level3`, each (N, C_l, h_l, w_l) float16 with at most `grids[l]` positions a side.
@@ -188,7 +218,7 @@ def feature_bank(
                 images.append(warp(image[None], views[entry % len(views)]))
             batch = torch.cat(images).to(backbone.device, memory_format=torch.channels_last)
             with torch.autocast(backbone.device.type, torch.bfloat16, enabled=bf16):
-                levels = [level.float() for level in backbone.pyramid(batch)]  # an encoder knows of no autocast
+                levels = [level.float() for level in backbone.pyramid(batch)]  # features may be bfloat16 under autocast
             levels = check_pyramid(levels, backbone.name, len(batch))
             pooled = [pool_to_grid(level, grid).half() for level, grid in zip(levels, grids, strict=True)]
             if not all(bool(level.isfinite().all()) for level in pooled):
@@ -205,7 +235,7 @@ def feature_bank(
 
 
 def _warp_labels(mask: Tensor, view: View) -> Tensor:
-    """Warp class ids by nearest neighbour: the class that covers most of a pixel's bilinear footprint."""
+    """Warp class ids: each pixel gets the class with the largest bilinear weight."""
     labels: Tensor = torch.unique(mask)
     layers = torch.stack([warp((mask == label).float()[None, None], view)[0, 0] for label in labels])
     return labels.index_select(0, layers.argmax(dim=0).flatten()).view_as(mask)

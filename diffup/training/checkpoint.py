@@ -1,4 +1,4 @@
-"""Checkpoints: one safetensors file with all that a run needs to go on exactly, replaced atomically."""
+"""Checkpoints: one safetensors file with everything needed to resume a run exactly, replaced atomically."""
 
 from __future__ import annotations
 
@@ -14,6 +14,12 @@ from torch import Tensor
 from diffup.errors import TrainingError
 from diffup.utils.files import named_in_utf8, replacing
 
+<<<<<<< HEAD
+=======
+PHOTOS = ("data", "backgrounds")
+"""Fields of a run's identity that hold hashes of its training files."""
+
+>>>>>>> v_high
 
 def save_checkpoint(
     path: Path,
@@ -21,13 +27,13 @@ def save_checkpoint(
     step: int,
     config: str,
 ) -> None:
-    """Write a checkpoint; the last one stays until the new one is complete.
+    """Write a checkpoint. The previous one stays in place until the new one is complete.
 
     Args:
-        path: the file.
-        tensors: named groups of tensors (model, averaged weights, optimiser moments).
-        step: steps done.
-        config: JSON text of the run's identity.
+        path: path of the checkpoint file.
+        tensors: tensors by group and name: model, averaged weights, optimiser moments.
+        step: number of steps done.
+        config: JSON text of the run's identity (config, encoders, data).
     """
     flat = {
         f"{group}/{name}": tensor.detach().cpu().contiguous()
@@ -42,14 +48,16 @@ def load_checkpoint(path: Path, config: str) -> tuple[dict[str, dict[str, Tensor
     """Read a checkpoint of the same run.
 
     Args:
-        path: the file.
-        config: JSON text of the run's identity (its config, encoders and data), which must be the checkpoint's.
+        path: path of the checkpoint file.
+        config: JSON text of the run's identity (config, encoders, data), compared with that of the checkpoint.
 
     Returns:
-        The groups of tensors, the steps done, and how many the run was to have where it now has more.
+        The tensors by group and name, the number of steps done, and the steps planned before if they were raised, else
+        None.
 
     Raises:
-        TrainingError: the file is not a checkpoint, or of a run with another config, other data or more steps.
+        TrainingError: the file is no checkpoint, or the run has another config, other data or fewer steps than the
+            checkpoint's.
     """
     try:
         with named_in_utf8(path) as readable, safe_open(readable, framework="pt") as file:
@@ -59,6 +67,11 @@ def load_checkpoint(path: Path, config: str) -> tuple[dict[str, dict[str, Tensor
             theirs, ours = json.loads(facts["config"]), json.loads(config)
             if not isinstance(theirs, dict):
                 raise TrainingError(f"{path} is not a training checkpoint; delete it or choose another folder")
+<<<<<<< HEAD
+=======
+            # Checkpoints written before hashes of the photos were recorded are not checked for them.
+            ours = {name: value for name, value in ours.items() if name in theirs or name not in PHOTOS}
+>>>>>>> v_high
             planned, wanted = theirs.get("steps"), ours.get("steps")
             raised = planned if isinstance(planned, int) and isinstance(wanted, int) and planned < wanted else None
             if {**theirs, "steps": wanted} == ours and planned != wanted and raised is None:
@@ -76,12 +89,16 @@ def load_checkpoint(path: Path, config: str) -> tuple[dict[str, dict[str, Tensor
                 group, name = key.split("/", 1)
                 groups.setdefault(group, {})[name] = file.get_tensor(key)
             return groups, int(facts["step"]), raised
-    except (SafetensorError, ValueError, RecursionError, AttributeError) as error:  # of the file, its JSON, its names
+    except (SafetensorError, ValueError, RecursionError, AttributeError) as error:  # a damaged file, JSON or name
         raise TrainingError(f"{path} cannot be read ({error}); delete it to start anew") from error
 
 
 def steps_done(path: Path) -> int:
-    """Steps of a checkpoint; 0 where there is none that can be read, which `load_checkpoint` will say."""
+    """Read the number of steps done; 0 if there is no readable checkpoint (`load_checkpoint` then raises).
+
+    Args:
+        path: path of the checkpoint file.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             return int((file.metadata() or {}).get("step", 0))
@@ -90,7 +107,11 @@ def steps_done(path: Path) -> int:
 
 
 def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The state of Adam by parameter number."""
+    """Return the state of an Adam optimiser as named tensors, by parameter number.
+
+    Args:
+        optimiser: Adam or AdamW.
+    """
     return {
         f"{index}.{name}": torch.as_tensor(value)
         for index, state in optimiser.state_dict()["state"].items()
@@ -99,7 +120,12 @@ def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Undo `optimiser_tensors`."""
+    """Restore the state of an Adam optimiser.
+
+    Args:
+        optimiser: Adam or AdamW over the same parameters.
+        tensors: the state as `optimiser_tensors` returned it.
+    """
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         index, name = key.split(".", 1)

@@ -1,4 +1,4 @@
-"""How a decoder is trained: everything that, with the data and the encoders, fixes the result of a run."""
+"""Settings of a training run: with the data and the encoders, they determine its result."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from diffup.priors.similarity import check_metric
 from diffup.utils.options import MAX_SEED
 
 MOST_PASTED = 2000
-"""Pasted images of a large data set."""
+"""Maximum number of pasted images, which large data sets reach."""
 
 PASTED_EACH = 10
-"""Pasted images for each training image of a small one: more would show the same few objects again."""
+"""Number of pasted images per training image of a small data set; more would repeat the same few objects."""
 
 QUICK_STEPS, QUICK_IMAGES = 300, 50
 
 
 @dataclass(frozen=True)
 class ViewsConfig:
-    """Augmented views of the training images, rendered and encoded once.
+    """Settings of the augmented views of the training images, which are rendered and encoded once.
 
     Args:
-        images: training images that views are made of; of a large data set, as many as the disk can hold the features
-            of. None takes all. They are drawn by `seed`, classes in turn.
-        crops: random crops of every image.
-        crop_scale: smallest side of a crop as a share of the image's; the largest is the whole image.
-        jitter: strength of the brightness, contrast and saturation changes.
-        pasted: number of images with objects of the training classes pasted onto other photos; None for ten of each
+        images: number of training images used, drawn by `seed` with the classes in turn; None for all. Limit it for
+            large data sets whose features do not fit on the disk.
+        crops: number of random crops of each image.
+        crop_scale: minimum side of a crop as a share of the image's side, in (0, 1]; the maximum is the whole image.
+        jitter: strength of the random changes of brightness, contrast and saturation.
+        pasted: number of images with objects of the training classes pasted onto other photos; None for ten per
             training image, 2000 at most.
-        seed: seed of all views.
+        seed: random seed of all views.
     """
 
     images: int | None = None
@@ -57,25 +57,29 @@ class ViewsConfig:
             raise ConfigError(f"jitter={self.jitter}: it must be at least 0 and below 1")
 
     def pasted_of(self, images: int) -> int:
-        """Number of pasted images, of so many training images."""
+        """Return the number of pasted images.
+
+        Args:
+            images: number of training images.
+        """
         return min(MOST_PASTED, PASTED_EACH * images) if self.pasted is None else self.pasted
 
 
 @dataclass(frozen=True)
 class EpisodesConfig:
-    """Which episodes are drawn.
+    """Distribution of the training episodes.
 
     Args:
-        max_shots: K is uniform in 1 .. max_shots; a single shot comes as the three views of UAPF.
+        max_shots: maximum K; K is uniform in 1 .. max_shots. A single support is given as the three views of UAPF.
         mask: probability that a support is annotated by its mask.
-        box: by a tight box.
-        scribble: by a random scribble.
-        points: by random points.
-        none: by nothing.
-        mixed: probability that an episode draws the kind for each support rather than once.
-        same_image: probability that the query is a view of a support's own image.
-        pasted: share of queries that are pasted images, where there are any.
-        cropped: share of queries that are crops, where there are any; the rest are whole images.
+        box: probability that a support is annotated by a tight box.
+        scribble: probability that a support is annotated by a random scribble.
+        points: probability that a support is annotated by random points.
+        none: probability that a support is not annotated.
+        mixed: probability that the annotation kind is drawn for each support of an episode, not once for all.
+        same_image: probability that the query is a view of the same image as a support.
+        pasted: share of queries that are pasted images, if there are any.
+        cropped: share of queries that are crops, if there are any; the other queries are whole images.
     """
 
     max_shots: int = 5
@@ -114,24 +118,24 @@ class EpisodesConfig:
 
 @dataclass(frozen=True)
 class PerturbConfig:
-    """Random changes of the episodes after their priors are made.
+    """Random changes of the episodes after their priors are computed.
 
-    A decoder then learns neither one encoder's histograms nor the training photos by heart. With any of `zoom`, `turn`
-    and `shift`, half of the episodes are mirrored too.
+    They keep the decoder from overfitting to the histograms of one encoder and to the training photos. If any of
+    `zoom`, `turn` and `shift` is above 0, half of the episodes are mirrored too.
 
     Args:
-        gamma: standard deviation of the log of the exponent that bends each map.
-        noise: greatest amplitude of smooth additive noise.
-        swap_levels: probability that the last two backbone levels trade places: which of them says more differs from
-            encoder to encoder.
-        zoom: greatest log of the magnification of a query, in or out.
-        turn: greatest rotation, in degrees.
-        shift: greatest shift beyond the border, as a share of half the image.
-        misplace: probability that the priors of each of the first two levels, and the saliency, say the wrong place:
-            they are worth something with a few encoders only. Under `layout="own"`, which gives the first levels of the
-            U-Net nothing else, set it to 0.
-        flatten: greatest loss of contrast of each map, after its histogram was bent towards a uniform one: some
-            encoders' maps are nearly black and white, others' all grey. 0 leaves histograms to `gamma`.
+        gamma: standard deviation of the log of each map's gamma exponent.
+        noise: maximum amplitude of smooth additive noise.
+        swap_levels: probability that the last two encoder levels are swapped, because encoders differ in which of them
+            is more informative.
+        zoom: maximum absolute log of a query's scale factor.
+        turn: maximum rotation, in degrees.
+        shift: maximum shift beyond the border, as a share of half the image.
+        misplace: probability that the priors of each of the first two levels, and the saliency, are moved to a wrong
+            place, because they are informative with few encoders only. Set it to 0 with `layout="own"`, where the first
+            levels of the U-Net get no other priors.
+        flatten: maximum loss of contrast of each map, after equalising its histogram: some encoders give nearly binary
+            maps, others low contrast. With 0 only `gamma` changes histograms.
     """
 
     gamma: float = 0.35
@@ -153,43 +157,43 @@ class PerturbConfig:
 
     @property
     def moves(self) -> bool:
-        """Whether episodes are moved."""
+        """Whether episodes are transformed geometrically."""
         return max(self.zoom, self.turn, self.shift) > 0
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A training run.
+    """Settings of a training run.
 
     Args:
-        decoder: the decoder.
-        views: augmented views.
-        episodes: which episodes.
-        perturb: changes of the priors.
-        backbones: names of the encoders to train with; each batch uses one of them, and the first becomes the decoder's
+        decoder: config of the decoder.
+        views: settings of the augmented views.
+        episodes: distribution of the episodes.
+        perturb: random changes of the priors.
+        backbones: names of the training encoders; each batch uses one of them, and the first becomes the decoder's
             default.
-        folds: folds whose classes are held out; none trains on all classes.
-        steps: training steps.
-        batch_size: episodes a step, of all processes together.
-        learning_rate: peak of the warm-up and cosine decay.
-        warmup: steps of linear warm-up.
-        weight_decay: of AdamW.
-        gradient_norm: gradients are clipped to this norm.
-        ema: decay of the averaged weights, which are the ones saved.
-        noisy_steps: exponent b of the distribution of t: its density grows with t^b. Where much noise is, the decoder
-            must read the priors.
-        self_aligned: share of samples whose x_t is made from the decoder's own estimate, as it is in sampling, instead
-            of from the true mask (self-aligned denoising; Ji et al., DDP, ICCV 2023).
-        bf16: bfloat16 autocast.
-        seed: seed of everything that is random in a run.
-        metrics: pairs of metric and conversion from which each batch draws those of its priors (multi-metric training,
-            Table 7); none trains with the decoder's own, which inference uses in any case.
-        adversarial_weight: weight of the generator's adversarial loss beside the mask's (`system="gan"`).
-        r1_weight: weight of the R1 penalty on the discriminator (`system="gan"`), 0 for none. The default follows
+        folds: folds whose classes are held out; empty to train on all classes.
+        steps: number of training steps.
+        batch_size: number of episodes per step, over all processes.
+        learning_rate: peak learning rate, after warm-up and before cosine decay.
+        warmup: number of steps of linear warm-up.
+        weight_decay: weight decay of AdamW.
+        gradient_norm: maximum norm of the gradient; larger gradients are clipped.
+        ema: decay of the exponential moving average of the weights; the average is what is saved.
+        noisy_steps: exponent b of the distribution of t, whose density is proportional to t^b. With more noise the
+            decoder depends more on the priors.
+        self_aligned: share of samples whose x_t is made from the decoder's own estimate, as in sampling, instead of the
+            true mask (self-aligned denoising; Ji et al., DDP, ICCV 2023).
+        bf16: whether to use bfloat16 autocast.
+        seed: random seed of the run.
+        metrics: pairs of metric and conversion; each batch draws one for its priors (multi-metric training, Table 7).
+            If empty, training uses the decoder's own pair, which inference always uses.
+        adversarial_weight: weight of the generator's adversarial loss relative to the mask loss (`system="gan"`).
+        r1_weight: weight of the discriminator's R1 penalty, 0 for none (`system="gan"`). The default follows
             StyleGAN2-ADA's rule, 0.0002 * 64^2 / batch size.
 
     Raises:
-        ConfigError: a value is out of range, or two contradict each other.
+        ConfigError: a value is out of range, or two values contradict each other.
     """
 
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
@@ -254,25 +258,33 @@ class TrainConfig:
             check_metric(*pair)
 
     def quick(self) -> TrainConfig:
-        """A trial of minutes: few steps, of few images with few views. The result shows that all works, no more."""
+        """Return the config of a trial run of minutes: few steps, images and views, to see that training works."""
         images = min(self.views.images or QUICK_IMAGES, QUICK_IMAGES)
         views = replace(self.views, images=images, crops=1, pasted=2 * images)
         return replace(self, steps=QUICK_STEPS, warmup=min(self.warmup, QUICK_STEPS // 6), views=views)
 
     def tied_to(self, fingerprint: str, width: int) -> TrainConfig:
-        """The config with the encoder whose low-level features the decoder reads, and their channels, written in."""
+        """Return the config with the encoder whose low-level features the decoder reads (DiffUp+LFE).
+
+        Args:
+            fingerprint: fingerprint of the encoder.
+            width: number of channels of its first feature level.
+        """
         return replace(self, decoder=replace(self.decoder, low_level_encoder=fingerprint, low_level_width=width))
 
     def to_json(self) -> str:
-        """The config as JSON text."""
+        """Return the config as JSON text."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
     @classmethod
     def from_files(cls, paths: Sequence[Path]) -> TrainConfig:
-        """Read the config from JSON files; each overrides the fields that it names in those before it.
+        """Read the config from JSON files; fields of a later file override those of earlier files.
+
+        Args:
+            paths: paths of the JSON files.
 
         Raises:
-            ConfigError: one is not a JSON object, or they hold an unknown or wrong field.
+            ConfigError: a file is no JSON object, or a field is unknown or invalid.
         """
         merged: dict[str, Any] = {}
         for path in paths:
@@ -289,14 +301,17 @@ class TrainConfig:
     def from_json(cls, text: str) -> TrainConfig:
         """Read the config from JSON text.
 
+        Args:
+            text: JSON object of fields.
+
         Raises:
-            ConfigError: not JSON, or an unknown or wrong field.
+            ConfigError: the text is not JSON, or a field is unknown or invalid.
         """
         return from_dict(cls, parse_object(text, "the training config"))
 
 
 def _override(base: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
-    """JSON objects joined, `fields` over `base`, objects within them likewise."""
+    """Merge JSON objects recursively; values of `fields` override those of `base`."""
     joined = dict(base)
     for name, value in fields.items():
         both = isinstance(value, dict) and isinstance(joined.get(name), dict)

@@ -1,4 +1,4 @@
-"""What a run will cost, told before it begins."""
+"""Estimate of a run's disk space and time, printed before it starts."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from diffup.training.config import TrainConfig
 from diffup.training.prepare import Sources, plan_banks
 
 _IMAGE_BYTES = 6 * EDGE_SIDE**2 + 4
-_AROUND = 1.7  # a step draws its episodes and makes their priors too; measured on a CPU
+_AROUND = 1.7  # time of a step relative to the decoder's: it also draws episodes and computes priors; measured on a CPU
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Views that are missing, the disk and time that they take, and the time of the steps that are to do.
+    """Views missing from the cache, their disk space and time, and the time of the remaining steps.
 
     Args:
-        views: rendered views of the run, by group; each encoder sees all of them.
+        views: number of rendered views by group; each encoder encodes all of them.
         encoders: number of encoders.
-        missing: views that are not in the cache, summed over the images and the encoders.
-        gigabytes: of the missing views.
-        free: gigabytes that the disk has.
-        view_minutes: to make them.
-        steps: that are to do.
-        step_minutes: to do them; None where it cannot be told.
+        missing: number of views that are not in the cache, summed over the images and the encoders.
+        gigabytes: disk space that the missing views need, in GB.
+        free: free disk space, in GB.
+        view_minutes: time to render and encode the missing views, in minutes.
+        steps: number of remaining training steps.
+        step_minutes: time of the remaining steps, in minutes; None if it cannot be estimated.
     """
 
     views: dict[str, int]
@@ -63,15 +63,15 @@ class Estimate:
 def estimate(
     sources: Sources, config: TrainConfig, backbones: Sequence[Backbone], cache: Path, device: torch.device, steps: int
 ) -> Estimate:
-    """Measure one view of each kind, one pass of each encoder and one step of the decoder.
+    """Estimate the cost of a run by timing one view of each kind, one pass of each encoder and one decoder step.
 
     Args:
-        sources: the photos.
-        config: the run.
-        backbones: its encoders.
-        cache: where the views are kept.
-        device: where the decoder trains.
-        steps: that are to do.
+        sources: the training photos.
+        config: settings of the run.
+        backbones: the training encoders.
+        cache: folder of the cached views.
+        device: device on which the decoder trains.
+        steps: number of remaining training steps.
     """
     planned = plan_banks(sources, config, backbones, cache)
     missing = {bank: bank.entries - Bank(bank.folder, bank.entries).filled for bank in planned}
@@ -99,7 +99,7 @@ def estimate(
 
 
 def _cost(backbone: Backbone, config: TrainConfig) -> tuple[float, float]:
-    """Seconds and bytes of a view's features."""
+    """Time in seconds and size in bytes of the features of one view."""
     image = resize_image(torch.rand(3, EDGE_SIDE, EDGE_SIDE), backbone.input_size)[None]
     batch = image.clamp(0, 1).to(backbone.device, memory_format=torch.channels_last)
     found: list[torch.Tensor] = []
@@ -114,7 +114,7 @@ def _cost(backbone: Backbone, config: TrainConfig) -> tuple[float, float]:
 
 
 def _step(config: TrainConfig, device: torch.device) -> float:
-    """Seconds of a step, from one pass of the decoder forth and back."""
+    """Estimate the seconds of a training step from one forward and backward pass of the decoder."""
     batch, channels = config.batch_size, config.decoder.priors.condition_channels
     with torch.random.fork_rng(devices=[]):
         decoder = build_decoder(config.decoder).to(device).to(memory_format=torch.channels_last)
@@ -133,7 +133,7 @@ def _step(config: TrainConfig, device: torch.device) -> float:
 
 
 def _seconds(action: Callable[[], object]) -> float:
-    """Seconds of the second run; the first warms up."""
+    """Seconds of the second call; the first is the warm-up."""
     action()
     start = time.perf_counter()
     action()

@@ -1,4 +1,4 @@
-"""What a run tells of itself: a line of `log.jsonl` at each checkpoint, and curves for TensorBoard more often."""
+"""Logging of a run: a line of `log.jsonl` at each checkpoint, and TensorBoard curves more often."""
 
 from __future__ import annotations
 
@@ -14,36 +14,40 @@ LOG = "log.jsonl"
 CURVES = "tensorboard"
 
 CURVES_EVERY = 20
-"""Steps between two points of the curves."""
+"""Number of steps between two points of the TensorBoard curves."""
 
 
 class RunLog:
-    """Writes the figures of a run.
+    """Writes the metrics of a run to its log and to TensorBoard.
 
     Args:
         out: folder of the run.
-        step: steps done. Curves beyond it, of a run that was killed before its checkpoint, are hidden.
-        batch_size: episodes a step.
-        tensorboard: write curves.
+        step: number of steps done. Later points of the curves, from a run killed before its checkpoint, are hidden.
+        batch_size: number of episodes per step.
+        tensorboard: whether to write TensorBoard curves.
     """
 
     def __init__(self, out: Path, step: int, batch_size: int, tensorboard: bool) -> None:
-        self.journal = Journal(out / LOG, shared=False)  # the run has its folder for itself
+        self.journal = Journal(out / LOG, shared=False)  # no other process writes to a run's folder
         self.batch_size = batch_size
         self.writer = _writer(out / CURVES, step) if tensorboard else None
         self.step, self.time = step, time.perf_counter()
 
     def due(self, step: int) -> bool:
-        """Whether the curves have a point at this step."""
+        """Whether the curves have a point at a step.
+
+        Args:
+            step: number of steps done.
+        """
         return self.writer is not None and step % CURVES_EVERY == 0
 
     def write(self, step: int, figures: dict[str, float], line: bool) -> None:
-        """Write figures.
+        """Write the metrics of a step.
 
         Args:
-            step: steps done.
-            figures: by name; `samples_per_second`, since the last call, is added.
-            line: add a line to the log too.
+            step: number of steps done.
+            figures: metrics by name; `samples_per_second` since the last call is added.
+            line: whether to write a line of the log too.
         """
         now = time.perf_counter()
         speed = (step - self.step) * self.batch_size / max(now - self.time, 1e-9)
@@ -57,16 +61,19 @@ class RunLog:
                 self.writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Write what is still in memory."""
+        """Flush and close the TensorBoard writer."""
         if self.writer is not None:
             self.writer.close()
 
 
 def find_tensorboard(wanted: bool | None) -> bool:
-    """Whether to write curves: as wanted, else where TensorBoard is installed.
+    """Decide whether to write TensorBoard curves.
+
+    Args:
+        wanted: what the user asked for; None for curves if TensorBoard is installed.
 
     Raises:
-        MissingPackageError: they are wanted, and it is not installed.
+        MissingPackageError: curves are asked for, and TensorBoard is not installed.
     """
     installed = importlib.util.find_spec("tensorboard") is not None
     if wanted and not installed:

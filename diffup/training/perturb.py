@@ -1,7 +1,7 @@
-"""Random changes of the fused priors in training, so that the ways of one encoder are not learned by heart.
+"""Random changes of the fused priors in training, against overfitting to the training encoder.
 
-Encoders differ in which level says most, in what their early levels and their saliency are worth, and in the histograms
-of their maps. A decoder that counts on any of it fails behind another encoder.
+Encoders differ in which level is the most informative, in how informative their early levels and their saliency are,
+and in the histograms of their maps. A decoder that relies on any of these fails with another encoder.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from diffup.training.processes import ALL, Share
 
 _NOISE_SIDE = 6
 _EARLY = 2
-"""The first levels, which say little of what things are."""
+"""Number of early levels, whose features carry little semantic information."""
 
 
 def perturb(
@@ -29,17 +29,17 @@ def perturb(
     generator: torch.Generator,
     share: Share = ALL,
 ) -> list[Tensor]:
-    """Let levels trade places, misplace early priors and saliency, bend every map's histogram, add smooth noise.
+    """Swap levels, misplace early priors and saliency, change each map's histogram, and add smooth noise.
 
     Args:
-        fused: four tensors (B, M, h_l, w_l) in [0, 1] of `priors.condition.fused_priors`.
-        config: how much.
-        priors: what the M maps are.
-        generator: source of randomness, on the CPU.
-        share: which rows of the batch these are.
+        fused: four tensors (B, M, h_l, w_l) in [0, 1], the fused priors of the four levels.
+        config: probabilities and strengths of the changes.
+        priors: config of the priors, which says what the M maps are.
+        generator: random number generator, on the CPU.
+        share: rows of the batch that this process holds.
 
     Returns:
-        Four such tensors.
+        The changed priors, four tensors of the same shapes.
     """
     levels = _swap_last(fused, config.swap_levels, generator, share)
     if config.misplace:
@@ -74,7 +74,7 @@ def _resized(maps: Tensor, like: Tensor) -> Tensor:
 def _misplace(
     levels: Sequence[Tensor], probability: float, saliency: bool, generator: torch.Generator, share: Share
 ) -> list[Tensor]:
-    """Some episodes' early levels, each by itself, and some episodes' saliency, the last map of every level."""
+    """Misplace early levels, each independently, and saliency (the last map of every level) of random episodes."""
     result = []
     for index, level in enumerate(levels):
         if index < _EARLY:
@@ -91,17 +91,17 @@ def _misplace(
 
 
 def _draw(like: Tensor, probability: float, generator: torch.Generator, share: Share) -> Tensor:
-    """Which of the episodes are chosen: (B,) bool."""
+    """Draw which episodes are changed: (B,) bool."""
     return (share.rand(len(like), generator=generator) < probability).to(like.device)
 
 
 def _offsets(like: Tensor, generator: torch.Generator, share: Share) -> Tensor:
-    """How far maps are moved, as shares of their sides: (B, 2) in [1/4, 3/4]."""
+    """Draw offsets as shares of the maps' sides: (B, 2) in [1/4, 3/4]."""
     return (0.25 + 0.5 * share.rand(len(like), 2, generator=generator)).to(like)
 
 
 def _elsewhere(maps: Tensor, offsets: Tensor) -> Tensor:
-    """Maps (B, M, h, w) mirrored and moved in a circle by offsets (B, 2): as they look, in the wrong place."""
+    """Mirror maps (B, M, h, w) and roll them by offsets (B, 2): same appearance, wrong place."""
     height, width = maps.shape[-2:]
     rows, columns = (
         (torch.arange(side, device=maps.device) + (offsets[:, axis, None] * side).round().long()) % side
@@ -113,13 +113,13 @@ def _elsewhere(maps: Tensor, offsets: Tensor) -> Tensor:
 
 
 def _flatten(level: Tensor, most: float, priors: PriorConfig, generator: torch.Generator, share: Share) -> Tensor:
-    """Bend the histograms of the maps that are stretched to [0, 1]; the order of a map's values stays."""
+    """Equalise the histograms of the maps that are normalised to [0, 1]; the order of a map's values is unchanged."""
     batch, channels = level.shape[:2]
     kinds = len(priors.kinds)
     stretched = torch.ones(channels, dtype=torch.bool)
     stretched[kinds : 2 * kinds] = False  # variances
     if priors.calibration:
-        stretched[-1 - priors.saliency] = False  # has a scale of its own
+        stretched[-1 - priors.saliency] = False  # not normalised to [0, 1]
     ranked = share.rand(batch, 1, 1, 1, generator=generator).to(level)
     contrast = 1 - most * share.rand(batch, channels, 1, 1, generator=generator)[:, stretched].to(level)
     middle = 0.3 + 0.4 * share.rand(batch, channels, 1, 1, generator=generator)[:, stretched].to(level)

@@ -1,4 +1,4 @@
-"""What a run trains on: the data set's training images, and the banks of their views under each encoder."""
+"""The data of a run: training images of the data set, and the banks of their views under each encoder."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ from diffup.training.config import TrainConfig, ViewsConfig
 from diffup.training.render import Renderer
 from diffup.training.sampler import CROP, NOTHING_TO_TRAIN_ON, PASTED, WHOLE
 
-_PICK = 3  # beside the numbers that seed the views of `Renderer`
+_PICK = 3  # seed component, different from those of the views of `Renderer`
 
 Plan = tuple[Render, int, tuple[View, ...], dict[str, Any]]
-"""How to render a group of views, how many there are, their geometric views, and what their content depends on."""
+"""A group of views: the function that renders one, their number, their geometric views, what their content depends
+on."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Banks:
     Args:
         images: image banks by group.
         features: feature banks by group, for each encoder.
-        members: how the channels of each encoder are shared out, see `diffup.priors.condition.Members`.
+        members: for each encoder, the split of its channels among the encoders it joins; empty for a single one.
     """
 
     images: dict[str, Bank]
@@ -45,7 +46,7 @@ class Banks:
     members: list[Members]
 
     def load(self) -> None:
-        """Read everything into memory."""
+        """Load all banks into memory."""
         for group in (self.images, *self.features):
             for bank in group.values():
                 bank.arrays = {name: np.array(array) for name, array in bank.arrays.items()}
@@ -53,14 +54,14 @@ class Banks:
 
 @dataclass(frozen=True)
 class Sources:
-    """The photos that a run's views are made of.
+    """The photos from which a run's views are rendered.
 
     Args:
         data: the data set.
         classes: ids of the training classes.
-        names: training images.
-        pairs: names of the images of each training class.
-        backgrounds: more photos to paste objects onto.
+        names: names of the training images.
+        pairs: names of the images of each training class, by class id.
+        backgrounds: paths of additional photos onto which objects are pasted.
     """
 
     data: TrainingData
@@ -73,10 +74,15 @@ class Sources:
     def find(
         cls, data: TrainingData, config: TrainConfig, backgrounds: str | os.PathLike[str] | None = None
     ) -> Sources:
-        """The training images of a data set, all or as many as the config wants, without the folds held out.
+        """Collect the training images of a data set, without the classes of the held-out folds.
+
+        Args:
+            data: the data set.
+            config: settings of the run: held-out folds, and number of images.
+            backgrounds: folder of additional photos onto which objects are pasted.
 
         Raises:
-            DataError: there is no such fold, or no photo in `backgrounds`.
+            DataError: a fold does not exist, or `backgrounds` holds no photo.
             TrainingError: no training class has two images.
         """
         held_out = {c for fold in config.folds for c in data.fold(fold)}
@@ -88,7 +94,7 @@ class Sources:
         return cls(data, classes, names, pairs, photos)
 
     def identity(self) -> dict[str, str]:
-        """Hashes of the files' names and sizes, which stay when files are copied to another machine."""
+        """Return hashes of the names and sizes of data and background files, equal for copies on other machines."""
         return {
             "data": _names_and_sizes(self.data.files(self.names)),
             "backgrounds": _names_and_sizes(self.backgrounds),
@@ -98,7 +104,15 @@ class Sources:
 def build_banks(
     sources: Sources, config: TrainConfig, backbones: Sequence[Backbone], cache: Path, progress: bool
 ) -> Banks:
-    """Render and encode all views, or open them where that is done."""
+    """Render and encode the views that are not cached yet, and open all banks.
+
+    Args:
+        sources: the training photos.
+        config: settings of the run.
+        backbones: the training encoders.
+        cache: folder of the banks.
+        progress: whether to show progress bars.
+    """
     images: dict[str, Bank] = {}
     features: list[dict[str, Bank]] = [{} for _ in backbones]
     grids = config.decoder.feature_grids
@@ -116,13 +130,13 @@ def build_banks(
 
 @dataclass(frozen=True, eq=False)
 class PlannedBank:
-    """A bank of a run.
+    """A bank that a run needs, filled or not.
 
     Args:
-        group: of views.
-        folder: where it is, or will be.
-        plan: how it is rendered.
-        encoder: index of the encoder whose features it holds; None for the images themselves.
+        group: name of the group of views.
+        folder: folder of the bank.
+        plan: the views, and how they are rendered.
+        encoder: index of the encoder whose features it holds; None for the bank of images.
     """
 
     group: str
@@ -132,12 +146,19 @@ class PlannedBank:
 
     @property
     def entries(self) -> int:
-        """Number of views."""
+        """Number of views in the bank."""
         return self.plan[1] * len(self.plan[2])
 
 
 def plan_banks(sources: Sources, config: TrainConfig, backbones: Sequence[Backbone], cache: Path) -> list[PlannedBank]:
-    """The banks of a run, in the order in which they are filled."""
+    """List the banks that a run needs, in the order in which they are filled.
+
+    Args:
+        sources: the training photos.
+        config: settings of the run.
+        backbones: the training encoders.
+        cache: folder of the banks.
+    """
     planned = []
     for group, plan in _plans(sources, config.views).items():
         _, length, _, facts = plan
@@ -176,7 +197,7 @@ def _plans(sources: Sources, views: ViewsConfig) -> dict[str, Plan]:
 def _chosen(
     names: tuple[str, ...], pairs: dict[int, tuple[str, ...]], views: ViewsConfig
 ) -> tuple[tuple[str, ...], dict[int, tuple[str, ...]]]:
-    """All images, or as many as `views.images`: the classes take turns, so that rare ones are among them."""
+    """Choose `views.images` images, or all; classes take turns, so that rare classes are included."""
     if views.images is None:
         return names, pairs
     rng = np.random.default_rng([views.seed, _PICK])

@@ -1,9 +1,10 @@
-"""Several processes that train one decoder, on several GPUs or machines, through Hugging Face accelerate.
+"""Data-parallel training in several processes, on several GPUs or machines, through Hugging Face accelerate.
 
-A step is the same whatever their number: `batch_size` counts the episodes of all processes, each takes every n-th of
-them, and random numbers are drawn for the whole batch, of which a process keeps its own rows. The losses are means over
-a batch's valid pixels, and a mean of the parts' means would weigh the parts wrongly; so the network's answers, small
-maps, are exchanged, every process computes the loss of the whole batch, and the gradients are summed.
+A step is the same for any number of processes: `batch_size` counts the episodes of all processes, each process takes
+every n-th of them, and random numbers are drawn for the whole batch, of which a process uses its own rows. Losses are
+means over the valid pixels of the whole batch, and a mean of means would weigh processes wrongly. So the network's
+outputs, which are small maps, are exchanged, every process computes the loss of the whole batch, and gradients are
+summed.
 """
 
 from __future__ import annotations
@@ -21,44 +22,60 @@ from torch import Tensor
 from diffup.errors import ConfigError, MissingPackageError
 
 _PATIENCE = timedelta(days=7)
-"""How long processes wait for the first one, which may have a large data set to encode."""
+"""Time for which processes wait for the main one, which may have to encode a large data set."""
 
 
 @dataclass(frozen=True)
 class Share:
-    """The rows of each batch that a process takes: `index`, `index + count`, ...
+    """The rows of each batch that a process holds: `index`, `index + count`, ...
 
     Args:
-        index: number of the process.
-        count: number of processes; the batch is a multiple of it.
+        index: number of the process, from 0.
+        count: number of processes; the batch size is a multiple of it.
     """
 
     index: int = 0
     count: int = 1
 
     def rows(self, batch: int) -> range:
-        """The rows of a batch of all processes."""
+        """Return the row numbers of this process.
+
+        Args:
+            batch: batch size over all processes.
+        """
         return range(self.index, batch, self.count)
 
     def rand(self, rows: int, *shape: int, generator: torch.Generator) -> Tensor:
-        """Uniform numbers (rows, *shape): this process's rows of those that are drawn for the whole batch."""
+        """Draw uniform numbers in [0, 1) for the whole batch and return this process's rows, (rows, *shape).
+
+        Args:
+            rows: number of rows of this process.
+            *shape: shape of a row.
+            generator: random number generator, in the same state in all processes.
+        """
         return torch.rand(rows * self.count, *shape, generator=generator)[self.index :: self.count]
 
     def randn(self, rows: int, *shape: int, generator: torch.Generator) -> Tensor:
-        """Normal numbers, likewise."""
+        """Draw standard normal numbers for the whole batch and return this process's rows, (rows, *shape).
+
+        Args:
+            rows: number of rows of this process.
+            *shape: shape of a row.
+            generator: random number generator, in the same state in all processes.
+        """
         return torch.randn(rows * self.count, *shape, generator=generator)[self.index :: self.count]
 
 
 ALL = Share()
-"""The share of a process that is alone."""
+"""The share of a single process: the whole batch."""
 
 
 class Processes:
-    """The processes of a run, seen from one of them.
+    """The processes of a run, as seen from one of them.
 
     Args:
-        device: where this one trains.
-        accelerator: accelerate's; None where the process is alone.
+        device: device on which this process trains.
+        accelerator: the `Accelerator` of accelerate; None for a single process.
     """
 
     def __init__(self, device: torch.device, accelerator: Any = None) -> None:
@@ -68,15 +85,15 @@ class Processes:
 
     @classmethod
     def start(cls, device: str | torch.device, batch_size: int) -> Processes:
-        """Join the other processes, where a launcher (`accelerate launch`, `torchrun`) has started several.
+        """Join the other processes if a launcher (`accelerate launch`, `torchrun`) has started several.
 
         Args:
-            device: where to train; of several GPUs each process has its own.
-            batch_size: episodes of a step.
+            device: device to train on; with several GPUs each process gets its own.
+            batch_size: number of episodes per step, over all processes.
 
         Raises:
-            ConfigError: there are several, and the batch does not divide among them.
-            MissingPackageError: there are several, and accelerate is not installed.
+            ConfigError: the batch size is no multiple of the number of processes.
+            MissingPackageError: there are several processes, and accelerate is not installed.
         """
         device, count = torch.device(device), int(os.environ.get("WORLD_SIZE", "1"))
         if count < 2:
@@ -97,22 +114,29 @@ class Processes:
 
     @property
     def main(self) -> bool:
-        """Whether this is the process that writes."""
+        """Whether this is the main process, which writes the files."""
         return self.share.index == 0
 
     def main_first(self) -> AbstractContextManager[None]:
-        """A block that the others enter when the main process has left it."""
+        """Return a context that the other processes enter after the main process has left it."""
         if self.accelerator is None:
             return nullcontext()
         return self.accelerator.main_process_first()  # type: ignore[no-any-return]
 
     def wait(self) -> None:
-        """Wait until every process is here."""
+        """Wait until every process has reached this point."""
         if self.accelerator is not None:
             self.accelerator.wait_for_everyone()
 
     def whole(self, *parts: Tensor) -> tuple[Tensor, ...]:
-        """Tensors (b, ...) of this process -> those of the whole batch; its own rows keep their gradient."""
+        """Gather tensors of the whole batch; the rows of this process keep their gradient.
+
+        Args:
+            *parts: tensors (b, ...) of this process.
+
+        Returns:
+            Tensors (B, ...) of the whole batch.
+        """
         return parts if self.accelerator is None else tuple(self._whole(part) for part in parts)
 
     def _whole(self, part: Tensor) -> Tensor:
@@ -122,7 +146,11 @@ class Processes:
         return torch.cat(gathered)
 
     def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Replace each gradient by its sum over the processes, in one exchange."""
+        """Replace each gradient by its sum over the processes, in one exchange.
+
+        Args:
+            parameters: parameters with gradients.
+        """
         if self.accelerator is None:
             return
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
@@ -132,5 +160,5 @@ class Processes:
 
 
 def is_main() -> bool:
-    """Whether a launcher started this process as its first, or none did."""
+    """Whether this is the first process that a launcher started, or the only process."""
     return int(os.environ.get("RANK", "0")) == 0

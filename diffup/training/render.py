@@ -1,6 +1,6 @@
-"""Rendering training views: the whole image, random crops, and objects pasted onto other photos.
+"""Rendering of training views: whole images, random crops, and objects pasted onto other photos.
 
-Every view is a pure function of its plan's seed and index, so a cache can be made, resumed or checked view by view.
+Every view depends only on the seed and its index, so a cache can be filled, resumed or checked view by view.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from diffup.inputs.images import read_image, resize_image
 from diffup.training.config import ViewsConfig
 
 LONGEST_SIDE = 384
-"""Photos are scaled down to this before they are cropped and pasted, so that scales mean the same in every data set."""
+"""Maximum side in pixels, to which photos are scaled down before cropping and pasting, so that scales are comparable
+across data sets."""
 
 
 _COUNTS, _COUNT_SHARES = (1, 2, 4, 10), (0.55, 0.2, 0.15, 0.1)
-"""Objects of one class pasted into a scene."""
+"""Numbers of objects of one class pasted into an image, and their probabilities."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,9 @@ class Rendered:
     """A rendered view.
 
     Args:
-        image: (3, h, w) in [0, 1].
-        mask: (h, w) uint8 class ids.
-        source: index of the training image it shows, -1 for none.
+        image: (3, h, w) in [0, 1], the view.
+        mask: (h, w) uint8, class ids.
+        source: index of the training image that the view shows, -1 for pasted images.
     """
 
     image: Tensor
@@ -47,10 +48,10 @@ class Renderer:
 
     Args:
         data: the data set.
-        names: training images.
-        pairs: names of the images of each training class (`TrainingData.pairs`), for objects to paste.
-        backgrounds: more photos to paste onto; empty to paste onto the training images.
-        config: what to render.
+        names: names of the training images.
+        pairs: names of the images of each training class, from which objects are pasted (`TrainingData.pairs`).
+        backgrounds: paths of photos onto which objects are pasted; empty to paste onto the training images.
+        config: settings of the views.
     """
 
     def __init__(
@@ -68,11 +69,19 @@ class Renderer:
         self.config = config
 
     def whole(self, index: int) -> Rendered:
-        """Training image number `index` as it is."""
+        """Return a whole training image.
+
+        Args:
+            index: number of the training image.
+        """
         return Rendered(*self._load(self.names[index]), source=index)
 
     def crop(self, index: int) -> Rendered:
-        """Crop number `index`, of image `index // crops`: random box, mirror and colours."""
+        """Render a crop with random box, mirroring and colours.
+
+        Args:
+            index: number of the crop; it shows the training image `index // crops`.
+        """
         source = index // self.config.crops
         rng = np.random.default_rng([self.config.seed, 1, index])
         image, mask = self._load(self.names[source])
@@ -81,7 +90,11 @@ class Renderer:
         )
 
     def pasted(self, index: int) -> Rendered:
-        """Pasted image number `index`: one or two classes, drawn evenly, with one or more objects each, on a photo."""
+        """Render a pasted image: objects of one or two uniformly drawn classes on a photo.
+
+        Args:
+            index: number of the pasted image.
+        """
         rng = np.random.default_rng([self.config.seed, 2, index])
         if self.backgrounds:
             path = self.backgrounds[int(rng.integers(len(self.backgrounds)))]
@@ -92,7 +105,7 @@ class Renderer:
         image, mask = _random_crop(image, mask, 0.6, rng)
         for _ in range(int(rng.integers(1, 3))):
             c = int(rng.choice(list(self.pairs)))
-            # Crowded scenes teach that all objects of the class are wanted, not the likest alone.
+            # From scenes with many objects the decoder learns to segment all of the class, not only the most similar.
             count = int(rng.choice(_COUNTS, p=_COUNT_SHARES))
             for name in rng.choice(self.pairs[c], size=1 + (count > 1)):
                 other = self._load(str(name))
@@ -150,9 +163,9 @@ def _paste(
     largest: float,
     rng: np.random.Generator,
 ) -> tuple[Tensor, npt.NDArray[np.uint8]]:
-    """Paste the objects of class c of another image: random size, place and mirror, soft borders.
+    """Paste the objects of class c of another image at a random size and place, mirrored or not, with soft borders.
 
-    Their size is at most the share `largest` of the image's.
+    Their size is at most the share `largest` of the image's size.
     """
     rows, columns = np.nonzero(other_mask == c)
     top, bottom, left, right = rows.min(), rows.max() + 1, columns.min(), columns.max() + 1

@@ -1,4 +1,4 @@
-"""Drawing training episodes from the banks: a pure function of (seed, step), so that a run can be resumed exactly."""
+"""Sampling of training episodes from the banks, determined by (seed, step), so that a run can be resumed exactly."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from diffup.training.processes import ALL, Share
 
 WHOLE, CROP, PASTED = "whole", "crop", "pasted"
 GROUPS = (WHOLE, CROP, PASTED)
-"""Groups of views; entries of `whole` come as runs of the one-shot views of one image."""
+"""Names of the groups of views; in `whole`, the one-shot views of an image follow each other."""
 
 NOTHING_TO_TRAIN_ON = "no training class has two images; add images, raise views.images, or lower min_area_fraction"
 
 
 @dataclass(frozen=True)
 class Episodes:
-    """A batch of episodes under one encoder.
+    """A batch of episodes encoded by one encoder.
 
     Args:
-        query: four tensors (B, C_l, h_l, w_l).
-        support: the support side.
+        query: four tensors (B, C_l, h_l, w_l), features of the queries.
+        support: features of the supports, a batch of B.
         images: (B, 3, 128, 128) in [0, 1], the queries.
-        edges: (B, 2, 128, 128) in [0, 1], their edges.
-        mask: (B, 1, 64, 64) in [-1, 1], x0.
-        valid: (B, 1, 64, 64) in [0, 1].
+        edges: (B, 2, 128, 128) in [0, 1], edges of the queries.
+        mask: (B, 1, 64, 64) in [-1, 1], true masks x_0 of the queries.
+        valid: (B, 1, 64, 64) in [0, 1], weight of each pixel in the loss; 0 where the mask is undefined.
     """
 
     query: list[Tensor]
@@ -57,17 +57,17 @@ class Entry:
 
 
 class EpisodeSampler:
-    """Draws episodes.
+    """Draws training episodes.
 
     Args:
         images: image banks by group.
-        classes: training classes.
-        config: which episodes.
-        min_area_fraction: share of a view that a class must cover to be segmented or shown in it.
-        ignore: mask value that is neither object nor background.
+        classes: ids of the training classes.
+        config: distribution of the episodes.
+        min_area_fraction: minimum share of a view that a class must cover for the view to be its query or support.
+        ignore: mask value of pixels that do not count.
 
     Raises:
-        TrainingError: no class has two images to make an episode from.
+        TrainingError: no class has two images, which an episode needs.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class EpisodeSampler:
                 continue
             self.supports[c] = supports
             found = {group: np.flatnonzero(area[:, position]) for group, area in areas.items()}
-            # Whole queries are the image and its mirror; the other views are for supports.
+            # Queries are the image and its mirror image; the other views serve as supports only.
             found[WHOLE] = shown[shown % self.views <= 1]
             self.queries[c] = {group: entries for group, entries in found.items() if len(entries)}
         if not self.supports:
@@ -108,15 +108,15 @@ class EpisodeSampler:
         device: torch.device,
         share: Share = ALL,
     ) -> Episodes:
-        """The batch of a step: all episodes with the same number of views, each drawn on its own.
+        """Draw the batch of a step: independent episodes with the same number of support views.
 
         Args:
-            seed: seed of the run.
-            step: the step.
-            batch_size: number of episodes of all processes.
-            features: feature banks by group, of one encoder.
-            device: where the tensors go.
-            share: which of the episodes to return.
+            seed: random seed of the run.
+            step: number of the step, from 0.
+            batch_size: number of episodes over all processes.
+            features: feature banks of one encoder, by group.
+            device: device of the returned tensors.
+            share: rows of the batch to return.
         """
         shots = int(np.random.default_rng([seed, step]).integers(1, self.config.max_shots + 1))
         queries, supports, classes, foreground, background, annotated = [], [], [], [], [], []
@@ -141,7 +141,7 @@ class EpisodeSampler:
             levels=tuple(_gather(features, supports, level).to(device) for level in range(len(SIZES))),
             foreground=marked.to(device),
             background=torch.stack(background).to(device),
-            # A view may have moved a small object out of sight.
+            # A view may have moved a small object outside the image.
             valid=(marked.amax(dim=(2, 3)) > 0).to(device),
             annotated=torch.stack(annotated).to(device),
         )
@@ -172,7 +172,7 @@ class EpisodeSampler:
         return query, [Entry(WHOLE, int(index)) for index in picked]
 
     def _annotate(self, c: int, supports: Sequence[Entry], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Foreground and background of each support's whole image, (K, 2, 128, 128), and which are annotated, (K,)."""
+        """Foreground and background of each support, (K, 2, 128, 128), and which supports are annotated, (K,)."""
         kinds: list[AnnotationKind] = ["mask", "box", "scribble", "points", "none"]
         probabilities = [self.config.kinds[kind] for kind in kinds]
         mixed = rng.random() < self.config.mixed
@@ -199,12 +199,12 @@ class EpisodeSampler:
 
 
 def _areas(masks: npt.NDArray[np.uint8], classes: Sequence[int]) -> npt.NDArray[np.float64]:
-    """Share of each mask that each class covers: (N, number of classes)."""
+    """Share of each mask that each class covers, (N, number of classes) in [0, 1]."""
     counts = np.stack([np.bincount(mask.ravel(), minlength=256)[list(classes)] for mask in masks])
     return np.asarray(counts / masks[0].size)
 
 
 def _gather(features: dict[str, Bank], entries: Sequence[Sequence[Entry]], level: int) -> Tensor:
-    """Features (B, K, C, h, w) float32 of entries."""
+    """Read the features of entries, (B, K, C, h, w) float32."""
     rows = [[features[e.group].arrays[f"level{level}"][e.index] for e in row] for row in entries]
     return torch.from_numpy(np.array(rows)).float()

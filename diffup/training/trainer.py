@@ -1,4 +1,4 @@
-"""Training the decoder: frozen encoders, cached features, episodes, one loop."""
+"""The training loop of the decoder: frozen encoders, cached features, episodes."""
 
 from __future__ import annotations
 
@@ -66,34 +66,34 @@ def train(
     tensorboard: bool | None = None,
     progress: bool = True,
 ) -> Path:
-    """Train a decoder, or go on with a run that was interrupted.
+    """Train a decoder, or resume an interrupted run.
 
-    Where a launcher started several processes (`accelerate launch`, `torchrun`), all of them call this with the same
-    arguments; `out` and `cache` must be folders that they share.
+    If a launcher started several processes (`accelerate launch`, `torchrun`), all of them call this function with the
+    same arguments; `out` and `cache` must be folders that they share.
 
     Args:
-        data: a data set, or a folder in the format of `diffup.data.folder`.
-        out: folder of the run: config, checkpoint, log, and the decoder so far (averaged weights) in `decoder/`.
-        config: the run. A run in `out` goes on only under the same config, or with more steps.
-        backbones: the encoders, in the order of `config.backbones`.
-        backgrounds: folder of more photos to paste objects onto.
-        cache: folder of cached features; `out/cache` by default. Several runs may share it.
-        in_memory: load the cached features into memory, for slow disks; else they are memory-mapped.
-        initial: decoder folder whose weights the run starts from; random weights by default.
-        device: where the decoder trains and the encoders are moved; of several GPUs each process takes its own.
-        checkpoint_every: steps between checkpoints.
-        stop_after: stop once this many steps are done in all; the run can be gone on with later.
-        tensorboard: write curves to `out/tensorboard`; by default where TensorBoard is installed.
-        progress: show progress bars, and before them an estimate of views, disk and time.
+        data: a data set, or path of a labelled folder (`diffup.data.folder`).
+        out: folder of the run: config, checkpoint, log, and in `decoder/` the decoder so far (averaged weights).
+        config: settings of the run. A run in `out` is resumed only with the same settings, or with more steps.
+        backbones: the training encoders, in the order of `config.backbones`.
+        backgrounds: folder of additional photos onto which objects are pasted.
+        cache: folder of cached features, which several runs may share; by default `out/cache`.
+        in_memory: whether to load the cached features into memory, for slow disks; by default they are memory-mapped.
+        initial: folder of a decoder whose weights the run starts from; by default random weights.
+        device: device on which the decoder trains and the encoders run; with several GPUs each process takes its own.
+        checkpoint_every: number of steps between checkpoints.
+        stop_after: number of steps in total after which to stop; the run can be resumed later.
+        tensorboard: whether to write curves to `out/tensorboard`; by default if TensorBoard is installed.
+        progress: whether to show progress bars, and before them an estimate of views, disk space and time.
 
     Returns:
         The folder of the decoder.
 
     Raises:
-        ConfigError: a setting does not fit.
+        ConfigError: a setting is invalid.
         DataError: the folder is not laid out as documented.
-        MissingPackageError: TensorBoard is asked for, or there are several processes, and the package is missing.
-        StorageError: another process trains into `out`, or it cannot be written to.
+        MissingPackageError: TensorBoard is asked for, or there are several processes, and the package is not installed.
+        StorageError: another process trains in `out`, or `out` cannot be written to.
         TrainingError: the run in `out` has another config or other data, or there is nothing to train on.
     """
     out = Path(out)
@@ -142,7 +142,7 @@ def train(
 
 
 def _views_of(config: TrainConfig, out: Path, images: int) -> TrainConfig:
-    """The config with the number of pasted views; a run that has begun keeps its own."""
+    """Return the config with the number of pasted images filled in; a resumed run keeps its own number."""
     begun = out / CONFIG
     if config.views.pasted is not None:
         return config
@@ -154,7 +154,7 @@ def _views_of(config: TrainConfig, out: Path, images: int) -> TrainConfig:
 
 
 def _note_raised(trainer: Trainer, out: Path, planned: int, progress: bool) -> None:
-    """Say and record what more steps mean for the learning rate."""
+    """Print and log what the raised number of steps changes in the learning rate."""
     config = trainer.config
     before, now = (
         config.learning_rate * _schedule(trainer.step, replace(config, steps=steps))
@@ -174,16 +174,16 @@ def _note_raised(trainer: Trainer, out: Path, planned: int, progress: bool) -> N
 
 
 def _share_folder(out: Path, config: TrainConfig, processes: Processes) -> None:
-    """Begin the run's folder, and check that all processes see it."""
+    """Create the run's folder, and check that all processes can see it."""
     if processes.main:
-        if not (out / CHECKPOINT).exists():  # else a config that is not the run's own is refused later
+        if not (out / CHECKPOINT).exists():  # for a resumed run, another config is refused later
             write_text(out / CONFIG, config.to_json())
     elif not (out / CONFIG).exists():
         raise TrainingError(f"{out} was begun by the first process and cannot be seen here; put it on a shared disk")
 
 
 def _advance(trainer: Trainer, out: Path, end: int, checkpoint_every: int, tensorboard: bool, progress: bool) -> None:
-    """Train until `end` steps are done in all; the main process writes."""
+    """Train until `end` steps are done in total; the main process writes the files."""
     main = trainer.processes.main
     log = RunLog(out, trainer.step, trainer.config.batch_size, tensorboard and main)
     with tqdm(total=trainer.config.steps, initial=trainer.step, desc="training", disable=not progress) as bar:
@@ -203,12 +203,12 @@ class Trainer:
     """The state of a run.
 
     Args:
-        config: the run.
-        sampler: draws the episodes.
+        config: settings of the run.
+        sampler: sampler of the training episodes.
         banks: the cached views.
-        processes: where the decoder trains.
-        identity: JSON text that tells this run from others.
-        initial: a decoder to start from, whose weights are copied.
+        processes: the processes that train together.
+        identity: JSON text that identifies the run (config, encoders, data).
+        initial: a decoder whose weights are copied as initial weights; by default they are random.
 
     Raises:
         ConfigError: the initial decoder has another architecture or other priors.
@@ -248,7 +248,7 @@ class Trainer:
         )
 
     def advance(self) -> Losses:
-        """One training step. Everything random in it follows from the seed and the step's number."""
+        """Run one training step, whose random numbers depend only on the seed and the number of the step."""
         config = self.config
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + self.step)
         encoder = self.step % len(self.banks.features)
@@ -276,7 +276,11 @@ class Trainer:
         return losses
 
     def figures(self, losses: Losses) -> dict[str, float]:
-        """What there is to say of the last step: its losses, learning rate, and gradient norm before clipping."""
+        """Return the metrics of the last step: losses, learning rate, and gradient norm before clipping.
+
+        Args:
+            losses: losses of the step.
+        """
         parts = {field.name: getattr(losses, field.name) for field in fields(losses)}
         values = {name: float(value.detach()) for name, value in parts.items() if value is not None}
         rate = self.optimiser.param_groups[0]["lr"]
@@ -302,7 +306,7 @@ class Trainer:
             return assemble(replace(maps, fused=tuple(fused)), priors), episodes
 
     def _priors(self, generator: torch.Generator) -> PriorConfig:
-        """The priors of a batch: the decoder's, under a metric that is drawn where there are several to draw from."""
+        """Return the prior config of a batch: the decoder's, with a random metric if `config.metrics` is set."""
         priors, metrics = self.config.decoder.priors, self.config.metrics
         if not metrics:
             return priors
@@ -315,7 +319,7 @@ class Trainer:
         return self._answer_losses(episodes, condition, generator)
 
     def _answer_losses(self, episodes: Episodes, condition: Condition, generator: torch.Generator) -> Losses:
-        """Of a decoder that answers in one pass; a GAN's discriminator takes its own step first."""
+        """Compute the losses of a single-pass decoder; for a GAN, train the discriminator first."""
         config, diffusion, mask = self.config, self.diffusion, episodes.mask
         last = torch.full((len(mask),), diffusion.timesteps - 1, device=self.device)
         noise = self.share.randn(*mask.shape, generator=generator).to(self.device)
@@ -331,11 +335,11 @@ class Trainer:
             return replace(losses, total=total, adversarial=adversarial)
         with self._autocast():
             error, iou = self.model.judge(answer.detach(), condition.image)
-        # What the branch says of what it is shown modulates the blocks; what it says of the answer is its quality.
+        # The branch judges the network's input, which modulates the blocks, and its output, which is the quality.
         return self._answer_loss(denoised.output, [(x, denoised.error, denoised.iou), (answer, error, iou)], episodes)
 
     def _answer_loss(self, output: Tensor, judged: list[tuple[Tensor, Tensor, Tensor]], episodes: Episodes) -> Losses:
-        """`answer_loss` of the whole batch."""
+        """Compute `answer_loss` over the whole batch."""
         output, mask, valid = self.processes.whole(output, episodes.mask, episodes.valid)
         parts = [self.processes.whole(answer.detach(), error, iou) for answer, error, iou in judged]
         return answer_loss(output, [(x, error, iou) for x, error, iou in parts], mask, valid, self.config.decoder)
@@ -357,7 +361,7 @@ class Trainer:
         return decoder_loss(Denoised(output, error, iou), x, mask, target, valid, config.decoder)
 
     def _self_aligned(self, mask: Tensor, condition: Condition, generator: torch.Generator) -> Tensor:
-        """The mask that x_t is made from: for some samples the decoder's own estimate from pure noise."""
+        """Return the masks from which x_t is made: for some samples the decoder's own estimate from pure noise."""
         aligned = round(self.config.self_aligned * len(mask) * self.share.count)
         count = len(self.share.rows(aligned))
         noise = self.share.randn(*mask.shape, generator=generator).to(self.device)
@@ -371,7 +375,11 @@ class Trainer:
         return torch.cat([self.diffusion.estimate(output, noise[:count], last), mask[count:]])
 
     def save(self, out: Path) -> None:
-        """Write the decoder so far, then the checkpoint, each atomically."""
+        """Write the current decoder, then the checkpoint, each atomically.
+
+        Args:
+            out: folder of the run.
+        """
         save_decoder(out / DECODER, self.averaged, self.config.decoder)
         tensors = {
             "model": dict(self.model.state_dict()),
@@ -382,13 +390,16 @@ class Trainer:
         save_checkpoint(out / CHECKPOINT, tensors, self.step, self.identity)
 
     def resume(self, path: Path) -> int | None:
-        """Go on where a checkpoint of the same run stopped.
+        """Restore the state from a checkpoint of the same run.
+
+        Args:
+            path: path of the checkpoint file.
 
         Returns:
-            How many steps the run was to have, where it now has more.
+            The number of steps planned before, if it was raised since; else None.
 
         Raises:
-            TrainingError: the checkpoint is of another run.
+            TrainingError: the checkpoint belongs to another run, or is damaged.
         """
         tensors, self.step, raised = load_checkpoint(path, self.identity)
         self.model.load_state_dict(tensors["model"])
@@ -400,7 +411,7 @@ class Trainer:
 
 
 def _schedule(step: int, config: TrainConfig) -> float:
-    """Linear warm-up, then cosine decay to zero, as a share of the peak."""
+    """Learning rate as a share of its peak: linear warm-up, then cosine decay to zero."""
     if step < config.warmup:
         return (step + 1) / config.warmup
     return 0.5 * (1 + math.cos(math.pi * (step - config.warmup) / max(config.steps - config.warmup, 1)))
@@ -409,7 +420,20 @@ def _schedule(step: int, config: TrainConfig) -> float:
 def _identity(
     config: TrainConfig, backbones: Sequence[Backbone], initial: Decoder | None, photos: dict[str, str]
 ) -> str:
+<<<<<<< HEAD
     facts = json.loads(config.to_json())
+=======
+    facts, defaults = json.loads(config.to_json()), json.loads(TrainConfig().to_json())
+    # Fields added later are left out at their defaults, so that older runs can be resumed.
+    for part, usual, names in (
+        (facts, defaults, _LATER),
+        (facts["views"], defaults["views"], _LATER_OF_VIEWS),
+        (facts["decoder"], defaults["decoder"], _LATER_OF_DECODER),
+    ):
+        for name in names:
+            if part[name] == usual[name]:
+                del part[name]
+>>>>>>> v_high
     facts["backbones"] = [backbone.fingerprint for backbone in backbones]
     facts["initial"] = None if initial is None else hash_weights(initial)
     return json.dumps({**facts, **photos})
