@@ -231,13 +231,8 @@ def _wire(
 
 
 def _wire_results(gr: Any, encoders: Encoders, state: Any, mark: dict[str, Any], show: dict[str, Any]) -> None:
-<<<<<<< HEAD
-    """Connect the run, the views and the downloads."""
-    on = functools.partial(events.connect, gr)
-=======
     """Connect segmentation, views and downloads with their event handlers."""
-    on = functools.partial(_connect, gr)
->>>>>>> v_high
+    on = functools.partial(events.connect, gr)
     drawn = [show["first picture"], show["second picture"], show["legend"]]
 
     def look(session: Session, view: str, name: str | None) -> list[Any]:
@@ -293,81 +288,7 @@ def _wire_results(gr: Any, encoders: Encoders, state: Any, mark: dict[str, Any],
     events.reveal(marked, "#results", "start")
     for control in (show["view"], show["class"]):
         on(control.input, look, [state, show["view"], show["class"]], drawn)
-<<<<<<< HEAD
     events.reveal(on(show["make"].click, make, [state], [show["files"]]), "#files", "nearest")
-=======
-    _reveal(on(show["make"].click, make, [state], [show["files"]]), "#files", "nearest")
-
-
-def _connect(gr: Any, event: Any, function: Callable[..., Any], inputs: list[Any], outputs: list[Any]) -> Any:
-    """Call a function at an event, one at a time over all events, and show its errors as messages.
-
-    Progress is hidden, because Gradio shows the error of an event in place of its progress, as a panel over every
-    output, which may be the image that a visitor is painting on.
-
-    Returns:
-        The event, to which further handlers can be attached.
-    """
-
-    @functools.wraps(function)
-    def told(*values: Any) -> Any:
-        try:
-            return function(*values)
-        except DiffUpError as error:
-            raise gr.Error(_plain(error), print_exception=False) from error
-        except Exception as error:
-            message = f"{type(error).__name__}: {error}. This is a fault of the page; its terminal has the details."
-            raise gr.Error(_plain(message)) from error
-
-    return event(
-        told,
-        inputs,
-        outputs,
-        show_progress="hidden",
-        concurrency_id="work",
-        concurrency_limit=1,
-        api_visibility="private",
-    )
-
-
-def _work(gr: Any, button: Any, label: str, function: Callable[..., Any], inputs: list[Any], outputs: list[Any]) -> Any:
-    """Like `_connect`, for a slow function at the click of a button, which is disabled and relabelled meanwhile."""
-    quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-    began = button.click(lambda: gr.Button(label, interactive=False), None, button, **quiet)
-    event = _connect(gr, began.then, function, inputs, outputs)
-    for ended in (event.success, event.failure):  # Gradio 6 does not call `then` after a failure
-        ended(lambda: gr.Button(button.value, interactive=True), None, button, **quiet)
-    return event
-
-
-def _plain(message: object) -> str:
-    """Escape text for Gradio's messages, which are HTML."""
-    return html.escape(str(message), quote=False)
-
-
-def _reveal(event: Any, selector: str, block: str) -> None:
-    """Scroll to an element after an event has succeeded and the element's pictures have their size.
-
-    Args:
-        event: the event, from `_connect`.
-        selector: CSS selector of the element.
-        block: position in the window, an option of JavaScript's `scrollIntoView`.
-    """
-    event.success(None, js=_REVEAL % {"selector": selector, "block": block}, api_visibility="private")
-
-
-_REVEAL = """async () => {
-    const wait = (milliseconds) => new Promise((done) => setTimeout(done, milliseconds));
-    const there = () => {
-        const element = document.querySelector("%(selector)s");
-        const loaded = element && [...element.querySelectorAll("img")].every((image) => image.complete);
-        return loaded && element.getBoundingClientRect().height > 0 ? element : null;
-    };
-    await wait(100);
-    for (let i = 0; i < 60 && !there(); i++) await wait(50);
-    there()?.scrollIntoView({ behavior: "smooth", block: "%(block)s" });
-}"""
->>>>>>> v_high
 
 
 def _selected(gr: Any) -> Callable[..., Any]:
@@ -378,32 +299,3 @@ def _selected(gr: Any) -> Callable[..., Any]:
 
     select.__annotations__["event"] = gr.SelectData  # Gradio reads the annotation, and is not imported above
     return select
-<<<<<<< HEAD
-=======
-
-
-def _guard(gr: Any, component: Any) -> None:
-    """Make a component pass an `ImageError` for a file that is no image, where Gradio would fail before the handler.
-
-    This works as long as no event changes a property of the component, because Gradio would then build a new one.
-
-    Args:
-        gr: the module `gradio`.
-        component: component that reads images.
-    """
-    read = component.preprocess
-
-    def preprocess(payload: Any) -> Any:
-        try:
-            return read(payload)
-        except Image.DecompressionBombError:
-            return ImageError(f"{component.label}: {work.TOO_LARGE}")
-        except Exception as error:  # Pillow's decoders raise nearly anything for a damaged file
-            reason = f" ({error.message})" if isinstance(error, gr.Error) else ""
-            return ImageError(
-                f"{component.label}: this file cannot be read as an image{reason}. Give an intact PNG, JPEG or WebP "
-                "file."
-            )
-
-    component.preprocess = preprocess
->>>>>>> v_high

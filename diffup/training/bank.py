@@ -106,19 +106,13 @@ class Bank:
 
 
 def bank_name(group: str, facts: dict[str, Any]) -> str:
-<<<<<<< HEAD
-    """Folder name of a bank: its group and a hash of what its content depends on."""
-    facts = {**facts, "revision": REVISION}
-=======
     """Return the folder name of a bank: its group and a hash of what its content depends on.
 
     Args:
         group: name of the group of views.
         facts: everything that the content depends on, ready for JSON.
     """
-    if REVISION > 1:  # the first revision left no trace in the names
-        facts = {**facts, "revision": REVISION}
->>>>>>> v_high
+    facts = {**facts, "revision": REVISION}
     return f"{group}-{hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]}"
 
 

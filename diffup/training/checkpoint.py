@@ -14,12 +14,6 @@ from torch import Tensor
 from diffup.errors import TrainingError
 from diffup.utils.files import named_in_utf8, replacing
 
-<<<<<<< HEAD
-=======
-PHOTOS = ("data", "backgrounds")
-"""Fields of a run's identity that hold hashes of its training files."""
-
->>>>>>> v_high
 
 def save_checkpoint(
     path: Path,
@@ -67,11 +61,6 @@ def load_checkpoint(path: Path, config: str) -> tuple[dict[str, dict[str, Tensor
             theirs, ours = json.loads(facts["config"]), json.loads(config)
             if not isinstance(theirs, dict):
                 raise TrainingError(f"{path} is not a training checkpoint; delete it or choose another folder")
-<<<<<<< HEAD
-=======
-            # Checkpoints written before hashes of the photos were recorded are not checked for them.
-            ours = {name: value for name, value in ours.items() if name in theirs or name not in PHOTOS}
->>>>>>> v_high
             planned, wanted = theirs.get("steps"), ours.get("steps")
             raised = planned if isinstance(planned, int) and isinstance(wanted, int) and planned < wanted else None
             if {**theirs, "steps": wanted} == ours and planned != wanted and raised is None:

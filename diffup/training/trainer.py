@@ -420,20 +420,7 @@ def _schedule(step: int, config: TrainConfig) -> float:
 def _identity(
     config: TrainConfig, backbones: Sequence[Backbone], initial: Decoder | None, photos: dict[str, str]
 ) -> str:
-<<<<<<< HEAD
     facts = json.loads(config.to_json())
-=======
-    facts, defaults = json.loads(config.to_json()), json.loads(TrainConfig().to_json())
-    # Fields added later are left out at their defaults, so that older runs can be resumed.
-    for part, usual, names in (
-        (facts, defaults, _LATER),
-        (facts["views"], defaults["views"], _LATER_OF_VIEWS),
-        (facts["decoder"], defaults["decoder"], _LATER_OF_DECODER),
-    ):
-        for name in names:
-            if part[name] == usual[name]:
-                del part[name]
->>>>>>> v_high
     facts["backbones"] = [backbone.fingerprint for backbone in backbones]
     facts["initial"] = None if initial is None else hash_weights(initial)
     return json.dumps({**facts, **photos})
