@@ -6,7 +6,7 @@ small images; its four levels are held against the protocol, and an image is enc
 it. Nothing is downloaded.
 
     python benchmarks/timm_families.py --record families.jsonl
-    python benchmarks/timm_families.py --record families.jsonl --table docs/backbones.md
+    python benchmarks/timm_families.py --record families.jsonl --table docs/results.md
 
 The record is appended to, and families in it are not walked again.
 """

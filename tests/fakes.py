@@ -219,6 +219,12 @@ def make_folder(root: Path) -> Path:
     return root
 
 
+def save_mask(path: Path, mask: np.ndarray) -> None:
+    """Write a mask (H, W) bool as a grey PNG file of 0 and 255; its folder is made if needed."""
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(mask * np.uint8(255)).save(path)
+
+
 COLOUR_WORDS = {"square": 1, "red": 1, "disc": 2, "green": 2, "triangle": 3, "blue": 3}
 """Class of `make_folder` that a word stands for."""
 

@@ -116,7 +116,9 @@ def test_masks_are_saved_where_and_as_they_can_be(result: Segmentation, tmp_path
     with pytest.raises(FormatError, match=r"ending in \.png, got '.*mask\.jpg'"):
         result.save(tmp_path / "mask.jpg")
     path = result.save(tmp_path / "new" / "folder" / "MASK.PNG")
-    np.testing.assert_array_equal(np.asarray(Image.open(path)) > 0, result.mask)
+    with Image.open(path) as image:
+        assert image.mode == "L"
+        np.testing.assert_array_equal(np.asarray(image), result.mask * np.uint8(255))
 
 
 def test_the_summary_is_json(result: Segmentation) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 
 class Meter:
@@ -19,25 +18,6 @@ class Meter:
         self.classes = tuple(classes)
         self.intersection = np.zeros((2, len(self.classes)), dtype=np.int64)
         self.union = np.zeros((2, len(self.classes)), dtype=np.int64)
-
-    def update(
-        self,
-        class_id: int,
-        predicted: npt.NDArray[np.bool_],
-        target: npt.NDArray[np.bool_],
-        ignore: npt.NDArray[np.bool_] | None = None,
-    ) -> None:
-        """Add an episode.
-
-        Args:
-            class_id: its class, one of `classes`.
-            predicted: (H, W).
-            target: (H, W).
-            ignore: (H, W), pixels that do not count.
-        """
-        counted = np.ones_like(target) if ignore is None else ~ignore
-        both, either = (predicted & target & counted).sum(), ((predicted | target) & counted).sum()
-        self.add(class_id, int(both), int(either), int(counted.sum()))
 
     def add(self, class_id: int, intersection: int, union: int, pixels: int) -> None:
         """Add an episode by its counts; those of the background follow from them.

@@ -1,9 +1,9 @@
 """Does it last? Many mixed queries with flat memory, and training that goes on exactly after every kill.
 
-python benchmarks/soak.py queries --count 2000
-python benchmarks/soak.py stream --count 10000
-python benchmarks/soak.py kills --minutes 10
-python benchmarks/soak.py writers --task evaluate --processes 4 --kills 30
+python benchmarks/maintenance/soak.py queries --count 2000
+python benchmarks/maintenance/soak.py stream --count 10000
+python benchmarks/maintenance/soak.py kills --minutes 10
+python benchmarks/maintenance/soak.py writers --task evaluate --processes 4 --kills 30
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from fakes import FakeBackbone, make_folder, random_decoder, shape_image, tiny_config  # noqa: E402
