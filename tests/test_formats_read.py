@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fakes import FakeBackbone, random_decoder, save_mask, tiny_config
+from fakes import save_mask, tiny_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from diffup import Box, DiffUp, Mask, Points, Scribble
+from diffup import Box, Mask, Points, Scribble
 from diffup.errors import FormatError
 from diffup.formats import (
     Shots,
@@ -472,7 +472,7 @@ def test_faulty_huggingface_rows() -> None:
 
 def test_the_model_takes_what_the_readers_give(coco: Callable[..., Path]) -> None:
     path = coco()
-    model = DiffUp(random_decoder(tiny_config()), FakeBackbone(), "cpu")
+    model = tiny_model()
     result = model.segment(photo(), *read_coco(path, path.parent, "dog"))
     assert result.mask.shape == (HEIGHT, WIDTH)
     record = model.segment(photo(), **read_huggingface({"image": photo(1), "mask": Image.fromarray(ring())})._asdict())

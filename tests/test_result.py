@@ -281,7 +281,7 @@ from diffup import DiffUp
 mask = np.zeros((200, 200), dtype=bool)
 mask[50:150, 50:150] = True
 small = np.random.default_rng(0).integers(0, 255, (200, 200, 3)).astype(np.uint8)
-model = DiffUp(random_decoder(tiny_config(threshold=0.3)), FakeBackbone(), "cpu")
+model = tiny_model(threshold=0.3)
 model.segment(small, small, mask).to_numpy()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 arrays = model.segment(sys.argv[1], small, mask).to_numpy()
