@@ -17,7 +17,7 @@ from multiprocessing.context import ForkProcess
 from pathlib import Path
 
 import torch
-from fakes import FakeBackbone, make_folder, shape_image, tiny_model
+from fakes import FakeBackbone, shape_image, tiny_model
 from PIL import Image
 from runs import CONFIG, assert_identical, encoder, state
 
@@ -189,8 +189,3 @@ def files(folder: Path) -> dict[str, bytes]:
     """Contents of all files, but those of locks and the names of those who held them."""
     paths = (path for path in folder.rglob("*") if path.is_file() and not path.name.endswith((".lock", ".owner")))
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
-
-
-def make_data(folder: Path) -> Path:
-    """The folder of shapes."""
-    return make_folder(folder)
