@@ -6,7 +6,7 @@ small images; its four levels are checked against the protocol, and an image is 
 downloaded.
 
     python benchmarks/timm_families.py --record families.jsonl
-    python benchmarks/timm_families.py --record families.jsonl --table docs/backbones.md
+    python benchmarks/timm_families.py --record families.jsonl --table docs/results.md
 
 Results are appended to the record, and families in it are not tested again.
 """

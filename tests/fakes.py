@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,12 +13,15 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from diffup.backbones import FrozenBackbone
+from diffup import DiffUp, Prototypes
+from diffup.backbones import Backbone, FrozenBackbone, load_backbone
 from diffup.decoder.base import Decoder
 from diffup.decoder.build import build_decoder
 from diffup.decoder.config import DecoderConfig
+from diffup.decoder.weights import save_decoder
 from diffup.priors.condition import Condition, SupportFeatures
 from diffup.priors.config import PriorConfig
+from diffup.text import TextSpace
 
 TINY = {"channels": (8, 8, 16, 16), "condition_hidden": 8, "quality_hidden": 8}
 """Fields of a decoder config that make it as small as it can be."""
@@ -95,6 +99,31 @@ class FakeFrozen(FrozenBackbone):
         return [maps[level] for level in self.levels]
 
 
+def build_fake(variant: str | None, *, input_size: int = 64) -> FakeBackbone:
+    """A family of encoders; variants whose names are of different lengths differ."""
+    return FakeBackbone(input_size=(input_size, input_size), seed=len(variant or ""))
+
+
+def random_backbone(name: str, seed: int = 0, **options: Any) -> FrozenBackbone:
+    """An encoder by its name, with random weights unless there is a `checkpoint_path`."""
+    torch.manual_seed(seed)
+    if "checkpoint_path" not in options:
+        options.setdefault("pretrained", False)
+    backbone = load_backbone(name, **options)
+    assert isinstance(backbone, FrozenBackbone)
+    return backbone
+
+
+def images(size: tuple[int, int], batch: int = 1, seed: int = 1) -> Tensor:
+    """Images (B, 3, H, W) of uniform noise in [0, 1]."""
+    return torch.rand(batch, 3, *size, generator=torch.Generator().manual_seed(seed))
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    """Gaussian noise."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
 def rotation(channels: int, seed: int = 0) -> Tensor:
     """A random orthogonal matrix."""
     matrix = torch.randn(channels, channels, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
@@ -128,6 +157,30 @@ def random_decoder(config: DecoderConfig, seed: int = 0) -> Decoder:
         for parameter in decoder.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
     return decoder
+
+
+def save_tiny_decoder(folder: Path, seed: int = 0, **changes: object) -> Path:
+    """Write a small random decoder; returns its folder."""
+    config = tiny_config(**changes)
+    save_decoder(folder, random_decoder(config, seed).state_dict(), config)
+    return folder
+
+
+def tiny_model(
+    encoder: Backbone | None = None, /, text_backbone: TextSpace | None = None, seed: int = 0, **changes: object
+) -> DiffUp:
+    """A small random decoder behind an encoder, by default a `FakeBackbone`, on the CPU."""
+    encoder = FakeBackbone() if encoder is None else encoder
+    return DiffUp(random_decoder(tiny_config(**changes), seed), encoder, "cpu", text_backbone)
+
+
+def teach(model: DiffUp, names: Sequence[str]) -> list[Prototypes]:
+    """Classes 1, 2, ... of `shape_image` by these names, each of one support with its mask."""
+    made = []
+    for index, name in enumerate(names, start=1):
+        image, labels = shape_image((index,), seed=index)
+        made.append(model.prototypes(image, labels == index, name=name))
+    return made
 
 
 def random_condition(config: PriorConfig, batch: int = 2, seed: int = 0) -> Condition:
@@ -191,6 +244,13 @@ def shape_image(
     return image, labels
 
 
+def save_photo(folder: Path, name: str, seed: int = 0, size: tuple[int, int] = (80, 96)) -> None:
+    """Write NAME.png, a photo with a red square, and NAME_mask.png."""
+    image, labels = shape_image((1,), size, seed)
+    Image.fromarray(image).save(folder / f"{name}.png")
+    save_mask(folder / f"{name}_mask.png", labels == 1)
+
+
 def make_folder(root: Path) -> Path:
     """A labelled folder of ten training and five test images with the three classes; fold 0 holds out class 3."""
     plan = {
@@ -217,6 +277,12 @@ def make_folder(root: Path) -> Path:
     }
     (root / "splits.json").write_text(json.dumps(splits), encoding="utf-8")
     return root
+
+
+def save_mask(path: Path, mask: np.ndarray) -> None:
+    """Write a mask (H, W) bool as a grey PNG file of 0 and 255; its folder is made if needed."""
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(mask * np.uint8(255)).save(path)
 
 
 COLOUR_WORDS = {"square": 1, "red": 1, "disc": 2, "green": 2, "triangle": 3, "blue": 3}
@@ -247,3 +313,10 @@ class FakeTextSpace:
 
     def to(self, device: torch.device | str) -> FakeTextSpace:
         return self
+
+
+class ReadingBackbone(FakeBackbone):
+    """An encoder with a text tower."""
+
+    def text_space(self) -> FakeTextSpace:
+        return FakeTextSpace()

@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from coco_tree import make_coco
-from fakes import FakeBackbone, make_folder, random_decoder, shape_image, tiny_config
+from fakes import FakeBackbone, make_folder, save_tiny_decoder, shape_image
 from PIL import Image
+from trees import make_coco
 
 from diffup import model
 from diffup.data.folder import LabelledFolder
-from diffup.decoder.weights import load_decoder, save_decoder
+from diffup.decoder.weights import load_decoder
 from diffup.evaluation import table
 from diffup.evaluation.record import EpisodeRecord
 from diffup.evaluation.sweep import Candidate, Plan, sweep
@@ -102,8 +102,7 @@ def make_photos(path: Path) -> None:
 
 def make_decoder(path: Path) -> None:
     """A small decoder with random weights."""
-    config = tiny_config()
-    save_decoder(path, random_decoder(config).state_dict(), config)
+    save_tiny_decoder(path)
 
 
 def make_scores(path: Path) -> None:

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fakes import rotate
+from fakes import noise, rotate
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from diffup.priors.affinity import affinity, enhance
-
-
-def noise(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("power", [0.5, 1.0, 2.0, 5.0])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import pytest
 import torch
+from clip_towers import add_towers
+from fakes import images, random_backbone
 from safetensors.torch import save_file
 from timm_models import need
 from torch import Tensor
@@ -16,35 +17,14 @@ from torch import Tensor
 from diffup.backbones import FrozenBackbone, load_backbone
 from diffup.errors import BackboneError, WeightsError
 
-TEXT = {"context_length": 8, "vocab_size": 64, "width": 16, "heads": 2, "layers": 1}
-TOWERS = {
-    "tiny-RN": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "head_width": 16},
-    "tiny-ViT": {"image_size": 64, "layers": 6, "width": 32, "head_width": 16, "patch_size": 16},
-    "tiny-timm": {"image_size": 160, "timm_model_name": "test_vit", "timm_pool": "token", "timm_proj": "linear"},
-    "tiny-relpos": {"image_size": 160, "timm_model_name": "test_vit_relpos", "timm_pool": "avg", "timm_proj": "linear"},
-    "tiny-convnext": {"image_size": 64, "timm_model_name": "test_convnext", "timm_pool": "avg", "timm_proj": "linear"},
-}
-
 
 @pytest.fixture(scope="module", autouse=True)
 def _towers(tmp_path_factory: pytest.TempPathFactory) -> None:
-    folder = tmp_path_factory.mktemp("configs")
-    for name, vision in TOWERS.items():
-        (folder / f"{name}.json").write_text(json.dumps({"embed_dim": 16, "vision_cfg": vision, "text_cfg": TEXT}))
-    open_clip.add_model_config(folder)
+    add_towers(tmp_path_factory.mktemp("configs"), "tiny", words=64)
 
 
 def load(variant: str, **options: Any) -> FrozenBackbone:
-    torch.manual_seed(0)
-    if "checkpoint_path" not in options:
-        options.setdefault("pretrained", False)
-    backbone = load_backbone(f"open_clip:{variant}", **options)
-    assert isinstance(backbone, FrozenBackbone)
-    return backbone
-
-
-def images(size: tuple[int, int], batch: int = 1) -> Tensor:
-    return torch.rand(batch, 3, *size, generator=torch.Generator().manual_seed(1))
+    return random_backbone(f"open_clip:{variant}", **options)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from fakes import images, random_backbone
 from safetensors.torch import save_file
 from timm_models import need
 from torch import Tensor
@@ -19,16 +20,7 @@ from diffup.errors import BackboneError, WeightsError
 
 
 def load(variant: str, seed: int = 0, **options: Any) -> FrozenBackbone:
-    torch.manual_seed(seed)
-    if "checkpoint_path" not in options:
-        options.setdefault("pretrained", False)
-    backbone = load_backbone(f"timm:{variant}", **options)
-    assert isinstance(backbone, FrozenBackbone)
-    return backbone
-
-
-def images(size: tuple[int, int], batch: int = 1) -> Tensor:
-    return torch.rand(batch, 3, *size, generator=torch.Generator().manual_seed(1))
+    return random_backbone(f"timm:{variant}", seed, **options)
 
 
 @pytest.mark.parametrize(

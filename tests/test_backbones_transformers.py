@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from fakes import images
 from safetensors.torch import save_file
-from tiny_transformers import PROCESSOR, TEXT, VIT, images, save_model
+from tiny_transformers import PROCESSOR, TEXT, VIT, save_model
 from transformers import AutoConfig
 
 from diffup.backbones import FrozenBackbone, load_backbone

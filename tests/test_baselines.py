@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fakes import FakeBackbone, random_condition, random_decoder, shape_image, tiny_config
+from fakes import FakeBackbone, random_condition, random_decoder, shape_image, tiny_config, tiny_model
 from runs import CONFIG, DECODER_CONFIG, STILL, trainer_of
 from torch import Tensor
 
@@ -167,7 +167,7 @@ def test_weights_of_another_system_are_no_start(banks: Banks) -> None:
 
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_every_system_segments_is_upgraded_saved_and_loaded(system: str, tmp_path: Path) -> None:
-    model = DiffUp(random_decoder(tiny_config(system=system, threshold=0.6)), FakeBackbone(), "cpu")
+    model = tiny_model(system=system, threshold=0.6)
     result = model.segment(QUERY, SUPPORT, LABELS == 1, ensemble=3, trace=True)
     assert result.mask.shape == QUERY.shape[:2] and np.array_equal(result.mask, result.probability > 0.6)
     assert bool(result.variance.any()) is (system == "gan")
@@ -184,7 +184,7 @@ def test_every_system_segments_is_upgraded_saved_and_loaded(system: str, tmp_pat
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_every_system_is_scored_by_the_evaluator(system: str, shapes: Path) -> None:
     folder = LabelledFolder.open(shapes)
-    model = DiffUp(random_decoder(tiny_config(system=system, threshold=0.6)), FakeBackbone(), "cpu")
+    model = tiny_model(system=system, threshold=0.6)
     scores = Evaluator(model, folder).run(draw_episodes(folder, "test", [1, 2], 1, 3, seed=0))
     assert scores.miou == scores.miou_by_threshold[0.6]
     assert (scores.miou_by_threshold == scores.prior_miou_by_threshold) is (system == "prior")

@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fakes import FakeBackbone, random_decoder, shape_image, tiny_config
+from fakes import FakeBackbone, shape_image, teach, tiny_model
 from pages import ROOT, make
 from PIL import Image
+from scene import assert_close
 
 from diffup import DiffUp, Failure, LabelMap, Prototypes, Segmentation
 from diffup.errors import ConfigError, ImageError, PrototypesError
@@ -26,24 +27,12 @@ QUERIES = [shape_image((1, 2), (60 + 7 * i, 100 - 5 * i), seed=i)[0] for i in ra
 
 @pytest.fixture(scope="module")
 def model() -> DiffUp:
-    return DiffUp(random_decoder(tiny_config(steps=2)), FakeBackbone(), "cpu")
+    return tiny_model(steps=2)
 
 
 @pytest.fixture(scope="module")
 def classes(model: DiffUp) -> list[Prototypes]:
-    made = []
-    for index, name in ((1, "square"), (2, "disc")):
-        image, labels = shape_image((index,), seed=index)
-        made.append(model.prototypes(image, labels == index, name=name))
-    return made
-
-
-def assert_close(a: Segmentation, b: Segmentation) -> None:
-    """Equal up to the rounding of batched arithmetic, which the random decoder enlarges."""
-    assert np.array_equal(a.image, b.image)
-    assert np.abs(a.probability - b.probability).max() < 5e-4
-    assert (a.mask != b.mask)[np.abs(a.probability - a.threshold) > 1e-3].sum() == 0
-    assert a.quality == pytest.approx(b.quality, abs=1e-4)
+    return teach(model, ("square", "disc"))
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 16])

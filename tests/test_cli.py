@@ -11,7 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fakes import TINY, FakeBackbone, make_folder, random_decoder, shape_image, tiny_config
+from fakes import (
+    TINY,
+    FakeBackbone,
+    make_folder,
+    random_decoder,
+    save_photo,
+    save_tiny_decoder,
+)
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -40,19 +47,14 @@ def built(families: Callable[..., None]) -> list[dict[str, object]]:
 
 @pytest.fixture(scope="module")
 def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("decoder")
-    config = tiny_config(backbone="fake")
-    save_decoder(folder, random_decoder(config).state_dict(), config)
-    return folder
+    return save_tiny_decoder(tmp_path_factory.mktemp("decoder"), backbone="fake")
 
 
 @pytest.fixture
 def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with a query, three support images of 96 x 80 pixels, and masks."""
     for index, name in enumerate(("query", "a", "b", "c")):
-        image, labels = shape_image((1,), seed=index)
-        Image.fromarray(image).save(tmp_path / f"{name}.png")
-        Image.fromarray(labels * np.uint8(255)).save(tmp_path / f"{name}_mask.png")
+        save_photo(tmp_path, name, seed=index)
     (tmp_path / "broken.png").write_bytes(b"no image")
     Image.fromarray(np.full((10, 10), 255, np.uint8)).save(tmp_path / "small_mask.png")
     monkeypatch.chdir(tmp_path)

@@ -9,7 +9,7 @@ import kernels
 import numpy as np
 import pytest
 import torch
-from fakes import FakeFrozen, random_decoder, shape_image, tiny_config
+from fakes import FakeFrozen, shape_image, tiny_model
 
 from diffup import Box, DiffUp, Segmentation
 
@@ -23,7 +23,7 @@ def encoder() -> FakeFrozen:
 
 
 def build() -> DiffUp:
-    return DiffUp(random_decoder(tiny_config()), encoder(), "cpu")
+    return tiny_model(encoder())
 
 
 def segment(model: DiffUp, seed: int) -> Segmentation:

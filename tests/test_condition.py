@@ -54,6 +54,17 @@ def assert_shape(condition: Condition, config: PriorConfig, batch: int) -> None:
         assert tensor.min() >= -1 - 1e-6 and tensor.max() <= 1 + 1e-6
 
 
+def chosen(support: SupportFeatures, which: list[int] | Tensor) -> SupportFeatures:
+    """Some of the supports, or all in another order."""
+    return SupportFeatures(
+        tuple(level[:, which] for level in support.levels),
+        support.foreground[:, which],
+        support.background[:, which],
+        support.valid[:, which],
+        support.annotated[:, which],
+    )
+
+
 def assert_same(a: Condition, b: Condition, atol: float = 1e-5) -> None:
     for one, other in zip(tensors(a), tensors(b), strict=True):
         assert torch.allclose(one, other, atol=atol), float((one - other).abs().max())
@@ -134,13 +145,7 @@ def test_the_scale_of_the_features_changes_nothing(scale: float) -> None:
 @settings(max_examples=20, deadline=None)
 def test_the_order_of_the_supports_does_not_matter(order: list[int], name: str) -> None:
     query, support, images = random_episode(shots=len(order))
-    shuffled = SupportFeatures(
-        tuple(level[:, order] for level in support.levels),
-        support.foreground[:, order],
-        support.background[:, order],
-        support.valid[:, order],
-        support.annotated[:, order],
-    )
+    shuffled = chosen(support, order)
     assert_same(
         build_condition(query, support, images, CONFIGS[name]), build_condition(query, shuffled, images, CONFIGS[name])
     )
@@ -412,14 +417,7 @@ def test_a_view_that_loses_sight_of_the_object_does_not_count(corner: tuple[int,
     config = CONFIGS["default"]
     condition = build_condition(query, support, images, config)
     assert_shape(condition, config, batch=1)
-    seen = support.valid[0]
-    only = SupportFeatures(
-        tuple(level[:, seen] for level in support.levels),
-        support.foreground[:, seen],
-        support.background[:, seen],
-        support.valid[:, seen],
-        support.annotated[:, seen],
-    )
+    only = chosen(support, support.valid[0])
     assert_same(condition, build_condition(query, only, images, config))
 
 

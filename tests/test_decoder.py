@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fakes import TINY, random_condition, random_decoder, tiny_config
+from fakes import TINY, noise, random_condition, random_decoder, tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -25,11 +25,6 @@ from diffup.decoder.weights import CONFIG, WEIGHTS, fetch_decoder, load_decoder,
 from diffup.errors import ConfigError, WeightsError
 from diffup.priors.condition import SIZES, Condition
 from diffup.priors.config import PRIOR_KINDS, PriorConfig
-
-
-def noise(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
 
 # --- size ------------------------------------------------------------------------------------------------------------
 

@@ -11,13 +11,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes import FakeBackbone, FakeTextSpace, random_decoder, shape_image, tiny_config
+from fakes import (
+    FakeBackbone,
+    FakeTextSpace,
+    ReadingBackbone,
+    build_fake,
+    save_tiny_decoder,
+    shape_image,
+    tiny_model,
+)
 from PIL import Image
 from pycocotools import mask as coco_mask
 
 from diffup import Box, DiffUp, Mask, Scribble, cli
 from diffup.decoder.options import SamplingOptions
-from diffup.decoder.weights import save_decoder
 from diffup.demo import downloads, session, views
 from diffup.demo.encoders import Encoders, installed_encoders, installed_reader
 from diffup.demo.examples import KINDS, Shot, read_editor, read_paint
@@ -31,8 +38,8 @@ SAMPLING = SamplingOptions(steps=3, ensemble=2, threshold=0.5)
 
 
 def fake(variant: str | None, *, input_size: int = 64) -> FakeBackbone:
-    """Random Fourier features of mean colours."""
-    built = FakeBackbone(input_size=(input_size, input_size), seed=len(variant or ""))
+    """`build_fake`, with the name that was asked for."""
+    built = build_fake(variant, input_size=input_size)
     built.name = f"fake:{variant}"
     return built
 
@@ -40,7 +47,7 @@ def fake(variant: str | None, *, input_size: int = 64) -> FakeBackbone:
 @pytest.fixture
 def encoders(families: Callable[..., None]) -> Encoders:
     families(fake=fake)
-    model = DiffUp(random_decoder(tiny_config()), fake("a"), device="cpu")
+    model = tiny_model(fake("a"))
     return Encoders(model, ["fake:a", "fake:bbb"])
 
 
@@ -336,13 +343,6 @@ def test_encoders_are_loaded_when_chosen(encoders: Encoders) -> None:
     assert "bundled:efficientnet_lite0" in installed_encoders()
 
 
-class Reading(FakeBackbone):
-    """An encoder with a text tower."""
-
-    def text_space(self) -> FakeTextSpace:
-        return FakeTextSpace()
-
-
 def test_what_reads_words_is_known(encoders: Encoders) -> None:
     assert encoders.reader is None
     decoder = encoders.first.decoder
@@ -350,7 +350,7 @@ def test_what_reads_words_is_known(encoders: Encoders) -> None:
         "conse:efficientnet_lite2"
     )
     assert Encoders(DiffUp(decoder, FakeBackbone(), "cpu", FakeTextSpace())).reader == "fake:text"
-    assert Encoders(DiffUp(decoder, Reading(), "cpu")).reader == Reading().name
+    assert Encoders(DiffUp(decoder, ReadingBackbone(), "cpu")).reader == ReadingBackbone().name
 
 
 def test_words_need_their_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -365,9 +365,8 @@ def test_words_need_their_extra(monkeypatch: pytest.MonkeyPatch) -> None:
 def served(monkeypatch: pytest.MonkeyPatch, families: Callable[..., None], tmp_path: Path) -> Callable[..., Encoders]:
     """What `diffup demo` with these options would serve."""
     pytest.importorskip("gradio", reason="the extra demo is not installed")
-    config = tiny_config(backbone="fake:a")
-    save_decoder(tmp_path, random_decoder(config).state_dict(), config)
-    families(fake=fake, reading=lambda variant: Reading())
+    save_tiny_decoder(tmp_path, backbone="fake:a")
+    families(fake=fake, reading=lambda variant: ReadingBackbone())
     calls: list[Encoders] = []
     monkeypatch.setattr("diffup.demo.serve.serve", lambda encoders, *_, **__: calls.append(encoders))
 
@@ -386,7 +385,7 @@ def test_the_command_finds_what_reads_words(
     assert encoders.reader == "conse:efficientnet_lite0"
     assert encoders.get("fake:bbb").text_space is encoders.first.text_space  # loaded once
     assert "loading" in capsys.readouterr().out
-    assert served("--backbone", "reading").reader == Reading().name  # its own text tower, no other
+    assert served("--backbone", "reading").reader == ReadingBackbone().name  # its own text tower, no other
     monkeypatch.setattr("diffup.demo.encoders.installed_reader", lambda: None)
     assert served().reader is None
     assert served("--text-backbone", "conse:efficientnet_lite0").reader == "conse:efficientnet_lite0"

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from fakes import noise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -20,10 +21,6 @@ def process(**fields: object) -> Diffusion:
     """The paper's process, with any fields changed."""
     paper = {"shift": "quadratic", "signal_scale": 1.0, "prediction": "epsilon", "loss": "mse"}
     return Diffusion(DecoderConfig(**(paper | fields)))
-
-
-def noise(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def binary_masks(batch: int, seed: int = 0) -> Tensor:

@@ -14,8 +14,9 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
+from fakes import images
 from timm_models import need
-from tiny_transformers import TEXT, VIT, images, save_model
+from tiny_transformers import TEXT, VIT, save_model
 from torch import Tensor, nn
 
 from diffup.backbones import FrozenBackbone, load_backbone

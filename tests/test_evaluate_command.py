@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fakes import FakeBackbone, random_decoder, shape_image, tiny_config
+from fakes import FakeBackbone, build_fake, random_decoder, save_tiny_decoder, shape_image, tiny_config
 from PIL import Image
 from runs import Interrupt
 
@@ -20,7 +20,7 @@ from diffup import cli
 from diffup.data.folder import LabelledFolder
 from diffup.data.open import DATASETS, open_dataset
 from diffup.data.pascal5i import COCO_TO_PASCAL
-from diffup.decoder.weights import decoder_hash, load_decoder, save_decoder
+from diffup.decoder.weights import decoder_hash, load_decoder
 from diffup.errors import ConfigError, DataError
 from diffup.evaluation import sweep, table
 from diffup.evaluation.episodes import Episode, draw_episodes
@@ -36,18 +36,12 @@ EPISODES = [Episode(1, f"q{index}", ("s",)) for index in range(3)]
 
 @pytest.fixture(autouse=True)
 def encoders(families: Callable[..., None]) -> None:
-    def build(variant: str | None, *, input_size: int = 64) -> FakeBackbone:
-        return FakeBackbone(input_size=(input_size, input_size), seed=len(variant or ""))
-
-    families(fake=build)
+    families(fake=build_fake)
 
 
 @pytest.fixture(scope="module")
 def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("decoder")
-    config = tiny_config(backbone="fake", steps=2, ensemble=1)
-    save_decoder(folder, random_decoder(config).state_dict(), config)
-    return folder
+    return save_tiny_decoder(tmp_path_factory.mktemp("decoder"), backbone="fake", steps=2, ensemble=1)
 
 
 def evaluate(data: Path, decoder: Path, out: Path, *options: str) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fakes import FakeBackbone, make_folder, random_decoder, tiny_config
+from fakes import FakeBackbone, make_folder, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -27,6 +27,15 @@ from diffup.result import enlarge
 # --- the meter -------------------------------------------------------------------------------------------------------
 
 
+def count(
+    meter: Meter, class_id: int, predicted: np.ndarray, target: np.ndarray, ignore: np.ndarray | None = None
+) -> None:
+    """Add an episode by its masks."""
+    counted = np.ones_like(target) if ignore is None else ~ignore
+    both, either = predicted & target & counted, (predicted | target) & counted
+    meter.add(class_id, int(both.sum()), int(either.sum()), int(counted.sum()))
+
+
 def test_the_worked_example_of_hsnets_meter() -> None:
     """Numbers of HSNet's own meter on a fixed stream of random masks."""
     rng = np.random.RandomState(0)
@@ -34,7 +43,7 @@ def test_the_worked_example_of_hsnets_meter() -> None:
     for c in (0, 0, 2, 4):
         target, predicted = rng.rand(6, 6) > 0.5, rng.rand(6, 6) > 0.5
         ignore = (rng.rand(6, 6) > 0.85) & ~target
-        meter.update(c, predicted, target, ignore)
+        count(meter, c, predicted, target, ignore)
     assert meter.intersection.tolist() == [[9, 0, 8, 0, 7], [16, 0, 9, 0, 9]]
     assert meter.union.tolist() == [[56, 0, 26, 0, 25], [63, 0, 27, 0, 27]]
     assert meter.miou() == pytest.approx(18.4127, abs=5e-5)
@@ -46,8 +55,8 @@ def test_an_iou_is_taken_of_sums_and_not_averaged_over_episodes() -> None:
     small, large = np.zeros((2, 10, 10), dtype=bool)
     small[0, :1] = True
     large[:8] = True
-    meter.update(3, small, small)  # IoU 1 of one pixel row
-    meter.update(3, ~large, large)  # IoU 0 of eight
+    count(meter, 3, small, small)  # IoU 1 of one pixel row
+    count(meter, 3, ~large, large)  # IoU 0 of eight
     assert meter.class_iou() == {3: pytest.approx(100 * 1 / 101 * small.sum()), 7: 0.0}
     assert meter.miou() == pytest.approx(meter.class_iou()[3] / 2)  # a class that never occurs counts as 0
 
@@ -59,17 +68,17 @@ def test_the_order_of_episodes_does_not_matter_and_ignored_pixels_do_not_count(s
     episodes = [(int(rng.integers(3)), *(rng.random((3, 5, 5)) > 0.5)) for _ in range(4)]
     meter, shuffled, masked = Meter(range(3)), Meter(range(3)), Meter(range(3))
     for c, predicted, target, ignore in episodes:
-        meter.update(c, predicted, target, ignore)
-        masked.update(c, predicted[~ignore][None], target[~ignore][None])
+        count(meter, c, predicted, target, ignore)
+        count(masked, c, predicted[~ignore][None], target[~ignore][None])
     for index in order:
-        shuffled.update(*episodes[index])
+        count(shuffled, *episodes[index])
     assert meter.miou() == shuffled.miou() == masked.miou() and meter.fb_iou() == shuffled.fb_iou() == masked.fb_iou()
 
 
 def test_a_perfect_prediction_has_all_of_the_iou() -> None:
     mask = np.arange(12).reshape(3, 4) > 5
     meter = Meter([1])
-    meter.update(1, mask, mask)
+    count(meter, 1, mask, mask)
     assert meter.miou() == 100 and meter.fb_iou() == 100
 
 
@@ -114,7 +123,7 @@ def test_no_class_with_two_images_is_an_error(folder: LabelledFolder) -> None:
 @pytest.fixture(scope="module")
 def model() -> DiffUp:
     # Sides of 25 and 12 cannot be pooled to the priors' grid in two steps without other values coming out.
-    return DiffUp(random_decoder(tiny_config()), FakeBackbone((8, 12, 16, 24), (4, 8, 8, 16), (100, 100)), "cpu")
+    return tiny_model(FakeBackbone((8, 12, 16, 24), (4, 8, 8, 16), (100, 100)))
 
 
 @pytest.fixture
@@ -155,7 +164,7 @@ def test_what_is_scored_is_what_segment_gives(
         assert np.abs(result.prior - maps[1]).max() < 1e-5
         assert result.quality == pytest.approx(quality, abs=1e-5)
         labels = folder.mask(episode.query)
-        meter.update(episode.class_id, result.mask, labels == episode.class_id, labels == folder.ignore)
+        count(meter, episode.class_id, result.mask, labels == episode.class_id, labels == folder.ignore)
     assert scores.miou == pytest.approx(meter.miou(), abs=0.1) and scores.fb_iou == pytest.approx(
         meter.fb_iou(), abs=0.1
     )
@@ -305,14 +314,6 @@ def test_a_mask_of_another_size_than_its_photo_is_refused(tmp_path: Path, turned
         Image.open(mask).rotate(-90, expand=True).save(mask)
         folder = LabelledFolder.open(data)
         assert folder.mask("train0").shape == tuple(folder.image("train0").shape[1:])
-
-
-@pytest.mark.parametrize("part", ["images", "masks", "splits.json"])
-def test_a_folder_that_lacks_a_part_is_refused_with_the_layout(tmp_path: Path, part: str) -> None:
-    data = make_folder(tmp_path / "data")
-    (data / part).rename(data / "elsewhere")
-    with pytest.raises(DataError, match=f"{part} is missing; a data folder looks like this"):
-        LabelledFolder.open(data)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pages import DOCS, ROOT, make
+from pages import ROOT, make
 from PIL import Image
 
 pytest.importorskip("skimage")
@@ -30,16 +30,9 @@ def example(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return call
 
 
-def test_the_page_lists_the_examples() -> None:
-    page = next(page for page in DOCS if page.name == "examples.md").read_text(encoding="utf-8")
-    for path in (*EXAMPLES.glob("*.py"), *EXAMPLES.glob("*.ipynb")):
-        assert f"| `{path.name}` |" in page, f"docs/examples.md lacks {path.name}"
-
-
+@pytest.mark.usefixtures("tiny_release", "fake_encoders")
 def test_your_photos(
     photos: Path,
-    tiny_release: None,
-    fake_encoders: None,
     example: Callable[..., None],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -58,19 +51,17 @@ def test_your_photos(
     assert {path.name for path in Path("boxed").iterdir()} == made
 
 
-def test_swap_encoders(
-    tiny_release: None, fake_encoders: None, example: Callable[..., None], capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.usefixtures("tiny_release", "fake_encoders")
+def test_swap_encoders(example: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
     example("swap_encoders.py", "bundled:one", "bundled:two")
     lines = [re.split(r"  +", line) for line in capsys.readouterr().out.splitlines()[1:]]
     assert [line[:2] for line in lines] == [[n, "8/12/16/24"] for n in ("bundled:one", "bundled:two", "random weights")]
     assert all(0 <= float(line[2]) <= 1 for line in lines)
 
 
+@pytest.mark.usefixtures("tiny_release", "fake_encoders")
 def test_train_on_a_folder(
     tmp_path: Path,
-    tiny_release: None,
-    fake_encoders: None,
     example: Callable[..., None],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -117,8 +108,3 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytes
     assert sum(isinstance(value, Image.Image) for value in shown) >= 5
     assert shown[-1] == ["decoder/config.json", "decoder/model.safetensors", "mask.png"]
     assert list(tmp_path.iterdir()) == []
-
-
-def test_the_notebook_is_kept_without_outputs() -> None:
-    content = json.loads((EXAMPLES / "tour.ipynb").read_text(encoding="utf-8"))
-    assert all(not cell.get("outputs") for cell in content["cells"])

@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fakes import FakeBackbone, random_condition, random_decoder, shape_image, tiny_config
+from fakes import FakeBackbone, random_condition, random_decoder, save_tiny_decoder, shape_image, tiny_config
 from PIL import Image
 
 from diffup import DiffUp, cli
 from diffup.decoder.base import Decoder
 from diffup.decoder.config import FORMAT, DecoderConfig
 from diffup.decoder.sampling import Samples, draw_noise, sample
-from diffup.decoder.weights import load_decoder, save_decoder
+from diffup.decoder.weights import load_decoder
 from diffup.errors import ConfigError, ExportError, MissingPackageError
 from diffup.model import RELEASED
 from diffup.publish import export
@@ -108,8 +108,7 @@ def test_export_command_and_a_program_without_torch(
     pytest.importorskip("onnxscript")
     families(fake=lambda variant: FakeBackbone(input_size=(64, 64)))
     monkeypatch.chdir(tmp_path)
-    config = tiny_config(backbone="fake")
-    save_decoder("decoder", random_decoder(config).state_dict(), config)
+    save_tiny_decoder(Path("decoder"), backbone="fake")
     for index, name in enumerate(("query", "a")):
         image, labels = shape_image((1,), seed=index)
         Image.fromarray(image).save(f"{name}.png")
@@ -127,7 +126,7 @@ def test_export_command_and_a_program_without_torch(
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
     mask = np.asarray(Image.open("mask.png")) > 0
-    near_threshold = np.abs(expected.probability - config.threshold) < TOLERANCE
+    near_threshold = np.abs(expected.probability - expected.threshold) < TOLERANCE
     assert mask.shape == expected.mask.shape
     assert ((mask == expected.mask) | near_threshold).all()
     assert f"expected IoU {expected.quality:.2f}" in done.stdout

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fakes import save_mask
 from PIL import Image
 
 from diffup import Box, Mask
@@ -25,7 +26,6 @@ from diffup.formats import (
     read_huggingface,
     read_labelme,
     read_mask_folder,
-    write_mask_png,
 )
 
 pytest.importorskip("pycocotools")
@@ -262,7 +262,7 @@ def readers(tmp_path: Path) -> dict[str, Callable[..., Shots]]:
     for name in ("images/0.png", "images/1.png", "images/2.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / name)
-        write_mask_png(tmp_path / "masks" / Path(name).name, SQUARE if "1" not in name else SQUARE[1:])
+        save_mask(tmp_path / "masks" / Path(name).name, SQUARE if "1" not in name else SQUARE[1:])
     images = [{"id": i, "file_name": f"{i}.png", "width": WIDTH + (i == 1), "height": HEIGHT} for i in range(3)]
     entries = [{"id": i, "image_id": i, "category_id": 1, **GOOD} for i in range(3)]
     content = {"images": images, "categories": [{"id": 1, "name": "x"}], "annotations": entries}
@@ -363,5 +363,5 @@ def test_names_survive_the_files_that_are_written(tmp_path: Path, name: str) -> 
         (tmp_path / "c.json").write_text(json.dumps(document), encoding="utf-8")
         assert COCO(str(tmp_path / "c.json")).cats[1]["name"] == category
         assert read_coco(tmp_path / "c.json", tmp_path, category).support == [tmp_path / file]
-    write_mask_png(tmp_path / "masks" / file, SQUARE)
+    save_mask(tmp_path / "masks" / file, SQUARE)
     assert read_mask_folder(tmp_path, tmp_path / "masks").support == [tmp_path / file]

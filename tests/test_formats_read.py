@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fakes import FakeBackbone, random_decoder, tiny_config
+from fakes import save_mask, tiny_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from diffup import Box, DiffUp, Mask, Points, Scribble
+from diffup import Box, Mask, Points, Scribble
 from diffup.errors import FormatError
 from diffup.formats import (
     Shots,
@@ -30,7 +30,6 @@ from diffup.formats import (
     read_labelme,
     read_mask_folder,
     write_label_png,
-    write_mask_png,
 )
 from diffup.inputs.annotations import pair_supports
 
@@ -302,7 +301,7 @@ def test_mask_folders(tmp_path: Path) -> None:
     images.mkdir()
     for index in range(3):
         photo(index).save(images / f"{index}.jpg")
-        write_mask_png(masks / f"{index}.png", block() if index else np.zeros_like(block()))
+        save_mask(masks / f"{index}.png", block() if index else np.zeros_like(block()))
         write_label_png(labels / f"{index}.png", block() + 2 * ring() * (index > 1))
     photo(9).save(images / "unlabelled.jpg")
     shots = usable(read_mask_folder(images, masks))
@@ -335,7 +334,7 @@ def test_round_trips(tmp_path: Path, mask: np.ndarray) -> None:
     height, width = mask.shape
     image = Image.new("RGB", (width, height))
     image.save(tmp_path / "a.png")
-    write_mask_png(tmp_path / "masks" / "a.png", mask)
+    save_mask(tmp_path / "masks" / "a.png", mask)
     write_label_png(tmp_path / "labels" / "a.png", mask * np.uint8(3))
     found = [read_mask_folder(tmp_path, tmp_path / "masks"), read_mask_folder(tmp_path, tmp_path / "labels", label=3)]
     for encoding in ("rle", "polygon"):
@@ -370,7 +369,7 @@ def test_fiftyone_instance_masks_are_placed_in_their_boxes(tmp_path: Path) -> No
     np.save(stored, crop)
     packed = zlib.compress(stored.getvalue())
     text = base64.b64encode(packed).decode()
-    write_mask_png(tmp_path / "crop.png", crop)
+    save_mask(tmp_path / "crop.png", crop)
     forms = [{"mask": crop}, {"mask": crop.tolist()}, {"mask": packed}, {"mask": text}]
     forms += [{"mask": {"$binary": {"base64": text}}}, {"mask_path": str(tmp_path / "crop.png")}]
     for form in forms:
@@ -473,7 +472,7 @@ def test_faulty_huggingface_rows() -> None:
 
 def test_the_model_takes_what_the_readers_give(coco: Callable[..., Path]) -> None:
     path = coco()
-    model = DiffUp(random_decoder(tiny_config()), FakeBackbone(), "cpu")
+    model = tiny_model()
     result = model.segment(photo(), *read_coco(path, path.parent, "dog"))
     assert result.mask.shape == (HEIGHT, WIDTH)
     record = model.segment(photo(), **read_huggingface({"image": photo(1), "mask": Image.fromarray(ring())})._asdict())

@@ -24,7 +24,6 @@ from diffup.formats import (
     polygons,
     voc_palette,
     write_label_png,
-    write_mask_png,
     yolo_lines,
 )
 from diffup.utils.optional import need
@@ -71,12 +70,6 @@ def test_the_default_palette_is_that_of_pascal_voc(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.asarray(Image.open(write_label_png(tmp_path / "all.png", full))), full)
 
 
-def test_masks_are_written_as_black_and_white(tmp_path: Path) -> None:
-    with Image.open(write_mask_png(tmp_path / "mask.png", ring())) as image:
-        assert image.mode == "L"
-        np.testing.assert_array_equal(np.asarray(image), ring() * np.uint8(255))
-
-
 def test_pngs_that_cannot_be_written(tmp_path: Path) -> None:
     for fault, match in [
         (lambda: write_label_png(tmp_path / "a.jpg", labels()), r"path: expected a file name ending in \.png"),
@@ -86,7 +79,6 @@ def test_pngs_that_cannot_be_written(tmp_path: Path) -> None:
         (lambda: write_label_png(tmp_path / "a.png", labels(), [(0, 0, 0)]), "palette: label 3 has no colour"),
         (lambda: write_label_png(tmp_path / "a.png", labels(), [(0, 0, 300)] * 4), "palette: .* got 0 to 300"),
         (lambda: write_label_png(tmp_path / "a.png", labels(), [(0, 0)] * 4), "palette: expected"),
-        (lambda: write_mask_png(tmp_path / "a.png", labels()), "mask: expected a bool array"),
     ]:
         with pytest.raises(FormatError, match=match):
             fault()

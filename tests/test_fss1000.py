@@ -6,25 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from trees import make_fss
 
 from diffup.data.fss1000 import FSS1000
 from diffup.errors import ConfigError, DataError, ImageError
 from diffup.evaluation.protocols import draw_stream
-
-CATEGORIES = ("zebra", "ab_wheel", "burj_al")
-
-
-def make_fss(root: Path) -> Path:
-    rng = np.random.default_rng(0)
-    for category in CATEGORIES:
-        (root / category).mkdir(parents=True)
-        for number in range(1, 11):
-            grey = np.tile(np.array([0, 127, 128, 255], np.uint8).repeat(4), (12, 1))
-            Image.fromarray(np.stack([grey] * 3, axis=2)).save(root / category / f"{number}.png")
-            image = rng.integers(0, 255, (12, 16, 3)).astype(np.uint8)
-            Image.fromarray(image).save(root / category / f"{number}.jpg")
-    return root
 
 
 @pytest.fixture(scope="module")

@@ -10,16 +10,14 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
-from fakes import FakeBackbone, random_decoder, shape_image, tiny_config
+from fakes import FakeBackbone, save_photo, save_tiny_decoder
 from fuzzing import ANYTHING, outcome
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from PIL import Image
 
 from diffup import cli, load_backbone
-from diffup.decoder.weights import save_decoder
 
 WORDS = st.sampled_from(
     [
@@ -90,12 +88,9 @@ def build(variant: str | None, *, input_size: int = 32, checkpoint_path: str | N
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("work")
-    config = tiny_config(backbone="fake", steps=1)
-    save_decoder(folder / "decoder", random_decoder(config).state_dict(), config)
+    save_tiny_decoder(folder / "decoder", backbone="fake", steps=1)
     for index, name in enumerate(("query", "a")):
-        image, labels = shape_image((1,), size=(20, 24), seed=index)
-        Image.fromarray(image).save(folder / f"{name}.png")
-        Image.fromarray(labels * np.uint8(255)).save(folder / f"{name}_mask.png")
+        save_photo(folder, name, seed=index, size=(20, 24))
     (folder / "broken.png").write_bytes(b"no image")
     return folder
 

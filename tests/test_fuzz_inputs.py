@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fakes import FakeBackbone, random_decoder, tiny_config
+from fakes import FakeBackbone, tiny_model
 from fuzzing import ANYTHING, SIZES, arrays, files, outcome, pil_images, tensors
 from hypothesis import given
 from hypothesis import strategies as st
@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def model() -> DiffUp:
-    return DiffUp(random_decoder(tiny_config(steps=1)), FakeBackbone(input_size=(32, 32)), "cpu")
+    return tiny_model(FakeBackbone(input_size=(32, 32)), steps=1)
 
 
 def check_image(source: object) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from fakes import random_condition, random_decoder, tiny_config
+from fakes import noise, random_condition, random_decoder, tiny_config
 from runs import CONFIG, DECODER_CONFIG, assert_identical, state, trainer_of
 from torch import Tensor, nn
 
@@ -33,10 +33,6 @@ from diffup.training.processes import Processes
 
 ALONE = Processes(torch.device("cpu"))
 GAN = dataclasses.replace(CONFIG, decoder=dataclasses.replace(DECODER_CONFIG, system="gan"))
-
-
-def noise(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("demodulate", [True, False])

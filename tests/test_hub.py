@@ -12,7 +12,7 @@ from pathlib import Path
 import hub as loopback
 import pytest
 import torch
-from fakes import FakeBackbone, make_folder, random_decoder, tiny_config
+from fakes import FakeBackbone, make_folder, random_decoder, tiny_config, tiny_model
 from huggingface_hub import constants, utils
 from pages import ROOT
 
@@ -33,7 +33,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[loopback.Hu
 
 
 def model_of(seed: int = 0) -> DiffUp:
-    return DiffUp(random_decoder(tiny_config(backbone="fake"), seed), FakeBackbone(), "cpu")
+    return tiny_model(seed=seed, backbone="fake")
 
 
 def load(source: str | Path, **options: object) -> DiffUp:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fakes import FakeBackbone, random_decoder, shape_image, tiny_config
+from fakes import shape_image, teach, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -28,16 +28,12 @@ NAMES = ("square", "disc", "triangle")
 
 @pytest.fixture(scope="module")
 def model() -> DiffUp:
-    return DiffUp(random_decoder(tiny_config()), FakeBackbone(), "cpu")
+    return tiny_model()
 
 
 @pytest.fixture(scope="module")
 def classes(model: DiffUp) -> list[Prototypes]:
-    made = []
-    for index, name in enumerate(NAMES, start=1):
-        image, labels = shape_image((index,), seed=index)
-        made.append(model.prototypes(image, labels == index, name=name))
-    return made
+    return teach(model, NAMES)
 
 
 @pytest.fixture(scope="module")

@@ -14,11 +14,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fakes import FakeBackbone, random_decoder, shape_image, tiny_config
+from fakes import (
+    FakeBackbone,
+    save_photo,
+    save_tiny_decoder,
+    shape_image,
+    teach,
+    tiny_model,
+)
 from PIL import Image
 
 from diffup import DiffUp, LabelMap, Prototypes, cli
-from diffup.decoder.weights import load_decoder, save_decoder
+from diffup.decoder.weights import load_decoder
 from diffup.errors import ConfigError, DataError, MissingPackageError, StorageError
 from diffup.labelling.folder import FORMATS, RECORD, LabelPlan, find_images, label_folder, quality_table
 from diffup.utils.journal import Journal
@@ -29,16 +36,12 @@ NAMES = ("red square", "disc: green")
 
 @pytest.fixture(scope="module")
 def model() -> DiffUp:
-    return DiffUp(random_decoder(tiny_config(steps=1)), FakeBackbone(), "cpu")
+    return tiny_model(steps=1)
 
 
 @pytest.fixture(scope="module")
 def classes(model: DiffUp) -> list[Prototypes]:
-    made = []
-    for index, name in enumerate(NAMES, start=1):
-        image, labels = shape_image((index,), seed=index)
-        made.append(model.prototypes(image, labels == index, name=name))
-    return made
+    return teach(model, NAMES)
 
 
 @pytest.fixture(scope="module")
@@ -616,12 +619,9 @@ def fake(families: Callable[..., None]) -> None:
 @pytest.fixture
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake: None) -> Path:
     """A working folder with a decoder and two support images."""
-    config = tiny_config(backbone="fake", steps=1)
-    save_decoder(tmp_path / "decoder", random_decoder(config).state_dict(), config)
+    save_tiny_decoder(tmp_path / "decoder", backbone="fake", steps=1)
     for index, name in enumerate(("a", "b"), start=1):
-        image, labels = shape_image((1,), seed=index)
-        Image.fromarray(image).save(tmp_path / f"{name}.png")
-        Image.fromarray(labels * np.uint8(255)).save(tmp_path / f"{name}_mask.png")
+        save_photo(tmp_path, name, seed=index)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

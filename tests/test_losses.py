@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from fakes import noise
 from torch import Tensor
 
 from diffup.decoder.config import DecoderConfig
@@ -15,10 +16,6 @@ from diffup.decoder.unet import Denoised
 
 MSE = DecoderConfig(prediction="epsilon", loss="mse", error_weight=0.5, iou_weight=0.25)
 BCE = DecoderConfig(prediction="x0", loss="bce_dice", error_weight=0.5, iou_weight=0.25)
-
-
-def noise(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def batch(seed: int = 0) -> tuple[Denoised, Tensor, Tensor, Tensor, Tensor]:

@@ -19,8 +19,10 @@ from fakes import (
     rotate,
     shape_image,
     tiny_config,
+    tiny_model,
 )
 from PIL import Image
+from scene import MASK, QUERY, SUPPORT, TRUTH, assert_close, assert_equal
 from torch import Tensor, nn
 
 from diffup import Box, DiffUp, Mask, Points, Scribble, Segmentation
@@ -32,10 +34,7 @@ from diffup.priors.support import encode_supports
 from diffup.result import Segmentation as Result
 from diffup.result import enlarge
 
-QUERY, TRUTH = shape_image((1, 2), (70, 100), seed=1)
-SUPPORT, LABELS = shape_image((1,), (80, 64), seed=2)
 SECOND, SECOND_LABELS = shape_image((3, 1), (64, 90), seed=3)
-MASK = LABELS == 1
 ROWS, COLUMNS = np.nonzero(MASK)
 BOX = Box(COLUMNS.min(), ROWS.min(), COLUMNS.max() + 1, ROWS.max() + 1)
 MIDDLE = (float(COLUMNS.mean()), float(ROWS.mean()))
@@ -58,20 +57,7 @@ ANNOTATIONS = {
 
 @pytest.fixture(scope="module")
 def model() -> DiffUp:
-    return DiffUp(random_decoder(tiny_config()), ENCODERS["cnn"], "cpu")
-
-
-def assert_equal(a: Segmentation, b: Segmentation) -> None:
-    for name in ("mask", "probability", "variance", "error_map", "prior"):
-        assert np.array_equal(getattr(a, name), getattr(b, name)), name
-    assert a.quality == b.quality
-
-
-def assert_close(a: Segmentation, b: Segmentation) -> None:
-    # The priors agree to 1e-5 (see test_condition); a random decoder's normalisations enlarge that rounding error.
-    assert np.abs(a.probability - b.probability).max() < 5e-4
-    assert (a.mask != b.mask)[np.abs(a.probability - 0.5) > 1e-3].sum() == 0
-    assert np.abs(a.prior - b.prior).max() < 1e-4 and a.quality == pytest.approx(b.quality, abs=1e-4)
+    return tiny_model(ENCODERS["cnn"])
 
 
 def assert_sound(result: Segmentation, size: tuple[int, int]) -> None:
@@ -401,16 +387,16 @@ class Elsewhere(FakeBackbone):
 def test_an_encoder_on_another_device_is_copied_and_stays_there() -> None:
     given = Elsewhere()
     for model in (
-        DiffUp(random_decoder(tiny_config()), given, "cpu"),
-        DiffUp(random_decoder(tiny_config()), FakeBackbone(), "cpu").upgrade(given),
+        tiny_model(given),
+        tiny_model().upgrade(given),
     ):
         assert model.backbone.device.type == "cpu" and given.device.type == "meta"
     here = FakeBackbone()
-    assert DiffUp(random_decoder(tiny_config()), here, "cpu").backbone is here
+    assert tiny_model(here).backbone is here
 
 
 def test_from_pretrained_takes_the_encoders_options_as_upgrade_does(tmp_path: Path) -> None:
-    DiffUp(random_decoder(tiny_config(backbone="timm:test_resnet")), FakeBackbone(), "cpu").save_pretrained(tmp_path)
+    tiny_model(backbone="timm:test_resnet").save_pretrained(tmp_path)
     torch.manual_seed(0)
     file = tmp_path / "weights.pth"
     torch.save(timm.create_model("test_resnet").state_dict(), file)

@@ -9,7 +9,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from fakes import Changed, FakeBackbone, FakeFrozen, random_decoder, random_episode, tiny_config
+from fakes import Changed, FakeBackbone, FakeFrozen, random_decoder, random_episode, tiny_config, tiny_model
 from torch import Tensor
 
 from diffup import Box, DiffUp, Mask, Points, Scribble, Segmentation
@@ -30,7 +30,7 @@ METRICS = [
 
 def model(change: Callable[[Tensor], Tensor] = lambda level: level) -> DiffUp:
     encoder = Changed(FakeBackbone(input_size=(64, 64)), lambda _, level: change(level))
-    return DiffUp(random_decoder(tiny_config()), encoder, "cpu")
+    return tiny_model(encoder)
 
 
 def photo(seed: int = 0) -> np.ndarray:
@@ -129,7 +129,7 @@ def test_an_encoder_that_gives_no_numbers_is_named(value: float, level: int) -> 
             features[..., -1, -1] = value
         return features
 
-    broken = DiffUp(random_decoder(tiny_config()), Changed(FakeBackbone(input_size=(64, 64)), spoil), "cpu")
+    broken = tiny_model(Changed(FakeBackbone(input_size=(64, 64)), spoil))
     with pytest.raises(BackboneError, match=f"'changed fake.*level {level} has NaN or infinite values"):
         broken.segment(photo(), photo(1), None)
 
@@ -140,7 +140,7 @@ def test_float16_overflow_is_an_error_of_the_encoder() -> None:
         encoder.encoder[0][0].weight.mul_(1e6)
     encoder.encoder.half()
     with pytest.raises(BackboneError, match="float16 overflows"):
-        DiffUp(random_decoder(tiny_config()), encoder, "cpu").segment(photo(), photo(1), None)
+        tiny_model(encoder).segment(photo(), photo(1), None)
 
 
 @pytest.mark.parametrize("scale", [1e20, 1e38])

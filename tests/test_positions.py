@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,11 @@ import open_clip
 import pytest
 import timm
 import torch
+from clip_towers import add_towers
+from fakes import images
 from safetensors.torch import load_file, save_file
 from timm_models import need
-from tiny_transformers import TEXT, VIT, images, save_model
+from tiny_transformers import TEXT, VIT, save_model
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
@@ -135,26 +136,9 @@ def test_joint_members_each_keep_their_grid(tmp_path: Path) -> None:
     assert equal(both.pyramid(images((96, 96))), [torch.cat([level, level], dim=1) for level in expected])
 
 
-TOWERS: dict[str, dict[str, Any]] = {
-    "posed-ViT": {"image_size": 64, "layers": 6, "width": 32, "head_width": 16, "patch_size": 16},
-    "posed-timm": {"image_size": 160, "timm_model_name": "test_vit", "timm_pool": "token", "timm_proj": "linear"},
-    "posed-relpos": {
-        "image_size": 160,
-        "timm_model_name": "test_vit_relpos",
-        "timm_pool": "avg",
-        "timm_proj": "linear",
-    },
-    "posed-RN": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "head_width": 16},
-}
-WORDS = {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
-
-
 @pytest.fixture(scope="module", autouse=True)
 def _towers(tmp_path_factory: pytest.TempPathFactory) -> None:
-    folder = tmp_path_factory.mktemp("configs")
-    for name, vision in TOWERS.items():
-        (folder / f"{name}.json").write_text(json.dumps({"embed_dim": 16, "vision_cfg": vision, "text_cfg": WORDS}))
-    open_clip.add_model_config(folder)
+    add_towers(tmp_path_factory.mktemp("configs"), "posed", words=49408)
 
 
 @pytest.mark.parametrize("part", ["whole", "visual"])

@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fakes import FakeBackbone, random_decoder, shape_image, tiny_config
+from fakes import FakeBackbone, shape_image, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from scene import QUERY, assert_equal
 from torch import Tensor
 
-from diffup import Box, DiffUp, Mask, Points, Prototypes, Scribble, Segmentation
+from diffup import Box, DiffUp, Mask, Points, Prototypes, Scribble
 from diffup.errors import AnnotationError, FormatError, ImageError, PrototypesError
 from diffup.inputs.annotations import pair_supports
 from diffup.priors.config import PriorConfig
@@ -23,7 +24,6 @@ from diffup.prototypes import check_classes
 from diffup.prototypes.file import FORMAT
 from diffup.prototypes.kept_supports import KeptSupport
 
-QUERY, _ = shape_image((1, 2), (70, 100), seed=1)
 IMAGES, MASKS = zip(*(shape_image((1,), (80, 64 + 8 * seed), seed=seed) for seed in range(4)), strict=True)
 MASKS = [labels == 1 for labels in MASKS]
 WIDE = FakeBackbone((32,) * 4, (8, 8, 16, 16), (64, 64), seed=1)
@@ -39,18 +39,12 @@ class OneByOne(FakeBackbone):
 
 @pytest.fixture(scope="module")
 def model() -> DiffUp:
-    return DiffUp(random_decoder(tiny_config()), OneByOne(), "cpu")
+    return tiny_model(OneByOne())
 
 
 @pytest.fixture(scope="module")
 def dog(model: DiffUp) -> Prototypes:
     return model.prototypes(IMAGES[0], MASKS[0], name="dog")
-
-
-def assert_equal(a: Segmentation, b: Segmentation) -> None:
-    for name in ("image", "mask", "probability", "variance", "error_map", "prior"):
-        assert np.array_equal(getattr(a, name), getattr(b, name)), name
-    assert (a.quality, a.threshold, a.backbone) == (b.quality, b.threshold, b.backbone)
 
 
 def assert_same_features(a: Prototypes, b: Prototypes) -> None:
@@ -175,7 +169,7 @@ def test_features_of_any_scale_survive_the_file(
     tmp_path_factory: pytest.TempPathFactory, exponent: int, seed: int
 ) -> None:
     """Float16 ends at 65504 and at 6e-8; what it cannot hold is saved in float32."""
-    model = DiffUp(random_decoder(tiny_config()), FakeBackbone(), "cpu")
+    model = tiny_model()
     made = model.prototypes(IMAGES[seed % 4], MASKS[seed % 4])
     levels = tuple(level * 2.0**exponent for level in made.features.levels)
     scaled = dataclasses.replace(made, features=dataclasses.replace(made.features, levels=levels))
@@ -291,7 +285,7 @@ def test_another_encoder_is_refused(model: DiffUp, dog: Prototypes, other: FakeB
 
 
 def test_another_grid_is_refused(dog: Prototypes) -> None:
-    finer = DiffUp(random_decoder(tiny_config(priors=PriorConfig(grid=16))), FakeBackbone(), "cpu")
+    finer = tiny_model(priors=PriorConfig(grid=16))
     with pytest.raises(PrototypesError, match="grid 8"):
         finer.segment(QUERY, dog)
 

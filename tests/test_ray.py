@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import re
 import runpy
 import signal
 import sys
@@ -19,12 +18,12 @@ from typing import Any
 import fakes
 import numpy as np
 import pytest
-from fakes import FakeBackbone, random_decoder, shape_image, tiny_config
+from fakes import FakeBackbone, save_tiny_decoder, shape_image
+from pages import blocks
 from PIL import Image
 from torch import Tensor
 
 from diffup import DiffUp, LabelMap, Prototypes
-from diffup.decoder.weights import save_decoder
 from diffup.errors import ConfigError, DataError, PrototypesError, WeightsError
 from diffup.stream import Failure
 
@@ -112,9 +111,7 @@ def cluster() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder, config = tmp_path_factory.mktemp("decoder"), tiny_config(steps=1)
-    save_decoder(folder, random_decoder(config).state_dict(), config)
-    return folder
+    return save_tiny_decoder(tmp_path_factory.mktemp("decoder"), steps=1)
 
 
 @pytest.fixture(scope="module")
@@ -352,7 +349,7 @@ def test_example_and_page(workplace: Path, capsys: pytest.CaptureFixture[str]) -
     for row, result in zip(rows, results, strict=True):
         assert isinstance(result, LabelMap) and row["labels"] == result.to_png()
     names: dict[str, Any] = {}
-    for snippet in re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+    for snippet in blocks(PAGE, "python"):
         exec(compile(snippet, str(PAGE), "exec"), names)
     assert names["report"].known == 2
     assert "2 on record" in capsys.readouterr().out

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes import FakeBackbone, random_decoder, shape_image, tiny_config
+from fakes import shape_image, tiny_model
 from PIL import Image
 
-from diffup import DiffUp, LabelMap, Prototypes, Segmentation
+from diffup import LabelMap, Prototypes, Segmentation
 from diffup.errors import FormatError, StorageError
 
 
 @pytest.fixture(scope="module")
 def results() -> dict[str, Segmentation | LabelMap | Prototypes]:
-    model = DiffUp(random_decoder(tiny_config(steps=1)), FakeBackbone(), "cpu")
+    model = tiny_model(steps=1)
     image, labels = shape_image((1,))
     dog = model.prototypes(image, labels == 1, name="dog")
     return {"mask": model.segment(image, dog), "labels": model.segment(image, [dog]), "prototypes": dog}

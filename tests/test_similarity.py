@@ -7,7 +7,7 @@ from itertools import product
 
 import pytest
 import torch
-from fakes import rotation
+from fakes import noise, rotation
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -27,10 +27,6 @@ from diffup.priors.similarity import (
 ALLOWED = {("cosine", "identity"), ("l2_unit", "square")} | {
     (metric, conversion) for metric in ("l2_unit", "l2", "l1") for conversion in ("exponential", "reciprocal")
 }
-
-
-def noise(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def test_weights_are_the_annotated_share_of_each_cell() -> None:

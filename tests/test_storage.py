@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fakes import FakeBackbone, random_decoder, shape_image, tiny_config
+from fakes import FakeBackbone, shape_image, tiny_config, tiny_model
 from runs import state
 
 from diffup import DiffUp
@@ -40,7 +40,7 @@ def full_disk(size: int) -> Iterator[None]:
 
 
 def model(seed: int = 0) -> DiffUp:
-    return DiffUp(random_decoder(tiny_config(), seed), FakeBackbone(input_size=(32, 32)), "cpu")
+    return tiny_model(FakeBackbone(input_size=(32, 32)), seed=seed)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -12,13 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from fakes import TINY, FakeBackbone, make_folder, random_decoder, shape_image, tiny_config
+from fakes import TINY, FakeBackbone, make_folder, save_tiny_decoder, shape_image
 from PIL import Image
 
 from diffup import cli
 from diffup.backbones import registry
 from diffup.commands.streams import Printer, printing
-from diffup.decoder.weights import save_decoder
 
 NAMES = {
     "Chinese": "图片",
@@ -126,8 +125,7 @@ def here(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("work")
-    config = tiny_config(backbone="fake", steps=1, ensemble=1)
-    save_decoder(folder / "decoder", random_decoder(config).state_dict(), config)
+    save_tiny_decoder(folder / "decoder", backbone="fake", steps=1, ensemble=1)
     image = Image.fromarray(shape_image((1,), size=(40, 48))[0])
     (folder / "图片").mkdir()
     for name in ("图片.png", "图片/犬.png", "a.png"):

@@ -12,18 +12,17 @@ import torch
 from fakes import (
     FakeBackbone,
     FakeTextSpace,
+    ReadingBackbone,
     random_condition,
-    random_decoder,
     random_episode,
-    shape_image,
-    tiny_config,
+    save_tiny_decoder,
+    tiny_model,
 )
 from PIL import Image
+from scene import LABELS, QUERY, SUPPORT, TRUTH
 
 from diffup import DiffUp, cli
 from diffup.data.folder import LabelledFolder
-from diffup.decoder.config import DecoderConfig
-from diffup.decoder.weights import save_decoder
 from diffup.errors import AnnotationError, BackboneError, ConfigError, MissingPackageError, WeightsError
 from diffup.evaluation.annotations import split_annotation
 from diffup.evaluation.episodes import draw_episodes
@@ -33,19 +32,15 @@ from diffup.priors.config import PriorConfig
 from diffup.priors.text import text_maps, text_similarity
 from diffup.text import load_text_space, sentences, templates
 
-QUERY, TRUTH = shape_image((1, 2), (70, 100), seed=1)
-SUPPORT, LABELS = shape_image((1,), (80, 64), seed=2)
-
 
 @pytest.fixture(scope="module")
 def model() -> DiffUp:
-    return DiffUp(random_decoder(tiny_config()), FakeBackbone(), "cpu", FakeTextSpace())
+    return tiny_model(text_backbone=FakeTextSpace())
 
 
 def prior_model() -> DiffUp:
     """The bare prior as a decoder: what it marks is what the textual prior says."""
-    config = tiny_config(system="prior", priors=PriorConfig(grid=16))
-    return DiffUp(random_decoder(config), FakeBackbone(), "cpu", FakeTextSpace())
+    return tiny_model(text_backbone=FakeTextSpace(), system="prior", priors=PriorConfig(grid=16))
 
 
 def test_default_template() -> None:
@@ -163,17 +158,13 @@ def test_nothing_to_go_by(model: DiffUp) -> None:
 
 
 def test_an_encoder_without_text_says_what_would_work() -> None:
-    plain = DiffUp(random_decoder(tiny_config()), FakeBackbone(), "cpu")
+    plain = tiny_model()
     with pytest.raises(BackboneError, match=r"conse:efficientnet_lite2.*diffup\[text\].*open_clip:"):
         plain.segment(QUERY, text="square")
 
 
 def test_an_encoder_may_bring_its_own_text_space() -> None:
-    class Capable(FakeBackbone):
-        def text_space(self) -> FakeTextSpace:
-            return FakeTextSpace()
-
-    found = DiffUp(random_decoder(tiny_config()), Capable(), "cpu")
+    found = tiny_model(ReadingBackbone())
     assert isinstance(found.text_space, FakeTextSpace)
     assert found.segment(QUERY, text="square").mask.shape == TRUTH.shape
 
@@ -244,13 +235,8 @@ def test_names_beat_chance(shapes: Path) -> None:
 def named(families: Callable[..., None], tmp_path: Path) -> Path:
     """A decoder folder whose encoder reads text, and a query."""
 
-    class Capable(FakeBackbone):
-        def text_space(self) -> FakeTextSpace:
-            return FakeTextSpace()
-
-    families(capable=lambda variant, **options: Capable())
-    config: DecoderConfig = tiny_config(backbone="capable")
-    save_decoder(tmp_path / "decoder", random_decoder(config).state_dict(), config)
+    families(capable=lambda variant, **options: ReadingBackbone())
+    save_tiny_decoder(tmp_path / "decoder", backbone="capable")
     Image.fromarray(QUERY).save(tmp_path / "query.png")
     return tmp_path
 

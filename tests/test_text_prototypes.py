@@ -12,28 +12,27 @@ import torch
 from fakes import (
     FakeBackbone,
     FakeTextSpace,
+    ReadingBackbone,
     random_decoder,
     random_episode,
+    save_tiny_decoder,
     shape_image,
     tiny_config,
+    tiny_model,
 )
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from scene import MASK, QUERY, SUPPORT, TRUTH, assert_equal
 from torch import Tensor
 
-from diffup import DiffUp, LabelMap, Prototypes, Segmentation, cli
+from diffup import DiffUp, LabelMap, Prototypes, cli
 from diffup.backbones import JointBackbone
-from diffup.decoder.weights import save_decoder
 from diffup.errors import AnnotationError, BackboneError, ConfigError, DataError, PrototypesError
 from diffup.labelling.folder import LabelPlan, label_folder
 from diffup.priors.condition import build_condition, fused_priors
 from diffup.priors.config import PriorConfig
 from diffup.priors.text import text_maps
 from diffup.prototypes.file import FORMAT
-
-QUERY, TRUTH = shape_image((1, 2), (70, 100), seed=1)
-SUPPORT, LABELS = shape_image((1,), (80, 64), seed=2)
-MASK = LABELS == 1
 
 
 class Counting(FakeTextSpace):
@@ -49,7 +48,7 @@ class Counting(FakeTextSpace):
 
 
 def make_model(space: FakeTextSpace | None = None, backbone: FakeBackbone | None = None, **config: object) -> DiffUp:
-    return DiffUp(random_decoder(tiny_config(**config)), backbone or FakeBackbone(), "cpu", space)
+    return tiny_model(backbone, text_backbone=space, **config)
 
 
 @pytest.fixture(scope="module")
@@ -65,12 +64,6 @@ def square(model: DiffUp) -> Prototypes:
 @pytest.fixture(scope="module")
 def both(model: DiffUp) -> Prototypes:
     return model.prototypes(SUPPORT, MASK, text="square", templates="clip7", name="both")
-
-
-def assert_equal(a: Segmentation, b: Segmentation) -> None:
-    for name in ("mask", "probability", "variance", "error_map", "prior"):
-        assert np.array_equal(getattr(a, name), getattr(b, name)), name
-    assert a.quality == b.quality
 
 
 def sentences(prototypes: Prototypes) -> tuple[str, ...]:
@@ -300,11 +293,7 @@ def test_joint_encoders_take_names() -> None:
     for options in ({"text": "square"}, {"support": SUPPORT, "annotation": MASK, "text": "square"}):
         assert np.isfinite(joint.segment(QUERY, **options).probability).all()  # type: ignore[call-overload]
 
-    class Capable(FakeBackbone):
-        def text_space(self) -> FakeTextSpace:
-            return FakeTextSpace()
-
-    own = DiffUp(random_decoder(tiny_config()), JointBackbone([FakeBackbone(), Capable((5, 6, 7, 8))]), "cpu")
+    own = DiffUp(random_decoder(tiny_config()), JointBackbone([FakeBackbone(), ReadingBackbone((5, 6, 7, 8))]), "cpu")
     assert isinstance(own.text_space, FakeTextSpace)
 
 
@@ -323,13 +312,8 @@ def test_folders_are_labelled_by_names(model: DiffUp, tmp_path: Path) -> None:
 
 
 def test_teach_by_name(families: Callable[..., None], tmp_path: Path) -> None:
-    class Capable(FakeBackbone):
-        def text_space(self) -> FakeTextSpace:
-            return FakeTextSpace()
-
-    families(capable=lambda variant, **options: Capable())
-    config = tiny_config(backbone="capable")
-    save_decoder(tmp_path / "decoder", random_decoder(config).state_dict(), config)
+    families(capable=lambda variant, **options: ReadingBackbone())
+    save_tiny_decoder(tmp_path / "decoder", backbone="capable")
     file, shared = tmp_path / "square.safetensors", ["--decoder", str(tmp_path / "decoder"), "--quiet"]
     given = ["teach", "--text", "square", "--templates", "clip7", "--name", "square", "-o", str(file), *shared]
     assert cli.main(given) == 0

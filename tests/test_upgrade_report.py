@@ -12,14 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fakes import FakeBackbone, random_decoder, tiny_config
+from fakes import FakeBackbone, build_fake, save_tiny_decoder, tiny_config, tiny_model
 from PIL import Image
 
 from diffup import DiffUp, cli
 from diffup.backbones.registry import temporary_backbones
 from diffup.data.folder import LabelledFolder
 from diffup.decoder.diffusion import Diffusion
-from diffup.decoder.weights import save_decoder
 from diffup.evaluation import figures
 from diffup.evaluation.charts import histogram
 from diffup.evaluation.episodes import Episode, draw_episodes
@@ -62,17 +61,12 @@ class Page(HTMLParser):
 
 @pytest.fixture(autouse=True, scope="module")
 def encoders() -> object:
-    def build(variant: str | None, *, input_size: int = 64) -> FakeBackbone:
-        return FakeBackbone(input_size=(input_size, input_size), seed=len(variant or ""))
-
-    with temporary_backbones(fake=build):
+    with temporary_backbones(fake=build_fake):
         yield
 
 
 def saved(folder: Path, seed: int, **changes: object) -> Path:
-    config = tiny_config(backbone="fake", steps=2, ensemble=1, **changes)
-    save_decoder(folder, random_decoder(config, seed).state_dict(), config)
-    return folder
+    return save_tiny_decoder(folder, seed, backbone="fake", steps=2, ensemble=1, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -222,7 +216,7 @@ def test_noise_levels_are_of_the_ratio_to_the_mask(scale: float) -> None:
 
 
 def test_error_maps_are_of_the_true_mask(shapes: Path) -> None:
-    model = DiffUp(random_decoder(tiny_config(timesteps=250)), FakeBackbone(input_size=(64, 64)), "cpu")
+    model = tiny_model(FakeBackbone(input_size=(64, 64)), timesteps=250)
     folder = LabelledFolder.open(shapes)
     episode = draw_episodes(folder, "test", [1], 1, 1, seed=0)[0]
     strips = figures.error_strips(model, folder, episode, 0, 0)

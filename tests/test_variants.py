@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fakes import FakeBackbone, random_condition, random_decoder, shape_image, tiny_config
+from fakes import FakeBackbone, random_condition, random_decoder, shape_image, tiny_config, tiny_model
 from runs import CONFIG, DECODER_CONFIG, STILL, encoder, trainer_of
 
 from diffup import DiffUp
@@ -37,7 +37,7 @@ TIED = {"low_level_channels": 4, "low_level_width": 8, "low_level_encoder": ENCO
 
 @pytest.fixture(scope="module")
 def tied() -> DiffUp:
-    return DiffUp(random_decoder(tiny_config(**TIED)), ENCODER, "cpu")
+    return tiny_model(ENCODER, **TIED)
 
 
 # --- DiffUp+LFE ------------------------------------------------------------------------------------------------------

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from writers import REFUSED, Task, evaluating, labelling, make_data, storm, training, training_into_one
+from fakes import make_folder
+from writers import REFUSED, Task, evaluating, labelling, storm, training, training_into_one
 
 from diffup.errors import StorageError
 from diffup.training.trainer import CHECKPOINT
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.skipif("fork" not in multiprocessing.get_all_start_meth
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_data(tmp_path_factory.mktemp("data") / "data")
+    return make_folder(tmp_path_factory.mktemp("data") / "data")
 
 
 @pytest.mark.slow

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
 VIT = {
@@ -40,8 +39,3 @@ def save_model(kind: str, config: dict[str, Any], folder: Path, seed: int = 0) -
     model.save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
     return model
-
-
-def images(size: tuple[int, int], batch: int = 1, seed: int = 1) -> Tensor:
-    """Random images (B, 3, H, W)."""
-    return torch.rand(batch, 3, *size, generator=torch.Generator().manual_seed(seed))

@@ -17,11 +17,10 @@ from multiprocessing.context import ForkProcess
 from pathlib import Path
 
 import torch
-from fakes import FakeBackbone, make_folder, random_decoder, shape_image, tiny_config
+from fakes import FakeBackbone, shape_image, tiny_model
 from PIL import Image
 from runs import CONFIG, assert_identical, encoder, state
 
-from diffup import DiffUp
 from diffup.data.folder import LabelledFolder
 from diffup.errors import StorageError
 from diffup.evaluation.record import EpisodeRecord
@@ -119,7 +118,7 @@ def evaluating(data: Path, episodes: int = 12) -> Task:
     """All processes score the same episodes into one record."""
 
     def score(out: Path, number: int) -> list[Row]:
-        model = DiffUp(random_decoder(tiny_config(steps=1, ensemble=1)), FakeBackbone(input_size=(64, 64)), "cpu")
+        model = tiny_model(FakeBackbone(input_size=(64, 64)), steps=1, ensemble=1)
         plan = Plan(folds=(0,), episodes=episodes, batch_size=2)
         record = EpisodeRecord(out / "episodes.jsonl")
         return sweep([Candidate("tiny", model)], LabelledFolder.open(data), plan, record)
@@ -147,7 +146,7 @@ def labelling(photos: Path, count: int = 8) -> Task:
         Image.fromarray(shape_image((1, 2), (50, 60), seed=seed)[0]).save(photos / f"{seed}.png")
 
     def label(out: Path, number: int) -> None:
-        model = DiffUp(random_decoder(tiny_config(steps=1, ensemble=1)), FakeBackbone(input_size=(64, 64)), "cpu")
+        model = tiny_model(FakeBackbone(input_size=(64, 64)), steps=1, ensemble=1)
         image, labels = shape_image((1,))
         plan = LabelPlan(formats=FORMATS)
         label_folder(model, photos, model.prototypes(image, labels == 1, name="a"), out, plan, batch_size=4)
@@ -190,8 +189,3 @@ def files(folder: Path) -> dict[str, bytes]:
     """Contents of all files, but those of locks and the names of those who held them."""
     paths = (path for path in folder.rglob("*") if path.is_file() and not path.name.endswith((".lock", ".owner")))
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
-
-
-def make_data(folder: Path) -> Path:
-    """The folder of shapes."""
-    return make_folder(folder)

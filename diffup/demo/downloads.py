@@ -9,7 +9,6 @@ from pathlib import Path
 from diffup.demo.session import Session
 from diffup.errors import ConfigError
 from diffup.formats import coco_annotations, coco_document
-from diffup.formats.png import write_mask_png
 from diffup.utils.files import replacing, write_text
 
 
@@ -47,7 +46,7 @@ def write_files(session: Session, folder: Path) -> list[Path]:
     write_text(files[2], json.dumps(document) + "\n")
     for number, name in enumerate(result.names, start=1):
         stem = f"{number}_" + re.sub(r"[^\w-]+", "_", name)[:40]  # 40 letters of any script fit in a file name
-        files.append(write_mask_png(folder / f"{stem}.png", result[name].mask))
+        files.append(result[name].save(folder / f"{stem}.png"))
         taught = session.taught.get((result.results[0].backbone, name))
         if taught is not None:
             files.append(taught.prototypes.save(folder / f"{stem}.safetensors"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 
 class Meter:
@@ -19,25 +18,6 @@ class Meter:
         self.classes = tuple(classes)
         self.intersection = np.zeros((2, len(self.classes)), dtype=np.int64)
         self.union = np.zeros((2, len(self.classes)), dtype=np.int64)
-
-    def update(
-        self,
-        class_id: int,
-        predicted: npt.NDArray[np.bool_],
-        target: npt.NDArray[np.bool_],
-        ignore: npt.NDArray[np.bool_] | None = None,
-    ) -> None:
-        """Add an episode by its masks.
-
-        Args:
-            class_id: id of the class, one of `classes`.
-            predicted: (H, W) bool, predicted mask.
-            target: (H, W) bool, true mask.
-            ignore: (H, W) bool, pixels that do not count; None if all count.
-        """
-        counted = np.ones_like(target) if ignore is None else ~ignore
-        both, either = (predicted & target & counted).sum(), ((predicted | target) & counted).sum()
-        self.add(class_id, int(both), int(either), int(counted.sum()))
 
     def add(self, class_id: int, intersection: int, union: int, pixels: int) -> None:
         """Add an episode by its pixel counts; those of the background follow from them.

@@ -4,7 +4,7 @@ from diffup.formats.coco import coco_annotations, coco_document, decode_segmenta
 from diffup.formats.contours import connected_components, polygons
 from diffup.formats.labelme import read_labelme
 from diffup.formats.mask_folder import read_mask_folder
-from diffup.formats.png import voc_palette, write_label_png, write_mask_png
+from diffup.formats.png import voc_palette, write_label_png
 from diffup.formats.read_coco import read_coco
 from diffup.formats.records import read_fiftyone, read_huggingface
 from diffup.formats.supports import Shots, Skipped
@@ -26,6 +26,5 @@ __all__ = [
     "read_mask_folder",
     "voc_palette",
     "write_label_png",
-    "write_mask_png",
     "yolo_lines",
 ]

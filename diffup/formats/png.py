@@ -1,4 +1,4 @@
-"""Masks and label maps as PNG files."""
+"""Label maps as PNG files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from diffup.errors import FormatError
-from diffup.formats.checks import as_labels, as_mask
+from diffup.formats.checks import as_labels
 from diffup.utils.files import checked_ending, replacing
 
 Colour = tuple[int, int, int]
@@ -82,27 +82,6 @@ def encode_label_png(labels: npt.ArrayLike, palette: Sequence[Colour] | None = N
     content = io.BytesIO()
     image.save(content, format="PNG")
     return content.getvalue()
-
-
-def write_mask_png(path: str | os.PathLike[str], mask: npt.ArrayLike) -> Path:
-    """Write a mask as a grey PNG file of 0 and 255.
-
-    Args:
-        path: file to write, ending in .png; an older file is replaced, as a whole or not at all.
-        mask: (H, W) bool.
-
-    Returns:
-        The path.
-
-    Raises:
-        FormatError: the path has another suffix, or the mask is not (H, W) bool.
-        StorageError: the file cannot be written.
-    """
-    path = checked_ending(path, ".png")
-    pixels = as_mask(mask, "mask").astype(np.uint8) * np.uint8(255)
-    with replacing(path) as unfinished:
-        Image.fromarray(pixels).save(unfinished, format="PNG")
-    return path
 
 
 def _spread(index: int) -> int:

@@ -7,7 +7,6 @@ encoding.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -22,12 +21,10 @@ class View:
     Args:
         flip: whether to mirror left and right.
         scale: magnification; above 1 zooms in.
-        degrees: angle of rotation in degrees.
     """
 
     flip: bool = False
     scale: float = 1.0
-    degrees: float = 0.0
 
 
 IDENTITY = View()
@@ -49,10 +46,7 @@ def warp(maps: Tensor, view: View) -> Tensor:
         return maps
     if view == View(flip=True):
         return maps.flip(-1)
-    angle = math.radians(view.degrees)
-    cosine, sine = math.cos(angle) / view.scale, math.sin(angle) / view.scale
-    ratio = maps.shape[-2] / maps.shape[-1]
     mirror = -1.0 if view.flip else 1.0
-    matrix = torch.tensor([[mirror * cosine, sine * ratio, 0.0], [-mirror * sine / ratio, cosine, 0.0]]).to(maps)
+    matrix = torch.tensor([[mirror / view.scale, 0.0, 0.0], [0.0, 1.0 / view.scale, 0.0]]).to(maps)
     grid = F.affine_grid(matrix.expand(len(maps), 2, 3), list(maps.shape), align_corners=False)
     return F.grid_sample(maps, grid, mode="bilinear", padding_mode="reflection", align_corners=False)

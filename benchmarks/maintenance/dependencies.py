@@ -1,19 +1,22 @@
 """Table of the installed dependencies with version and licence, for docs/security.md.
 
-python benchmarks/dependencies.py            print the table
-python benchmarks/dependencies.py --write    put it into docs/security.md
+python benchmarks/maintenance/dependencies.py            print the table
+python benchmarks/maintenance/dependencies.py --write    put it into docs/security.md
 """
 
 from __future__ import annotations
 
 import argparse
 import re
+import sys
 from importlib import metadata
 from pathlib import Path
 
-from marked import put_between
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
 
-ROOT = Path(__file__).resolve().parents[1]
+from marked import put_between  # noqa: E402
+
 PAGE = ROOT / "docs" / "security.md"
 MARKS = ("<!-- dependencies -->", "<!-- end of dependencies -->")
 

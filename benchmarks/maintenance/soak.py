@@ -1,9 +1,9 @@
 """Soak tests: many mixed queries with constant memory, and training that resumes exactly after every kill.
 
-python benchmarks/soak.py queries --count 2000
-python benchmarks/soak.py stream --count 10000
-python benchmarks/soak.py kills --minutes 10
-python benchmarks/soak.py writers --task evaluate --processes 4 --kills 30
+python benchmarks/maintenance/soak.py queries --count 2000
+python benchmarks/maintenance/soak.py stream --count 10000
+python benchmarks/maintenance/soak.py kills --minutes 10
+python benchmarks/maintenance/soak.py writers --task evaluate --processes 4 --kills 30
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from fakes import FakeBackbone, make_folder, random_decoder, shape_image, tiny_config  # noqa: E402
+from fakes import FakeBackbone, make_folder, shape_image, tiny_model  # noqa: E402
 from runs import CONFIG, assert_identical, encoder, state  # noqa: E402
-from writers import evaluating, labelling, make_data, storm, training, training_into_one  # noqa: E402
+from writers import evaluating, labelling, storm, training, training_into_one  # noqa: E402
 
 from diffup import Box, DiffUp, Points, Scribble, Segmentation  # noqa: E402
 from diffup.training.trainer import train  # noqa: E402
@@ -42,7 +42,7 @@ def resident() -> float:
 
 def queries(count: int, bundled_every: int) -> int:
     """Segment mixed queries in one process; return 1 if memory grows, else 0."""
-    small = DiffUp(random_decoder(tiny_config()), FakeBackbone(input_size=(64, 64)), "cpu")
+    small = tiny_model(FakeBackbone(input_size=(64, 64)))
     whole = DiffUp.from_pretrained(device="cpu") if bundled_every else small
     curve = []
     for index in range(count):
@@ -65,7 +65,7 @@ def queries(count: int, bundled_every: int) -> int:
 
 def stream(count: int) -> int:
     """Run `segment_many` on images of mixed sizes with one class; return 1 if memory grows, else 0."""
-    model = DiffUp(random_decoder(tiny_config(steps=1, ensemble=1)), FakeBackbone(input_size=(64, 64)), "cpu")
+    model = tiny_model(FakeBackbone(input_size=(64, 64)), steps=1, ensemble=1)
     support, labels = shape_image((1,))
     known = model.prototypes(support, labels == 1)
     sizes = [(30, 100), (80, 96), (120, 160), (100, 20)]
@@ -126,7 +126,7 @@ def writers(name: str, processes: int, kills: int, seed: int) -> int:
     makers = {"evaluate": evaluating, "train": training, "train-one": training_into_one}
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        task = labelling(Path(folder, "photos")) if name == "label" else makers[name](make_data(Path(folder, "data")))
+        task = labelling(Path(folder, "photos")) if name == "label" else makers[name](make_folder(Path(folder, "data")))
         found = storm(task, Path(folder, "out"), processes, kills, seed, patience=24 * 3600)
     done, refused = found.statuses.get(0, 0), found.statuses.get(3, 0)
     print(

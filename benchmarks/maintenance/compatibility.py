@@ -3,8 +3,8 @@
 An environment takes about 6 GB if pip's default torch is the one with CUDA; it is removed afterwards unless
 `--environment` names a folder.
 
-    python benchmarks/compatibility.py --versions oldest --python python3.10 --write
-    python benchmarks/compatibility.py --versions newest --python python3.13 --tests tests/test_model.py
+    python benchmarks/maintenance/compatibility.py --versions oldest --python python3.10 --write
+    python benchmarks/maintenance/compatibility.py --versions newest --python python3.13 --tests tests/test_model.py
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ import tempfile
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
-from marked import put_between, read_between
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
 
-ROOT = Path(__file__).resolve().parents[1]
+from marked import put_between, read_between  # noqa: E402
+
 PAGE = ROOT / "docs" / "compatibility.md"
 MARKS = ("<!-- runs -->", "<!-- end of runs -->")
 EXTRAS = ("eval", "train")  # installed along, at the same end of their ranges
