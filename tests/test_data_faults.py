@@ -12,8 +12,7 @@ import pytest
 from fakes import make_folder
 from PIL import Image
 from runs import CONFIG, encoder
-from test_fss1000 import make_fss
-from test_pascal5i import TEST, make_voc
+from trees import VOC_TEST, make_fss, make_voc
 
 from diffup.data.folder import LabelledFolder
 from diffup.data.fss1000 import FSS1000
@@ -152,7 +151,7 @@ def test_pascal_lists_and_files_of_other_systems(tmp_path: Path) -> None:
     for path in sorted(root.glob("SegmentationClassAug/*")):
         path.rename(path.with_suffix(".PNG"))
     val = root / "ImageSets/Segmentation/val.txt"
-    val.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(f"{name}.jpg" for name in TEST).encode())
+    val.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(f"{name}.jpg" for name in VOC_TEST).encode())
     data = Pascal5i.open(root)
     assert (data.split("train"), data.split("test"), data.lists(0)) == expected
     assert data.image("2007_000001").shape == (3, 60, 80) and data.target("2007_000001", 2).mask.any()
@@ -175,7 +174,7 @@ def test_pascal_masks_that_cannot_be_right(tmp_path: Path) -> None:
     Image.fromarray(np.ones((6, 8), np.uint8)).save(mask)
     with pytest.raises(DataError, match=r"000001\.png has 6 x 8 pixels"):
         Pascal5i.open(root).target("2007_000001", 1)
-    for name in TEST:
+    for name in VOC_TEST:
         Image.fromarray(np.full((60, 80), 255, np.uint8)).save(mask.with_name(f"{name}.png"))
     with pytest.raises(DataError, match="all 4 images hold nothing but 0 and 255"):
         draw_stream(Pascal5i.open(root), 0, 1)
