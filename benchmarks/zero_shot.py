@@ -27,7 +27,7 @@ from diffup.priors.normalisation import normalise
 from diffup.priors.text import text_similarity
 from diffup.result import enlarge
 from diffup.text.name_bank import read_bank
-from diffup.text.prompts import read_words
+from diffup.text.prompts import embed_text_prompts
 from diffup.utils.files import write_text
 
 
@@ -66,7 +66,7 @@ def pairs(data: LabelledFolder, split: str, images: int | None) -> list[Episode]
 def raw_overlaps(evaluator: Evaluator, episode: Episode) -> tuple[Overlap, ...]:
     """Compute overlaps of the mean similarity map over templates, scaled to [0, 1], at each of `THRESHOLDS`."""
     model, data = evaluator.model, evaluator.data
-    embeddings = read_words(model.text_space, data.classes[episode.class_id], evaluator.templates).embeddings
+    embeddings = embed_text_prompts(model.text_space, data.classes[episode.class_id], evaluator.templates).embeddings
     similar = text_similarity(evaluator.text_features(episode.query), embeddings, model.text_space.vocabulary_mean())
     maps = normalise(similar.flatten(2)).view(similar.shape).mean(dim=1)
     target = data.target(episode.query, episode.class_id)

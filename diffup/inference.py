@@ -189,8 +189,8 @@ def decode(
         support, text = prototypes.features, None
         if support is not None:
             support = change_support(support, lambda t: t.to(device).expand(len(queries), *t.shape[1:]))
-        if prototypes.words is not None and text_space is not None and dense is not None:
-            text = text_prior_maps(levels, dense, prototypes.words.embeddings, backbone, text_space, config)
+        if prototypes.text_prompt is not None and text_space is not None and dense is not None:
+            text = text_prior_maps(levels, dense, prototypes.text_prompt.embeddings, backbone, text_space, config)
         return condition(levels, support, small, backbone, config, text)
 
     found: list[list[Segmentation]] = [[] for _ in queries]

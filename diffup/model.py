@@ -22,7 +22,7 @@ from diffup.inference import Query, decode, decoder_rounds, read_query
 from diffup.inputs.annotations import AnnotationLike
 from diffup.inputs.images import ImageLike
 from diffup.label_map import LabelMap, to_result
-from diffup.prototypes import Prototypes, check_classes, has_words, read_shots, teach
+from diffup.prototypes import Prototypes, check_classes, has_text, read_supports, teach
 from diffup.result import Segmentation
 from diffup.stream import Outcome, check_stream, stream
 from diffup.text.load import find_text_space
@@ -232,7 +232,7 @@ class DiffUp:
             PrototypesError: the name is empty or not printable, the threshold is out of range, or `keep_images` is set
                 without a support image.
         """
-        supports, words = read_shots(self, support, annotation, text, templates)
+        supports, words = read_supports(self, support, annotation, text, templates)
         if name is None:
             name = "object" if text is None else resolve_names(text)[0]
         return teach(self, supports, words, name, threshold, keep_images)
@@ -312,7 +312,7 @@ class DiffUp:
         for argument, value in (("annotation", annotation), ("text", text), ("templates", templates)):
             if learnt and value is not None:
                 raise AnnotationError(f"{argument}: prototypes have theirs inside; make them with it")
-        image = self._query_reader(text is not None or has_words(support))(query, "query")
+        image = self._query_reader(text is not None or has_text(support))(query, "query")
         if learnt:
             classes = check_classes(support, self)
         else:
@@ -368,7 +368,7 @@ class DiffUp:
         names = None if isinstance(prototypes, Prototypes) else [item.name for item in classes]
         results = stream(
             queries,
-            read=self._query_reader(has_words(prototypes)),
+            read=self._query_reader(has_text(prototypes)),
             decode=lambda batch: self._decode(batch, classes, chosen),
             finish=lambda found: to_result(found, names),
             batch_size=batch_size,
@@ -398,7 +398,7 @@ class DiffUp:
             sampling,
             backbone=self.backbone,
             decoder=self.decoder,
-            text_space=self.text_space if has_words(classes) else None,
+            text_space=self.text_space if has_text(classes) else None,
             trace=trace,
             on_step=on_step,
         )

@@ -27,7 +27,7 @@ from diffup.priors.condition import (
     possible_share,
 )
 from diffup.priors.config import PRIOR_KINDS, PriorConfig
-from diffup.priors.level import calibrated_contrast, place, pool_to_grid
+from diffup.priors.level import annotation_at_level, calibrated_contrast, pool_to_grid
 from diffup.priors.similarity import resize_weights
 from diffup.priors.support import plan_views, support_features, view_regions
 from diffup.priors.views import warp
@@ -318,7 +318,7 @@ def test_the_calibrated_contrast_is_on_the_supports_own_scale() -> None:
     config = PriorConfig(affinity=False, grid=32)
     own = [level[:, 0] for level in support.levels]
     foreground = resize_weights(support.foreground[:, 0], (16, 16)).flatten(1)
-    placed = place(support.levels[0], support.foreground, support.background, support.annotated, config)
+    placed = annotation_at_level(support.levels[0], support.foreground, support.background, support.annotated, config)
     map_of_itself = calibrated_contrast(own[0], None, support.levels[0], placed, support.valid, config)[:, 0]
     # Means over foreground and background are what the scale is made of; only what lies beyond it is cut off.
     assert float((map_of_itself * foreground).sum() / foreground.sum()) == pytest.approx(2 / 3, abs=0.01)
@@ -433,9 +433,11 @@ def test_a_mask_that_fills_a_closer_look_is_a_mask_in_every_view() -> None:
     assert masked.annotated.all() and not bare.annotated.any()
     assert masked.foreground[0, 2].min() > 0.999, "the closer look shows the mask alone"
     config = CONFIGS["default"]
-    foreground, background = place(levels[2][None], masked.foreground, masked.background, masked.annotated, config)
+    foreground, background = annotation_at_level(
+        levels[2][None], masked.foreground, masked.background, masked.annotated, config
+    )
     assert foreground[0, 2].min() > 0.999 and background[0, 2].max() < 1e-3
-    salient, _ = place(levels[2][None], bare.foreground, bare.background, bare.annotated, config)
+    salient, _ = annotation_at_level(levels[2][None], bare.foreground, bare.background, bare.annotated, config)
     assert salient[0, 2].min() < 0.1
     query = [level[:1].flip(-1) for level in levels]
     closer = [replace(side, valid=torch.tensor([[False, False, True]])) for side in (masked, bare)]

@@ -27,7 +27,7 @@ from diffup import Box, DiffUp, Mask, Scribble, cli
 from diffup.decoder.options import SamplingOptions
 from diffup.demo import downloads, session, views
 from diffup.demo.encoders import Encoders, installed_encoders, installed_reader
-from diffup.demo.examples import KINDS, Shot, read_editor, read_paint
+from diffup.demo.examples import KINDS, Example, read_editor, read_paint
 from diffup.demo.scenes import SCENES
 from diffup.demo.session import Session, Taught
 from diffup.errors import AnnotationError, ConfigError, ImageError, PrototypesError
@@ -61,7 +61,7 @@ def editor(seed: int = 0, label: int = 1) -> dict[str, object]:
 
 @pytest.fixture
 def taught() -> Session:
-    """Two classes, one of two shots, and a photo."""
+    """Two classes, one of two examples, and a photo."""
     state = session.add_painted(Session(), "square", editor(0), "mask")
     state = session.add_painted(state, "disc", editor(0, label=2), "box")
     state = session.add_painted(state, "square", editor(1), "scribble")
@@ -160,20 +160,20 @@ def test_nothing_is_taught_twice(encoders: Encoders, taught: Session) -> None:
     assert again.taught["fake:a", "square"] is first.taught["fake:a", "square"]
     more = session.add_painted(again, "disc", editor(3, label=2), "mask")
     more = session.segment(more, encoders, ["fake:a"], SAMPLING)
-    assert backbone.calls == calls + 3  # the new shot and the photo
+    assert backbone.calls == calls + 3  # the new example and the photo
     assert more.taught["fake:a", "disc"].prototypes.shots == 2
-    fewer = session.segment(session.remove_shot(more, 0), encoders, ["fake:a"], SAMPLING)
+    fewer = session.segment(session.remove_example(more, 0), encoders, ["fake:a"], SAMPLING)
     assert fewer.taught["fake:a", "square"].prototypes.shots == 1
     assert fewer.taught["fake:a", "disc"] is more.taught["fake:a", "disc"]
 
 
 def test_a_class_without_examples_is_gone(encoders: Encoders, taught: Session) -> None:
     state = session.segment(taught, encoders, ["fake:a"], SAMPLING)
-    state = session.segment(session.remove_shot(state, 1), encoders, ["fake:a"], SAMPLING)
+    state = session.segment(session.remove_example(state, 1), encoders, ["fake:a"], SAMPLING)
     assert state.names == ["square"]
     assert set(state.taught) == {("fake:a", "square")}
-    assert session.remove_shot(session.remove_shot(state, None), 99).shots == ()
-    assert session.remove_shot(Session(), None).shots == ()
+    assert session.remove_example(session.remove_example(state, None), 99).examples == ()
+    assert session.remove_example(Session(), None).examples == ()
 
 
 def test_words_go_to_the_model(encoders: Encoders, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,11 +189,11 @@ def test_words_go_to_the_model(encoders: Encoders, monkeypatch: pytest.MonkeyPat
     state = session.add_word(Session(), " a red bus ")
     assert state.names == ["a red bus"]
     state = session.add_painted(state, "a red bus", editor(), "mask")
-    known = session.prototypes(model, state.shots[:1])
-    session.prototypes(model, state.shots, known)
+    known = session.prototypes(model, state.examples[:1])
+    session.prototypes(model, state.examples, known)
     assert given[0] == {"name": "a red bus", "text": ["a red bus"]}
     assert given[1]["text"] == ["a red bus"] and len(given[1]["support"]) == 1
-    assert state.shots[0].picture().size == (160, 160)
+    assert state.examples[0].picture().size == (160, 160)
     with pytest.raises(PrototypesError, match="no word"):
         session.add_word(Session(), "  ")
     with pytest.raises(PrototypesError, match="Give the class a name"):
@@ -229,10 +229,10 @@ def test_garbage_and_giants_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_examples_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     state = session.add_painted(Session(), "x", editor(), "mask")
-    monkeypatch.setattr(session, "MAX_SHOTS", 1)
+    monkeypatch.setattr(session, "MAX_EXAMPLES", 1)
     with pytest.raises(ConfigError, match="holds 1 examples"):
         session.add_painted(state, "x", editor(), "mask")
-    monkeypatch.setattr(session, "MAX_SHOTS", 9)
+    monkeypatch.setattr(session, "MAX_EXAMPLES", 9)
     monkeypatch.setattr(session, "MAX_KEPT", 80 * 96)
     with pytest.raises(ConfigError, match="remove some"):
         session.add_painted(state, "x", editor(), "mask")
@@ -398,14 +398,14 @@ def test_the_command_finds_what_reads_words(
 def test_scenes_fit(name: str) -> None:
     scene = SCENES[name]()
     assert scene.query.dtype == np.uint8 and scene.query.shape[2] == 3
-    for shot in scene.shots:
-        green = np.asarray(shot.picture()).astype(int)
+    for example in scene.examples:
+        green = np.asarray(example.picture()).astype(int)
         assert ((green[..., 1] > 180) & (green[..., 0] < 90)).any()  # the annotation can be seen
 
 
 def test_shots_are_compared_by_identity() -> None:
     image = np.zeros((4, 4, 3), np.uint8)
-    assert Shot("a", "mask", image) != Shot("a", "mask", image)
+    assert Example("a", "mask", image) != Example("a", "mask", image)
     assert Taught((), None) == Taught((), None)  # type: ignore[arg-type]
 
 

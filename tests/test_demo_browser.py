@@ -140,19 +140,19 @@ def picture(page: Any, name: str, width: int) -> None:
 
 def test_a_drawn_scribble_gives_what_the_library_gives(page: Any, address: str, model: DiffUp, tmp_path: Path) -> None:
     scene = coins()
-    image = scene.shots[0].image
+    image = scene.examples[0].image
     assert image is not None
     size = (image.shape[0], image.shape[1])
 
     page.get_by_role("button", name="Coins").click()
-    page.wait_for_selector("#shots img")
+    page.wait_for_selector("#examples img")
     page.get_by_role("button", name="Remove all").click()
-    page.wait_for_selector("#shots img", state="detached")
+    page.wait_for_selector("#examples img", state="detached")
     page.wait_for_selector("#query img")
     page.wait_for_timeout(1500)
     draw(page, STROKE, size)
     page.click("#add")
-    page.wait_for_selector("#shots img")
+    page.wait_for_selector("#examples img")
     page.click("#mark")
     page.wait_for_selector("#first-picture img")
     found = files(page, tmp_path, address)
@@ -204,7 +204,7 @@ def test_a_typed_word_gives_what_the_library_gives(model: DiffUp, tmp_path: Path
         page.fill("#name :is(input, textarea)", "bus")  # a painted class's, which the word is not
         page.fill("#word input", "red square")
         page.click("#add-word")
-        page.wait_for_selector("#shots img")
+        page.wait_for_selector("#examples img")
         page.locator("#query input[type=file]").set_input_files(tmp_path / "photo.png")
         page.wait_for_selector("#query img")
         page.wait_for_timeout(1500)
@@ -232,7 +232,7 @@ def test_garbage_is_told_and_does_no_harm(page: Any, tmp_path: Path) -> None:
     page.locator("#query input[type=file]").set_input_files(tmp_path / "huge.png")
     page.wait_for_selector("text=/exceeds|too large|maximum/i")
     page.get_by_role("button", name="Coins").click()
-    page.wait_for_selector("#shots img")
+    page.wait_for_selector("#examples img")
 
 
 def load_example(page: Any, path: Path) -> tuple[int, int]:
@@ -298,7 +298,7 @@ def test_a_mistake_leaves_the_editor_as_it_was(page: Any, address: str, cat: Pat
     told(page, "encloses nothing")
     page.get_by_label("scribble", exact=True).check()
     page.click("#add")  # the stroke is still there
-    page.wait_for_selector("#shots img")
+    page.wait_for_selector("#examples img")
     page.click("#mark")
     told(page, "no photo to mark yet")
     page.locator("#query input[type=file]").set_input_files(cat)
@@ -331,7 +331,7 @@ def test_what_an_action_made_is_seen(page: Any, cat: Path, width: int, height: i
     wait_until_seen(page, "#first-picture img")
     page.get_by_label("whole image").check()
     page.click("#add")
-    page.wait_for_function("document.querySelectorAll('#shots .thumbnail-item').length == 2")
+    page.wait_for_function("document.querySelectorAll('#examples .thumbnail-item').length == 2")
     wait_until_seen(page, "#shots")
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from diffup import Box, Mask
 from diffup.errors import FormatError
 from diffup.formats import (
-    Shots,
+    SupportSet,
     coco_annotations,
     coco_document,
     decode_segmentation,
@@ -48,7 +48,7 @@ def photo(tmp_path: Path) -> Path:
     return tmp_path / "a.png"
 
 
-def coco(photo: Path, *annotations: dict[str, Any], image: dict[str, Any] | None = None, **options: Any) -> Shots:
+def coco(photo: Path, *annotations: dict[str, Any], image: dict[str, Any] | None = None, **options: Any) -> SupportSet:
     record = {"id": 1, "file_name": "a.png", "width": WIDTH, "height": HEIGHT} | (image or {})
     entries = [{"id": i, "image_id": 1, "category_id": 1} | one for i, one in enumerate(annotations)]
     content = {"images": [record], "categories": [{"id": 1, "name": "x"}], "annotations": entries}
@@ -257,7 +257,7 @@ def test_pixels_where_fractions_are_meant_and_what_is_small(photo: Path) -> None
 
 
 @pytest.fixture
-def readers(tmp_path: Path) -> dict[str, Callable[..., Shots]]:
+def readers(tmp_path: Path) -> dict[str, Callable[..., SupportSet]]:
     """Every reader on three records, the second of which is faulty."""
     for name in ("images/0.png", "images/1.png", "images/2.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -290,7 +290,7 @@ def readers(tmp_path: Path) -> dict[str, Callable[..., Shots]]:
 
 @pytest.mark.parametrize("record", ["images[1]", "1.json", "samples[1]", "rows[1]", "1.png"])
 def test_a_faulty_record_is_raised_or_passed_over_and_reported(
-    readers: dict[str, Callable[..., Shots]], record: str
+    readers: dict[str, Callable[..., SupportSet]], record: str
 ) -> None:
     with pytest.raises(FormatError) as raised:
         readers[record]()
@@ -304,7 +304,7 @@ def test_a_faulty_record_is_raised_or_passed_over_and_reported(
         readers[record](on_error="ignore")
 
 
-def test_shots_are_filled_with_the_next_records(readers: dict[str, Callable[..., Shots]]) -> None:
+def test_shots_are_filled_with_the_next_records(readers: dict[str, Callable[..., SupportSet]]) -> None:
     for record in ("images[1]", "1.png"):
         with pytest.warns(UserWarning, match="passed over"):
             shots = readers[record](on_error="skip", shots=2)

@@ -21,7 +21,7 @@ from PIL import Image
 from diffup import Box, Mask, Points, Scribble
 from diffup.errors import FormatError
 from diffup.formats import (
-    Shots,
+    SupportSet,
     coco_annotations,
     coco_document,
     read_coco,
@@ -60,7 +60,7 @@ def pixels(annotation: object) -> np.ndarray:
     return annotation.mask.numpy() > 0.5
 
 
-def usable(shots: Shots) -> Shots:
+def usable(shots: SupportSet) -> SupportSet:
     """The supports, after what `segment` does with them."""
     assert len(pair_supports(*shots)) == len(shots.support)
     return shots

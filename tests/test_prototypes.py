@@ -299,7 +299,9 @@ def test_kept_images_follow_a_change_of_the_encoder(model: DiffUp, tmp_path: Pat
     with pytest.raises(PrototypesError, match=r"prototypes\.rebuild\(model\)"):
         upgraded.segment(QUERY, loaded)
     rebuilt = loaded.rebuild(upgraded)
-    assert rebuilt.backbone == WIDE.name and rebuilt.kept == kept.kept and "images kept" in repr(rebuilt)
+    assert (
+        rebuilt.backbone == WIDE.name and rebuilt.kept_supports == kept.kept_supports and "images kept" in repr(rebuilt)
+    )
     expected = upgraded.prototypes(list(IMAGES[:shots]), annotations, name="dog", threshold=0.3)
     assert_same_features(rebuilt, expected)
     assert_equal(upgraded.segment(QUERY, rebuilt), upgraded.segment(QUERY, expected))
@@ -307,7 +309,7 @@ def test_kept_images_follow_a_change_of_the_encoder(model: DiffUp, tmp_path: Pat
 
 def test_shots_added_to_kept_images_are_kept(model: DiffUp) -> None:
     kept = model.prototypes(IMAGES[0], MASKS[0], keep_images=True).add(model, IMAGES[1], MASKS[1])
-    assert len(kept.kept) == 2
+    assert len(kept.kept_supports) == 2
     upgraded = model.upgrade(WIDE)
     assert_same_features(kept.rebuild(upgraded), upgraded.prototypes(list(IMAGES[:2]), MASKS[:2]))
 

@@ -67,8 +67,8 @@ def both(model: DiffUp) -> Prototypes:
 
 
 def sentences(prototypes: Prototypes) -> tuple[str, ...]:
-    assert prototypes.words is not None
-    return prototypes.words.sentences
+    assert prototypes.text_prompt is not None
+    return prototypes.text_prompt.sentences
 
 
 # --- in the place of names -------------------------------------------------------------------------------------------
@@ -147,10 +147,10 @@ def test_streams(model: DiffUp, square: Prototypes, both: Prototypes) -> None:
 def test_saved_and_loaded(model: DiffUp, which: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     prototypes: Prototypes = request.getfixturevalue(which)
     loaded = Prototypes.load(prototypes.save(tmp_path / "class.safetensors"))
-    assert loaded.words is not None and prototypes.words is not None
-    assert torch.equal(loaded.words.embeddings, prototypes.words.embeddings)
+    assert loaded.text_prompt is not None and prototypes.text_prompt is not None
+    assert torch.equal(loaded.text_prompt.embeddings, prototypes.text_prompt.embeddings)
     for name in ("sentences", "space", "fingerprint"):
-        assert getattr(loaded.words, name) == getattr(prototypes.words, name)
+        assert getattr(loaded.text_prompt, name) == getattr(prototypes.text_prompt, name)
     assert (loaded.name, loaded.shots) == (prototypes.name, prototypes.shots)
     a, b = model.segment(QUERY, loaded), model.segment(QUERY, prototypes)
     assert np.abs(a.prior - b.prior).max() < 2e-2
@@ -210,7 +210,7 @@ def test_rebuilding_for_another_encoder_needs_images(model: DiffUp, both: Protot
     with pytest.raises(PrototypesError, match="keep no images"):
         both.rebuild(other)
     kept = model.prototypes(SUPPORT, MASK, text="square", keep_images=True).rebuild(other)
-    assert kept.kept and sentences(kept) == ("a photo of a square.",)
+    assert kept.kept_supports and sentences(kept) == ("a photo of a square.",)
     assert_equal(other.segment(QUERY, kept), other.segment(QUERY, SUPPORT, MASK, text="square"))
 
 

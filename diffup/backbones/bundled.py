@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from diffup.backbones.base import FrozenBackbone, resolve_input_size, resolve_levels
 from diffup.backbones.checkpoint import load_weights, read_weights
-from diffup.backbones.registry import near_misses
 from diffup.errors import BackboneError, MissingPackageError, WeightsError
+from diffup.utils.suggestions import did_you_mean
 
 DEFAULT_VARIANT = "efficientnet_lite0"
 
@@ -70,7 +70,7 @@ def build(
     variant = variant or DEFAULT_VARIANT
     if variant not in BUNDLES:
         raise BackboneError(
-            f"no bundled backbone '{variant}'{near_misses(variant, list(BUNDLES))} There are: {', '.join(BUNDLES)}"
+            f"no bundled backbone '{variant}'{did_you_mean(variant, list(BUNDLES))} There are: {', '.join(BUNDLES)}"
         )
     bundle, name = BUNDLES[variant], f"bundled:{variant}"
     model = timm.create_model(bundle.architecture, pretrained=False)

@@ -29,9 +29,9 @@ from diffup.backbones.checkpoint import (
     window_of_biases,
 )
 from diffup.backbones.downloads import missing_files
-from diffup.backbones.registry import near_misses
 from diffup.backbones.timm import DEFAULT_INPUT_SIZE, patch_size, stage_maps, stage_strides
 from diffup.errors import BackboneError, WeightsError
+from diffup.utils.suggestions import did_you_mean
 
 _TEXT_POSITIONS = ("positional_embedding", "text.positional_embedding")
 _RESNET_STRIDES = [4, 4, 8, 16, 32]  # CLIP's ResNets: stem of three convolutions with pooling, then four stages
@@ -182,7 +182,7 @@ def _parse(variant: str, name: str, download: bool) -> tuple[str, str | None]:
     architecture, _, tag = variant.partition("/")
     if architecture not in open_clip.list_models():
         raise BackboneError(
-            f"OpenCLIP has no architecture '{architecture}'{near_misses(architecture, open_clip.list_models())} "
+            f"OpenCLIP has no architecture '{architecture}'{did_you_mean(architecture, open_clip.list_models())} "
             "All names: open_clip.list_pretrained()"
         )
     tags = open_clip.list_pretrained_tags_by_model(architecture)

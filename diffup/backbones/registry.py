@@ -27,7 +27,7 @@ from typing import Any, TypeVar, cast
 from diffup.backbones.base import Backbone
 from diffup.backbones.joint import JointBackbone
 from diffup.errors import BackboneError, DiffUpError
-from diffup.utils.suggestions import close_to, did_you_mean
+from diffup.utils.suggestions import close_to
 
 GROUP = "diffup.backbones"
 """The entry-point group that backbone plugins register under."""
@@ -205,16 +205,6 @@ def available_backbones() -> list[BackboneFamily]:
     found |= {family: _describe_plugin(point) for family, point in _plugins().items()}
     found |= {family: _describe(family, "runtime", factory) for family, factory in _RUNTIME.items()}
     return [found[family] for family in sorted(found)]
-
-
-def near_misses(name: str, candidates: list[str]) -> str:
-    """The end of an error message: `"; did you mean 'a', 'b'?"`, or a full stop if no candidate is close.
-
-    Args:
-        name: name as it was typed.
-        candidates: existing names.
-    """
-    return did_you_mean(name, candidates)
 
 
 def _plugins() -> dict[str, EntryPoint]:

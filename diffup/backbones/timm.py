@@ -29,8 +29,8 @@ from diffup.backbones.checkpoint import (
     window_of_biases,
 )
 from diffup.backbones.downloads import missing_files
-from diffup.backbones.registry import near_misses
 from diffup.errors import BackboneError, WeightsError
+from diffup.utils.suggestions import did_you_mean
 
 DEFAULT_INPUT_SIZE = 400
 """Default side of input images in pixels; encoders that cannot take it use the nearest size that they can."""
@@ -171,7 +171,7 @@ def _check_known(variant: str) -> None:
     architecture, _, tag = variant.partition(".")
     if not timm.is_model(architecture):
         raise BackboneError(
-            f"timm {timm.__version__} has no model '{architecture}'{near_misses(architecture, timm.list_models())} "
+            f"timm {timm.__version__} has no model '{architecture}'{did_you_mean(architecture, timm.list_models())} "
             "All names: timm.list_models()"
         )
     tagged = timm.list_pretrained(f"{architecture}.*")

@@ -89,6 +89,6 @@ def _options_of(item: Prototypes, model: DiffUp) -> str:
             options.append(f"--input-size {sizes.pop()}")
         if item.grid != model.config.priors.grid:
             options.append("--decoder FOLDER")
-    if item.words is not None and item.words.fingerprint != model.text_space.fingerprint:
-        options.append(f"--text-backbone {item.words.space}")
+    if item.text_prompt is not None and item.text_prompt.fingerprint != model.text_space.fingerprint:
+        options.append(f"--text-backbone {item.text_prompt.space}")
     return " ".join(options)

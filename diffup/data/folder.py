@@ -16,7 +16,8 @@ from torch import Tensor
 
 from diffup.data.base import IndexMasks, check_layout, check_listed_once, class_areas, fold_classes, name_key
 from diffup.errors import DataError
-from diffup.inputs.recorded import Pictures, image_endings, read_json
+from diffup.inputs.images import image_suffixes
+from diffup.inputs.recorded import Pictures, read_json
 
 LAYOUT = """a data folder looks like this:
   images/NAME.jpg|png|...    the photos, in any format that Pillow reads
@@ -103,7 +104,7 @@ class LabelledFolder(IndexMasks):
 
     def _found(self, part: str, name: str) -> Path | None:
         """Path of an image or mask; `None` if it is missing."""
-        endings = {".png"} if part == "masks" else image_endings()
+        endings = {".png"} if part == "masks" else image_suffixes()
         files = self._pictures.setdefault(part, Pictures(self.root / part, endings))
         return files.search(name, f"{self.root / part}", DataError)
 

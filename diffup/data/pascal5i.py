@@ -29,7 +29,8 @@ from diffup.data.base import (
     read_lines,
 )
 from diffup.errors import DataError
-from diffup.inputs.recorded import Pictures, image_endings, without_ending
+from diffup.inputs.images import image_suffixes
+from diffup.inputs.recorded import Pictures, without_ending
 
 LAYOUT = """PASCAL-5i looks like this (ROOT is often VOCdevkit/VOC2012):
   ROOT/JPEGImages/IMAGEID.jpg                  the photos of VOC 2012
@@ -147,7 +148,7 @@ class Pascal5i(FoldedMasks):
         return self._pictures(folder).search(name, name, DataError) or self.root / folder / f"{name}.png"
 
     def _pictures(self, folder: str) -> Pictures:
-        endings = image_endings() if folder == "JPEGImages" else {".png"}
+        endings = image_suffixes() if folder == "JPEGImages" else {".png"}
         return self._files.setdefault(folder, Pictures(self.root / folder, endings))
 
     def instances(self, name: str, class_id: int) -> npt.NDArray[np.uint8]:

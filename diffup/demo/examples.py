@@ -25,7 +25,7 @@ _CARD = 160
 
 
 @dataclass(frozen=True, eq=False)
-class Shot:
+class Example:
     """One example of a class: an annotated support image, or a text prompt.
 
     Attributes:

@@ -175,7 +175,7 @@ def _wire(
     on = functools.partial(events.connect, gr)
 
     def gallery(session: Session) -> list[Any]:
-        pictures = [(shot.picture(), f"{shot.name}: {shot.kind}") for shot in session.shots]
+        pictures = [(example.picture(), f"{example.name}: {example.kind}") for example in session.examples]
         shown = bool(pictures)
         return [session, gr.Gallery(pictures, visible=shown, selected_index=None), gr.Row(visible=shown), None]
 
@@ -183,14 +183,14 @@ def _wire(
         if isinstance(editor, ImageError):
             raise editor
         session = work.add_painted(session, name, editor, kind)
-        clean: dict[str, Any] = {"background": session.shots[-1].image, "layers": [], "composite": None}
+        clean: dict[str, Any] = {"background": session.examples[-1].image, "layers": [], "composite": None}
         return [*gallery(session), clean]
 
     def load(name: str, session: Session) -> list[Any]:
         scene = SCENES[name]()
-        session = replace(session, shots=scene.shots)
-        editor: dict[str, Any] = {"background": scene.shots[0].image, "layers": [], "composite": None}
-        return [*gallery(session), editor, scene.query, scene.shots[0].name, gr.Column(visible=False)]
+        session = replace(session, examples=scene.examples)
+        editor: dict[str, Any] = {"background": scene.examples[0].image, "layers": [], "composite": None}
+        return [*gallery(session), editor, scene.query, scene.examples[0].name, gr.Column(visible=False)]
 
     def choose(session: Session, path: str | ImageError | None) -> list[Any]:
         if isinstance(path, ImageError):
@@ -209,11 +209,11 @@ def _wire(
         events.reveal(event, "#shots", "nearest")
     on(
         teach["remove"].click,
-        lambda session, index: gallery(work.remove_shot(session, index)),
+        lambda session, index: gallery(work.remove_example(session, index)),
         [state, teach["chosen"]],
         taught,
     )
-    on(teach["clear"].click, lambda session: gallery(replace(session, shots=())), [state], taught)
+    on(teach["clear"].click, lambda session: gallery(replace(session, examples=())), [state], taught)
     teach["gallery"].select(_selected(gr), None, teach["chosen"], show_progress="hidden", api_visibility="private")
     for name, button in scenes.items():
         loaded = [*taught, teach["editor"], mark["query"], teach["name"], show["all"]]

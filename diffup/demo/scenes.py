@@ -10,21 +10,21 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from diffup.demo.examples import Shot
+from diffup.demo.examples import Example
 from diffup.inputs.annotations import Annotation, Box, Scribble
 from diffup.utils.optional import need
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A few-shot task: examples of one or more classes, and a query.
+    """A few-example task: examples of one or more classes, and a query.
 
     Attributes:
-        shots: the examples.
+        examples: the examples.
         query: (H, W, 3) uint8, the photo to segment.
     """
 
-    shots: tuple[Shot, ...]
+    examples: tuple[Example, ...]
     query: npt.NDArray[np.uint8]
 
 
@@ -46,8 +46,8 @@ def motorcycle() -> Scene:
     left, right, _ = _data().stereo_motorcycle()
     mirrored = np.ascontiguousarray(left[:, ::-1])
     bench = Scribble([[(472, 118), (690, 130)], [(500, 160), (690, 170)], [(690, 130), (690, 290)]])
-    shots = (_shot("motorcycle", mirrored, Box(57, 50, 650, 453)), _shot("bench", mirrored, bench))
-    return Scene(shots, np.asarray(right))
+    examples = (_shot("motorcycle", mirrored, Box(57, 50, 650, 453)), _shot("bench", mirrored, bench))
+    return Scene(examples, np.asarray(right))
 
 
 SCENES: dict[str, Callable[[], Scene]] = {"Coins": coins, "Person": person, "Two classes": motorcycle}
@@ -61,5 +61,5 @@ def _rgb(grey: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     return np.repeat(grey[..., None], 3, axis=2)
 
 
-def _shot(name: str, image: npt.NDArray[np.uint8], annotation: Annotation) -> Shot:
-    return Shot(name, "box" if isinstance(annotation, Box) else "scribble", image, annotation)
+def _shot(name: str, image: npt.NDArray[np.uint8], annotation: Annotation) -> Example:
+    return Example(name, "box" if isinstance(annotation, Box) else "scribble", image, annotation)

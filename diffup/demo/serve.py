@@ -34,11 +34,11 @@ CSS = """
 #scenes { align-items: center; }
 #try { flex: 0 0 auto; width: auto; min-width: 0 !important; }
 #scenes button { flex: 0 1 auto; }
-#shots .grid-container { grid-template-columns: repeat(auto-fill, minmax(104px, 1fr)) !important; }
-#shots .grid-wrap { padding-top: 30px; }
-#shots .thumbnail-item { aspect-ratio: 1; max-height: 120px; }
+#examples .grid-container { grid-template-columns: repeat(auto-fill, minmax(104px, 1fr)) !important; }
+#examples .grid-wrap { padding-top: 30px; }
+#examples .thumbnail-item { aspect-ratio: 1; max-height: 120px; }
 #first-picture img, #second-picture img { width: 100%; max-height: max(240px, 100vh - 420px); object-fit: contain; }
-#results, #shots, #files, #mark { scroll-margin: 12px; }
+#results, #examples, #files, #mark { scroll-margin: 12px; }
 #legend .swatch { display: inline-block; width: 0.9em; height: 0.9em; margin: 0 0.3em 0 0.6em; vertical-align: -0.1em; }
 #first-table table, #second-table table { width: 100%; font-size: 0.9em; word-break: normal; overflow-wrap: normal; }
 #first-table :is(th, td), #second-table :is(th, td) { padding: 6px 8px; border-color: var(--border-color-primary); }

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from diffup.decoder.options import SamplingOptions
 from diffup.demo.encoders import Encoders
-from diffup.demo.examples import WORD, Shot, read_editor, read_paint
+from diffup.demo.examples import WORD, Example, read_editor, read_paint
 from diffup.errors import ConfigError, ImageError, PrototypesError
 from diffup.inputs.images import read_image, to_pil
 from diffup.label_map import LabelMap
@@ -27,14 +27,14 @@ TOO_LARGE = f"the image has more than the {MAX_PIXELS // 10**6} million pixels t
 MAX_KEPT = 2**26
 """Maximum number of pixels of all examples of a visitor."""
 
-MAX_SHOTS = 100
+MAX_EXAMPLES = 100
 
 
 @dataclass(frozen=True)
 class Taught:
     """Prototypes of a class, and the examples from which they were computed."""
 
-    shots: tuple[Shot, ...]
+    examples: tuple[Example, ...]
     prototypes: Prototypes
 
 
@@ -43,14 +43,14 @@ class Session:
     """The state of one visitor.
 
     Attributes:
-        shots: examples of all classes, in the order in which they were added.
+        examples: examples of all classes, in the order in which they were added.
         query: (H, W, 3) uint8, the photo to segment; None if there is none.
         query_name: file name of the query.
         taught: computed prototypes by encoder and class, so that nothing is computed twice.
         results: results of the last run, one for each encoder, in the order of the menu.
     """
 
-    shots: tuple[Shot, ...] = ()
+    examples: tuple[Example, ...] = ()
     query: npt.NDArray[np.uint8] | None = None
     query_name: str = "query.png"
     taught: Mapping[tuple[str, str], Taught] = field(default_factory=dict)
@@ -59,7 +59,7 @@ class Session:
     @property
     def names(self) -> list[str]:
         """Names of the classes, in the order of their first examples."""
-        return list(dict.fromkeys(shot.name for shot in self.shots))
+        return list(dict.fromkeys(example.name for example in self.examples))
 
 
 def add_painted(session: Session, name: str, editor: Mapping[str, Any] | None, kind: str) -> Session:
@@ -81,7 +81,7 @@ def add_painted(session: Session, name: str, editor: Mapping[str, Any] | None, k
         ConfigError: there are too many examples.
     """
     image, paint = read_editor(editor)
-    return add_shot(session, Shot(_class_name(name), kind, image, read_paint(paint, kind)))
+    return add_example(session, Example(_class_name(name), kind, image, read_paint(paint, kind)))
 
 
 def add_word(session: Session, word: str) -> Session:
@@ -101,15 +101,15 @@ def add_word(session: Session, word: str) -> Session:
     if not word.strip():
         raise PrototypesError("There is no word yet: type what the object is called.")
     name = _class_name(word)
-    return add_shot(session, Shot(name, WORD, word=name))
+    return add_example(session, Example(name, WORD, word=name))
 
 
-def add_shot(session: Session, shot: Shot) -> Session:
+def add_example(session: Session, example: Example) -> Session:
     """Add an example. Earlier results stay until the next run.
 
     Args:
         session: the current session.
-        shot: the example.
+        example: the example.
 
     Returns:
         The changed session.
@@ -118,17 +118,19 @@ def add_shot(session: Session, shot: Shot) -> Session:
         ImageError: the image is too large.
         ConfigError: there are too many examples.
     """
-    sizes = [item.image.shape[0] * item.image.shape[1] for item in (*session.shots, shot) if item.image is not None]
+    sizes = [
+        item.image.shape[0] * item.image.shape[1] for item in (*session.examples, example) if item.image is not None
+    ]
     if sizes and max(sizes) > MAX_PIXELS:
         raise ImageError(f"The example has {max(sizes)} pixels, more than the {MAX_PIXELS} of this page: shrink it.")
-    if sum(sizes) > MAX_KEPT or len(session.shots) >= MAX_SHOTS:
+    if sum(sizes) > MAX_KEPT or len(session.examples) >= MAX_EXAMPLES:
         raise ConfigError(
-            f"The page holds {MAX_SHOTS} examples of {MAX_KEPT} pixels in all: remove some, or use `diffup teach`."
+            f"The page holds {MAX_EXAMPLES} examples of {MAX_KEPT} pixels in all: remove some, or use `diffup teach`."
         )
-    return replace(session, shots=(*session.shots, shot))
+    return replace(session, examples=(*session.examples, example))
 
 
-def remove_shot(session: Session, index: int | None) -> Session:
+def remove_example(session: Session, index: int | None) -> Session:
     """Remove an example.
 
     Args:
@@ -138,10 +140,10 @@ def remove_shot(session: Session, index: int | None) -> Session:
     Returns:
         The changed session.
     """
-    shots = list(session.shots)
-    if shots:
-        del shots[index if index is not None and 0 <= index < len(shots) else -1]
-    return replace(session, shots=tuple(shots))
+    examples = list(session.examples)
+    if examples:
+        del examples[index if index is not None and 0 <= index < len(examples) else -1]
+    return replace(session, examples=tuple(examples))
 
 
 def set_query(session: Session, path: str | None) -> Session:
@@ -163,27 +165,30 @@ def set_query(session: Session, path: str | None) -> Session:
     return replace(session, query=image, query_name=Path(path).name, results=())
 
 
-def prototypes(model: DiffUp, shots: Sequence[Shot], before: Taught | None = None) -> Taught:
+def prototypes(model: DiffUp, examples: Sequence[Example], before: Taught | None = None) -> Taught:
     """Compute the prototypes of one class, reusing those of its first examples.
 
     Args:
         model: the model.
-        shots: examples of the class, one or more.
+        examples: examples of the class, one or more.
         before: prototypes computed before with the same encoder; None if there are none.
     """
-    shots = tuple(shots)
-    if before is not None and before.shots == shots:
+    examples = tuple(examples)
+    if before is not None and before.examples == examples:
         return before
-    plain = not any(shot.kind == WORD for shot in shots)
-    if before is not None and plain and before.shots == shots[: len(before.shots)]:
-        new = shots[len(before.shots) :]
-        images, annotations = [shot.image for shot in new], [shot.annotation for shot in new]
-        return Taught(shots, before.prototypes.add(model, images, annotations))  # type: ignore[arg-type]
-    shown = [shot for shot in shots if shot.kind != WORD]
-    given: dict[str, Any] = {} if plain else {"text": [shot.word for shot in shots if shot.kind == WORD]}
+    plain = not any(example.kind == WORD for example in examples)
+    if before is not None and plain and before.examples == examples[: len(before.examples)]:
+        new = examples[len(before.examples) :]
+        images, annotations = [example.image for example in new], [example.annotation for example in new]
+        return Taught(examples, before.prototypes.add(model, images, annotations))  # type: ignore[arg-type]
+    shown = [example for example in examples if example.kind != WORD]
+    given: dict[str, Any] = {} if plain else {"text": [example.word for example in examples if example.kind == WORD]}
     if shown:
-        given |= {"support": [shot.image for shot in shown], "annotation": [shot.annotation for shot in shown]}
-    return Taught(shots, model.prototypes(name=shots[0].name, **given))
+        given |= {
+            "support": [example.image for example in shown],
+            "annotation": [example.annotation for example in shown],
+        }
+    return Taught(examples, model.prototypes(name=examples[0].name, **given))
 
 
 def segment(session: Session, encoders: Encoders, chosen: Sequence[str], options: SamplingOptions) -> Session:
@@ -203,7 +208,7 @@ def segment(session: Session, encoders: Encoders, chosen: Sequence[str], options
         PrototypesError: there is no example.
         ConfigError: an encoder is not offered, or a sampling option is out of range.
     """
-    if not session.shots:
+    if not session.examples:
         raise PrototypesError("There is no example yet: paint over an object and press 'Add example'.")
     if session.query is None:
         raise ImageError("There is no photo to mark yet: load one.")
@@ -211,8 +216,8 @@ def segment(session: Session, encoders: Encoders, chosen: Sequence[str], options
     for encoder in dict.fromkeys(chosen):
         model = encoders.get(encoder)
         for name in session.names:
-            shots = [shot for shot in session.shots if shot.name == name]
-            taught[encoder, name] = prototypes(model, shots, taught.get((encoder, name)))
+            examples = [example for example in session.examples if example.name == name]
+            taught[encoder, name] = prototypes(model, examples, taught.get((encoder, name)))
         classes = [taught[encoder, name].prototypes for name in session.names]
         results.append(
             model.segment(

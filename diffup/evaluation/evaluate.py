@@ -36,7 +36,7 @@ from diffup.priors.level import pool_to_grid
 from diffup.priors.support import plan_views, support_features
 from diffup.priors.views import IDENTITY, View, warp
 from diffup.result import enlarge
-from diffup.text.prompts import read_words
+from diffup.text.prompts import embed_text_prompts
 from diffup.text.space import dense_features
 from diffup.text.templates import Templates
 
@@ -304,7 +304,7 @@ class Evaluator:
         """Prior maps of the class name in the query, (1, V, h, w) in [0, 1]."""
         model, class_id = self.model, episode.class_id
         if class_id not in self._embeddings:
-            self._embeddings[class_id] = read_words(
+            self._embeddings[class_id] = embed_text_prompts(
                 model.text_space, self.data.classes[class_id], self.templates
             ).embeddings
         dense = self.text_features(episode.query)

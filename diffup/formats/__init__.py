@@ -7,12 +7,12 @@ from diffup.formats.mask_folder import read_mask_folder
 from diffup.formats.png import voc_palette, write_label_png
 from diffup.formats.read_coco import read_coco
 from diffup.formats.records import read_fiftyone, read_huggingface
-from diffup.formats.supports import Shots, Skipped
+from diffup.formats.supports import Skipped, SupportSet
 from diffup.formats.yolo import yolo_lines
 
 __all__ = [
-    "Shots",
     "Skipped",
+    "SupportSet",
     "coco_annotations",
     "coco_document",
     "connected_components",

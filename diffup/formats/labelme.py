@@ -19,7 +19,7 @@ from diffup.formats.coco import decode_segmentation
 from diffup.formats.supports import (
     Gathering,
     OnError,
-    Shots,
+    SupportSet,
     check_outline,
     check_pixels,
     check_size,
@@ -63,7 +63,7 @@ def read_labelme(
     *,
     shape_types: Sequence[str] | None = None,
     on_error: OnError = "raise",
-) -> Shots:
+) -> SupportSet:
     """Read supports from files of LabelMe or X-AnyLabeling: the shapes with one label.
 
     Polygons, rotated rectangles, circles and masks become a `Mask`, rectangles a `Box`, lines and linestrips a

@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 
 from diffup.errors import FormatError
-from diffup.formats.supports import Gathering, OnError, Shots, check_shots, check_size, class_mask, upright_size
-from diffup.inputs.recorded import Names, is_image_name, without_ending
+from diffup.formats.supports import Gathering, OnError, SupportSet, check_shots, check_size, class_mask, upright_size
+from diffup.inputs.images import is_image_name
+from diffup.inputs.recorded import Names, without_ending
 
 
 def read_mask_folder(
@@ -17,7 +18,7 @@ def read_mask_folder(
     label: int | None = None,
     shots: int | None = None,
     on_error: OnError = "raise",
-) -> Shots:
+) -> SupportSet:
     """Read supports of one class: every mask with the image of the same name, whatever the suffix.
 
     Names match if Windows and macOS treat them as the same (NFC and NFD, upper and lower case).
@@ -66,6 +67,6 @@ def _by_stem(folder: Path, argument: str) -> dict[str, list[Path]]:
         raise FormatError(f"{argument}: there is no folder {str(folder)!r}")
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()):
-        if is_image_name(path.name):
+        if is_image_name(path.name) and not path.name.startswith("."):
             found.setdefault(without_ending(path.name), []).append(path)
     return found

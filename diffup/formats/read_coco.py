@@ -17,7 +17,7 @@ from diffup.formats.supports import (
     Corners,
     Gathering,
     OnError,
-    Shots,
+    SupportSet,
     check_outline,
     check_pixels,
     check_shots,
@@ -48,7 +48,7 @@ def read_coco(
     seed: int | None = None,
     boxes: bool = False,
     on_error: OnError = "raise",
-) -> Shots:
+) -> SupportSet:
     """Read supports of one category: a `Mask` of all its objects in an image, or a `Box` around each.
 
     Args:

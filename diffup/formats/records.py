@@ -20,7 +20,7 @@ from diffup.formats.supports import (
     Corners,
     Gathering,
     OnError,
-    Shots,
+    SupportSet,
     check_pixels,
     check_size,
     class_mask,
@@ -49,7 +49,7 @@ def read_fiftyone(
     *,
     images: str | os.PathLike[str] = ".",
     on_error: OnError = "raise",
-) -> Shots:
+) -> SupportSet:
     """Read supports from FiftyOne's samples, as dictionaries (`sample.to_dict()` or equivalent).
 
     A sample has a `filepath` and a field of labels. The field holds `detections` (each with `label`, `bounding_box` as
@@ -114,7 +114,7 @@ def read_huggingface(
     box_format: Literal["xywh", "xyxy"] = "xywh",
     images: str | os.PathLike[str] = ".",
     on_error: OnError = "raise",
-) -> Shots:
+) -> SupportSet:
     """Read supports from rows of a Hugging Face data set.
 
     Args:

@@ -52,7 +52,7 @@ class _Pair(NamedTuple):
     annotation: list[Annotation]
 
 
-class Shots(_Pair):
+class SupportSet(_Pair):
     """Support images and their annotations, to be used as `model.segment(query, *shots)`.
 
     Attributes:
@@ -111,7 +111,7 @@ class Gathering:
                 raise
             self._skipped.append(Skipped(name, str(error)))
 
-    def shots(self, nothing: str, wanted: int | None = None) -> Shots:
+    def shots(self, nothing: str, wanted: int | None = None) -> SupportSet:
         """The supports found. Warns (`UserWarning`) with the number of skipped records, if any.
 
         Args:
@@ -135,7 +135,7 @@ class Gathering:
             )
         if passed:
             warnings.warn(f"{passed}. `.skipped` of the result names them all", stacklevel=3)
-        shots = Shots([image for image, _ in self._found], [annotation for _, annotation in self._found])
+        shots = SupportSet([image for image, _ in self._found], [annotation for _, annotation in self._found])
         shots.skipped = tuple(self._skipped)
         return shots
 

@@ -35,19 +35,23 @@ _PROGRAMS = ("EPS", "WMF")
 _NOT_DECODED = (*_PROGRAMS, "BUFR", "GRIB", "HDF5", "MPEG")  # Pillow only recognises the last four
 
 
+def image_suffixes() -> frozenset[str]:
+    """Suffixes of the image files that `read_image` reads, in lower case, such as ".jpg".
+
+    They are those that Pillow knows, with the plugins that are registered at the time of the call.
+    """
+    Image.init()
+    readable = {*Image.OPEN, "MPO"} - set(_NOT_DECODED)  # Pillow opens MPO, photos of two lenses, as JPEG
+    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in readable)
+
+
 def is_image_name(name: str | os.PathLike[str]) -> bool:
     """Whether a file name has the suffix, in lower or upper case, of a format that `read_image` reads.
-
-    The suffixes are those that Pillow knows, with the plugins that are registered at the time of the call.
 
     Args:
         name: file name or path.
     """
-    Image.init()
-    suffix = Path(name).suffix.lower()
-    file_format = Image.registered_extensions().get(suffix)
-    readable = file_format in Image.OPEN or file_format == "MPO"  # Pillow opens MPO, photos of two lenses, as JPEG
-    return readable and file_format not in _NOT_DECODED
+    return Path(name).suffix.lower() in image_suffixes()
 
 
 def read_image(

@@ -8,7 +8,6 @@ with the existing files; if two of them match equally well, none is chosen.
 from __future__ import annotations
 
 import codecs
-import functools
 import json
 import os
 import re
@@ -18,10 +17,8 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 from urllib.parse import unquote
 
-from PIL import Image
-
 from diffup.errors import DiffUpError, FormatError
-from diffup.inputs.images import describe
+from diffup.inputs.images import describe, image_suffixes
 
 _MARKS = {  # UTF-32 before UTF-16, whose mark it starts with
     codecs.BOM_UTF8: "utf-8-sig",
@@ -30,7 +27,6 @@ _MARKS = {  # UTF-32 before UTF-16, whose mark it starts with
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-_NO_PHOTOS = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")  # formats that Pillow names and cannot or must not decode
 _DRIVE = re.compile(r"/?[A-Za-z]:(?=[\\/]|$)")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")  # of two letters at least: one letter is a drive
 
@@ -75,23 +71,10 @@ def read_json(path: str | os.PathLike[str], error: type[DiffUpError] = FormatErr
     return content
 
 
-@functools.cache
-def image_endings() -> frozenset[str]:
-    """Suffixes of the image files that Pillow reads, in lower case, such as ".jpg"."""
-    Image.init()
-    readable = set(Image.OPEN) - set(_NO_PHOTOS)
-    return frozenset(ending for ending, name in Image.registered_extensions().items() if name in readable)
-
-
-def is_image_name(name: str) -> bool:
-    """Whether a file name has the suffix of an image, in lower or upper case, and is not hidden."""
-    return PurePosixPath(name).suffix.lower() in image_endings() and not name.startswith(".")
-
-
 def without_ending(name: str) -> str:
     """A name without the suffix of an image file; another suffix, such as that of `img.2024`, stays."""
     suffix = PurePosixPath(name).suffix
-    return name.removesuffix(suffix) if suffix.lower() in image_endings() else name
+    return name.removesuffix(suffix) if suffix.lower() in image_suffixes() else name
 
 
 def composed(name: str) -> str:

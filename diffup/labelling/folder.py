@@ -320,8 +320,8 @@ def digest(prototypes: Prototypes) -> str:
     if prototypes.features is not None:
         features = prototypes.features
         tensors += (*features.levels, features.foreground, features.background, features.valid)
-    if prototypes.words is not None:
-        tensors.append(prototypes.words.embeddings)
+    if prototypes.text_prompt is not None:
+        tensors.append(prototypes.text_prompt.embeddings)
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(f"{tuple(tensor.shape)}".encode())

@@ -19,11 +19,11 @@ from diffup.priors.edges import canny, sobel
 from diffup.priors.fusion import fuse, nearest_views
 from diffup.priors.level import (
     affinity_of,
+    annotation_at_level,
     calibrated_contrast,
-    place,
     pool_to_grid,
     salient_map,
-    tame,
+    scale_down_large_features,
     view_priors,
 )
 from diffup.priors.text import text_views
@@ -193,7 +193,7 @@ def _member_priors(
 
     `support` holds only this backbone's features of this level.
     """
-    features, views = tame(features, features if support is None else support.levels[0])
+    features, views = scale_down_large_features(features, features if support is None else support.levels[0])
     features = pool_to_grid(features, grid)
     spread = affinity_of(features, config) if config.affinity else None
     once = [features.new_zeros(len(features), 0, features.shape[2] * features.shape[3])]
@@ -202,10 +202,10 @@ def _member_priors(
         pooled = pool_to_grid(rearrange(views, "b k c h w -> (b k) c h w"), grid)
         views = rearrange(pooled, "(b k) c h w -> b k c h w", b=len(views))
         regions = (support.foreground, support.background, support.annotated)
-        placed = place(views, *regions, config)
-        priors.append(view_priors(features, spread, views, *regions, placed, config))
+        level_annotation = annotation_at_level(views, *regions, config)
+        priors.append(view_priors(features, spread, views, *regions, level_annotation, config))
         if config.calibration:
-            once.append(calibrated_contrast(features, spread, views, placed, support.valid, config))
+            once.append(calibrated_contrast(features, spread, views, level_annotation, support.valid, config))
     if text is not None:
         priors.append(text_views(text, features, spread, len(config.kinds), config.normalisation))
         if config.calibration and support is None:

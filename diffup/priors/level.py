@@ -40,7 +40,7 @@ def pool_to_grid(features: Tensor, grid: int) -> Tensor:
     return F.adaptive_avg_pool2d(features / peak, size) * peak  # sums of large ones would overflow
 
 
-def tame(query: Tensor, views: Tensor) -> tuple[Tensor, Tensor]:
+def scale_down_large_features(query: Tensor, views: Tensor) -> tuple[Tensor, Tensor]:
     """Scale the features of a level down by one common factor if a value exceeds `LARGEST`; else they are unchanged.
 
     Args:
@@ -69,7 +69,7 @@ def view_priors(
     foreground: Tensor,
     background: Tensor,
     annotated: Tensor,
-    placed: tuple[Tensor, Tensor],
+    level_annotation: tuple[Tensor, Tensor],
     config: PriorConfig,
 ) -> Tensor:
     """Priors of every view at one level (BAFT, eqs. 9-11).
@@ -81,7 +81,8 @@ def view_priors(
         foreground: (B, K, H, W) in [0, 1], weights of the class.
         background: (B, K, H, W) in [0, 1], weights of the background; all zero if unknown.
         annotated: (B, K) bool, False if the annotation does not say where the class is.
-        placed: foreground and background at this level, (B, K, h' * w') in [0, 1] each, from `place`.
+        level_annotation: foreground and background at this level, (B, K, h' * w') in [0, 1], from
+            `annotation_at_level`.
         config: config of the priors.
 
     Returns:
@@ -90,7 +91,7 @@ def view_priors(
     batch, shots = views.shape[:2]
     flat = query.flatten(2)
     centred_query = centre(query, config).flatten(2)
-    weights, complement = placed
+    weights, complement = level_annotation
     known = complement.amax(dim=2) > 0
     support = views.flatten(3)
     maps = []
@@ -107,7 +108,7 @@ def view_priors(
             if max(views.shape[3:]) > MATCH_GRID:
                 coarse = pool_to_grid(views.flatten(0, 1), MATCH_GRID)
                 coarse = coarse.view(batch, shots, *coarse.shape[1:])
-                inside, outside = place(coarse, foreground, background, annotated, config)
+                inside, outside = annotation_at_level(coarse, foreground, background, annotated, config)
             positions = centre(coarse.flatten(0, 1), config).flatten(2).view(batch, shots, views.shape[2], -1)
             similar = pairwise_similarity(positions.mT.flatten(1, 2), centred_query, config.metric, config.conversion)
             maps.append(best_match(similar.view(batch, shots, -1, similar.shape[2]), inside, outside, known))
@@ -137,7 +138,7 @@ def calibrated_contrast(
     query: Tensor,
     spread: Tensor | None,
     views: Tensor,
-    placed: tuple[Tensor, Tensor],
+    level_annotation: tuple[Tensor, Tensor],
     valid: Tensor,
     config: PriorConfig,
 ) -> Tensor:
@@ -150,14 +151,15 @@ def calibrated_contrast(
         query: (B, C, h, w), query features of the level.
         spread: (B, h * w, h * w), affinity of the query's positions; None does not enhance the prior.
         views: (B, K, C, h', w'), support features of the level.
-        placed: foreground and background at this level, (B, K, h' * w') in [0, 1] each, from `place`.
+        level_annotation: foreground and background at this level, (B, K, h' * w') in [0, 1], from
+            `annotation_at_level`.
         valid: (B, K) bool, False for padding.
         config: config of the priors.
 
     Returns:
         (B, 1, h * w) in [0, 1], the mean over the views.
     """
-    weights, complement = placed
+    weights, complement = level_annotation
     features = views.flatten(3)
     batch, shots = views.shape[:2]
     vectors = torch.stack(contrast_prototypes(features, weights, complement), dim=2)
@@ -191,7 +193,7 @@ def centre(features: Tensor, config: PriorConfig) -> Tensor:
     return features - features.mean(dim=(2, 3), keepdim=True) if config.centre else features
 
 
-def place(
+def annotation_at_level(
     views: Tensor, foreground: Tensor, background: Tensor, annotated: Tensor, config: PriorConfig
 ) -> tuple[Tensor, Tensor]:
     """Resize annotations to a feature level; a view without an annotation is marked by its own saliency.

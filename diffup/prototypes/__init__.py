@@ -6,8 +6,8 @@ from diffup.prototypes.prototypes import (
     Prototypes,
     check_classes,
     distinct_classes,
-    has_words,
-    read_shots,
+    has_text,
+    read_supports,
     teach,
 )
 
@@ -17,7 +17,7 @@ __all__ = [
     "Prototypes",
     "check_classes",
     "distinct_classes",
-    "has_words",
-    "read_shots",
+    "has_text",
+    "read_supports",
     "teach",
 ]

@@ -13,7 +13,7 @@ from diffup.errors import PrototypesError
 from diffup.priors.condition import EDGE_SIDE, SupportFeatures
 from diffup.priors.config import LEVELS
 from diffup.priors.support import change_support
-from diffup.text.prompts import Words
+from diffup.text.prompts import TextPrompt
 
 FORMAT = "diffup-prototypes"
 VERSION = 1
@@ -71,7 +71,7 @@ def feature_tensors(features: SupportFeatures) -> dict[str, Tensor]:
     return tensors | {"regions": _compact(regions)} | flags
 
 
-def read_text_prompt(tensors: dict[str, Tensor], facts: dict[str, Any] | None) -> Words | None:
+def read_text_prompt(tensors: dict[str, Tensor], facts: dict[str, Any] | None) -> TextPrompt | None:
     """Read the text prompts of a prototype file and check them.
 
     Args:
@@ -85,7 +85,7 @@ def read_text_prompt(tensors: dict[str, Tensor], facts: dict[str, Any] | None) -
     """
     if facts is None:
         return None
-    words = Words(**{**facts, "sentences": tuple(facts["sentences"])}, embeddings=tensors["embeddings"].float())
+    words = TextPrompt(**{**facts, "sentences": tuple(facts["sentences"])}, embeddings=tensors["embeddings"].float())
     shape = tuple(words.embeddings.shape)
     if len(shape) != 2 or shape[0] != len(words.sentences) or not all(shape) or not words.embeddings.isfinite().all():
         raise ValueError(f"embeddings of shape {shape} for {len(words.sentences)} sentences, or not finite")

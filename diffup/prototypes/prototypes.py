@@ -23,7 +23,7 @@ from diffup.priors.condition import SupportFeatures
 from diffup.priors.support import change_support, encode_supports, join_views, plain_views, pool_support
 from diffup.prototypes.file import FORMAT, VERSION, feature_tensors, read_facts, read_features, read_text_prompt
 from diffup.prototypes.kept_supports import KeptSupport, pack, unpack
-from diffup.text.prompts import Words, read_words
+from diffup.text.prompts import TextPrompt, embed_text_prompts
 from diffup.text.space import TextSpace
 from diffup.text.templates import Templates
 from diffup.utils.files import checked_ending, named_in_utf8, replacing
@@ -67,9 +67,9 @@ class Prototypes:
         fingerprint: fingerprint of the encoder's weights and settings.
         input_size: (height, width) in pixels at which the encoder sees images.
         grid: side of the grid on which priors are computed (`PriorConfig.grid`).
-        words: text prompts and their embeddings; None without text.
+        text_prompt: text prompts and their embeddings; None without text.
         threshold: probability in (0, 1) above which a pixel is in the mask; None for the decoder's own.
-        kept: the stored support images; empty if they are not stored.
+        kept_supports: the stored support images; empty if they are not stored.
 
     Raises:
         PrototypesError: the name is empty or not printable, the threshold is out of range, or there is neither support
@@ -83,9 +83,9 @@ class Prototypes:
     fingerprint: str
     input_size: tuple[int, int]
     grid: int
-    words: Words | None = None
+    text_prompt: TextPrompt | None = None
     threshold: float | None = None
-    kept: tuple[KeptSupport, ...] = ()
+    kept_supports: tuple[KeptSupport, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.strip() or not self.name.isprintable():
@@ -94,17 +94,17 @@ class Prototypes:
             if isinstance(self.threshold, bool) or not isinstance(self.threshold, Real) or not 0 < self.threshold < 1:
                 raise PrototypesError(f"threshold={self.threshold!r}: it must lie between 0 and 1, or be None")
             object.__setattr__(self, "threshold", float(self.threshold))  # numpy's numbers cannot be written as JSON
-        if self.features is None and self.words is None:
+        if self.features is None and self.text_prompt is None:
             raise PrototypesError(f"prototypes {self.name!r} have neither support images nor names")
 
     def __repr__(self) -> str:
         parts = []
         if self.features is not None:
             parts += [f"{self.shots} shot{'s' if self.shots > 1 else ''}", self.backbone]
-        if self.words is not None:
-            count = len(self.words.sentences)
-            parts += [f"{count} sentence{'s' if count > 1 else ''}", self.words.space]
-        return f"Prototypes({self.name!r}, {', '.join(parts)}{', images kept' if self.kept else ''})"
+        if self.text_prompt is not None:
+            count = len(self.text_prompt.sentences)
+            parts += [f"{count} sentence{'s' if count > 1 else ''}", self.text_prompt.space]
+        return f"Prototypes({self.name!r}, {', '.join(parts)}{', images kept' if self.kept_supports else ''})"
 
     def check(self, model: PrototypeEncoder) -> None:
         """Check that the prototypes were made with a model's encoder, input size, prior grid and text space.
@@ -117,12 +117,12 @@ class Prototypes:
             BackboneError, MissingPackageError, WeightsError: the prototypes hold text, and the model's text encoder is
                 missing or cannot be loaded.
         """
-        if self.words is not None:
-            self.words.check(model.text_space, self.name)
+        if self.text_prompt is not None:
+            self.text_prompt.check(model.text_space, self.name)
         if self._fits(model):
             return
         ours, theirs = _describe(self.backbone, **self._made_with), _describe(model.backbone.name, **_maker(model))
-        remedy = "rebuild them: prototypes.rebuild(model)" if self.kept else _NO_IMAGES
+        remedy = "rebuild them: prototypes.rebuild(model)" if self.kept_supports else _NO_IMAGES
         raise PrototypesError(
             f"prototypes {self.name!r} were made with {ours}; the model has {theirs}. Features of different encoders "
             f"do not compare; {remedy}"
@@ -171,13 +171,13 @@ class Prototypes:
             ConfigError: the templates are invalid.
         """
         self.check(model)
-        supports, words = read_shots(model, support, annotation, text, templates)
-        if self.words is not None:
-            words = self.words if words is None else self.words.join(words)
+        supports, text_prompt = read_supports(model, support, annotation, text, templates)
+        if self.text_prompt is not None:
+            text_prompt = self.text_prompt if text_prompt is None else self.text_prompt.join(text_prompt)
         if not supports:
-            return dataclasses.replace(self, words=words)
+            return dataclasses.replace(self, text_prompt=text_prompt)
         if self.features is None:
-            return teach(model, supports, words, self.name, self.threshold)
+            return teach(model, supports, text_prompt, self.name, self.threshold)
         old = change_support(self.features, lambda tensor: tensor[:, : self.shots])  # the unchanged view comes first
         new = pool_support(
             encode_supports(model.backbone, supports, plain_views(len(supports))), model.config.priors.grids
@@ -185,9 +185,9 @@ class Prototypes:
         return dataclasses.replace(
             self,
             features=join_views([old, new]),
-            words=words,
+            text_prompt=text_prompt,
             shots=self.shots + len(supports),
-            kept=(*self.kept, *map(KeptSupport.of, supports)) if self.kept else (),
+            kept_supports=(*self.kept_supports, *map(KeptSupport.of, supports)) if self.kept_supports else (),
         )
 
     def rebuild(self, model: PrototypeEncoder) -> Prototypes:
@@ -204,15 +204,17 @@ class Prototypes:
             BackboneError, MissingPackageError, WeightsError: the prototypes hold text, and the model's text encoder is
                 missing or cannot be loaded.
         """
-        words = None if self.words is None else self.words.rebuild(model.text_space)
-        if not self.kept:
+        text_prompt = None if self.text_prompt is None else self.text_prompt.rebuild(model.text_space)
+        if not self.kept_supports:
             if not self._fits(model):
                 raise PrototypesError(
                     f"prototypes {self.name!r} keep no images, so they cannot be rebuilt; {_NO_IMAGES}"
                 )
-            return dataclasses.replace(self, words=words)
-        supports = [item.support(f"kept[{index}]") for index, item in enumerate(self.kept)]
-        return dataclasses.replace(teach(model, supports, words, self.name, self.threshold), kept=self.kept)
+            return dataclasses.replace(self, text_prompt=text_prompt)
+        supports = [item.support(f"kept[{index}]") for index, item in enumerate(self.kept_supports)]
+        return dataclasses.replace(
+            teach(model, supports, text_prompt, self.name, self.threshold), kept_supports=self.kept_supports
+        )
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the prototypes to a safetensors file. A partial file is never left.
@@ -231,13 +233,13 @@ class Prototypes:
         """
         path = checked_ending(path, ".safetensors")
         facts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in _BULK}
-        facts |= {"version": VERSION, "kept": len(self.kept), "words": None}
-        tensors = pack(self.kept)
+        facts |= {"version": VERSION, "kept": len(self.kept_supports), "words": None}
+        tensors = pack(self.kept_supports)
         if self.features is not None:
             tensors |= feature_tensors(self.features)
-        if self.words is not None:
-            tensors["embeddings"] = self.words.embeddings.contiguous()
-            facts["words"] = {name: getattr(self.words, name) for name in ("sentences", "space", "fingerprint")}
+        if self.text_prompt is not None:
+            tensors["embeddings"] = self.text_prompt.embeddings.contiguous()
+            facts["words"] = {name: getattr(self.text_prompt, name) for name in ("sentences", "space", "fingerprint")}
         with replacing(path) as temporary:
             save_file(tensors, temporary, metadata={FORMAT: json.dumps(facts)})
         return path
@@ -259,11 +261,11 @@ class Prototypes:
             with named_in_utf8(path) as readable, safe_open(readable, framework="pt") as file:
                 facts = read_facts(file.metadata(), path)
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-            kept = unpack(tensors, facts.pop("kept"))
-            words = read_text_prompt(tensors, facts.pop("words", None))
+            kept_supports = unpack(tensors, facts.pop("kept"))
+            text_prompt = read_text_prompt(tensors, facts.pop("words", None))
             facts["input_size"] = (int(facts["input_size"][0]), int(facts["input_size"][1]))
             features = read_features(tensors, facts["shots"]) if facts["shots"] else None
-            return cls(features=features, words=words, kept=kept, **facts)
+            return cls(features=features, text_prompt=text_prompt, kept_supports=kept_supports, **facts)
         except PrototypesError:
             raise
         except (SafetensorError, LookupError, ValueError, TypeError, OverflowError, RecursionError) as error:
@@ -272,13 +274,13 @@ class Prototypes:
             ) from error
 
 
-def read_shots(
+def read_supports(
     model: PrototypeEncoder,
     support: ImageLike | Sequence[ImageLike] | None,
     annotation: AnnotationLike | Sequence[AnnotationLike],
     text: str | Sequence[str] | None,
     templates: Templates | None,
-) -> tuple[list[Support], Words | None]:
+) -> tuple[list[Support], TextPrompt | None]:
     """Read the support images of a class with their annotations, and embed its text prompts.
 
     Args:
@@ -303,14 +305,14 @@ def read_shots(
         raise AnnotationError(f"support: there is none. Give {problem}, or images of the class with support=")
     if text is None and templates is not None:
         raise ConfigError("templates: they are what names are put into; give text too")
-    words = None if text is None else read_words(model.text_space, text, templates)
-    return [] if support is None else list(pair_supports(support, annotation)), words
+    text_prompt = None if text is None else embed_text_prompts(model.text_space, text, templates)
+    return [] if support is None else list(pair_supports(support, annotation)), text_prompt
 
 
 def teach(
     model: PrototypeEncoder,
     supports: Sequence[Support],
-    words: Words | None,
+    text_prompt: TextPrompt | None,
     name: str,
     threshold: float | None = None,
     keep_images: bool = False,
@@ -320,7 +322,7 @@ def teach(
     Args:
         model: the model whose encoder and prior grid are used.
         supports: support images with their annotated regions; empty for zero-shot.
-        words: embedded text prompts; None without text.
+        text_prompt: embedded text prompts; None without text.
         name: name of the class.
         threshold: probability in (0, 1) above which a pixel is in the mask; None for the decoder's own.
         keep_images: whether to store the support images in the prototypes.
@@ -338,11 +340,15 @@ def teach(
         else None,
         shots=len(supports),
         backbone=model.backbone.name,
-        words=words,
+        text_prompt=text_prompt,
         **_maker(model),
         threshold=threshold,
     )
-    return dataclasses.replace(prototypes, kept=tuple(map(KeptSupport.of, supports))) if keep_images else prototypes
+    return (
+        dataclasses.replace(prototypes, kept_supports=tuple(map(KeptSupport.of, supports)))
+        if keep_images
+        else prototypes
+    )
 
 
 def check_classes(given: object, model: PrototypeEncoder) -> list[Prototypes]:
@@ -391,19 +397,19 @@ def distinct_classes(given: object) -> list[Prototypes]:
     return classes
 
 
-def has_words(given: object) -> bool:
+def has_text(given: object) -> bool:
     """Whether any prototypes among the given object or list have text prompts.
 
     Args:
         given: the `support` argument of `DiffUp.segment`: prototypes, images, or a list of either.
     """
     items = given if isinstance(given, list | tuple) else [given]
-    return any(isinstance(item, Prototypes) and item.words is not None for item in items)
+    return any(isinstance(item, Prototypes) and item.text_prompt is not None for item in items)
 
 
 MAX_CLASSES = 255
 
-_BULK = ("features", "words", "kept")
+_BULK = ("features", "text_prompt", "kept_supports")
 _NO_IMAGES = (
     "build them from the support images: model.prototypes(support, annotation). With keep_images=True they keep the "
     "images and follow a change of the encoder by prototypes.rebuild(model)"

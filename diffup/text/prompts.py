@@ -14,7 +14,7 @@ from diffup.text.templates import Templates, prompts, resolve_names, resolve_tem
 
 
 @dataclass(frozen=True, eq=False)
-class Words:
+class TextPrompt:
     """The text prompts of one class and their embeddings; each prompt is a view of the query (UAPF).
 
     Attributes:
@@ -47,7 +47,7 @@ class Words:
                 f"{self.space!r}"
             )
 
-    def rebuild(self, space: TextSpace) -> Words:
+    def rebuild(self, space: TextSpace) -> TextPrompt:
         """Embed the same prompts in another text space; returns itself if the space is the same.
 
         Args:
@@ -55,14 +55,14 @@ class Words:
         """
         return self if self.fingerprint == space.fingerprint else embed(space, self.sentences)
 
-    def join(self, other: Words) -> Words:
+    def join(self, other: TextPrompt) -> TextPrompt:
         """Combine the prompts of two objects of one text space; a prompt that both have is kept once.
 
         Args:
             other: prompts in the same text space.
         """
         new = [index for index, sentence in enumerate(other.sentences) if sentence not in self.sentences]
-        return Words(
+        return TextPrompt(
             (*self.sentences, *(other.sentences[index] for index in new)),
             torch.cat([self.embeddings, other.embeddings[new]]),
             self.space,
@@ -70,17 +70,17 @@ class Words:
         )
 
 
-def embed(space: TextSpace, sentences: Sequence[str]) -> Words:
+def embed(space: TextSpace, sentences: Sequence[str]) -> TextPrompt:
     """Embed text prompts.
 
     Args:
         space: text space to embed in.
         sentences: V text prompts.
     """
-    return Words(tuple(sentences), space.embed(sentences).float().cpu(), space.name, space.fingerprint)
+    return TextPrompt(tuple(sentences), space.embed(sentences).float().cpu(), space.name, space.fingerprint)
 
 
-def read_words(space: TextSpace, text: str | Sequence[str], templates: Templates | None = None) -> Words:
+def embed_text_prompts(space: TextSpace, text: str | Sequence[str], templates: Templates | None = None) -> TextPrompt:
     """Embed the names of a class, each in every template.
 
     Args:

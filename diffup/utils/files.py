@@ -29,7 +29,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         StorageError: the disk is full or the folder cannot be written to. An older file stays as it was.
     """
     path = Path(path)
-    with telling(path), _temporary(path) as temporary:
+    with storage_errors(path), _temporary(path) as temporary:
         yield temporary
         _complete(temporary)
         temporary.replace(path)
@@ -51,7 +51,7 @@ def replacing_together(paths: Sequence[Path], older: Sequence[Path] = ()) -> Ite
             moved, all older files stay.
     """
     with contextlib.ExitStack() as stack:
-        stack.enter_context(telling(paths[-1]))
+        stack.enter_context(storage_errors(paths[-1]))
         made = [stack.enter_context(_temporary(path)) for path in paths]
         yield made
         for temporary in made:
@@ -103,7 +103,7 @@ def locked(path: Path, timeout: float = -1) -> Iterator[None]:
     """
     place = path.with_name(f".{path.name}.lock")
     lock = FileLock(place)
-    with telling(path):
+    with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         while not _acquire(lock, place, timeout):
             pass
@@ -140,7 +140,7 @@ def _read_owner(owner: Path) -> str:
 
 
 @contextlib.contextmanager
-def telling(path: Path) -> Iterator[None]:
+def storage_errors(path: Path) -> Iterator[None]:
     """Turn a system's error within the block into a `StorageError` that names the file being written."""
     try:
         yield
