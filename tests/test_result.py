@@ -276,8 +276,7 @@ def test_supervision_is_optional(result: Segmentation, monkeypatch: pytest.Monke
 PEAK = """
 import resource, sys
 import numpy as np
-from fakes import FakeBackbone, random_decoder, tiny_config
-from diffup import DiffUp
+from fakes import tiny_model
 mask = np.zeros((200, 200), dtype=bool)
 mask[50:150, 50:150] = True
 small = np.random.default_rng(0).integers(0, 255, (200, 200, 3)).astype(np.uint8)
