@@ -635,11 +635,11 @@ def test_teach(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([*TEACH, *A, "--class-threshold", "0.4", "--keep-images"]) == 0
     assert "square.safetensors: Prototypes('square', 1 shot" in capsys.readouterr().out
     made = Prototypes.load("square.safetensors")
-    assert made.threshold == 0.4 and len(made.kept) == 1
+    assert made.threshold == 0.4 and len(made.kept_supports) == 1
     assert cli.main(["teach", *MODEL, "--add", "square.safetensors", *B, "-o", "more.safetensors", "--quiet"]) == 0
     assert capsys.readouterr().out == ""
     more = Prototypes.load("more.safetensors")
-    assert (more.name, more.shots, more.threshold, len(more.kept)) == ("square", 2, 0.4, 2)
+    assert (more.name, more.shots, more.threshold, len(more.kept_supports)) == ("square", 2, 0.4, 2)
     model = DiffUp(load_decoder("decoder"), device="cpu")
     assert np.array_equal(
         model.segment("b.png", made).mask, model.segment("b.png", Prototypes.load("square.safetensors")).mask

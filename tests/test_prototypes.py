@@ -341,7 +341,7 @@ def test_damaged_kept_images_are_said_so(model: DiffUp, tmp_path: Path) -> None:
     rewrite(path, {"kept.1.photo": torch.zeros(50, dtype=torch.uint8)})
     with pytest.raises(PrototypesError, match=r"kept\[1\] is damaged"):
         Prototypes.load(path).rebuild(model)
-    other = model.prototypes(IMAGES[1], MASKS[1], keep_images=True).kept[0].photo
+    other = model.prototypes(IMAGES[1], MASKS[1], keep_images=True).kept_supports[0].photo
     rewrite(path, {"kept.1.photo": torch.frombuffer(bytearray(other[:-60]), dtype=torch.uint8)})
     with pytest.raises(PrototypesError, match=r"kept\[1\] is damaged"):
         Prototypes.load(path).rebuild(model)

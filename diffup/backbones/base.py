@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from numbers import Integral
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -71,6 +73,38 @@ class Backbone(FrozenEncoder, Protocol):
             Four float32 tensors (B, C_l, h_l, w_l), fine to coarse, without gradient.
         """
         ...
+
+
+@dataclass(frozen=True)
+class EncoderOptions:
+    """Options that all built-in families share. A family's `build` takes them as keyword arguments.
+
+    Attributes:
+        levels: four indices of stages or blocks, fine to coarse; negative ones count from the end. By default
+            `select_levels` chooses.
+        input_size: side in pixels, or (height, width), that images are resized to. By default the family chooses.
+        checkpoint_path: local safetensors or torch file to take the weights from; nothing is downloaded then.
+        pretrained: whether to load trained weights; False for random ones.
+    """
+
+    levels: Sequence[int] | None = None
+    input_size: int | Sequence[int] | None = None
+    checkpoint_path: str | Path | None = None
+    pretrained: bool = True
+
+    @property
+    def download(self) -> bool:
+        """Whether the weights come from where the family has them."""
+        return self.pretrained and self.checkpoint_path is None
+
+
+class EncoderKeywords(TypedDict, total=False):
+    """The fields of `EncoderOptions`, for the keyword arguments of `build`."""
+
+    levels: Sequence[int] | None
+    input_size: int | Sequence[int] | None
+    checkpoint_path: str | Path | None
+    pretrained: bool
 
 
 class FrozenBackbone(nn.Module):

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from diffup.backbones.base import FrozenBackbone, resolve_input_size, resolve_levels
+from diffup.backbones.base import EncoderKeywords, EncoderOptions, FrozenBackbone, resolve_input_size, resolve_levels
 from diffup.backbones.checkpoint import load_weights, read_weights
 from diffup.errors import BackboneError, MissingPackageError, WeightsError
 from diffup.utils.suggestions import did_you_mean
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 
 DEFAULT_VARIANT = "efficientnet_lite0"
 
@@ -39,24 +43,15 @@ BUNDLES = {
 """The bundled encoders by variant name."""
 
 
-def build(
-    variant: str | None,
-    *,
-    levels: Sequence[int] | None = None,
-    input_size: int | Sequence[int] | None = None,
-    checkpoint_path: str | Path | None = None,
-    pretrained: bool = True,
-) -> FrozenBackbone:
+def build(variant: str | None, **keywords: Unpack[EncoderKeywords]) -> FrozenBackbone:
     """Build EfficientNet-Lite0, 1 or 2 with ImageNet weights from pip packages.
 
     `encoder` keeps the ImageNet classifier, which the pyramid does not use.
 
     Args:
         variant: key of `BUNDLES`; None for `DEFAULT_VARIANT`.
-        levels: indices of four of the five stages (strides 2, 4, 8, 16, 32), fine to coarse. None for strides 4 to 32.
-        input_size: side in pixels, or (height, width). None for 512.
-        checkpoint_path: local file of weights with timm's names, used instead of the package's.
-        pretrained: whether to load weights; False for random ones.
+        **keywords: fields of `EncoderOptions`. `levels` are of five stages (strides 2 to 32), by default those of
+            strides 4 to 32; `input_size` is 512 by default; `checkpoint_path` has timm's names.
 
     Raises:
         BackboneError: there is no such variant, or an option has a wrong value.
@@ -67,6 +62,7 @@ def build(
 
     from diffup.backbones.timm import TimmBackbone, stage_strides
 
+    chosen = EncoderOptions(**keywords)
     variant = variant or DEFAULT_VARIANT
     if variant not in BUNDLES:
         raise BackboneError(
@@ -74,17 +70,17 @@ def build(
         )
     bundle, name = BUNDLES[variant], f"bundled:{variant}"
     model = timm.create_model(bundle.architecture, pretrained=False)
-    if checkpoint_path is not None:
-        load_weights(model, read_weights(checkpoint_path, name), str(checkpoint_path), name)
-    elif pretrained:
+    if chosen.checkpoint_path is not None:
+        load_weights(model, read_weights(chosen.checkpoint_path, name), str(chosen.checkpoint_path), name)
+    elif chosen.pretrained:
         file = _find_weights(bundle, name)
         weights = rename_in_order(read_weights(file, name), model, f"package {bundle.package}", name)
         load_weights(model, weights, f"package {bundle.package}", name)
     return TimmBackbone(
         name,
         model,
-        input_size=resolve_input_size(bundle.input_size if input_size is None else input_size, name),
-        levels=resolve_levels(levels, stage_strides(model, name), name),
+        input_size=resolve_input_size(bundle.input_size if chosen.input_size is None else chosen.input_size, name),
+        levels=resolve_levels(chosen.levels, stage_strides(model, name), name),
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),
     )

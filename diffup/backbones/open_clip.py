@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from diffup.backbones.base import (
+    EncoderKeywords,
+    EncoderOptions,
     FrozenBackbone,
     check_size,
     nearest_size,
@@ -32,6 +34,10 @@ from diffup.backbones.downloads import missing_files
 from diffup.backbones.timm import DEFAULT_INPUT_SIZE, patch_size, stage_maps, stage_strides
 from diffup.errors import BackboneError, WeightsError
 from diffup.utils.suggestions import did_you_mean
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 
 _TEXT_POSITIONS = ("positional_embedding", "text.positional_embedding")
 _RESNET_STRIDES = [4, 4, 8, 16, 32]  # CLIP's ResNets: stem of three convolutions with pooling, then four stages
@@ -61,54 +67,46 @@ class OpenClipBackbone(FrozenBackbone):
         return [maps[wanted.index(level)] for level in self.levels]
 
 
-def build(
-    variant: str | None,
-    *,
-    levels: Sequence[int] | None = None,
-    input_size: int | Sequence[int] | None = None,
-    checkpoint_path: str | Path | None = None,
-    pretrained: bool = True,
-) -> FrozenBackbone:
+def build(variant: str | None, **keywords: Unpack[EncoderKeywords]) -> FrozenBackbone:
     """Build the visual tower of an OpenCLIP model, e.g. `open_clip:ViT-B-16/openai`.
 
     Args:
         variant: ARCH/PRETRAINED as listed by `open_clip.list_pretrained()`; ARCH alone with `checkpoint_path` or
             `pretrained=False`; or `hf-hub:REPO` or `local-dir:FOLDER`.
-        levels: four indices of stages (ResNets: stem and four stages) or blocks (ViTs), fine to coarse.
-        input_size: side in pixels, or (height, width). Default: 400, for ViTs the nearest multiple of the patch; towers
-            whose size cannot be changed keep their own. Position embeddings are resized once, when the tower is built,
-            from the grid that the weights were trained at.
-        checkpoint_path: local safetensors or torch file of the whole CLIP or of its visual tower.
-        pretrained: whether to load weights; False for random ones.
+        **keywords: fields of `EncoderOptions`. `levels` are stages (ResNets: stem and four stages) or blocks (ViTs).
+            `input_size` is 400 by default, for ViTs the nearest multiple of the patch; towers whose size cannot be
+            changed keep their own. Position embeddings are resized once, when the tower is built, from the grid that
+            the weights were trained at. `checkpoint_path` holds the whole CLIP or its visual tower.
 
     Raises:
         BackboneError: OpenCLIP does not know the name, or the tower cannot take `input_size`.
         WeightsError: the weights cannot be downloaded or do not fit the tower.
     """
+    chosen = EncoderOptions(**keywords)
     if variant is None:
         raise BackboneError("family 'open_clip' needs ARCH/PRETRAINED, e.g. 'open_clip:ViT-B-16/openai'")
     name = f"open_clip:{variant}"
-    download = pretrained and checkpoint_path is None
+    download = chosen.download
     architecture, tag = _parse(variant, name, download)
-    requested = None if input_size is None else resolve_input_size(input_size, name)
+    requested = None if chosen.input_size is None else resolve_input_size(chosen.input_size, name)
     tower = _tower(_create(architecture, tag, name, download), architecture, tag, download)
-    if checkpoint_path is not None:
-        weights = read_weights(checkpoint_path, name)
+    if chosen.checkpoint_path is not None:
+        weights = read_weights(chosen.checkpoint_path, name)
         _take_grid(tower, weights, requested)
-        load_weights(tower, weights, str(checkpoint_path), name, partial(part_of_larger, module=tower))
+        load_weights(tower, weights, str(chosen.checkpoint_path), name, partial(part_of_larger, module=tower))
     strides, patch = _describe(tower, name)
     size = _resize(tower, patch, requested, name)
     backbone = OpenClipBackbone(
         name,
         tower,
         input_size=size,
-        levels=resolve_levels(levels, strides, name),
+        levels=resolve_levels(chosen.levels, strides, name),
         mean=tower.image_mean,
         std=tower.image_std,
         multiple=patch,
     )
     backbone.architecture = architecture
-    backbone.load_model = partial(_load_model, architecture, tag, name, download, checkpoint_path, requested)
+    backbone.load_model = partial(_load_model, architecture, tag, name, download, chosen.checkpoint_path, requested)
     return backbone
 
 

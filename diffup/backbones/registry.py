@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar, cast
 
-from diffup.backbones.base import Backbone
+from diffup.backbones.base import Backbone, EncoderKeywords
 from diffup.backbones.joint import JointBackbone
 from diffup.errors import BackboneError, DiffUpError
 from diffup.utils.suggestions import close_to
@@ -131,6 +131,9 @@ def load_backbone(backbone: str | Backbone | Sequence[str | Backbone], **options
         return backbone
     family, _, variant = backbone.strip().partition(":")
     factory = _find_factory(family, backbone)
+    unknown = sorted(set(options) - set(EncoderKeywords.__annotations__)) if _is_own(family) else []
+    if unknown:
+        raise BackboneError(f"backbone family '{family}' does not take these options: {', '.join(unknown)}")
     try:
         inspect.signature(factory).bind(variant or None, **options)
     except TypeError as error:

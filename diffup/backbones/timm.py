@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from diffup.backbones.base import (
+    EncoderKeywords,
+    EncoderOptions,
     FrozenBackbone,
     check_size,
     nearest_size,
@@ -32,6 +33,10 @@ from diffup.backbones.downloads import missing_files
 from diffup.errors import BackboneError, WeightsError
 from diffup.utils.suggestions import did_you_mean
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
 DEFAULT_INPUT_SIZE = 400
 """Default side of input images in pixels; encoders that cannot take it use the nearest size that they can."""
 
@@ -44,43 +49,35 @@ class TimmBackbone(FrozenBackbone):
         return stage_maps(self.encoder, images, self.levels)
 
 
-def build(
-    variant: str | None,
-    *,
-    levels: Sequence[int] | None = None,
-    input_size: int | Sequence[int] | None = None,
-    checkpoint_path: str | Path | None = None,
-    pretrained: bool = True,
-) -> FrozenBackbone:
+def build(variant: str | None, **keywords: Unpack[EncoderKeywords]) -> FrozenBackbone:
     """Build a timm model with intermediate features, e.g. `timm:resnet50.tv_in1k`.
 
     Args:
         variant: timm's model name, with or without tag, or an `hf-hub:` or `local-dir:` name.
-        levels: four indices of stages (CNNs, Swin, ...) or blocks (ViTs), fine to coarse. Default: `select_levels`.
-        input_size: side in pixels, or (height, width). Default: 400, or for ViTs the nearest multiple of the patch;
-            encoders that cannot take that get the nearest multiple of 32, else of the size that they were trained at.
-        checkpoint_path: local safetensors or torch file of the weights; nothing is downloaded. Position embeddings of
+        **keywords: fields of `EncoderOptions`. `levels` are stages (CNNs, ...) or blocks (ViTs). `input_size` is 400
+            by default, or for ViTs the nearest multiple of the patch; encoders that cannot take that get the nearest
+            multiple of 32, else of the size that they were trained at. Position embeddings in `checkpoint_path` of
             another grid than the architecture's are loaded unchanged and resized once to the input's grid.
-        pretrained: whether to load weights; False for random ones.
 
     Raises:
         BackboneError: timm does not know the model, or the model has no intermediate features or cannot take
             `input_size`.
         WeightsError: the weights cannot be downloaded or do not fit the model.
     """
+    chosen = EncoderOptions(**keywords)
     if variant is None:
         raise BackboneError("family 'timm' needs a model name, e.g. 'timm:resnet50.tv_in1k'")
     name = f"timm:{variant}"
     _check_known(variant)
-    requested = None if input_size is None else resolve_input_size(input_size, name)
-    weights = None if checkpoint_path is None else read_weights(checkpoint_path, name)
+    requested = None if chosen.input_size is None else resolve_input_size(chosen.input_size, name)
+    weights = None if chosen.checkpoint_path is None else read_weights(chosen.checkpoint_path, name)
     trained = {} if weights is None else _trained_options(weights, variant, name, requested)
     options, size = _plan(variant, name, requested, trained)
-    download = pretrained and checkpoint_path is None
+    download = chosen.download
     model, built_at = _build_at(options, trained, variant, name, download)
     if weights is not None:
         convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-        load_weights(model, weights, str(checkpoint_path), name, convert and partial(convert, model=model))
+        load_weights(model, weights, str(chosen.checkpoint_path), name, convert and partial(convert, model=model))
     if built_at is not None:
         model.set_input_size(img_size=built_at)
     strides = stage_strides(model, name)
@@ -88,7 +85,7 @@ def build(
         name,
         model,
         input_size=size,
-        levels=resolve_levels(levels, strides, name),
+        levels=resolve_levels(chosen.levels, strides, name),
         mean=model.pretrained_cfg["mean"],
         std=model.pretrained_cfg["std"],
         multiple=patch_size(model, strides),

@@ -8,12 +8,14 @@ import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from diffup.backbones.base import (
+    EncoderKeywords,
+    EncoderOptions,
     FrozenBackbone,
     check_size,
     nearest_size,
@@ -35,6 +37,10 @@ from diffup.backbones.checkpoint import (
 from diffup.backbones.downloads import missing_files
 from diffup.backbones.timm import DEFAULT_INPUT_SIZE
 from diffup.errors import BackboneError, WeightsError
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _FINAL_NORMS = ("layernorm", "post_layernorm", "norm", "rms_norm")
@@ -68,51 +74,42 @@ class TransformersBackbone(FrozenBackbone):
         return [maps[level] for level in self.levels]
 
 
-def build(
-    variant: str | None,
-    *,
-    levels: Sequence[int] | None = None,
-    input_size: int | Sequence[int] | None = None,
-    checkpoint_path: str | Path | None = None,
-    pretrained: bool = True,
-) -> FrozenBackbone:
+def build(variant: str | None, **keywords: Unpack[EncoderKeywords]) -> FrozenBackbone:
     """Build a vision model of the transformers library, e.g. `transformers:facebook/dinov2-small`.
 
     Args:
         variant: repository of the Hugging Face hub, or local folder with a config.json. Of a model of images and text,
             the vision part is used.
-        levels: four indices of stages or blocks, fine to coarse.
-        input_size: side in pixels, or (height, width). Default: 400 or the nearest multiple of the patch; a model that
-            cannot take that keeps its own size (SAM: 1024). The position embeddings of SAM's image encoder are resized
-            once if a size is given.
-        checkpoint_path: local safetensors or torch file of the weights; the configuration still comes from `variant`.
-        pretrained: whether to load weights; False for random ones. The configuration still comes from `variant`.
+        **keywords: fields of `EncoderOptions`. `input_size` is 400 by default, or the nearest multiple of the patch; a
+            model that cannot take that keeps its own size (SAM: 1024). The position embeddings of SAM's image encoder
+            are resized once if a size is given. The configuration comes from `variant` whatever the weights.
 
     Raises:
         BackboneError: the model's features cannot be arranged as maps, or it cannot take `input_size`.
         WeightsError: configuration or weights cannot be loaded, or do not fit each other.
     """
+    chosen = EncoderOptions(**keywords)
     if variant is None:
         raise BackboneError("family 'transformers' needs a repository, e.g. 'transformers:facebook/dinov2-small'")
     name = f"transformers:{variant}"
-    if checkpoint_path is None:
-        model = _create(variant, name, download=pretrained)
+    if chosen.checkpoint_path is None:
+        model = _create(variant, name, download=chosen.pretrained)
     else:
-        weights = read_weights(checkpoint_path, name)
+        weights = read_weights(chosen.checkpoint_path, name)
         model = _create(variant, name, download=False, weights=weights)
-        load_weights(model, weights, str(checkpoint_path), name, partial(part_of_larger, module=model))
+        load_weights(model, weights, str(chosen.checkpoint_path), name, partial(part_of_larger, module=model))
     patch = _patch_size(model)
-    requested = None if input_size is None else resolve_input_size(input_size, name)
+    requested = None if chosen.input_size is None else resolve_input_size(chosen.input_size, name)
     size, strides = _choose_size(model, patch, requested, name)
     mean, std, flip_channels = _normalisation(variant, name)
     return TransformersBackbone(
         name,
         model,
         flip_channels=flip_channels,
-        pretrained=pretrained,
-        checkpoint=checkpoint_path,
+        pretrained=chosen.pretrained,
+        checkpoint=chosen.checkpoint_path,
         input_size=size,
-        levels=resolve_levels(levels, strides, name),
+        levels=resolve_levels(chosen.levels, strides, name),
         mean=mean,
         std=std,
         multiple=patch,
