@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
-from fakes import tiny_config
+from fakes import random_decoder, tiny_config
 
 from diffup.decoder.config import FORMAT, FORMAT_KEY, DecoderConfig
+from diffup.decoder.weights import CONFIG, load_decoder, save_decoder
 from diffup.errors import ConfigError
 
 
@@ -45,3 +47,13 @@ def test_a_file_without_a_version_is_of_the_present_one() -> None:
 def test_what_cannot_be_read_is_refused(text: str, named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         DecoderConfig.from_json(text, "it")
+
+
+def test_a_decoder_folder_without_a_version_is_refused(tmp_path: Path) -> None:
+    decoder = random_decoder(tiny_config())
+    save_decoder(tmp_path, decoder.state_dict(), decoder.config)
+    fields = json.loads((tmp_path / CONFIG).read_text())
+    del fields[FORMAT_KEY]
+    (tmp_path / CONFIG).write_text(json.dumps(fields))
+    with pytest.raises(ConfigError, match=r"does not say its format_version.*train it again"):
+        load_decoder(tmp_path)

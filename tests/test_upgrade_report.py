@@ -66,7 +66,7 @@ def encoders() -> object:
 
 
 def saved(folder: Path, seed: int, **changes: object) -> Path:
-    return save_tiny_decoder(folder, seed, backbone="fake", steps=2, ensemble=1, **changes)
+    return save_tiny_decoder(folder, seed, **{"backbone": "fake", "steps": 2, "ensemble": 1} | changes)
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +147,7 @@ def test_it_shares_the_record_of_evaluate(
 
 
 def test_decoders_without_noise_have_no_error_maps(shapes: Path, tmp_path: Path) -> None:
-    folder = saved(tmp_path / "one", 0, system="one_step")
+    folder = saved(tmp_path / "one", 0, system="one_step", steps=1)
     arguments = ["--train", f"fake:a={folder}", "--test", "fake:bb", "--quiet"]
     assert report(shapes, tmp_path / "out", *arguments) == 0
     page = Page((tmp_path / "out" / "report.html").read_text())

@@ -18,8 +18,8 @@ from torch import Tensor
 from diffup.backbones.base import hash_weights
 from diffup.decoder.base import Decoder
 from diffup.decoder.build import build_decoder
-from diffup.decoder.config import DecoderConfig
-from diffup.errors import WeightsError
+from diffup.decoder.config import FORMAT_KEY, DecoderConfig, parse_object
+from diffup.errors import ConfigError, WeightsError
 from diffup.utils.files import named_in_utf8, replacing, write_text
 
 CONFIG = "config.json"
@@ -67,9 +67,13 @@ def load_decoder(folder: str | os.PathLike[str]) -> Decoder:
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise WeightsError(f"{folder} has no {name}; a decoder folder holds {CONFIG} and {WEIGHTS}")
-    config = DecoderConfig.from_json(
-        (folder / CONFIG).read_text(encoding="utf-8", errors="replace"), str(folder / CONFIG)
-    )
+    text, source = (folder / CONFIG).read_text(encoding="utf-8", errors="replace"), str(folder / CONFIG)
+    if FORMAT_KEY not in parse_object(text, source):  # its defaults may have been others
+        raise ConfigError(
+            f"{source} does not say its {FORMAT_KEY}: it is of a version before the first release; take another "
+            "decoder, or train it again"
+        )
+    config = DecoderConfig.from_json(text, source)
     try:
         with named_in_utf8(folder / WEIGHTS) as readable:
             tensors = load_file(readable)
