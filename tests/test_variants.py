@@ -27,7 +27,6 @@ from diffup.priors.condition import Condition
 from diffup.priors.level import pool_to_grid
 from diffup.training.config import TrainConfig
 from diffup.training.prepare import Banks
-from diffup.training.trainer import _identity
 
 QUERY, _ = shape_image((1, 2), (60, 80), seed=1)
 SUPPORT, LABELS = shape_image((1,), (80, 64), seed=2)
@@ -200,16 +199,3 @@ def test_metrics_that_do_not_belong_together_are_refused(metrics: list[object], 
 
 
 # --- runs from before -----------------------------------------------------------------------------------------------
-
-
-def test_a_run_from_before_these_fields_is_still_the_same_run() -> None:
-    config = dataclasses.replace(CONFIG, metrics=METRICS)
-    assert TrainConfig.from_json(config.to_json()) == config
-    plain, several = (json.loads(_identity(c, [encoder()], None, {"data": "d"})) for c in (CONFIG, config))
-    new = {"metrics", "adversarial_weight", "r1_weight"}
-    of_decoder = {"system", "low_level_channels", "low_level_width", "low_level_encoder"}
-    assert not new & plain.keys() and not of_decoder & plain["decoder"].keys()
-    everything = {field.name for field in dataclasses.fields(TrainConfig)}
-    assert plain.keys() == (everything - new) | {"initial", "data"}
-    assert "images" not in plain["views"]
-    assert several["metrics"] == [list(pair) for pair in METRICS] and "system" not in several["decoder"]
