@@ -13,6 +13,7 @@ from fakes import FakeBackbone, random_decoder, shape_image, tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from diffup import Box, DiffUp, Mask, Points, Prototypes, Scribble, Segmentation
 from diffup.annotation import pair_supports
