@@ -12,7 +12,6 @@ def choose() -> None:
 
     One thread is as fast on the small tensors of the tests; more fight with whatever else runs.
     """
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     if os.environ.get("DIFFUP_TEST_MKLDNN") == "0":
         torch.backends.mkldnn.enabled = False
