@@ -168,7 +168,8 @@ def run_with_names(photo: str, folder: str, name: str, encoding: str) -> tuple[l
     with tempfile.TemporaryDirectory() as place, contextlib.redirect_stdout(streams[0]):
         base = Path(place, folder)
         base.mkdir()
-        base.joinpath(f"{photo}.png").write_bytes(image)
+        for name_of_photo in (photo, "ordinary"):  # a name that is not UTF-8 is a failure of that photo alone
+            base.joinpath(f"{name_of_photo}.png").write_bytes(image)
         shot = ["--support", str(base / f"{photo}.png"), "--points", "5,5", "--decoder", "decoder", "--device", "cpu"]
         taught = str(Path(place, f"{photo}.safetensors"))
         labels = str(Path(place, "labels", folder))
