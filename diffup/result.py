@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 from dataclasses import dataclass
@@ -77,6 +78,10 @@ class Segmentation:
                 raise ImageError(f"{name}: contains NaN or infinity.")
         if not 0.0 <= self.quality <= 1.0:
             raise ImageError(f"quality: expected a number in [0, 1], got {self.quality}.")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled: the fields, without the enlarged maps, which can be made again."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     @property
     def size(self) -> tuple[int, int]:

@@ -19,6 +19,7 @@ from diffup.inference import Query
 from diffup.inputs.images import ImageLike, describe
 from diffup.label_map import LabelMap
 from diffup.result import Segmentation
+from diffup.utils.options import whole_number
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def check_stream(queries: Iterable[ImageLike], batch_size: int, workers: int, on
         ConfigError: a number is below 1, `on_error` is unknown, or `queries` is a single image.
     """
     for name, value in (("batch_size", batch_size), ("workers", workers)):
-        if value < 1:
+        if whole_number(name, value) < 1:
             raise ConfigError(f"{name}={value}: it must be 1 or more")
     if on_error not in ("record", "raise"):
         raise ConfigError(f"on_error={on_error!r}: choose 'record' or 'raise'")

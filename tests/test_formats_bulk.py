@@ -365,3 +365,20 @@ def test_names_survive_the_files_that_are_written(tmp_path: Path, name: str) -> 
         assert read_coco(tmp_path / "c.json", tmp_path, category).support == [tmp_path / file]
     save_mask(tmp_path / "masks" / file, SQUARE)
     assert read_mask_folder(tmp_path, tmp_path / "masks").support == [tmp_path / file]
+
+
+def test_numbers_that_no_float_holds_are_faulty_records(tmp_path: Path) -> None:
+    Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "0.png")
+    huge = 10**400
+    sample = {
+        "filepath": tmp_path / "0.png",
+        "ground_truth": {"detections": [{"label": "x", "bounding_box": [huge, 0, 1, 1]}]},
+    }
+    with pytest.raises(FormatError, match="bounding_box"):
+        read_fiftyone(sample, "x")
+    row = {"image": str(tmp_path / "0.png"), "objects": {"bbox": [[huge, 1, 2, 3]], "category": [1]}}
+    with pytest.raises(FormatError, match="bbox"):
+        read_huggingface(row, 1)
+    shape = {"shape_type": "polygon", "points": [[huge, 1], [5, 5], [5, 1]]}
+    with pytest.raises(FormatError, match="points"):
+        read_labelme(labelme(tmp_path, shape, imagePath="0.png"), "x")

@@ -285,10 +285,22 @@ def test_other_settings_are_refused(
     assert contents(whole) == before
 
 
-def test_a_damaged_record_is_said_so(model: DiffUp, classes: list[Prototypes], photos: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{]",
+        '{"image": "a.png", "photo": [1, 2], "files": {}, "name": "a"}',
+        '{"image": "a.png", "photo": [1, 2, 3]}',
+        '{"image": "a.png", "photo": 3, "files": {}}',
+        '{"image": ["a"], "photo": null}',
+    ],
+)
+def test_a_damaged_record_is_said_so(
+    model: DiffUp, classes: list[Prototypes], photos: Path, tmp_path: Path, line: str
+) -> None:
     label_folder(model, photos, classes, tmp_path)
     lines = (tmp_path / RECORD).read_bytes().splitlines(keepends=True)
-    (tmp_path / RECORD).write_bytes(b"".join([lines[0], b"{]\n", *lines[2:]]))
+    (tmp_path / RECORD).write_bytes(b"".join([lines[0], f"{line}\n".encode(), *lines[2:]]))
     with pytest.raises(DataError, match="line 2 is damaged"):
         label_folder(model, photos, classes, tmp_path)
 

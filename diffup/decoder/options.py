@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import TypedDict
 
 import torch
@@ -13,7 +14,8 @@ from diffup.decoder.config import MAX_ENSEMBLE, DecoderConfig
 from diffup.decoder.diffusion import check_steps
 from diffup.errors import ConfigError
 from diffup.priors.condition import SIZES
-from diffup.utils.options import seeded
+from diffup.utils.options import seeded, whole_number
+from diffup.utils.suggestions import did_you_mean
 
 
 class SamplingKeywords(TypedDict, total=False):
@@ -54,21 +56,22 @@ class SamplingOptions:
         Raises:
             ConfigError: a value is out of range or of the wrong type.
         """
-        steps = config.steps if self.steps is None else self.steps
-        ensemble = config.ensemble if self.ensemble is None else self.ensemble
-        for name, value in (("steps", steps), ("ensemble", ensemble)):
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise ConfigError(f"{name}={value!r}: it must be a whole number")
+        steps = whole_number("steps", config.steps if self.steps is None else self.steps)
+        ensemble = whole_number("ensemble", config.ensemble if self.ensemble is None else self.ensemble)
         check_steps(config, steps)
         if not 1 <= ensemble <= MAX_ENSEMBLE:
             raise ConfigError(f"ensemble={ensemble}: it must be 1 to {MAX_ENSEMBLE}")
-        if self.threshold is not None:
-            if isinstance(self.threshold, bool) or not isinstance(self.threshold, float | int):
-                raise ConfigError(f"threshold={self.threshold!r}: it must be a number")
-            if not 0 < self.threshold < 1:
-                raise ConfigError(f"threshold={self.threshold}: it must lie between 0 and 1")
+        threshold = self.threshold
+        if threshold is not None:
+            if isinstance(threshold, bool) or not isinstance(threshold, Real):
+                raise ConfigError(f"threshold={threshold!r}: it must be a number")
+            if not 0 < threshold < 1:
+                raise ConfigError(f"threshold={threshold}: it must lie between 0 and 1")
+            threshold = float(threshold)
+        if not isinstance(self.generator, torch.Generator | None):
+            raise ConfigError(f"generator={self.generator!r}: expected a torch.Generator; for a number give seed=")
         generator = seeded(self.seed) if self.generator is None else self.generator
-        return Sampling(steps, ensemble, self.threshold, config.threshold, generator)
+        return Sampling(steps, ensemble, threshold, config.threshold, generator)
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,14 @@ def sampling_options(options: SamplingOptions | None, keywords: SamplingKeywords
         keywords: fields of `SamplingOptions` by name.
 
     Raises:
+        ConfigError: `options` is something else than `SamplingOptions`.
         TypeError: a keyword is not a field of `SamplingOptions`.
     """
+    if not isinstance(options, SamplingOptions | None):
+        raise ConfigError(f"options={options!r}: expected SamplingOptions(steps=..., ensemble=..., ...)")
+    for name in keywords:
+        if name not in SamplingKeywords.__annotations__:
+            raise TypeError(
+                f"unexpected keyword argument {name!r}{did_you_mean(name, SamplingKeywords.__annotations__)}"
+            )
     return replace(SamplingOptions() if options is None else options, **keywords)

@@ -176,7 +176,7 @@ def _fill(polygon_list: list[Any], size: tuple[int, int], argument: str) -> npt.
     for index, polygon in enumerate(polygon_list):
         try:
             values = np.asarray(polygon, dtype=np.float64)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise FormatError(f"{argument}[{index}]: expected numbers x, y, x, y, ...") from error
         if values.ndim == 2 and values.shape[1] == 2:  # [[x, y], ...]
             values = values.ravel()

@@ -180,7 +180,7 @@ def _vertices(where: str, kind: str, shape: dict[str, Any]) -> npt.NDArray[np.fl
         raise MarksNothing(f"{where}.points: a {kind} has {at_least} or more, got 0")
     try:
         vertices = np.asarray(given, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise FormatError(f"{where}.points: expected [[x, y], ...]") from error
     count = len(vertices)
     if vertices.ndim != 2 or vertices.shape[1] != 2 or not np.isfinite(vertices).all():

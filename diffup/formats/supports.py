@@ -400,7 +400,7 @@ def four_numbers(value: Any, where: str, form: str = "four numbers") -> npt.NDAr
     """
     try:
         numbers = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise FormatError(f"{where}: expected {form}, got {describe(value)}") from error
     if numbers.shape != (4,):
         raise FormatError(f"{where}: expected {form}, got {describe(value)}")

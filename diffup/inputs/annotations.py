@@ -233,7 +233,7 @@ def rasterise(annotation: Annotation, size: tuple[int, int], argument: str = "an
     A mask's background is the rest of the image. A box weights every pixel that it touches, most in its middle, since
     objects rarely reach into the corners; everything outside the boxes is background, and boxes that leave nothing
     outside say as little as `None`. Scribbles and points say nothing about the other pixels. `None` marks the whole
-    image and no background; `diffup.priors.level.place` then marks the class by saliency.
+    image and no background; `diffup.priors.level.annotation_at_level` then marks the class by saliency.
 
     Args:
         annotation: annotation object, or `None`.

@@ -236,5 +236,12 @@ def facts_of(entry: Mapping[str, Any]) -> PhotoFacts | None:
 
     Args:
         entry: entry of an image in the record.
+
+    Raises:
+        KeyError, TypeError: the entry is damaged.
     """
-    return PhotoFacts(*entry["photo"]) if entry.get("photo") else None
+    if not entry.get("photo"):
+        return None
+    if not isinstance(entry["files"], Mapping):
+        raise TypeError(f"files: expected an object, got {entry['files']!r}")
+    return PhotoFacts(*entry["photo"])

@@ -344,11 +344,15 @@ def _open_record(
         if not begun:
             compare_settings(journal.path, entry.get("settings", {}), settings)
             begun = True
-        elif "image" not in entry:
+        elif not isinstance(entry.get("image"), str):
             raise journal.damaged(number, KeyError("image"))
         elif "gone" in entry:
             known.pop(entry["image"], None)
         else:
+            try:
+                facts_of(entry)
+            except (TypeError, KeyError) as error:
+                raise journal.damaged(number, error) from error
             known[entry["image"]] = {key: entry[key] for key in ("error", "photo", "name", "files") if key in entry}
     if not begun:
         _refuse_strangers(output, images, plan)

@@ -146,12 +146,16 @@ def resolve_names(text: str | Sequence[str]) -> tuple[str, ...]:
     Raises:
         AnnotationError: there is no name, or one is not a string or is blank.
     """
+    if not isinstance(text, Sequence):
+        raise AnnotationError(f"text: expected the name of a class, such as 'a red bus', or several, got {text!r}")
     names = (text,) if isinstance(text, str) else tuple(text)
     if not names:
         raise AnnotationError("text: the list is empty; give the name of the class, such as 'a red bus'")
     for name in names:
         if not isinstance(name, str) or not name.strip():
             raise AnnotationError(f"text: expected the name of a class, such as 'a red bus', got {name!r}")
+        if any("\ud800" <= letter <= "\udfff" for letter in name):
+            raise AnnotationError(f"text: {name!r} holds half a character (a lone surrogate); write the name anew")
     return tuple(name.strip() for name in names)
 
 

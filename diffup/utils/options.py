@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from numbers import Integral
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -23,6 +24,21 @@ MAX_SEED = 2**32 - 1
 """Largest seed for training and for streams of episodes; numpy's legacy generator takes no larger one."""
 
 
+def whole_number(name: str, value: object) -> int:
+    """Check that an option is a whole number; numpy's are too.
+
+    Args:
+        name: name of the option in error messages.
+        value: value of the option.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise ConfigError(f"{name}={value!r}: it must be a whole number")
+    return int(value)
+
+
 def seeded(seed: int) -> torch.Generator:
     """Make a generator on the CPU from a seed.
 
@@ -32,9 +48,9 @@ def seeded(seed: int) -> torch.Generator:
     Raises:
         ConfigError: the seed is not such a number.
     """
-    if isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not -(2**63) <= seed < 2**63:
         raise ConfigError(f"seed={seed!r}: it must be a whole number of 64 bits")
-    return torch.Generator().manual_seed(seed)
+    return torch.Generator().manual_seed(int(seed))
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:

@@ -1,0 +1,59 @@
+"""How masks are sampled: one object, keyword arguments, numbers of other libraries, and what is refused."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fakes import tiny_config, tiny_model
+from scene import MASK, QUERY, SUPPORT
+
+from diffup.decoder.options import SamplingOptions, sampling_options
+from diffup.errors import ConfigError
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    options = SamplingOptions(steps=np.int64(2), ensemble=np.uint8(3), threshold=np.float32(0.5), seed=np.int32(7))
+    found = options.resolve(tiny_config())
+    assert (found.steps, found.ensemble, found.threshold()) == (2, 3, 0.5)
+    plain = SamplingOptions(steps=2, ensemble=3, threshold=0.5, seed=7).resolve(tiny_config())
+    assert torch.equal(found.noise, plain.noise)
+
+
+def test_keyword_arguments_count_more_than_the_object() -> None:
+    found = sampling_options(SamplingOptions(steps=3, seed=1), {"steps": 2})
+    assert found == SamplingOptions(steps=2, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "refused"),
+    [
+        ({"steps": 2.0}, "steps=2.0: it must be a whole number"),
+        ({"ensemble": True}, "ensemble=True: it must be a whole number"),
+        ({"threshold": "0.5"}, "threshold='0.5': it must be a number"),
+        ({"threshold": 1}, "threshold=1: it must lie between 0 and 1"),
+        ({"seed": 0.5}, "seed=0.5"),
+        ({"generator": np.random.default_rng(0)}, "expected a torch.Generator"),
+    ],
+)
+def test_what_is_no_option_is_refused(options: dict[str, Any], refused: str) -> None:
+    with pytest.raises(ConfigError, match=refused):
+        SamplingOptions(**options).resolve(tiny_config())
+
+
+def test_names_and_objects_of_another_kind_are_refused() -> None:
+    with pytest.raises(TypeError, match="'step'; did you mean 'steps'"):
+        tiny_model().segment(QUERY, SUPPORT, MASK, step=1)  # type: ignore[call-overload]
+    with pytest.raises(ConfigError, match="expected SamplingOptions"):
+        tiny_model().segment(QUERY, SUPPORT, MASK, options={"steps": 1})  # type: ignore[call-overload]
+
+
+def test_a_pickled_result_leaves_the_enlarged_maps_behind() -> None:
+    result = tiny_model().segment(QUERY, SUPPORT, MASK)
+    before = len(pickle.dumps(result))
+    mask = result.mask
+    assert len(pickle.dumps(result)) == before
+    assert np.array_equal(pickle.loads(pickle.dumps(result)).mask, mask)
