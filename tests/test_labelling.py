@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import sys
 import traceback
@@ -303,6 +304,22 @@ def test_a_damaged_record_is_said_so(
     (tmp_path / RECORD).write_bytes(b"".join([lines[0], f"{line}\n".encode(), *lines[2:]]))
     with pytest.raises(DataError, match="line 2 is damaged"):
         label_folder(model, photos, classes, tmp_path)
+
+
+def test_a_resumed_run_replaces_no_file_of_other_origin(
+    model: DiffUp, classes: list[Prototypes], photos: Path, tmp_path: Path
+) -> None:
+    folder, out, plan = tmp_path / "folder", tmp_path / "out", LabelPlan(formats=("png",))
+    shutil.copytree(photos, folder)
+    label_folder(model, folder, classes, out, plan)
+    image = sorted(folder.rglob("*.png"))[0]
+    shutil.copyfile(image, folder / "new.png")
+    (out / "labels" / "new.png").write_bytes(b"mine")
+    report = label_folder(model, folder, classes, out, plan)
+    assert "new.png was not written by this run" in report.failed["new.png"]
+    assert (out / "labels" / "new.png").read_bytes() == b"mine"
+    (out / "labels" / "new.png").unlink()
+    assert label_folder(model, folder, classes, out, plan).labelled == 1
 
 
 # --- what is in the folder now --------------------------------------------------------------------------------------

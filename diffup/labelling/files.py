@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffup.errors import FormatError
+from diffup.errors import DataError, FormatError
 from diffup.formats.yolo import yolo_lines
 from diffup.label_map import LabelMap
-from diffup.utils.files import replacing, write_text
+from diffup.utils.files import replacing
 
 PLACES = {"png": ("labels", ".png"), "overlay": ("overlays", ".jpg"), "yolo": ("yolo/labels", ".txt")}
 """Folder and file ending of each format that writes one file per image."""
@@ -89,7 +89,9 @@ def file_of(output: Path, written: str, name: str) -> Path:
 
 
 def write_files(name: str, result: LabelMap, output: Path, formats: Iterable[str]) -> dict[str, str]:
-    """Write the files of one image. A partial file is never left.
+    """Write the files of one image. A partial file is never left, and a file of other content is never replaced.
+
+    What a killed run wrote before it was recorded has the same content, and may stay.
 
     Args:
         name: base name of the image's files, from `names_of`.
@@ -99,21 +101,30 @@ def write_files(name: str, result: LabelMap, output: Path, formats: Iterable[str
 
     Returns:
         The hash of each file's content, by the file's path relative to `output`.
+
+    Raises:
+        DataError: a file of other content has the name of one of them.
+        StorageError: a file cannot be written.
     """
     made = {}
     for written in formats:
         if written not in PLACES:
             continue
         path = file_of(output, written, name)
-        if written == "png":
-            result.save(path)
-        elif written == "overlay":
-            with replacing(path) as unfinished:
+        with replacing(path) as unfinished:
+            if written == "png":
+                unfinished.write_bytes(result.to_png())
+            elif written == "overlay":
                 result.overlay().save(unfinished, format="JPEG", quality=90)
-        else:
-            lines = yolo_lines(result.labels, range(len(result.names)))
-            write_text(path, "".join(f"{line}\n" for line in lines))
-        made[path.relative_to(output).as_posix()] = digest_of(path)
+            else:
+                lines = yolo_lines(result.labels, range(len(result.names)))
+                unfinished.write_bytes("".join(f"{line}\n" for line in lines).encode())
+            digest = digest_of(unfinished)
+            if path.exists() and digest_of(path) != digest:
+                raise DataError(
+                    f"{path} was not written by this run and would be replaced; move it away, and run it again"
+                )
+        made[path.relative_to(output).as_posix()] = digest
     return made
 
 

@@ -407,6 +407,8 @@ def _label(
         raise TypeError(f"a list of prototypes gives label maps, not {type(result).__name__}")
     try:
         files = write_files(name, result, output, plan.formats)
+    except DataError as error:
+        return {"image": image, "error": str(error)}
     except StorageError as error:
         if getattr(error.__cause__, "errno", None) not in _OF_A_NAME:
             raise
