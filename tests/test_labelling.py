@@ -23,6 +23,8 @@ from diffup.errors import ConfigError, DataError, MissingPackageError
 from diffup.journal import Journal
 from diffup.labelling import FORMATS, RECORD, LabelPlan, find_images, label_folder, quality_table
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 EVERYTHING = LabelPlan(formats=FORMATS)
 NAMES = ("red square", "disc: green")
 
