@@ -46,6 +46,15 @@ def _kernels() -> None:
     kernels.choose()
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """For modules that fork: OpenMP's threads do not survive it, and a child with two waits for them forever."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     """What a test draws without a seed of its own is the same whichever tests ran before."""

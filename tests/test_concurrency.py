@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import kernels
@@ -13,6 +12,8 @@ import torch
 from fakes import FakeFrozen, shape_image, tiny_model
 
 from diffup import Box, DiffUp, Segmentation
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 QUERIES = range(16)
 
@@ -36,15 +37,6 @@ def segment(model: DiffUp, seed: int) -> Segmentation:
 def in_a_process(seed: int) -> np.ndarray:
     torch.set_num_threads(1)
     return segment(build(), seed).probability
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """All that is compared here sums in one order; and OpenMP's threads do not survive a fork."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

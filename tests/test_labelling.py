@@ -31,6 +31,8 @@ from diffup.errors import ConfigError, DataError, MissingPackageError, StorageEr
 from diffup.labelling.folder import FORMATS, RECORD, LabelPlan, find_images, label_folder, quality_table
 from diffup.utils.journal import Journal
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 EVERYTHING = LabelPlan(formats=FORMATS)
 NAMES = ("red square", "disc: green")
 

@@ -97,6 +97,7 @@ TRAINED = replace(  # a small decoder and few steps; how it is optimised is left
     weight_decay=USUAL.weight_decay,
     gradient_norm=USUAL.gradient_norm,
 )
+SETTINGS: dict[str, Any] = {"checkpoint_every": 1, "tensorboard": False, "progress": False}
 ADAM_EPS = 1e-8
 """PyTorch's, which the trainer leaves as it is."""
 
@@ -148,16 +149,18 @@ def in_double(data: str, cache: str, out: str) -> None:
 
 
 def in_single(data: str, cache: str, out: str) -> None:
-    """Runs of each system: one at once, one that stops and is gone on with when this is called again."""
-    settings: dict[str, Any] = {"cache": cache, "checkpoint_every": 1, "tensorboard": False, "progress": False}
+    """Runs of each system in float32: one that stops, one at once, and steps that every process leaves."""
     for system in SYSTEMS:
         stopped, at_once = (Path(out) / f"{system} {name}" for name in ("stopped", "at once"))
-        if stopped.exists():
-            train(data, stopped, config_of(system), [encoder()], **settings)
-            continue
-        train(data, stopped, config_of(system), [encoder()], stop_after=2, **settings)
-        train(data, at_once, config_of(system), [encoder()], **settings)
+        train(data, stopped, config_of(system), [encoder()], stop_after=2, cache=cache, **SETTINGS)
+        train(data, at_once, config_of(system), [encoder()], cache=cache, **SETTINGS)
         steps_of(system, shared_banks(data, cache), Path(out) / "processes", steps=3)
+
+
+def resumed(data: str, cache: str, out: str) -> None:
+    """The runs that stopped are gone on with."""
+    for system in SYSTEMS:
+        train(data, Path(out) / f"{system} stopped", config_of(system), [encoder()], cache=cache, **SETTINGS)
 
 
 ONE_OF_TWO = """
@@ -177,7 +180,7 @@ def start(count: int, name: str, *arguments: Path) -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     usual = os.environ | {"PYTHONPATH": f"{here.parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
-    usual |= {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    usual |= {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", ONE_OF_TWO, str(here), name, *map(str, arguments)]
     started = [
         subprocess.Popen(
@@ -253,14 +256,13 @@ def test_two_processes_train_and_resume(tmp_path: Path) -> None:
     """
     pytest.importorskip("accelerate")
     data, cache, out = make_folder(tmp_path / "data"), tmp_path / "cache", tmp_path / "out"
-    for _ in range(2):
-        start(2, "in_single", data, cache, out)
+    for part in ("in_single", "resumed"):
+        start(2, part, data, cache, out)
     for system in SYSTEMS:
         stopped, at_once, alone = (out / f"{system} {name}" for name in ("stopped", "at once", "alone"))
         assert_identical(state(stopped), state(at_once))
         assert_identical(*(load_file(out / "processes" / f"{system} {rank}") for rank in range(2)))
-        settings = {"cache": cache, "checkpoint_every": 1, "tensorboard": False, "progress": False}
-        train(data, alone, config_of(system), [encoder()], stop_after=1, **settings)
+        train(data, alone, config_of(system), [encoder()], stop_after=1, cache=cache, **SETTINGS)
         lines = {
             path: [json.loads(line) for line in (path / LOG).read_text().splitlines()] for path in (at_once, alone)
         }
