@@ -332,7 +332,7 @@ def test_what_an_action_made_is_seen(page: Any, cat: Path, width: int, height: i
     page.get_by_label("whole image").check()
     page.click("#add")
     page.wait_for_function("document.querySelectorAll('#examples .thumbnail-item').length == 2")
-    wait_until_seen(page, "#shots")
+    wait_until_seen(page, "#examples")
 
 
 def test_a_photo_that_cannot_be_read_is_not_passed_over(page: Any, tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def _teach_column(gr: Any, reader: str | None) -> dict[str, Any]:
     gr.Markdown(_NO_WORDS, visible=reader is None, elem_id="no-words")
     part["chosen"] = gr.State(None)
     part["gallery"] = gr.Gallery(
-        label="Examples", columns=4, height=170, object_fit="contain", elem_id="shots", buttons=[], visible=False
+        label="Examples", columns=4, height=170, object_fit="contain", elem_id="examples", buttons=[], visible=False
     )
     with gr.Row(visible=False) as part["tools"]:
         part["remove"] = gr.Button("Remove (the one selected, or the last)", size="sm", elem_id="remove")
@@ -206,7 +206,7 @@ def _wire(
         [*taught, teach["word"]],
     )
     for event in (added, named):
-        events.reveal(event, "#shots", "nearest")
+        events.reveal(event, "#examples", "nearest")
     on(
         teach["remove"].click,
         lambda session, index: gallery(work.remove_example(session, index)),
