@@ -60,7 +60,7 @@ def test_every_name_meets_every_template() -> None:
     assert found == ["a cat.", "cat", "a kitten.", "a kitten"]
 
 
-@pytest.mark.parametrize("given", ["nonsense", [], ["{} and {}"], ["a photo"], [3], "\ud800", 5])
+@pytest.mark.parametrize("given", ["nonsense", [], ["{} and {}"], ["a photo"], [3]])
 def test_bad_templates(given: object) -> None:
     with pytest.raises(ConfigError, match="templates"):
         templates.resolve_templates(given)  # type: ignore[arg-type]
@@ -199,7 +199,7 @@ def test_split_annotation(given: str, wanted: tuple[str | None, bool]) -> None:
     assert split_annotation(given) == wanted
 
 
-@pytest.mark.parametrize("given", ["words", "mask+", "mask+words", "text+text", "+text", "\ud800", 5])
+@pytest.mark.parametrize("given", ["words", "mask+", "mask+words", "text+text", "+text"])
 def test_split_annotation_refuses(given: str) -> None:
     with pytest.raises(ConfigError, match="annotation="):
         split_annotation(given)
