@@ -40,9 +40,7 @@ def image_suffixes() -> frozenset[str]:
 
     They are those that Pillow knows, with the plugins that are registered at the time of the call.
     """
-    Image.init()
-    readable = {*Image.OPEN, "MPO"} - set(_NOT_DECODED)  # Pillow opens MPO, photos of two lenses, as JPEG
-    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in readable)
+    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if _is_read(name))
 
 
 def is_image_name(name: str | os.PathLike[str]) -> bool:
@@ -51,7 +49,12 @@ def is_image_name(name: str | os.PathLike[str]) -> bool:
     Args:
         name: file name or path.
     """
-    return Path(name).suffix.lower() in image_suffixes()
+    return _is_read(Image.registered_extensions().get(Path(name).suffix.lower()))
+
+
+def _is_read(file_format: str | None) -> bool:
+    """Whether `read_image` reads a format; Pillow opens MPO, photos of two lenses, as JPEG."""
+    return (file_format in Image.OPEN or file_format == "MPO") and file_format not in _NOT_DECODED
 
 
 def read_image(

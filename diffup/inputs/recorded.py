@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from diffup.errors import DiffUpError, FormatError
-from diffup.inputs.images import describe, image_suffixes
+from diffup.inputs.images import describe, is_image_name
 
 _MARKS = {  # UTF-32 before UTF-16, whose mark it starts with
     codecs.BOM_UTF8: "utf-8-sig",
@@ -74,7 +74,7 @@ def read_json(path: str | os.PathLike[str], error: type[DiffUpError] = FormatErr
 def without_ending(name: str) -> str:
     """A name without the suffix of an image file; another suffix, such as that of `img.2024`, stays."""
     suffix = PurePosixPath(name).suffix
-    return name.removesuffix(suffix) if suffix.lower() in image_suffixes() else name
+    return name.removesuffix(suffix) if is_image_name(name) else name
 
 
 def composed(name: str) -> str:
