@@ -22,6 +22,7 @@ from diffup.decoder.options import Sampling
 from diffup.decoder.sampling import Ensemble, sample_batches, sample_ensemble
 from diffup.inputs.images import ImageLike, read_image, resize_image, to_bytes
 from diffup.priors import build_condition
+from diffup.priors.affinity import self_affinities
 from diffup.priors.condition import EDGE_SIDE, Condition, SupportFeatures
 from diffup.priors.level import pool_to_grid
 from diffup.priors.support import change_support
@@ -102,7 +103,7 @@ def text_prior_maps(
         config: config of the decoder.
 
     Returns:
-        (B, V, h, w) in [0, 1].
+        (B, V, h, w) in [-2, 2].
     """
     similar = text_similarity(dense, embeddings.to(dense.device), text_space.vocabulary_mean())
     members = members_of(backbone)
@@ -116,6 +117,7 @@ def condition(
     backbone: Backbone,
     config: DecoderConfig,
     text: Tensor | None = None,
+    affinity: tuple[Tensor, ...] | None = None,
 ) -> Condition:
     """Build the decoder's condition for encoded queries.
 
@@ -125,10 +127,11 @@ def condition(
         small: (B, 3, 128, 128) in [0, 1], the query images.
         backbone: the encoder that computed the features of queries and supports.
         config: config of the decoder.
-        text: (B, V, h, w) in [0, 1], prior maps of the text prompts from `text_prior_maps`; None without text.
+        text: (B, V, h, w), prior maps of the text prompts from `text_prior_maps`; None without text.
+        affinity: self-affinities of the queries, shared by all classes; None computes them if the decoder needs them.
     """
     low_level = bool(config.low_level_channels)
-    return build_condition(levels, support, small, config.priors, low_level, text, members_of(backbone))
+    return build_condition(levels, support, small, config.priors, low_level, text, members_of(backbone), affinity)
 
 
 def query_condition(
@@ -184,6 +187,7 @@ def decode(
     small = torch.stack([query.small for query in queries]).to(device)
     for_text = [query.for_text for query in queries if query.for_text is not None]
     dense = dense_features(text_space, for_text) if text_space is not None and for_text else None
+    affinity = self_affinities(levels, members_of(backbone)) if config.priors.self_affinity else ()
 
     def condition_of(prototypes: Prototypes) -> Condition:
         support, text = prototypes.features, None
@@ -191,7 +195,7 @@ def decode(
             support = change_support(support, lambda t: t.to(device).expand(len(queries), *t.shape[1:]))
         if prototypes.text_prompt is not None and text_space is not None and dense is not None:
             text = text_prior_maps(levels, dense, prototypes.text_prompt.embeddings, backbone, text_space, config)
-        return condition(levels, support, small, backbone, config, text)
+        return condition(levels, support, small, backbone, config, text, affinity)
 
     found: list[list[Segmentation]] = [[] for _ in queries]
     for group in decoder_batches(len(queries), len(classes), device):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = """examples:
   diffup train data/coco_mini -o runs/trial --quick
-  diffup train data/coco_mini -o runs/all
+  diffup train data/coco_mini data/voc -o runs/all
   diffup train data/coco_mini -o runs/fold0 --fold 0 --backbone bundled:efficientnet_lite0 --backbone timm:resnet50
   diffup train data/coco_mini -o runs/mine --config train.json --cache runs/cache --device cuda
   diffup train VOC2012 --dataset pascal5i --fold 3 -o runs/voc3 --config configs/paper.json configs/table6/no_edges.json
@@ -32,7 +32,9 @@ DATASETS = ("folder", "pascal5i", "coco20i")
 def add(commands: Any) -> None:
     """Add the command's parser."""
     parser = add_command(commands, "train", run, "train a decoder", EXAMPLES)
-    parser.add_argument("data", metavar="DATA", type=Path, help="folder of the data set")
+    parser.add_argument(
+        "data", metavar="DATA", type=Path, nargs="+", help="folder of a data set; several are joined by class names"
+    )
     parser.add_argument("-o", "--output", metavar="RUN", type=Path, required=True, help="folder of the run")
     parser.add_argument(
         "--dataset", default="folder", choices=DATASETS, help="kind of the data set; default: a labelled folder"
@@ -63,6 +65,11 @@ def add(commands: Any) -> None:
         metavar="NAME[=CHECKPOINT][@PIXELS]",
         help="training encoder, with a local file of weights and a side of input images; repeatable",
     )
+    parser.add_argument(
+        "--text-backbone",
+        metavar="NAME",
+        help="text space of episodes with named classes; default: no such episodes",
+    )
     parser.add_argument("--input-size", metavar="PIXELS", type=int, help="side of the encoders' input images")
     parser.add_argument("--steps", type=int, metavar="N", help="number of training steps; may be raised later")
     parser.add_argument("--quick", action="store_true", help="a trial run of minutes: 300 steps, 50 images, few views")
@@ -88,13 +95,16 @@ def run(args: argparse.Namespace) -> None:
     """Train a decoder, or resume an interrupted run."""
     from diffup.backbones import load_backbone
     from diffup.backbones.named import backbone_options, distinct_backbones, split_backbone
+    from diffup.data.joined import join_data
     from diffup.data.open import open_dataset
+    from diffup.text.load import load_text_space
     from diffup.training.processes import is_main
     from diffup.training.trainer import train
     from diffup.utils.options import resolve_device
 
     output_folder(args.output)
-    existing_folder(args.data, "DATA", "give the folder of the data set")
+    for folder in args.data:
+        existing_folder(folder, "DATA", "give the folder of a data set")
     for path in args.config:
         existing_file(path, "--config", "give a JSON file of settings")
     device = resolve_device(args.device)
@@ -102,12 +112,13 @@ def run(args: argparse.Namespace) -> None:
     config = _train_config(args, tuple(options))
     shared = backbone_options(None, args.input_size)
     backbones = [load_backbone(name, **shared | options.get(name, {})) for name in config.backbones]
-    data = open_dataset(args.dataset, args.data, masks=args.masks, year=args.year)
+    parts = [open_dataset(args.dataset, folder, masks=args.masks, year=args.year) for folder in args.data]
     decoder = train(
-        cast("TrainingData", data),  # all of `DATASETS` are training data
+        join_data(cast("list[TrainingData]", parts)),  # all of `DATASETS` are training data
         args.output,
         config,
         backbones,
+        text_space=load_text_space(config.text_backbone) if config.text_backbone else None,
         backgrounds=args.backgrounds,
         cache=args.cache,
         in_memory=args.in_memory,
@@ -129,6 +140,8 @@ def _train_config(args: argparse.Namespace, backbones: tuple[str, ...]) -> Train
     config = config.quick() if args.quick else config
     names = ("folds", "steps", "batch_size", "seed")
     given: dict[str, Any] = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    if args.text_backbone is not None:
+        given["text_backbone"] = args.text_backbone
     if backbones:
         given["backbones"] = backbones
     return replace(config, **given)

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from diffup.decoder.config import DecoderConfig
-from diffup.decoder.quality import ErrorBranch, IoURegressor
+from diffup.decoder.quality import ErrorBranch, IoURegressor, PresenceHead
 from diffup.priors.condition import Condition
+
+PRESENCE_LEVEL = 2
+"""Level of the condition that tells whether the class is there: 16 x 16 positions."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +43,18 @@ class Decoder(nn.Module, ABC):
 
     error_branch: ErrorBranch
     iou_regressor: IoURegressor
+    presence_head: PresenceHead
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.config = config
+
+    def add_quality_branch(self) -> None:
+        """Add the modules of `judge` and `presence`."""
+        hidden = self.config.quality_hidden
+        self.error_branch = ErrorBranch(hidden)
+        self.iou_regressor = IoURegressor(hidden)
+        self.presence_head = PresenceHead(self.config.priors.condition_channels, hidden)
 
     @abstractmethod
     def forward(self, x: Tensor, time: Tensor, condition: Condition) -> Denoised:
@@ -55,16 +66,29 @@ class Decoder(nn.Module, ABC):
             condition: condition of B queries.
         """
 
-    def judge(self, mask: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Predict where a mask is wrong, and its IoU (DQM, eqs. 18-20).
+    def judge(self, mask: Tensor, image: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
+        """Predict where a mask is wrong, and its IoU if the class is there (DQM, eqs. 18-20).
 
         Args:
             mask: (B, 1, 64, 64), noisy or final mask.
             image: (B, 3, 64, 64) in [-1, 1], query images.
+            prior: (B, 1, 64, 64) in [-1, 1], mean priors.
 
         Returns:
             Predicted error map (B, 1, 64, 64) and IoU (B,) in [0, 1].
         """
-        error = self.error_branch(mask, image)
+        error = self.error_branch(mask, image, prior)
         # Each branch learns from its own loss alone.
-        return error, self.iou_regressor(mask, image, error.detach())
+        return error, self.iou_regressor(mask, image, error.detach(), prior)
+
+    def presence(self, condition: Condition) -> Tensor:
+        """Predict whether the queries show the class.
+
+        Args:
+            condition: condition of B queries.
+
+        Returns:
+            (B,), logits, not calibrated.
+        """
+        logit: Tensor = self.presence_head(condition.levels[PRESENCE_LEVEL])
+        return logit

@@ -56,6 +56,10 @@ class DecoderConfig:
         loss: `mse` on the prediction, or `bce_dice`, binary cross-entropy plus Dice on the x0 estimate.
         error_weight: weight of the error map's loss (eq. 21).
         iou_weight: weight of the IoU's loss (eq. 21).
+        presence_weight: weight of the loss of the presence, binary cross-entropy.
+        presence_calibration: factor and offset of the presence's logit, fitted on queries that were not trained on.
+        quality_calibration: factors of the logits of the mask's expected IoU and of the predicted IoU, and offset; the
+            sum is the logit of the quality (`diffup.decoder.quality.calibrated_quality`). Fitted in the same way.
         steps: default number of DDIM steps.
         ensemble: default number of samples that are averaged.
         threshold: default probability above which a pixel is marked, in (0, 1); chosen on training classes.
@@ -83,11 +87,14 @@ class DecoderConfig:
     beta_start: float = 1e-4
     beta_end: float = 2e-2
     shift: Shift = "quadratic"
-    signal_scale: float = 0.2
+    signal_scale: float = 0.5
     prediction: Prediction = "x0"
     loss: Loss = "bce_dice"
     error_weight: float = 0.1
     iou_weight: float = 0.1
+    presence_weight: float = 0.1
+    presence_calibration: tuple[float, float] = (1.0, 0.0)
+    quality_calibration: tuple[float, float, float] = (1.0, 0.0, 0.0)
     steps: int = 1
     ensemble: int = 2
     threshold: float = 0.3
@@ -109,7 +116,7 @@ class DecoderConfig:
         for name in ("condition_hidden", "quality_hidden", "timesteps", "steps", "ensemble"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}: it must be 1 or more")
-        for name in ("error_weight", "iou_weight"):
+        for name in ("error_weight", "iou_weight", "presence_weight"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{name}={getattr(self, name)}: it must be 0 or more and finite")
         if self.quality_hidden % 8:
@@ -182,6 +189,8 @@ class DecoderConfig:
         priors = PriorConfig(
             kinds=("prototype",),
             centre=False,
+            absolute=False,
+            self_affinity=False,
             affinity_power=1.0,
             layout="own",
             saliency=False,
@@ -201,9 +210,13 @@ class DecoderConfig:
         """Whether weights trained with another config can be used with this one.
 
         Args:
-            other: config that may differ in `steps`, `ensemble`, `threshold`, `backbone` and the weights of the losses.
+            other: config that may differ in `steps`, `ensemble`, `threshold`, `backbone`, the weights of the losses and
+                the calibrations.
         """
-        choices = ("steps", "ensemble", "threshold", "backbone", "error_weight", "iou_weight")
+        choices = (
+            *("steps", "ensemble", "threshold", "backbone", "error_weight", "iou_weight", "presence_weight"),
+            *("presence_calibration", "quality_calibration"),
+        )
         return dataclasses.replace(other, **{name: getattr(self, name) for name in choices}) == self
 
     def to_json(self) -> str:

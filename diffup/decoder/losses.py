@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffup.decoder.base import Denoised
 from diffup.decoder.config import DecoderConfig
 from diffup.decoder.quality import mask_iou
 
@@ -18,10 +19,11 @@ class Losses:
     """The terms of eq. 21.
 
     Args:
-        total: scalar, `diffusion + error_weight * error + iou_weight * iou`, plus a GAN's weighted adversarial loss.
+        total: scalar, `diffusion` plus the weighted other terms.
         diffusion: scalar, loss of the prediction, or of the predicted mask for systems without diffusion.
         error: scalar, MSE of the predicted error map.
-        iou: scalar, MSE of the predicted IoU.
+        iou: scalar, MSE of the predicted IoU over the queries that show the class.
+        presence: scalar, binary cross-entropy of the presence.
         adversarial: scalar, adversarial loss of a GAN's generator; None for other systems.
     """
 
@@ -29,42 +31,45 @@ class Losses:
     diffusion: Tensor
     error: Tensor
     iou: Tensor
+    presence: Tensor
     adversarial: Tensor | None = None
 
 
+Judged: TypeAlias = tuple[Tensor, Tensor, Tensor]
+"""Masks (B, 1, s, s), and their error maps (B, 1, s, s) and IoU (B,) as the quality branch predicts them."""
+
+
 def decoder_loss(
-    denoised: Denoised, x: Tensor, mask: Tensor, target: Tensor, valid: Tensor, config: DecoderConfig
+    output: Tensor,
+    judged: Sequence[Judged],
+    presence: Tensor,
+    mask: Tensor,
+    target: Tensor,
+    valid: Tensor,
+    config: DecoderConfig,
 ) -> Losses:
-    """Loss of a batch of a diffusion (eq. 21).
+    """Loss of a batch (eq. 21).
 
     Args:
-        denoised: predictions of the network.
-        x: (B, 1, s, s), input of the network (x_t at unit variance).
-        mask: (B, 1, s, s) in [-1, 1], true mask x0.
+        output: (B, 1, s, s), prediction of the network.
+        judged: masks that the quality branch saw, each with its predictions; their losses are averaged.
+        presence: (B,), logits of the presence.
+        mask: (B, 1, s, s) in [-1, 1], true mask x0; -1 everywhere in a query without the class.
         target: (B, 1, s, s), target of the prediction (`Diffusion.target`).
         valid: (B, 1, s, s) in [0, 1], weight of each pixel; 0 where the ground truth is ignored.
         config: the decoder's config.
     """
-    diffusion = _prediction_loss(denoised.output, mask, target, valid, config)
-    return _weighted(diffusion, *quality_losses(denoised.error, denoised.iou, x, mask, valid), config)
-
-
-def answer_loss(
-    output: Tensor, judged: list[tuple[Tensor, Tensor, Tensor]], mask: Tensor, valid: Tensor, config: DecoderConfig
-) -> Losses:
-    """Loss of a batch of a system without diffusion (`one_step`, `gan`).
-
-    Args:
-        output: (B, 1, s, s), prediction of x0.
-        judged: masks (B, 1, s, s), each with its error map (B, 1, s, s) and IoU (B,) as the quality branch predicts
-            them; the losses of the quality branch are averaged over these masks.
-        mask: (B, 1, s, s) in [-1, 1], true mask x0.
-        valid: (B, 1, s, s) in [0, 1], weight of each pixel.
-        config: the decoder's config.
-    """
+    prediction = _prediction_loss(output, mask, target, valid, config)
     parts = [quality_losses(error, iou, x, mask, valid) for x, error, iou in judged]
     error, iou = (torch.stack(part).mean() for part in zip(*parts, strict=True))
-    return _weighted(_prediction_loss(output, mask, mask, valid, config), error, iou, config)
+    shown = F.binary_cross_entropy_with_logits(presence.float(), present(mask).float())
+    weighted = config.error_weight * error + config.iou_weight * iou + config.presence_weight * shown
+    return Losses(prediction + weighted, prediction, error, iou, shown)
+
+
+def present(mask: Tensor) -> Tensor:
+    """Which true masks (B, 1, s, s) in [-1, 1] show the class at all, (B,) bool."""
+    return (mask > -1).flatten(1).any(dim=1)
 
 
 def quality_losses(error: Tensor, iou: Tensor, x: Tensor, mask: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
@@ -78,22 +83,17 @@ def quality_losses(error: Tensor, iou: Tensor, x: Tensor, mask: Tensor, valid: T
         valid: (B, 1, s, s) in [0, 1], weight of each pixel.
 
     Returns:
-        Two scalars: MSE of the error map, MSE of the IoU.
+        Two scalars: MSE of the error map, MSE of the IoU over the queries that show the class.
     """
-    return (
-        _masked_mean((error.float() - (mask - x)).square(), valid),
-        F.mse_loss(iou.float(), mask_iou(x, mask)),
-    )
+    shown = present(mask).float()
+    squares = (iou.float() - mask_iou(x, mask)).square()
+    return _masked_mean((error.float() - (mask - x)).square(), valid), _masked_mean(squares, shown)
 
 
 def _prediction_loss(output: Tensor, mask: Tensor, target: Tensor, valid: Tensor, config: DecoderConfig) -> Tensor:
     if config.loss == "mse":
         return _masked_mean((output.float() - target).square(), valid)
     return bce_dice(output.float(), mask * 0.5 + 0.5, valid)
-
-
-def _weighted(diffusion: Tensor, error: Tensor, iou: Tensor, config: DecoderConfig) -> Losses:
-    return Losses(diffusion + config.error_weight * error + config.iou_weight * iou, diffusion, error, iou)
 
 
 def bce_dice(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:

@@ -1,6 +1,12 @@
-"""The quality branch (DQM, paper section III-D, eqs. 18-20): where the noisy mask is wrong, and how wrong."""
+"""The quality branch (DQM, paper section III-D, eqs. 18-20), and the presence of the class.
+
+Unlike the paper's, the branch sees the mean prior beside the mask and the image: a mask may be well-formed and yet mark
+another object.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +25,7 @@ def convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
 
 
 class ErrorBranch(nn.Module):
-    """Predicts the error map `E = x0 - x_t` from the noisy mask and the query image (pixel level).
+    """Predicts the error map `E = x0 - x_t` from the noisy mask, query image and mean prior (pixel level).
 
     Args:
         hidden: channels at full resolution; twice that at half and quarter resolution.
@@ -27,7 +33,7 @@ class ErrorBranch(nn.Module):
 
     def __init__(self, hidden: int) -> None:
         super().__init__()
-        self.at_full = convolution(4, hidden)
+        self.at_full = convolution(5, hidden)
         self.at_half = convolution(hidden, 2 * hidden, stride=2)
         self.at_quarter = nn.Sequential(
             convolution(2 * hidden, 2 * hidden, stride=2), convolution(2 * hidden, 2 * hidden)
@@ -35,9 +41,9 @@ class ErrorBranch(nn.Module):
         self.merge_half = convolution(4 * hidden, hidden)
         self.out = nn.Conv2d(2 * hidden, 1, 3, padding=1)
 
-    def forward(self, x: Tensor, image: Tensor) -> Tensor:
-        """(B, 1, 64, 64) noisy mask, (B, 3, 64, 64) image in [-1, 1] -> (B, 1, 64, 64) error map."""
-        fine = self.at_full(torch.cat([x, image], dim=1))
+    def forward(self, x: Tensor, image: Tensor, prior: Tensor) -> Tensor:
+        """(B, 1, 64, 64) mask, (B, 3, 64, 64) image, (B, 1, 64, 64) prior in [-1, 1] -> (B, 1, 64, 64) error map."""
+        fine = self.at_full(torch.cat([x, image, prior], dim=1))
         half = self.at_half(fine)
         half = self.merge_half(torch.cat([half, _double(self.at_quarter(half))], dim=1))
         error: Tensor = self.out(torch.cat([fine, _double(half)], dim=1))
@@ -45,7 +51,7 @@ class ErrorBranch(nn.Module):
 
 
 class IoURegressor(nn.Module):
-    """Predicts the IoU of the binarised noisy mask with the true one from mask, image and error map (mask level).
+    """Predicts the IoU of the binarised noisy mask with the true one (mask level), given that the class is there.
 
     Args:
         hidden: channels of the first stage; twice that afterwards.
@@ -54,16 +60,92 @@ class IoURegressor(nn.Module):
     def __init__(self, hidden: int) -> None:
         super().__init__()
         self.stages = nn.Sequential(
-            convolution(5, hidden, stride=2),
+            convolution(6, hidden, stride=2),
             convolution(hidden, 2 * hidden, stride=2),
             convolution(2 * hidden, 2 * hidden, stride=2),
         )
         self.head = nn.Linear(2 * hidden, 1)
 
-    def forward(self, x: Tensor, image: Tensor, error: Tensor) -> Tensor:
-        """(B, 1, 64, 64) noisy mask, (B, 3, 64, 64) image, (B, 1, 64, 64) error map -> IoU (B,) in [0, 1]."""
-        pooled = self.stages(torch.cat([x, image, error], dim=1)).mean(dim=(2, 3))
+    def forward(self, x: Tensor, image: Tensor, error: Tensor, prior: Tensor) -> Tensor:
+        """Predict the IoU from mask, image, error map and prior.
+
+        Args:
+            x: (B, 1, 64, 64), noisy or final mask.
+            image: (B, 3, 64, 64) in [-1, 1], query images.
+            error: (B, 1, 64, 64), predicted error map.
+            prior: (B, 1, 64, 64) in [-1, 1], mean prior.
+
+        Returns:
+            (B,) in [0, 1].
+        """
+        pooled = self.stages(torch.cat([x, image, error, prior], dim=1)).mean(dim=(2, 3))
         return torch.sigmoid(self.head(pooled)[:, 0])
+
+
+class PresenceHead(nn.Module):
+    """Predicts whether a query shows the class, from a level of the condition.
+
+    Nothing is normalised here: whether similarities are high at all is what tells a query without the class.
+
+    Args:
+        channels: channels of the condition level.
+        hidden: channels of the convolutions.
+    """
+
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.convolutions = nn.Sequential(
+            nn.Conv2d(channels, hidden, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(hidden, hidden, 3, padding=1),
+            nn.SiLU(),
+        )
+        self.head = nn.Sequential(nn.Linear(2 * (channels + hidden), 2 * hidden), nn.SiLU(), nn.Linear(2 * hidden, 1))
+
+    def forward(self, level: Tensor) -> Tensor:
+        """(B, channels, s, s), condition level -> (B,), logit of the presence."""
+        maps = torch.cat([level, self.convolutions(level)], dim=1)
+        logit: Tensor = self.head(torch.cat([maps.mean(dim=(2, 3)), maps.amax(dim=(2, 3))], dim=1))
+        return logit[:, 0]
+
+
+def expected_iou(probability: Tensor, threshold: Tensor | float) -> Tensor:
+    """Expected IoU of a mask b, the positions above a threshold, if the probabilities p are right.
+
+    It is sum(p b) / sum(p + b - p b).
+
+    Args:
+        probability: (B, ...) in [0, 1].
+        threshold: threshold of all maps, or (B,) one of each.
+
+    Returns:
+        (B,) in [0, 1]; 0 where nothing is marked.
+    """
+    flat = probability.flatten(1)
+    marked = (flat > torch.as_tensor(threshold, device=flat.device).reshape(-1, 1)).to(flat)
+    overlap = (flat * marked).sum(dim=1)
+    return overlap / ((flat + marked).sum(dim=1) - overlap).clamp_min(1e-6)
+
+
+def calibrated_quality(
+    expected: Tensor, predicted: Tensor, calibration: tuple[float, float, float] | Sequence[float]
+) -> Tensor:
+    """Quality of masks: the calibrated sum of the logits of two estimates of their IoU.
+
+    Args:
+        expected: (B,) in [0, 1], result of `expected_iou`.
+        predicted: (B,) in [0, 1], the quality branch's IoU.
+        calibration: factors of both logits, and offset (`DecoderConfig.quality_calibration`).
+
+    Returns:
+        (B,) in [0, 1].
+    """
+    first, second, offset = calibration
+    return torch.sigmoid(first * _logit(expected) + second * _logit(predicted) + offset)
+
+
+def _logit(share: Tensor) -> Tensor:
+    return torch.logit(share, eps=1e-3)
 
 
 def mask_iou(predicted: Tensor, target: Tensor) -> Tensor:

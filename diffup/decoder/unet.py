@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from diffup.decoder.base import Decoder, Denoised
 from diffup.decoder.config import DecoderConfig
 from diffup.decoder.modulation import Modulation, ScalarEmbedding
-from diffup.decoder.quality import ErrorBranch, IoURegressor
 from diffup.errors import ConfigError
+from diffup.priors.affinity import HEADS, KEY_SIDE
 from diffup.priors.condition import SIZES, Condition
 
 EMBEDDING = 128
 """Width of the time and IoU embeddings."""
 
+
+HEAD_CHANNELS = 16
+"""Channels that are exchanged by each self-affinity."""
 
 PRIOR_GAIN = 2.0
 """Gain of the mean prior in the output at the start of training."""
@@ -120,6 +124,44 @@ class LowLevelProjection(nn.Module):
         return F.interpolate(projected.float(), SIZES[:1] * 2, mode="bilinear", align_corners=False, antialias=True)
 
 
+class AffinityMixer(nn.Module):
+    """Adds to every position what the positions show that the encoder finds similar: `h + W_o (W_v norm(h)) A^T`.
+
+    It is attention whose weights A are the encoder's own (`diffup.priors.affinity.self_affinities`), so the decoder
+    learns what to exchange, but not which positions belong together: that comes from the encoder, whichever it is.
+
+    Args:
+        channels: channels of the features h.
+        heads: number of affinities.
+    """
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(8, channels)
+        self.values = nn.Conv2d(channels, heads * HEAD_CHANNELS, 1)
+        self.out = nn.Conv2d(heads * HEAD_CHANNELS, channels, 1)
+        nn.init.normal_(self.out.weight, std=1e-2)
+
+    def forward(self, h: Tensor, affinity: Tensor) -> Tensor:
+        """Mix features.
+
+        Args:
+            h: (B, C, s, s), features.
+            affinity: (A, heads, s * s, k * k), affinities with k x k cells; row i of the batch has the affinities
+                i % A.
+
+        Returns:
+            (B, C, s, s).
+        """
+        queries, heads = affinity.shape[:2]
+        values = F.adaptive_avg_pool2d(self.values(self.norm(h)), KEY_SIDE)
+        values = rearrange(values, "(n a) (m c) h w -> a m (n c) (h w)", a=queries, m=heads)
+        mixed = values @ affinity.to(values.dtype).mT
+        mixed = rearrange(mixed, "a m (n c) (h w) -> (n a) (m c) h w", c=HEAD_CHANNELS, h=h.shape[2])
+        result: Tensor = h + self.out(mixed)
+        return result
+
+
 class DiffusionUNet(Decoder):
     """The denoiser: from noisy mask, step and condition to the prediction and its quality.
 
@@ -147,8 +189,10 @@ class DiffusionUNet(Decoder):
         self.head = nn.Sequential(nn.SiLU(), nn.Conv2d(c0, 1, 3, padding=1))
         skip = config.prior_skip and config.prediction == "x0"
         self.prior_gain = nn.Parameter(torch.tensor(PRIOR_GAIN)) if skip else None
-        self.error_branch = ErrorBranch(config.quality_hidden)
-        self.iou_regressor = IoURegressor(config.quality_hidden)
+        self.add_quality_branch()
+        self.mixers = nn.ModuleDict(
+            {name: AffinityMixer(width, heads) for name, (width, heads) in _mixers(config).items()}
+        )
         self.low_level = LowLevelProjection(config) if more else None
 
     def forward(self, x: Tensor, time: Tensor, condition: Condition) -> Denoised:
@@ -159,7 +203,7 @@ class DiffusionUNet(Decoder):
             time: (B,), step t / T in [0, 1).
             condition: condition of B queries.
         """
-        error, iou = self.judge(x, condition.image)
+        error, iou = self.judge(x, condition.image, condition.prior)
         # The quality branch learns from its own losses alone: its predictions modulate the blocks without gradient.
         error_map = error.detach() if self.config.error_modulation else torch.zeros_like(error)
         score = iou.detach() if self.config.iou_modulation else torch.zeros_like(iou)
@@ -175,16 +219,40 @@ class DiffusionUNet(Decoder):
         skips = []
         for index, stage in enumerate(self.encoder):
             h = stage(h, levels[index], embedding, errors[index], iou_embedding)
+            h = self._mix(f"encoder{index}", h, condition)
             skips.append(h)
             h = F.avg_pool2d(h, 2)
         h = self.middle(h, levels[3], embedding, errors[3], iou_embedding)
         for index, stage in zip((2, 1, 0), self.decoder, strict=True):
             h = torch.cat([F.interpolate(h, scale_factor=2, mode="nearest"), skips[index]], dim=1)
             h = stage(h, levels[index], embedding, errors[index], iou_embedding)
+            h = self._mix(f"decoder{index}", h, condition)
         output = self.head(h)
         if self.prior_gain is not None:
             output = output + self.prior_gain * condition.prior
         return Denoised(output, error, iou)
+
+    def _mix(self, name: str, h: Tensor, condition: Condition) -> Tensor:
+        """Average features over similar positions, at the resolutions for which the condition has affinities."""
+        if name not in self.mixers:
+            return h
+        found = {tensor.shape[2]: tensor for tensor in condition.affinity}
+        if h.shape[-1] ** 2 not in found:
+            raise ConfigError("condition: this decoder averages by self-affinities (priors.self_affinity), it has none")
+        mixed: Tensor = self.mixers[name](h, found[h.shape[-1] ** 2])
+        return mixed
+
+
+def _mixers(config: DecoderConfig) -> dict[str, tuple[int, int]]:
+    """Channels and heads of the mixer after each stage whose resolution has self-affinities."""
+    if not config.priors.self_affinity:
+        return {}
+    return {
+        f"{part}{index}": (config.channels[index], len(HEADS[side]))
+        for part in ("encoder", "decoder")
+        for index, side in enumerate(SIZES)
+        if side in HEADS
+    }
 
 
 def _to(maps: Tensor, side: int) -> Tensor:

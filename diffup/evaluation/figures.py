@@ -131,7 +131,7 @@ def error_strips(
     for label, ratio in NOISE_RATIOS.items():
         t = torch.tensor([noise_step(diffusion, ratio)], device=model.device)
         x = diffusion.observe(diffusion.add_noise(x0, noise, t), condition.prior, t)
-        predicted, quality = model.decoder.judge(x, condition.image)
+        predicted, quality = model.decoder.judge(x, condition.image, condition.prior)
         panels = [
             ("query", query.pixels),
             (f"x_t, t = {int(t)}", pictures.grey(_map(x) / 2 + 0.5)),

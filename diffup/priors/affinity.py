@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from diffup.priors.similarity import unit
 
 _EPS = 1e-6
+_TINY = 1e-30
 
 
 def affinity(features: Tensor, power: float = 1.0) -> Tensor:
@@ -28,6 +32,61 @@ def affinity(features: Tensor, power: float = 1.0) -> Tensor:
     if power != 1:
         weights = weights.square_() if power == 2 else weights.pow_(power)
     return weights.div_(weights.sum(dim=2, keepdim=True).clamp_min(_EPS))
+
+
+KEY_SIDE = 16
+"""Side of the grid of cells that a position's affinities compare it with."""
+
+HEADS: dict[int, tuple[tuple[int, float], ...]] = {
+    32: ((2, 3.0), (2, 10.0)),
+    16: ((1, 4.0), (2, 3.0), (3, 2.0), (3, 6.0)),
+}
+"""Self-affinities of a condition: side of the grid of positions -> feature level (0 to 3) and power of each head.
+
+Late levels say which positions show the same thing, early ones which look alike; a high power keeps only the most
+similar positions.
+"""
+
+
+def self_affinities(query: Sequence[Tensor], members: Sequence[Sequence[int]] = ()) -> tuple[Tensor, ...]:
+    """Affinities of a query's positions with the cells of a coarse grid, by which the decoder averages its features.
+
+    Like the priors they do not depend on the encoder's channels: they do not change when feature space is rotated or
+    padded. Features are centred on their mean over the positions.
+
+    Args:
+        query: four tensors (B, C_l, h_l, w_l), features of the queries.
+        members: for each level, channels of each member of a joint backbone, whose affinities are averaged; empty for
+            a single backbone.
+
+    Returns:
+        For each side s in `HEADS` a tensor (B, heads, s * s, 16 * 16), rows summing to 1.
+    """
+    found = []
+    for side, heads in HEADS.items():
+        similar = {level: _cosines(query[level], side, members[level] if members else ()) for level, _ in heads}
+        weights = torch.stack([similar[level].clamp_min(0) ** power for level, power in heads], dim=1)
+        found.append(weights / weights.sum(dim=3, keepdim=True).clamp_min(_TINY))
+    return tuple(found)
+
+
+def _cosines(features: Tensor, side: int, widths: Sequence[int]) -> Tensor:
+    """Centred cosines of positions and cells, the mean over members: (B, C, h, w) -> (B, side * side, 16 * 16)."""
+    features = features.float()
+    features = features / features.abs().amax().clamp_min(_TINY)  # squares of large ones would overflow
+    centred = features - features.mean(dim=(2, 3), keepdim=True)
+    found = []
+    for part in torch.split(centred, list(widths) or features.shape[1], dim=1):
+        positions, cells = (unit(_at_side(part, s).flatten(2), dim=1) for s in (side, KEY_SIDE))
+        found.append(torch.bmm(positions.mT, cells))
+    return torch.stack(found).mean(dim=0) if len(found) > 1 else found[0]
+
+
+def _at_side(features: Tensor, side: int) -> Tensor:
+    """Features (B, C, h, w) at (side, side): their mean over cells, or interpolated where they are coarser."""
+    if min(features.shape[2:]) >= side:
+        return F.adaptive_avg_pool2d(features, side)
+    return F.interpolate(features, (side, side), mode="bilinear", align_corners=False)
 
 
 def enhance(priors: Tensor, weights: Tensor) -> Tensor:

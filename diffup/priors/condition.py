@@ -14,6 +14,7 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor
 
+from diffup.priors.affinity import self_affinities
 from diffup.priors.config import PriorConfig
 from diffup.priors.edges import canny, sobel
 from diffup.priors.fusion import fuse, nearest_views
@@ -50,6 +51,9 @@ class Condition:
         levels: four tensors (B, C, s, s), s in `SIZES`, C = `PriorConfig.condition_channels`.
         prior: (B, 1, 64, 64), fused mean prior that shifts the diffusion (eq. 13).
         image: (B, 3, 64, 64), query images, for the quality branch (DQM).
+        affinity: for each side s in `priors.affinity.HEADS` a tensor (A, heads, s * s, 16 * 16), self-affinities of the
+            queries; B is a multiple of A, and row i of the batch has the affinities i % A: classes and samples of the
+            same queries share them. Empty unless `PriorConfig.self_affinity`.
         low_level: (B, C_0, h_0, w_0), first feature level of the queries as the encoder gives it; None unless the
             decoder reads it (`DecoderConfig.low_level_channels`).
     """
@@ -57,15 +61,16 @@ class Condition:
     levels: tuple[Tensor, ...]
     prior: Tensor
     image: Tensor
+    affinity: tuple[Tensor, ...] = ()
     low_level: Tensor | None = None
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Condition:
+    def _each(self, change: Callable[[Tensor], Tensor], affinity: tuple[Tensor, ...]) -> Condition:
         low_level = None if self.low_level is None else change(self.low_level)
-        return Condition(tuple(map(change, self.levels)), change(self.prior), change(self.image), low_level)
+        return Condition(tuple(map(change, self.levels)), change(self.prior), change(self.image), affinity, low_level)
 
     def repeat(self, times: int) -> Condition:
         """Repeat the whole batch `times` times along the batch dimension: (times * B, ...)."""
-        return self._each(lambda tensor: tensor.repeat(times, 1, 1, 1))
+        return self._each(lambda tensor: tensor.repeat(times, 1, 1, 1), self.affinity)
 
     def first(self, count: int) -> Condition:
         """The condition of the first `count` queries of the batch."""
@@ -73,22 +78,41 @@ class Condition:
 
     def rows(self, rows: slice) -> Condition:
         """The condition of a slice of the queries."""
-        return self._each(lambda tensor: tensor[rows])
+        chosen = range(len(self.prior))[rows]
+        return self._each(lambda tensor: tensor[rows], tuple(_of_rows(tensor, chosen) for tensor in self.affinity))
 
     def to(self, device: torch.device) -> Condition:
         """The condition on a device."""
-        return self._each(lambda tensor: tensor.to(device))
+        return self._each(lambda tensor: tensor.to(device), tuple(tensor.to(device) for tensor in self.affinity))
 
     @classmethod
     def cat(cls, conditions: Sequence[Condition]) -> Condition:
-        """Concatenate conditions for the same decoder along the batch dimension."""
+        """Concatenate conditions for the same decoder along the batch dimension.
+
+        Conditions of the same queries for several classes hold the same tensors of affinities and go on sharing them.
+        """
+        affinity = conditions[0].affinity
+        if any(a is not b for condition in conditions for a, b in zip(condition.affinity, affinity, strict=True)):
+            whole = [[_of_rows(a, range(len(part.prior))) for a in part.affinity] for part in conditions]
+            affinity = tuple(torch.cat(tensors) for tensors in zip(*whole, strict=True))
         features = [condition.low_level for condition in conditions if condition.low_level is not None]
         return cls(
             tuple(torch.cat(levels) for levels in zip(*(condition.levels for condition in conditions), strict=True)),
             torch.cat([condition.prior for condition in conditions]),
             torch.cat([condition.image for condition in conditions]),
+            affinity,
             torch.cat(features) if features else None,
         )
+
+
+def _of_rows(affinity: Tensor, rows: range) -> Tensor:
+    """Affinities of rows of a batch, as few as they need: (A, ...) -> (A', ...), the rows' number a multiple of A'."""
+    if rows.start % len(affinity) == 0 and len(rows) % len(affinity) == 0:
+        return affinity
+    first = rows.start % len(affinity)
+    if first + len(rows) <= len(affinity):
+        return affinity[first : first + len(rows)]
+    return affinity[torch.tensor(rows, device=affinity.device) % len(affinity)]
 
 
 @dataclass(frozen=True)
@@ -120,6 +144,7 @@ class PriorMaps:
         images: (B, 3, H, W) in [0, 1], query images.
         edges: (B, 2, H, W) in [0, 1], Canny and Sobel edges; unused if `PriorConfig.edges` is off.
         share: (B,) in [0, 1], result of `possible_share`; unused if `PriorConfig.calibration` is off.
+        affinity: self-affinities of the queries, as `Condition.affinity`; empty unless `PriorConfig.self_affinity`.
         low_level: (B, C_0, h_0, w_0), first feature level of the queries; None except for DiffUp+LFE.
     """
 
@@ -127,6 +152,7 @@ class PriorMaps:
     images: Tensor
     edges: Tensor
     share: Tensor
+    affinity: tuple[Tensor, ...] = ()
     low_level: Tensor | None = None
 
 
@@ -159,14 +185,14 @@ def fused_priors(
         query: four tensors (B, C_l, h_l, w_l), features of the queries.
         support: support features of the same encoder; None for zero-shot.
         config: config of the priors.
-        text: (B, V, h, w) in [0, 1], one map of each text prompt (`text_maps`), each an additional view; None without
+        text: (B, V, h, w), one map of each text prompt (`text_maps`), each an additional view; None without
             text. One of `support` and `text` is needed.
         members: for each level, channels of each member of a joint backbone; every member makes its own views of
             supports and text (UAPF over views times backbones). Empty for a single backbone.
 
     Returns:
         Four tensors (B, `config.prior_channels`, h, w) in [0, 1], at each level's own resolution: the mean of each
-        kind, the variance of each kind, the extra priors, the calibrated contrast, then the saliency.
+        kind, the variance of each kind, the extra priors, the calibrated contrast, the absolute priors, the saliency.
     """
     levels = []
     for index, grid in enumerate(config.grids):
@@ -203,17 +229,38 @@ def _member_priors(
         views = rearrange(pooled, "(b k) c h w -> b k c h w", b=len(views))
         regions = (support.foreground, support.background, support.annotated)
         level_annotation = annotation_at_level(views, *regions, config)
-        priors.append(view_priors(features, spread, views, *regions, level_annotation, config))
+        stretched, similar = view_priors(features, spread, views, *regions, level_annotation, config)
+        priors.append(stretched)
         if config.calibration:
             once.append(calibrated_contrast(features, spread, views, level_annotation, support.valid, config))
+        if config.absolute:
+            once.append(absolute_priors(similar, support.valid))
     if text is not None:
-        priors.append(text_views(text, features, spread, len(config.kinds), config.normalisation))
+        stretched, similar = text_views(text, features, spread, len(config.kinds), config.normalisation)
+        priors.append(stretched)
         if config.calibration and support is None:
             # Text has no support scores to calibrate by: its maps are assumed to span background to foreground.
-            once.append(priors[0][:, :, 0].mean(dim=1, keepdim=True) / 3 + 1 / 3)
+            once.append(stretched[:, :, 0].mean(dim=1, keepdim=True) / 3 + 1 / 3)
+        if config.absolute and support is None:
+            once.append(absolute_priors(similar, similar.new_ones(similar.shape[:2])))
     if config.saliency:
         once.append(salient_map(features, config, spread)[:, None])
     return torch.cat(priors, dim=1), torch.cat(once, dim=1)
+
+
+def absolute_priors(similar: Tensor, valid: Tensor) -> Tensor:
+    """Mean of similarities over the valid views, on a scale that is the same for all queries.
+
+    Args:
+        similar: (B, V, M, P), similarities of V views, M kinds and P positions.
+        valid: (B, V), 0 or False for padding.
+
+    Returns:
+        (B, M, P) in [0, 1]; 1/2 is a similarity of 0.
+    """
+    weights = valid.to(similar)[:, :, None, None]
+    mean = (similar * weights).sum(dim=1) / weights.sum(dim=1).clamp_min(1)
+    return (mean * 0.5 + 0.5).clamp(0, 1)
 
 
 def _weights(support: SupportFeatures | None, text: Tensor | None) -> Tensor:
@@ -246,6 +293,7 @@ def prior_maps(
     text: Tensor | None = None,
     members: Members = (),
     edges: Tensor | None = None,
+    affinity: tuple[Tensor, ...] | None = None,
 ) -> PriorMaps:
     """Compute all maps that a condition is assembled from.
 
@@ -255,10 +303,13 @@ def prior_maps(
         images: (B, 3, H, W) in [0, 1], query images, H = W = `EDGE_SIDE`.
         config: config of the priors.
         low_level: whether to include the queries' first feature level, for DiffUp+LFE (Table 9).
-        text: (B, V, h, w) in [0, 1], one map of each text prompt (`text_maps`); None without text.
+        text: (B, V, h, w), one map of each text prompt (`text_maps`); None without text.
         members: for each level, channels of each member of a joint backbone; empty for a single backbone.
         edges: (B, 2, H, W) in [0, 1], precomputed result of `edge_maps`; None computes it.
+        affinity: precomputed result of `self_affinities`; None computes it if the config has it.
     """
+    if affinity is None:
+        affinity = self_affinities(query, members) if config.self_affinity else ()
     if edges is None:
         edges = edge_maps(images) if config.edges else images.new_zeros(())
     return PriorMaps(
@@ -266,6 +317,7 @@ def prior_maps(
         images=images,
         edges=edges,
         share=images.new_ones(len(images)) if support is None else possible_share(support),
+        affinity=affinity,
         low_level=pool_to_grid(query[0].float(), config.grid) if low_level else None,
     )
 
@@ -288,7 +340,7 @@ def assemble(maps: PriorMaps, config: PriorConfig) -> Condition:
         levels.append(torch.cat(channels, dim=1) * 2 - 1)
     prior = mean_prior(maps.fused, SIZES[0], len(config.kinds))
     image = resize_maps(maps.images, (SIZES[0], SIZES[0]))
-    return Condition(tuple(levels), prior * 2 - 1, image * 2 - 1, maps.low_level)
+    return Condition(tuple(levels), prior * 2 - 1, image * 2 - 1, maps.affinity, maps.low_level)
 
 
 def mean_prior(fused: Sequence[Tensor], side: int, kinds: int) -> Tensor:
@@ -315,6 +367,7 @@ def build_condition(
     low_level: bool = False,
     text: Tensor | None = None,
     members: Members = (),
+    affinity: tuple[Tensor, ...] | None = None,
 ) -> Condition:
     """Build the condition from features: `prior_maps`, then `assemble`.
 
@@ -324,7 +377,9 @@ def build_condition(
         images: (B, 3, H, W) in [0, 1], query images, H = W = `EDGE_SIDE`.
         config: config of the priors.
         low_level: whether to include the queries' first feature level, for DiffUp+LFE (Table 9).
-        text: (B, V, h, w) in [0, 1], one map of each text prompt (`text_maps`); None without text.
+        text: (B, V, h, w), one map of each text prompt (`text_maps`); None without text.
         members: for each level, channels of each member of a joint backbone; empty for a single backbone.
+        affinity: precomputed result of `self_affinities`; None computes it if the config has it.
     """
-    return assemble(prior_maps(query, support, images, config, low_level, text, members), config)
+    maps = prior_maps(query, support, images, config, low_level, text, members, affinity=affinity)
+    return assemble(maps, config)

@@ -42,6 +42,10 @@ class PriorConfig:
         calibration: whether to add how much of the query to expect, which maps stretched to [0, 1] cannot show: a map
             per level, the contrast on the scale of the support's own scores, and a constant per condition, the fraction
             of the supports that may be the class.
+        absolute: whether to add each kind's mean over the views before it is stretched to [0, 1]; only these maps can
+            tell a query without the class from one with it.
+        self_affinity: whether the condition includes affinities of the query's positions, by which the decoder averages
+            its own features (`diffup.priors.affinity.self_affinities`).
         edges: whether to add Canny and Sobel channels of the query image (Table 6).
         grid: greatest side, in positions, to which features are pooled before they are compared; half of it for the
             first two levels, which are less semantic.
@@ -61,6 +65,8 @@ class PriorConfig:
     layout: Layout = "all"
     saliency: bool = True
     calibration: bool = True
+    absolute: bool = True
+    self_affinity: bool = True
     edges: bool = True
     grid: int = 32
 
@@ -88,8 +94,19 @@ class PriorConfig:
 
     @property
     def prior_channels(self) -> int:
-        """Channels of one backbone level: mean and variance of each kind, extra priors, contrast, saliency."""
-        return 2 * len(self.kinds) + self.extra_priors + self.calibration + self.saliency
+        """Channels of one backbone level, in the order that `fused_priors` gives."""
+        return (2 + self.absolute) * len(self.kinds) + self.extra_priors + self.calibration + self.saliency
+
+    @property
+    def absolute_channel(self) -> int | None:
+        """Index, in the coarsest condition level, of the first kind's absolute prior of the last backbone level.
+
+        None without absolute priors.
+        """
+        if not self.absolute:
+            return None
+        last = (LEVELS - 1) * self.prior_channels if self.layout == "all" else 0
+        return last + 2 * len(self.kinds) + self.extra_priors + self.calibration
 
     @property
     def condition_channels(self) -> int:

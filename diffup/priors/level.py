@@ -71,8 +71,8 @@ def view_priors(
     annotated: Tensor,
     level_annotation: tuple[Tensor, Tensor],
     config: PriorConfig,
-) -> Tensor:
-    """Priors of every view at one level (BAFT, eqs. 9-11).
+) -> tuple[Tensor, Tensor]:
+    """Priors of every view at one level (BAFT, eqs. 9-11), stretched to [0, 1] and as they are.
 
     Args:
         query: (B, C, h, w), query features of the level.
@@ -86,7 +86,8 @@ def view_priors(
         config: config of the priors.
 
     Returns:
-        (B, K, M, h * w) in [0, 1], M = number of `config.kinds`.
+        Two tensors (B, K, M, h * w), M = number of `config.kinds`: the priors in [0, 1], and the similarities, enhanced
+        by the affinity, that they are stretched from.
     """
     batch, shots = views.shape[:2]
     flat = query.flatten(2)
@@ -115,7 +116,7 @@ def view_priors(
     priors = torch.stack(maps, dim=2)
     if spread is not None:
         priors = enhance(priors.flatten(1, 2), spread).view(priors.shape)
-    return normalise(priors, config.normalisation)
+    return normalise(priors, config.normalisation), priors
 
 
 def contrast_prototypes(support: Tensor, foreground: Tensor, background: Tensor) -> tuple[Tensor, Tensor]:

@@ -41,31 +41,34 @@ def text_maps(similar: Tensor, query: Tensor, widths: Sequence[int] = ()) -> Ten
         widths: channels of each member of a joint backbone, whose enhanced maps are averaged; empty for a single one.
 
     Returns:
-        (B, V, h, w) in [0, 1], each map stretched to the whole range.
+        (B, V, h, w) in [-2, 2].
     """
     centred = (query - query.mean(dim=(2, 3), keepdim=True)).flatten(2)
     resized = resize_maps(similar, (query.shape[2], query.shape[3])).flatten(2)
     members = torch.split(centred, list(widths) or query.shape[1], dim=1)
     spread = torch.stack([enhance(resized, affinity(member, _POWER)) for member in members]).mean(dim=0)
-    return normalise(spread).view(*spread.shape[:2], *query.shape[2:])
+    return spread.view(*spread.shape[:2], *query.shape[2:])
 
 
-def text_views(maps: Tensor, features: Tensor, spread: Tensor | None, kinds: int, method: Normalisation) -> Tensor:
+def text_views(
+    maps: Tensor, features: Tensor, spread: Tensor | None, kinds: int, method: Normalisation
+) -> tuple[Tensor, Tensor]:
     """Text maps as views of the query at one level: the same map under every prior kind.
 
     Only one dense map lies in the text space, so every level uses that map, enhanced with the level's own affinity
     (docs/text.md).
 
     Args:
-        maps: (B, V, h', w') in [0, 1], maps of V text prompts (`text_maps`).
+        maps: (B, V, h', w'), maps of V text prompts (`text_maps`).
         features: (B, C, h, w), query features of the level.
         spread: (B, h * w, h * w), affinity of the query's positions; None does not enhance the maps.
         kinds: number of prior kinds M.
         method: method that normalises maps to [0, 1].
 
     Returns:
-        (B, V, M, h * w) in [0, 1].
+        Two tensors (B, V, M, h * w): the maps in [0, 1], and the similarities that they are stretched from.
     """
-    views = resize_maps(maps, (features.shape[2], features.shape[3])).flatten(2)
-    views = normalise(views if spread is None else enhance(views, spread), method)
-    return views[:, :, None].expand(-1, -1, kinds, -1)
+    similar = resize_maps(maps, (features.shape[2], features.shape[3])).flatten(2)
+    similar = similar if spread is None else enhance(similar, spread)
+    stretched = normalise(similar, method)
+    return stretched[:, :, None].expand(-1, -1, kinds, -1), similar[:, :, None].expand(-1, -1, kinds, -1)

@@ -1,4 +1,4 @@
-"""Geometric augmentation of whole episodes after their priors are computed, which needs no further encoding."""
+"""Geometric augmentation of encoded queries: features are moved like the image, which needs no further encoding."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffup.priors.condition import PriorMaps
 from diffup.training.config import PerturbConfig
 from diffup.training.processes import ALL, Share
 from diffup.training.sampler import Episodes
@@ -18,24 +17,17 @@ _LEAST_LEFT = 0.3
 """Minimum share of the object's area that must stay visible; otherwise the episode is not moved."""
 
 
-def move(
-    maps: PriorMaps,
-    episodes: Episodes,
-    config: PerturbConfig,
-    generator: torch.Generator,
-    share: Share = ALL,
-) -> tuple[PriorMaps, Episodes]:
-    """Mirror, scale, rotate and shift every query together with its priors and mask.
+def move(episodes: Episodes, config: PerturbConfig, generator: torch.Generator, share: Share = ALL) -> Episodes:
+    """Mirror, scale, rotate and shift the features of every query together with its image, edges and mask.
 
     Args:
-        maps: priors, images and edges of the queries.
-        episodes: the batch of episodes; only its masks and valid pixels are transformed.
+        episodes: the batch of episodes.
         config: ranges of the transformations.
         generator: random number generator, on the CPU.
         share: rows of the batch that this process holds.
 
     Returns:
-        The transformed maps and episodes.
+        The transformed episodes; their supports are unchanged.
     """
     batch, device = len(episodes.mask), episodes.mask.device
     flips = torch.where(share.rand(batch, generator=generator) < 0.5, -1.0, 1.0)
@@ -45,14 +37,15 @@ def move(
     object_seen = episodes.mask * 0.5 + 0.5
     kept = _warp(object_seen, moved).sum(dim=(1, 2, 3)) >= _LEAST_LEFT * object_seen.sum(dim=(1, 2, 3))
     matrices = torch.where(kept[:, None, None], moved, still)
-    changed = replace(
-        maps,
-        fused=tuple(_warp(level, matrices) for level in maps.fused),
-        images=_warp(maps.images, matrices),
-        edges=_warp(maps.edges, matrices),
-        low_level=None if maps.low_level is None else _warp(maps.low_level, matrices),
+    return replace(
+        episodes,
+        query=[_warp(level, matrices) for level in episodes.query],
+        text=None if episodes.text is None else _warp(episodes.text, matrices),
+        images=_warp(episodes.images, matrices),
+        edges=_warp(episodes.edges, matrices),
+        mask=_warp(episodes.mask, matrices),
+        valid=_warp(episodes.valid, matrices),
     )
-    return changed, replace(episodes, mask=_warp(episodes.mask, matrices), valid=_warp(episodes.valid, matrices))
 
 
 def _matrices(flips: Tensor, free: Tensor, config: PerturbConfig) -> Tensor:

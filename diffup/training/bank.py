@@ -27,7 +27,9 @@ from diffup.errors import BackboneError
 from diffup.inputs.images import resize_image
 from diffup.priors.condition import EDGE_SIDE, edge_maps
 from diffup.priors.level import pool_to_grid
+from diffup.priors.text import text_similarity
 from diffup.priors.views import View, warp
+from diffup.text.space import TextSpace
 from diffup.training.render import Rendered
 from diffup.utils.files import write_text
 
@@ -225,6 +227,44 @@ def feature_bank(
 
     bank = Bank(folder, length * len(views))
     bank.fill(compute, f"{backbone.name}: {folder.name}", progress)
+    return bank
+
+
+def text_bank(
+    folder: Path,
+    length: int,
+    render: Render,
+    views: Sequence[View],
+    space: TextSpace,
+    embeddings: Tensor,
+    progress: bool,
+) -> Bank:
+    """Fill or open the bank of text similarities: those of all views to the name of every training class.
+
+    Args:
+        folder: folder of the bank.
+        length: number of rendered views.
+        render: function that renders a view by number.
+        views: geometric views that are made of each rendered view.
+        space: the text space.
+        embeddings: (C, D), embeddings of the names of C classes.
+        progress: whether to show a progress bar.
+
+    Returns:
+        A bank with `similar` (N, C, h, w) float16, results of `text_similarity`.
+    """
+
+    def compute(entries: range) -> dict[str, npt.NDArray[Any]]:
+        found = []
+        for entry in entries:
+            image = resize_image(render(entry // len(views)).image, space.input_size)
+            dense = space.dense(warp(image[None], views[entry % len(views)]).to(space.device))
+            similar = text_similarity(dense, embeddings.to(space.device), space.vocabulary_mean())
+            found.append(similar[0].half().cpu().numpy())
+        return {"similar": np.stack(found)}
+
+    bank = Bank(folder, length * len(views))
+    bank.fill(compute, f"{space.name}: {folder.name}", progress)
     return bank
 
 

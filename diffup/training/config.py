@@ -29,8 +29,8 @@ class ViewsConfig:
     """Settings of the augmented views of the training images, which are rendered and encoded once.
 
     Args:
-        images: number of training images used, drawn by `seed` with the classes in turn; None for all. Limit it for
-            large data sets whose features do not fit on the disk.
+        images: maximum number of training images of each data set, drawn by `seed` with the classes in turn; None for
+            all. Limit it for large data sets whose features do not fit on the disk.
         crops: number of random crops of each image.
         crop_scale: minimum side of a crop as a share of the image's side, in (0, 1]; the maximum is the whole image.
         jitter: strength of the random changes of brightness, contrast and saturation.
@@ -80,6 +80,10 @@ class EpisodesConfig:
         same_image: probability that the query is a view of the same image as a support.
         pasted: share of queries that are pasted images, if there are any.
         cropped: share of queries that are crops, if there are any; the other queries are whole images.
+        absent: probability that the query does not show the class of its supports.
+        near: share of these queries that show one of the classes most similar to it, such as a cat for a dog.
+        text: share of the batches whose classes are given by name alone, if the run has a text space.
+        text_and_supports: share of the batches whose classes are given by name and by supports, if it has one.
     """
 
     max_shots: int = 5
@@ -92,15 +96,23 @@ class EpisodesConfig:
     same_image: float = 0.1
     pasted: float = 0.35
     cropped: float = 0.4
+    absent: float = 0.12
+    near: float = 0.5
+    text: float = 0.1
+    text_and_supports: float = 0.05
 
     def __post_init__(self) -> None:
         if self.max_shots < 1:
             raise ConfigError(f"max_shots={self.max_shots}: it must be 1 or more")
         if min(self.kinds.values()) < 0 or abs(sum(self.kinds.values()) - 1) > 1e-6:
             raise ConfigError(f"the probabilities of the annotation kinds must sum to 1, not {self.kinds}")
-        for name in ("mixed", "same_image", "pasted", "cropped"):
+        for name in ("mixed", "same_image", "pasted", "cropped", "absent", "near"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name}={getattr(self, name)}: it is a probability")
+        if min(self.text, self.text_and_supports) < 0 or self.text + self.text_and_supports > 1:
+            raise ConfigError(
+                f"text={self.text}, text_and_supports={self.text_and_supports}: they are shares of all batches"
+            )
         if self.pasted + self.cropped > 1:
             raise ConfigError(f"pasted={self.pasted} and cropped={self.cropped} are more than all queries")
 
@@ -172,6 +184,7 @@ class TrainConfig:
         perturb: random changes of the priors.
         backbones: names of the training encoders; each batch uses one of them, and the first becomes the decoder's
             default.
+        text_backbone: name of the text space of text episodes, such as "conse:efficientnet_lite2"; empty for none.
         folds: folds whose classes are held out; empty to train on all classes.
         steps: number of training steps.
         batch_size: number of episodes per step, over all processes.
@@ -201,6 +214,7 @@ class TrainConfig:
     episodes: EpisodesConfig = field(default_factory=EpisodesConfig)
     perturb: PerturbConfig = field(default_factory=PerturbConfig)
     backbones: tuple[str, ...] = ("bundled:efficientnet_lite0",)
+    text_backbone: str = ""
     folds: tuple[int, ...] = ()
     steps: int = 5000
     batch_size: int = 16
@@ -209,8 +223,8 @@ class TrainConfig:
     weight_decay: float = 0.02
     gradient_norm: float = 1.0
     ema: float = 0.998
-    noisy_steps: float = 1.0
-    self_aligned: float = 0.25
+    noisy_steps: float = 0.5
+    self_aligned: float = 0.6
     bf16: bool = True
     seed: int = 0
     metrics: tuple[tuple[str, str], ...] = ()

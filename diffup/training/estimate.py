@@ -14,8 +14,10 @@ import torch
 from diffup.backbones import Backbone
 from diffup.decoder.build import build_decoder
 from diffup.inputs.images import resize_image
+from diffup.priors.affinity import HEADS, KEY_SIDE
 from diffup.priors.condition import EDGE_SIDE, SIZES, Condition
 from diffup.priors.level import pool_to_grid
+from diffup.text.space import TextSpace
 from diffup.training.bank import Bank
 from diffup.training.config import TrainConfig
 from diffup.training.prepare import Sources, plan_banks
@@ -61,7 +63,13 @@ class Estimate:
 
 
 def estimate(
-    sources: Sources, config: TrainConfig, backbones: Sequence[Backbone], cache: Path, device: torch.device, steps: int
+    sources: Sources,
+    config: TrainConfig,
+    backbones: Sequence[Backbone],
+    cache: Path,
+    device: torch.device,
+    steps: int,
+    text_space: TextSpace | None = None,
 ) -> Estimate:
     """Estimate the cost of a run by timing one view of each kind, one pass of each encoder and one decoder step.
 
@@ -72,10 +80,13 @@ def estimate(
         cache: folder of the cached views.
         device: device on which the decoder trains.
         steps: number of remaining training steps.
+        text_space: the text space in which classes are named; None for none.
     """
-    planned = plan_banks(sources, config, backbones, cache)
+    planned = plan_banks(sources, config, backbones, cache, text_space)
     missing = {bank: bank.entries - Bank(bank.folder, bank.entries).filled for bank in planned}
     costs = [_cost(backbone, config) for backbone in backbones] if any(missing.values()) else []
+    if costs and text_space is not None:
+        costs.append(_text_cost(text_space, len(sources.classes)))  # its number is `TEXT`, -1
     seconds = size = 0.0
     renders: dict[str, float] = {}
     for bank, count in missing.items():
@@ -113,6 +124,13 @@ def _cost(backbone: Backbone, config: TrainConfig) -> tuple[float, float]:
     return _seconds(encode), sum(2.0 * level.numel() for level in found)
 
 
+def _text_cost(space: TextSpace, classes: int) -> tuple[float, float]:
+    """Time in seconds and size in bytes of the text similarities of one view."""
+    image = torch.rand(1, 3, *space.input_size, device=space.device)
+    height, width = space.dense(image).shape[2:]
+    return _seconds(lambda: space.dense(image)), 2.0 * classes * height * width
+
+
 def _step(config: TrainConfig, device: torch.device) -> float:
     """Estimate the seconds of a training step from one forward and backward pass of the decoder."""
     batch, channels = config.batch_size, config.decoder.priors.condition_channels
@@ -120,7 +138,9 @@ def _step(config: TrainConfig, device: torch.device) -> float:
         decoder = build_decoder(config.decoder).to(device).to(memory_format=torch.channels_last)
     levels = tuple(torch.zeros(batch, channels, side, side, device=device) for side in SIZES)
     prior = torch.zeros(batch, 1, SIZES[0], SIZES[0], device=device)
-    condition = Condition(levels, prior, prior.expand(-1, 3, -1, -1))
+    heads = HEADS if config.decoder.priors.self_affinity else {}
+    affinity = tuple(torch.zeros(batch, len(h), side**2, KEY_SIDE**2, device=device) for side, h in heads.items())
+    condition = Condition(levels, prior, prior.expand(-1, 3, -1, -1), affinity)
 
     def step() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):

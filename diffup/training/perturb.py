@@ -18,6 +18,8 @@ from diffup.training.config import PerturbConfig
 from diffup.training.processes import ALL, Share
 
 _NOISE_SIDE = 6
+_ABSOLUTE = 0.2
+"""Strength of the changes of absolute priors, relative to those of the other maps."""
 _EARLY = 2
 """Number of early levels, whose features carry little semantic information."""
 
@@ -49,12 +51,22 @@ def perturb(
         batch, channels, height, width = level.shape
         if config.flatten:
             level = _flatten(level, config.flatten, priors, generator, share)
-        exponents = torch.exp(share.randn(batch, channels, 1, 1, generator=generator) * config.gamma)
-        amplitude = share.rand(batch, 1, 1, 1, generator=generator) * config.noise
+        strength = _strengths(priors)
+        exponents = torch.exp(share.randn(batch, channels, 1, 1, generator=generator) * config.gamma * strength)
+        amplitude = share.rand(batch, 1, 1, 1, generator=generator) * config.noise * strength
         noise = share.randn(batch, channels, _NOISE_SIDE, _NOISE_SIDE, generator=generator) * amplitude
         smooth = F.interpolate(noise.to(level), (height, width), mode="bilinear", align_corners=False)
         result.append((gamma(level, exponents.to(level)) + smooth).clamp(0, 1))
     return result
+
+
+def _strengths(priors: PriorConfig) -> Tensor:
+    """Strength of the changes of each map, (M, 1, 1): absolute priors keep most of what they are, their scale."""
+    strengths = torch.ones(priors.prior_channels, 1, 1)
+    end = priors.prior_channels - priors.saliency
+    if priors.absolute:
+        strengths[end - len(priors.kinds) : end] = _ABSOLUTE
+    return strengths
 
 
 def _swap_last(fused: Sequence[Tensor], probability: float, generator: torch.Generator, share: Share) -> list[Tensor]:
@@ -118,8 +130,7 @@ def _flatten(level: Tensor, most: float, priors: PriorConfig, generator: torch.G
     kinds = len(priors.kinds)
     stretched = torch.ones(channels, dtype=torch.bool)
     stretched[kinds : 2 * kinds] = False  # variances
-    if priors.calibration:
-        stretched[-1 - priors.saliency] = False  # not normalised to [0, 1]
+    stretched[2 * kinds + priors.extra_priors : channels - priors.saliency] = False  # contrast and absolute priors
     ranked = share.rand(batch, 1, 1, 1, generator=generator).to(level)
     contrast = 1 - most * share.rand(batch, channels, 1, 1, generator=generator)[:, stretched].to(level)
     middle = 0.3 + 0.4 * share.rand(batch, channels, 1, 1, generator=generator)[:, stretched].to(level)

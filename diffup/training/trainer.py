@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,11 +23,14 @@ from diffup.data.folder import LabelledFolder
 from diffup.decoder.base import Decoder, Denoised
 from diffup.decoder.build import build_decoder
 from diffup.decoder.diffusion import Diffusion
-from diffup.decoder.losses import Losses, answer_loss, decoder_loss
+from diffup.decoder.losses import Losses, decoder_loss
 from diffup.decoder.weights import load_decoder, save_decoder
 from diffup.errors import ConfigError, TrainingError
 from diffup.priors.condition import Condition, Members, assemble, prior_maps
 from diffup.priors.config import PriorConfig
+from diffup.priors.level import pool_to_grid
+from diffup.priors.text import text_maps
+from diffup.text.space import TextSpace
 from diffup.training.adversary import Adversary
 from diffup.training.augment import move
 from diffup.training.checkpoint import (
@@ -42,7 +46,7 @@ from diffup.training.log import LOG, RunLog, find_tensorboard
 from diffup.training.perturb import perturb
 from diffup.training.prepare import Banks, Sources, build_banks
 from diffup.training.processes import Processes
-from diffup.training.sampler import WHOLE, Episodes, EpisodeSampler
+from diffup.training.sampler import WHOLE, Episodes, EpisodeSampler, near_classes
 from diffup.utils.files import sole_writer, sweep, write_text
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -56,6 +60,7 @@ def train(
     config: TrainConfig,
     backbones: Sequence[Backbone],
     *,
+    text_space: TextSpace | None = None,
     backgrounds: str | os.PathLike[str] | None = None,
     cache: str | os.PathLike[str] | None = None,
     in_memory: bool = False,
@@ -76,6 +81,7 @@ def train(
         out: folder of the run: config, checkpoint, log, and in `decoder/` the decoder so far (averaged weights).
         config: settings of the run. A run in `out` is resumed only with the same settings, or with more steps.
         backbones: the training encoders, in the order of `config.backbones`.
+        text_space: the text space that `config.text_backbone` names.
         backgrounds: folder of additional photos onto which objects are pasted.
         cache: folder of cached features, which several runs may share; by default `out/cache`.
         in_memory: whether to load the cached features into memory, for slow disks; by default they are memory-mapped.
@@ -99,6 +105,8 @@ def train(
     out = Path(out)
     if len(backbones) != len(config.backbones):
         raise ConfigError(f"backbones: {len(backbones)} encoders given for the {len(config.backbones)} of the config")
+    if bool(config.text_backbone) != (text_space is not None):
+        raise ConfigError(f"text_space: the config names {config.text_backbone or 'none'!r}; give that one, or neither")
     for name, value in (("checkpoint_every", checkpoint_every), ("stop_after", stop_after)):
         if value is not None and value < 1:
             raise ConfigError(f"{name}={value}: it must be 1 or more")
@@ -108,6 +116,7 @@ def train(
     start = None if initial is None else load_decoder(initial)
     processes = Processes.start(device, config.batch_size)
     backbones = [backbone.to(processes.device) for backbone in backbones]
+    text_space = None if text_space is None else text_space.to(processes.device)
     progress = progress and processes.main
     with contextlib.ExitStack() as held:
         with processes.main_first():
@@ -121,15 +130,25 @@ def train(
             if progress:
                 end = config.steps if stop_after is None else min(stop_after, config.steps)
                 left = max(end - steps_done(out / CHECKPOINT), 0)
-                tqdm.write(str(estimate(sources, config, backbones, folder, processes.device, left)), sys.stderr)
-            banks = build_banks(sources, config, backbones, folder, progress)
+                cost = estimate(sources, config, backbones, folder, processes.device, left, text_space)
+                tqdm.write(str(cost), sys.stderr)
+            banks = build_banks(sources, config, backbones, folder, progress, text_space)
         if in_memory:
             banks.load()
         if config.decoder.low_level_channels:
             width = banks.features[0][WHOLE].arrays["level0"].shape[1]
             config = config.tied_to(backbones[0].fingerprint, int(width))
-        sampler = EpisodeSampler(banks.images, sources.classes, config.episodes, data.min_area_fraction, data.ignore)
-        identity = _identity(config, backbones, start, sources.identity())
+        sampler = EpisodeSampler(
+            banks.images,
+            sources.classes,
+            config.episodes,
+            data.min_area_fraction,
+            data.ignore,
+            sources.parts,
+            sources.labelled,
+            near_classes(banks.images[WHOLE], banks.features[0][WHOLE].arrays["level3"], sources.classes),
+        )
+        identity = _identity(config, backbones, text_space, start, sources.identity())
         trainer = Trainer(config, sampler, banks, processes, identity, start)
         if (out / CHECKPOINT).exists():
             raised = trainer.resume(out / CHECKPOINT)
@@ -253,7 +272,9 @@ class Trainer:
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + self.step)
         encoder = self.step % len(self.banks.features)
         features, members = self.banks.features[encoder], self.banks.members[encoder]
-        episodes = self.sampler.draw(config.seed, self.step, config.batch_size, features, self.device, self.share)
+        episodes = self.sampler.draw(
+            config.seed, self.step, config.batch_size, features, self.device, self.share, self.banks.text
+        )
         condition, episodes = self._condition(episodes, members, generator)
         for group in self.optimiser.param_groups:
             group["lr"] = self._rate()
@@ -298,10 +319,14 @@ class Trainer:
         priors, changes = self._priors(generator), self.config.perturb
         with torch.no_grad():
             low_level = bool(self.config.decoder.low_level_channels)
-            sides = (episodes.query, episodes.support, episodes.images)
-            maps = prior_maps(*sides, priors, low_level, members=members, edges=episodes.edges)
             if changes.moves:
-                maps, episodes = move(maps, episodes, changes, generator, self.share)
+                episodes = move(episodes, changes, generator, self.share)
+            text = episodes.text
+            if text is not None:
+                last = pool_to_grid(episodes.query[-1], priors.grid)
+                text = text_maps(text, last, members[-1] if members else ())
+            sides = (episodes.query, episodes.support, episodes.images)
+            maps = prior_maps(*sides, priors, low_level, text, members, edges=episodes.edges)
             fused = perturb(maps.fused, changes, priors, generator, self.share)
             return assemble(replace(maps, fused=tuple(fused)), priors), episodes
 
@@ -327,22 +352,12 @@ class Trainer:
         with self._autocast():
             denoised = self.model(x, last / diffusion.timesteps, condition)
         answer = diffusion.estimate(denoised.output.float(), noise, last)
-        if self.adversary is not None:
-            losses = self._answer_loss(denoised.output, [(answer, denoised.error, denoised.iou)], episodes)
-            self.adversary.advance(mask, answer, condition, self.step, self._rate())
-            adversarial = self.adversary.loss(answer, condition)
-            total = losses.total + config.adversarial_weight * adversarial
-            return replace(losses, total=total, adversarial=adversarial)
-        with self._autocast():
-            error, iou = self.model.judge(answer.detach(), condition.image)
-        # The branch judges the network's input, which modulates the blocks, and its output, which is the quality.
-        return self._answer_loss(denoised.output, [(x, denoised.error, denoised.iou), (answer, error, iou)], episodes)
-
-    def _answer_loss(self, output: Tensor, judged: list[tuple[Tensor, Tensor, Tensor]], episodes: Episodes) -> Losses:
-        """Compute `answer_loss` over the whole batch."""
-        output, mask, valid = self.processes.whole(output, episodes.mask, episodes.valid)
-        parts = [self.processes.whole(answer.detach(), error, iou) for answer, error, iou in judged]
-        return answer_loss(output, [(x, error, iou) for x, error, iou in parts], mask, valid, self.config.decoder)
+        losses = self._loss(denoised, x, answer, mask, condition, episodes)
+        if self.adversary is None:
+            return losses
+        self.adversary.advance(mask, answer, condition, self.step, self._rate())
+        adversarial = self.adversary.loss(answer, condition)
+        return replace(losses, total=losses.total + config.adversarial_weight * adversarial, adversarial=adversarial)
 
     def _diffusion_losses(self, episodes: Episodes, condition: Condition, generator: torch.Generator) -> Losses:
         config, diffusion = self.config, self.diffusion
@@ -355,10 +370,27 @@ class Trainer:
         x = diffusion.observe(y, condition.prior, t)
         with self._autocast():
             denoised = self.model(x, t / diffusion.timesteps, condition)
-        target = diffusion.target(mask, noise, t)
-        output, error, iou = self.processes.whole(denoised.output, denoised.error, denoised.iou)
-        x, mask, target, valid = self.processes.whole(x, mask, target, episodes.valid)
-        return decoder_loss(Denoised(output, error, iou), x, mask, target, valid, config.decoder)
+        answer = diffusion.estimate(denoised.output.float(), y, t)
+        return self._loss(denoised, x, answer, diffusion.target(mask, noise, t), condition, episodes)
+
+    def _loss(
+        self, denoised: Denoised, x: Tensor, answer: Tensor, target: Tensor, condition: Condition, episodes: Episodes
+    ) -> Losses:
+        """Compute `decoder_loss` over the whole batch.
+
+        The quality branch judges the network's input, which modulates the blocks, and its answer, whose quality users
+        see; the GAN has no input and judges its answer itself.
+        """
+        answer = answer.detach()
+        with self._autocast():
+            presence = self.model.presence(condition)
+            judged = [(answer, *self.model.judge(answer, condition.image, condition.prior))]
+        if self.adversary is None:
+            judged.append((x, denoised.error, denoised.iou))
+        output, presence, target = self.processes.whole(denoised.output, presence, target)
+        mask, valid = self.processes.whole(episodes.mask, episodes.valid)
+        whole: list[Any] = [self.processes.whole(*part) for part in judged]
+        return decoder_loss(output, whole, presence, mask, target, valid, self.config.decoder)
 
     def _self_aligned(self, mask: Tensor, condition: Condition, generator: torch.Generator) -> Tensor:
         """Return the masks from which x_t is made: for some samples the decoder's own estimate from pure noise."""
@@ -418,9 +450,14 @@ def _schedule(step: int, config: TrainConfig) -> float:
 
 
 def _identity(
-    config: TrainConfig, backbones: Sequence[Backbone], initial: Decoder | None, photos: dict[str, str]
+    config: TrainConfig,
+    backbones: Sequence[Backbone],
+    text_space: TextSpace | None,
+    initial: Decoder | None,
+    photos: dict[str, str],
 ) -> str:
     facts = json.loads(config.to_json())
     facts["backbones"] = [backbone.fingerprint for backbone in backbones]
+    facts["text_backbone"] = None if text_space is None else text_space.fingerprint
     facts["initial"] = None if initial is None else hash_weights(initial)
     return json.dumps({**facts, **photos})

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from diffup.decoder.base import Decoder, Denoised
 from diffup.decoder.config import DecoderConfig
-from diffup.decoder.quality import ErrorBranch, IoURegressor, convolution
+from diffup.decoder.quality import convolution
 from diffup.decoder.unet import PRIOR_GAIN
 from diffup.priors.condition import Condition
 
@@ -106,8 +106,7 @@ class StyleGenerator(Decoder):
         self.refine = nn.ModuleList(ModulatedConv(b, b) for b in coarse_to_fine[1:])
         self.to_mask = nn.ModuleList(ModulatedConv(c, 1, size=1, demodulate=False) for c in coarse_to_fine)
         self.prior_gain = nn.Parameter(torch.tensor(PRIOR_GAIN)) if config.prior_skip else None
-        self.error_branch = ErrorBranch(config.quality_hidden)
-        self.iou_regressor = IoURegressor(config.quality_hidden)
+        self.add_quality_branch()
 
     def forward(self, x: Tensor, time: Tensor, condition: Condition) -> Denoised:
         """Generate masks.
@@ -129,7 +128,7 @@ class StyleGenerator(Decoder):
         if self.prior_gain is not None:
             output = output + self.prior_gain * condition.prior
         answer = torch.tanh(output.detach().float() / 2)
-        return Denoised(output, *self.judge(answer, condition.image))
+        return Denoised(output, *self.judge(answer, condition.image, condition.prior))
 
 
 class Discriminator(nn.Module):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from diffup.decoder.base import Decoder, Denoised
+from diffup.decoder.quality import expected_iou
 from diffup.priors.condition import Condition
 
 
@@ -20,23 +21,32 @@ class PriorDecoder(Decoder):
             time: (B,), not used.
             condition: condition of B queries.
         """
-        return Denoised(condition.prior, *self.judge(condition.prior, condition.image))
+        return Denoised(condition.prior, *self.judge(condition.prior, condition.image, condition.prior))
 
-    def judge(self, mask: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Expected quality of a mask if its probabilities p are right.
-
-        The expected error is then 0 everywhere, and the IoU is that of p with the mask b binarised at the config's
-        threshold: sum(p b) / sum(p + b - p b).
+    def judge(self, mask: Tensor, image: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
+        """Expected quality of a mask if its probabilities are right: no error, and `expected_iou` at the threshold.
 
         Args:
             mask: (B, 1, 64, 64) in [-1, 1].
             image: (B, 3, 64, 64) in [-1, 1], not used.
+            prior: (B, 1, 64, 64) in [-1, 1], not used.
 
         Returns:
             Error map (B, 1, 64, 64), all zero, and IoU (B,) in [0, 1].
         """
-        probability = (mask * 0.5 + 0.5).flatten(1)
-        marked = (probability > self.config.threshold).to(probability)
-        overlap = (probability * marked).sum(dim=1)
-        union = (probability + marked).sum(dim=1) - overlap
-        return torch.zeros_like(mask), overlap / union.clamp_min(1e-6)
+        return torch.zeros_like(mask), expected_iou(mask * 0.5 + 0.5, self.config.threshold)
+
+    def presence(self, condition: Condition) -> Tensor:
+        """Logit of the greatest absolute prior of the last level; 0, which says nothing, without absolute priors.
+
+        Args:
+            condition: condition of B queries.
+
+        Returns:
+            (B,), logits.
+        """
+        channel = self.config.priors.absolute_channel
+        if channel is None:
+            return condition.prior.new_zeros(len(condition.prior))
+        similar = condition.levels[-1][:, channel] * 0.5 + 0.5
+        return torch.logit(similar.flatten(1).amax(dim=1), eps=1e-6)
