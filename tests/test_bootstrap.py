@@ -202,7 +202,7 @@ def test_the_gain_over_the_prior_is_paired_too() -> None:
     assert found["miou"] == (25.0, 65.0) and found["gain_over_prior"] == (15.0, 55.0)
 
 
-def test_rows_of_other_episodes_are_refused() -> None:
+def test_rows_of_other_episodes_and_wrong_arguments_are_refused() -> None:
     found = random_counts(9, 4, classes=2)
     row, shorter = row_of(found), row_of(found[:3])
     query = row_of([*found[:3], ("other", *found[3][1:])])
@@ -215,3 +215,9 @@ def test_rows_of_other_episodes_are_refused() -> None:
         difference([row, row], [row])
     with pytest.raises(ConfigError, match="figure='iou': expected one of miou, fb_iou"):
         difference([row], [row], "iou")
+    for empty in (lambda: intervals([]), lambda: difference([], [])):
+        with pytest.raises(ConfigError, match="rows: the list is empty"):
+            empty()
+    for seed in (-1, 0.5):
+        with pytest.raises(ConfigError, match=f"seed={seed}"):
+            intervals([row], seed=seed)

@@ -7,6 +7,7 @@ resampled with the same photos, which makes differences between them paired.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -17,6 +18,7 @@ import numpy.typing as npt
 from diffup.errors import ConfigError
 from diffup.evaluation.evaluate import THRESHOLDS, EpisodeScore
 from diffup.evaluation.sweep import Row
+from diffup.utils.options import whole_number
 
 RESAMPLES = 1000
 """Number of resamples of the photos."""
@@ -62,11 +64,14 @@ def photos(rows: Sequence[Row]) -> list[str]:
 def intervals(rows: Sequence[Row], *, seed: int = SEED) -> dict[str, Interval]:
     """Return the 95 % confidence interval of each figure's mean over rows, by name of the figure (percentiles).
 
-    With few photos a class is in few of them, and intervals are rough and tend to be too narrow.
+    With one or two photos of a class, intervals are rough and tend to be too narrow.
 
     Args:
         rows: a row, or rows of one data set over which figures are averaged, such as those of its folds.
-        seed: random seed of the resamples.
+        seed: random seed of the resamples, 0 or more.
+
+    Raises:
+        ConfigError: there is no row, or the seed is no whole number from 0.
     """
     return {name: _interval(draws) for name, draws in _mean_draws(rows, seed).items()}
 
@@ -80,22 +85,24 @@ def difference(rows: Sequence[Row], others: Sequence[Row], figure: str = "miou",
         rows: the rows from whose mean is subtracted.
         others: the rows whose mean is subtracted, as many and in the same order.
         figure: name of a figure of `intervals`.
-        seed: random seed of the resamples.
+        seed: random seed of the resamples, 0 or more.
 
     Raises:
-        ConfigError: the rows do not score the same episodes, or there is no such figure.
+        ConfigError: the rows do not score the same episodes, there is no row or no such figure, or the seed is no
+            whole number from 0.
     """
     if not paired(rows, others):
         raise ConfigError(
             "rows, others: they score other episodes, so there is no paired difference. Compare rows of the same data "
             "set, folds, seeds and number of episodes whose queries are drawn alike"
         )
-    draws, subtracted = _mean_draws(rows, seed), _mean_draws(others, seed)
-    if figure not in draws:
-        raise ConfigError(f"figure={figure!r}: expected one of {', '.join(draws)}")
-    value = np.mean([row.scores.figures()[figure] for row in rows])
-    other = np.mean([row.scores.figures()[figure] for row in others])
-    return Difference(float(value - other), _interval(draws[figure] - subtracted[figure]))
+    known = [row.scores.figures() for row in (*rows, *others)]
+    if known and figure not in known[0]:
+        raise ConfigError(f"figure={figure!r}: expected one of {', '.join(known[0])}")
+    draws = _mean_draws(rows, seed)[figure] - _mean_draws(others, seed)[figure]
+    values = [figures[figure] for figures in known]
+    value = statistics.fmean(values[: len(rows)]) - statistics.fmean(values[len(rows) :])
+    return Difference(value, _interval(draws))
 
 
 def paired(rows: Sequence[Row], others: Sequence[Row]) -> bool:
@@ -164,6 +171,10 @@ def weighted_figures(row: Row, weights: npt.NDArray[np.float64]) -> dict[str, Dr
 
 def _mean_draws(rows: Sequence[Row], seed: int) -> dict[str, Draws]:
     """Draws of each figure's mean over rows, which are resampled with the same photos."""
+    if not rows:
+        raise ConfigError("rows: the list is empty, so there is no figure")
+    if whole_number("seed", seed) < 0:
+        raise ConfigError(f"seed={seed}: it must be 0 or more")
     names = photos(rows)
     place = {name: index for index, name in enumerate(names)}
     weights = resample(len(names), seed)
