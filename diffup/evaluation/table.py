@@ -23,6 +23,8 @@ FIGURES = (
     "gain_over_prior",
     "quality_correlation",
 )
+"""Names of the headline figures, which have intervals."""
+
 _SHOWN = ("decoder", "backbone", "shots", "annotation", "steps", "ensemble", "fold", "seed")
 _HEADERS = {
     "miou": "mIoU",
@@ -39,12 +41,7 @@ _LEGEND = (
     "that suits these episodes best; prior's best: the same of the mean prior, without the decoder;\n"
     "r(quality, IoU): correlation, over episodes, of the IoU that the decoder expects with the true one"
 )
-_INTERVALS = {
-    "miou": "mIoU",
-    "fb_iou": "FB-IoU",
-    "boundary_iou": "boundary IoU",
-    "prior_best_miou": "prior's best",
-}
+_INTERVALS = ("miou", "fb_iou", "boundary_iou", "prior_best_miou")
 _GAIN = "mIoU - prior's best"
 CLEARLY = 1.0
 """Minimum gain in mIoU points for which the table recommends another threshold."""
@@ -213,7 +210,7 @@ def to_text(table: ScoreTable) -> str:
             _LEGEND,
             *_better_thresholds(rows, varied),
             f"{100 * LEVEL:.0f} % intervals, from {RESAMPLES} resamples of the query photos:",
-            *_lines([*varied, *_INTERVALS.values(), _GAIN], names, ends),
+            *_lines([*varied, *(_HEADERS[name] for name in _INTERVALS), _GAIN], names, ends),
             *(_difference_line(entry, varied) for entry in table.differences),
         ]
     )
