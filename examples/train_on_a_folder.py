@@ -100,7 +100,7 @@ def main(argv: list[str] | None = None) -> None:
     candidates = [Candidate("trained", trained), Candidate("released", released)]
     plan = Plan(folds=(0,), episodes=args.episodes)
     rows = sweep(candidates, data, plan, EpisodeRecord(args.output / "episodes.jsonl"))
-    print(table.to_text([table.facts(row, data.classes) for row in rows]))
+    print(table.to_text(table.tabulate(rows, data.classes)))
 
     class_id = data.fold(0)[0]
     support, query = data.pairs("test", [class_id])[class_id][:2]

@@ -110,7 +110,7 @@ def make_scores(path: Path) -> None:
     data = LabelledFolder.open(make_folder(path.parent / "data"))
     candidate = Candidate("released", model.DiffUp(load_decoder(model.RELEASED), FakeBackbone(), "cpu"))
     rows = sweep([candidate], data, Plan(folds=(0,), episodes=2), EpisodeRecord(path.parent / "episodes.jsonl"))
-    path.write_text(table.to_json([table.facts(row, data.classes) for row in rows]))
+    path.write_text(table.to_json(table.tabulate(rows, data.classes)))
     shutil.rmtree(path.parent / "data")
 
 

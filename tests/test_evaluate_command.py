@@ -30,7 +30,7 @@ from diffup.evaluation.record import EpisodeRecord, Setting
 from diffup.model import DiffUp
 
 FILES = ("scores.json", "scores.csv")
-SCORE = EpisodeScore(0, 1, 100, (3, 7), ((1, 2),) * 19, ((4, 5),) * 19, 0.25)
+SCORE = EpisodeScore(0, 1, "q0", 100, (3, 7), (1, 6), ((1, 2),) * 19, ((4, 5),) * 19, 0.25)
 EPISODES = [Episode(1, f"q{index}", ("s",)) for index in range(3)]
 
 
@@ -73,7 +73,9 @@ def test_every_combination_makes_a_row(
     assert len(rows) == len(set(varied)) == 16 and all(row["episodes"] == 2 for row in rows)
     printed = capsys.readouterr().out
     assert "dataset data, protocol folder, split test" in printed and str(tmp_path / "scores.csv") in printed
-    assert len([line for line in printed.splitlines() if " mask " in line or " none " in line]) == 16
+    figures, _, ends = printed.partition("95 % intervals")
+    for part in (figures, ends):
+        assert len(re.findall(r"^ *fake\S* .* (?:mask|none) .*\d\]?$", part, re.MULTILINE)) == 16
 
 
 def test_each_encoder_has_its_input_size(shapes: Path, decoder: Path, tmp_path: Path) -> None:
@@ -121,25 +123,45 @@ def test_means_and_spreads(shapes: Path, decoder: Path, tmp_path: Path, capsys: 
     assert f"± {mean['miou_over_folds']:.2f} over 2 folds" in capsys.readouterr().out
 
 
+INTERVALS = {"miou": [31.0, 39.04], "fb_iou": [55.0, 65.0], "boundary_iou": [15.0, 26.0]}
+INTERVALS |= {"prior_best_miou": [25.0, 35.0], "gain_over_prior": [-1.26, 9.0]}
+
+
+def text_of(*rows: dict[str, object]) -> str:
+    means = [mean | {"intervals": INTERVALS} for mean in table.means(rows)]
+    return table.to_text(table.ScoreTable(list(rows), means, []))
+
+
 def table_row(**changes: object) -> dict[str, object]:
     """A row as `table.facts` makes it, with an mIoU of 35 at 0.5 and 38.1 at 0.45."""
     row = {**vars(setting_of()), "episodes": 2, "miou": 35.0, "fb_iou": 60.0, "best_threshold": 0.45}
     row |= {"best_miou": 38.1, "prior_best_threshold": 0.3, "prior_best_miou": 30.0, "quality_correlation": 0.5}
+    row |= {"boundary_iou": 20.0, "gain_over_prior": 5.0, "intervals": INTERVALS}
     row |= {"class_iou": {}, "miou_by_threshold": {"0.45": 38.1, "0.5": 35.0}, "prior_miou_by_threshold": {}}
     return row | changes
 
 
 def test_headings_say_what_they_are() -> None:
-    _, heading, *_ = table.to_text([table_row()]).splitlines()
-    names = ["mIoU", "FB-IoU", "best mIoU", "at threshold", "prior's best", "at threshold", "r(quality, IoU)"]
+    _, heading, *_ = text_of(table_row()).splitlines()
+    names = ["mIoU", "FB-IoU", "boundary IoU", "best mIoU", "at", "prior's best", "at", "r(quality, IoU)"]
     assert re.split(r"  +", heading.strip()) == names
+
+
+def test_intervals_are_a_table_of_their_own_and_no_wider() -> None:
+    _, heading, *lines = text_of(table_row(fold=0), table_row(fold=1)).splitlines()
+    at = lines.index("95 % intervals, from 1000 resamples of the query photos:")
+    names, first, _, mean = (re.split(r"  +", line.strip()) for line in lines[at + 1 :])
+    assert names == ["fold", "mIoU", "FB-IoU", "boundary IoU", "prior's best", "mIoU - prior's best"]
+    assert first == ["0", "[31.0, 39.0]", "[55.0, 65.0]", "[15.0, 26.0]", "[25.0, 35.0]", "+5.0 [-1.3, +9.0]"]
+    assert mean == ["mean", *first[1:]]
+    assert max(map(len, lines[at + 1 :])) <= len(heading)
 
 
 def test_a_clearly_better_threshold_is_named() -> None:
     line = "threshold 0.45 would give 38.1 instead of 35.0 mIoU on these episodes; choose it on training classes"
-    assert table.to_text([table_row()]).splitlines()[-1] == line
+    assert line in text_of(table_row()).splitlines()
     close = table_row(miou_by_threshold={"0.45": 35.9, "0.5": 35.0})
-    assert "would give" not in table.to_text([close])
+    assert "would give" not in text_of(close)
 
 
 def test_the_better_threshold_is_that_of_the_mean_over_folds() -> None:
@@ -147,10 +169,28 @@ def test_the_better_threshold_is_that_of_the_mean_over_folds() -> None:
         table_row(fold=0, miou=30.0, miou_by_threshold={"0.3": 40.0, "0.4": 34.0, "0.5": 30.0}),
         table_row(fold=1, miou=40.0, miou_by_threshold={"0.3": 20.0, "0.4": 40.0, "0.5": 40.0}),
     ]
-    assert "threshold 0.4 would give 37.0 instead of 35.0 mIoU" in table.to_text(folds)
-    shots = [table_row(shots=1), table_row(shots=5, miou_by_threshold={"0.5": 35.0})]
-    text = table.to_text(shots)
+    assert "threshold 0.4 would give 37.0 instead of 35.0 mIoU" in text_of(*folds)
+    text = text_of(table_row(shots=1), table_row(shots=5, miou_by_threshold={"0.5": 35.0}))
     assert "shots 1: threshold 0.45 would give" in text and "shots 5: threshold" not in text
+
+
+def test_rows_of_the_same_episodes_are_compared(
+    shapes: Path, decoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--episodes", "4", "--annotation", "mask", "box", "--shots", "1", "2"]
+    assert evaluate(shapes, decoder, tmp_path, *options) == 0
+    content = json.loads((tmp_path / "scores.json").read_text())
+    means = {(mean["shots"], mean["annotation"]): mean for mean in content["means"]}
+    [found] = content["differences"]  # with two shots, other queries are drawn
+    assert (found["of"], found["to"]) == ({"annotation": "box"}, {"annotation": "mask"})
+    assert found["miou"] == pytest.approx(means[1, "box"]["miou"] - means[1, "mask"]["miou"], abs=1e-9)
+    low, high = found["interval"]
+    assert low <= found["miou"] <= high
+    line = f"annotation box minus annotation mask: {found['miou']:+.1f} [{low:+.1f}, {high:+.1f}] mIoU"
+    assert line in capsys.readouterr().out
+    assert content["bootstrap"] == {"resamples": 1000, "seed": 0, "level": 0.95}
+    for row in (*content["rows"], *content["means"]):
+        assert set(row["intervals"]) == set(table.FIGURES) and 1 <= row["photos"] <= row["episodes"]
 
 
 def test_a_single_row_has_no_spread(shapes: Path, decoder: Path, tmp_path: Path) -> None:
@@ -257,6 +297,24 @@ def test_a_record_gives_back_what_it_was_given(tmp_path: Path) -> None:
     assert [("is" in line) for line in lines] == [True, False, False] and lines[0]["is"]["annotation"] == "mask"
 
 
+def test_episodes_of_another_revision_are_scored_again(shapes: Path, decoder: Path, tmp_path: Path) -> None:
+    options = ["--fold", "1", "--episodes", "2", "--quiet"]
+    assert evaluate(shapes, decoder, tmp_path / "new", *options) == 0
+    entries = [json.loads(line) for line in (tmp_path / "new" / "episodes.jsonl").read_text().splitlines()]
+    for entry in entries:  # as it was before boundaries were scored
+        entry["setting"] = "0123456789abcdef"
+        for name in ("revision", "query", "boundary"):
+            entry.pop(name, None)
+    old = tmp_path / "old" / "episodes.jsonl"
+    old.parent.mkdir()
+    old.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    before = old.read_bytes()
+    assert evaluate(shapes, decoder, tmp_path / "old", *options) == 0
+    assert old.read_bytes() == before + (tmp_path / "new" / "episodes.jsonl").read_bytes()
+    for name in FILES:
+        assert (tmp_path / "old" / name).read_bytes() == (tmp_path / "new" / name).read_bytes()
+
+
 def test_a_torn_line_is_dropped_and_a_damaged_one_named(tmp_path: Path) -> None:
     path, setting = tmp_path / "record.jsonl", setting_of()
     EpisodeRecord(path).append(setting, EPISODES, [SCORE])
@@ -274,9 +332,9 @@ def test_a_torn_line_is_dropped_and_a_damaged_one_named(tmp_path: Path) -> None:
 
 def test_scores_follow_from_the_episodes_whatever_their_order() -> None:
     episodes = [
-        EpisodeScore(0, 1, 100, (10, 40), ((5, 10),) * 19, ((1, 10),) * 19, 0.3),
-        EpisodeScore(1, 1, 100, (30, 40), ((5, 30),) * 19, ((2, 10),) * 19, 0.9),
-        EpisodeScore(2, 4, 50, (0, 10), ((0, 1),) * 19, ((0, 1),) * 19, 0.1),
+        EpisodeScore(0, 1, "a", 100, (10, 40), (2, 20), ((5, 10),) * 19, ((1, 10),) * 19, 0.3),
+        EpisodeScore(1, 1, "b", 100, (30, 40), (4, 20), ((5, 30),) * 19, ((2, 10),) * 19, 0.9),
+        EpisodeScore(2, 4, "c", 50, (0, 10), (1, 8), ((0, 1),) * 19, ((0, 1),) * 19, 0.1),
     ]
     scores = summarise(episodes, [1, 4, 7])
     assert scores == summarise(episodes[::-1], [7, 4, 1])
@@ -286,7 +344,9 @@ def test_scores_follow_from_the_episodes_whatever_their_order() -> None:
     assert scores.fb_iou == pytest.approx(100 * (40 / 90 + background) / 2)
     assert set(scores.prior_miou_by_threshold) == set(THRESHOLDS)
     assert scores.prior_miou_by_threshold[0.5] == pytest.approx(100 * 3 / 20 / 3)
+    assert scores.boundary_iou == pytest.approx(100 * (6 / 40 + 1 / 8) / 3)
     assert scores.quality_correlation > 0.9
+    assert scores.figures()["gain_over_prior"] == pytest.approx(100 * (1 / 2 - 3 / 20) / 3)
     assert episodes[1].iou == 0.75 and episodes[0].prior_iou() == 0.1
 
 

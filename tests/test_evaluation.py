@@ -17,6 +17,7 @@ from diffup.data.base import Target
 from diffup.data.folder import LabelledFolder
 from diffup.data.weak import tight_box
 from diffup.errors import ConfigError, DataError
+from diffup.evaluation.boundary import boundary_overlap
 from diffup.evaluation.episodes import Episode, draw_episodes
 from diffup.evaluation.evaluate import THRESHOLDS, EpisodeScore, Evaluator, episode_generators, overlaps
 from diffup.evaluation.features import FeatureCache
@@ -147,7 +148,7 @@ def test_what_is_scored_is_what_segment_gives(
 ) -> None:
     episodes = draw_episodes(folder, "train", [1, 2], shots, 3, seed=1)
     scores = Evaluator(model, folder).run(episodes, kind, steps=2, ensemble=2, seed=7, batch_size=2)
-    meter = Meter([1, 2] if {e.class_id for e in episodes} == {1, 2} else [episodes[0].class_id])
+    meter, outlines = (Meter(sorted({e.class_id for e in episodes})) for _ in range(2))
     for index, (episode, (maps, quality)) in enumerate(zip(episodes, recorded, strict=True)):
         masks = [folder.mask(name) == episode.class_id for name in episode.supports]
         annotations = {"mask": masks, "box": [tight_box(mask) for mask in masks], "none": [None] * shots}[kind]
@@ -164,10 +165,13 @@ def test_what_is_scored_is_what_segment_gives(
         assert np.abs(result.prior - maps[1]).max() < 1e-5
         assert result.quality == pytest.approx(quality, abs=1e-5)
         labels = folder.mask(episode.query)
-        count(meter, episode.class_id, result.mask, labels == episode.class_id, labels == folder.ignore)
+        target = Target(labels == episode.class_id, labels == folder.ignore)
+        count(meter, episode.class_id, result.mask, target.mask, target.ignore)
+        outlines.add(episode.class_id, *boundary_overlap(maps[0] > np.float32(model.config.threshold), target), 0)
     assert scores.miou == pytest.approx(meter.miou(), abs=0.1) and scores.fb_iou == pytest.approx(
         meter.fb_iou(), abs=0.1
     )
+    assert scores.boundary_iou == outlines.miou() > 0
 
 
 def test_scores_are_reproducible_and_complete(model: DiffUp, folder: LabelledFolder) -> None:

@@ -93,13 +93,17 @@ def test_the_matrix(out: Path, shapes: Path, decoders: list[Path]) -> None:
     cells = {(cell["trained"], cell["tested"]): cell for cell in content["cells"]}
     tested = ("fake:a", "fake:bb", "fake:<ccc>")
     assert set(cells) == {(a, b) for a in tested[:2] for b in tested}
-    folder, episodes = LabelledFolder.open(shapes), None
+    folder, episodes, page = LabelledFolder.open(shapes), None, (out / "report.html").read_text()
     for trained, path in zip(tested, decoders, strict=False):
         own = cells[trained, trained]
-        assert own["retention"] == 1 and own["gain"] == 0
+        assert own["retention"] == 1 and own["gain"] == 0 and own["gain_interval"] == [0, 0]
         for name in tested:
             cell = cells[trained, name]
             assert cell["gain"] == pytest.approx(cell["miou"] - own["miou"])
+            for figure, (low, high) in (("miou", cell["miou_interval"]), ("gain", cell["gain_interval"])):
+                assert low <= cell[figure] <= high
+            assert cell["rows"][0]["intervals"]["miou"] == cell["miou_interval"], "one fold, one seed"
+            assert f"[{cell['miou_interval'][0]:.1f}, {cell['miou_interval'][1]:.1f}]" in page
             if name in tested[:2]:
                 assert cell["retention"] == pytest.approx(cell["miou"] / cells[name, name]["miou"])
             else:

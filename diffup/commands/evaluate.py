@@ -112,14 +112,14 @@ def score(args: argparse.Namespace, decoder: Decoder, name: str) -> list[dict[st
     candidates = [Candidate(name, DiffUp(decoder, encoder, args.device, args.text_backbone)) for encoder in encoders]
     record = EpisodeRecord(args.output / RECORD)
     options = {"cache_bytes": args.cache_mib * 2**20, "progress": not args.quiet and sys.stderr.isatty()}
-    rows = [table.facts(row, data.classes) for row in sweep(candidates, data, plan, record, **options)]
+    found = table.tabulate(sweep(candidates, data, plan, record, **options), data.classes)
     with replacing_together([args.output / "scores.csv", args.output / "scores.json"]) as (csv, document):
-        csv.write_text(table.to_csv(rows), encoding="utf-8", errors="backslashreplace")
-        document.write_text(table.to_json(rows), encoding="utf-8", errors="backslashreplace")
+        csv.write_text(table.to_csv(found), encoding="utf-8", errors="backslashreplace")
+        document.write_text(table.to_json(found), encoding="utf-8", errors="backslashreplace")
     if not args.quiet:
-        print(table.to_text(rows))
+        print(table.to_text(found))
         print(f"scores: {args.output / 'scores.json'}, {args.output / 'scores.csv'}")
-    return rows
+    return found.rows
 
 
 def plan_of(args: argparse.Namespace) -> Plan:

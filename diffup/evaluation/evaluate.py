@@ -24,6 +24,7 @@ from diffup.decoder.options import Sampling, SamplingKeywords, SamplingOptions, 
 from diffup.decoder.sampling import draw_noise, sample_ensemble
 from diffup.errors import ConfigError, DataError
 from diffup.evaluation.annotations import split_annotation
+from diffup.evaluation.boundary import boundary_overlap
 from diffup.evaluation.episodes import Episode
 from diffup.evaluation.features import FeatureCache
 from diffup.evaluation.meter import Meter
@@ -60,8 +61,10 @@ class EpisodeScore:
     Args:
         index: index of the episode in its stream.
         class_id: id of the class.
+        query: name of the query image.
         pixels: number of pixels that count (not ignored).
         mask: overlap of the mask with the target, at the model's threshold.
+        boundary: overlap of the boundary of the mask with that of the target, at the model's threshold.
         decoder: overlap of the mask with the target, at each of `THRESHOLDS`.
         prior: overlap of the training-free mean prior with the target, at each of `THRESHOLDS`.
         quality: IoU predicted by the decoder, in [0, 1].
@@ -69,8 +72,10 @@ class EpisodeScore:
 
     index: int
     class_id: int
+    query: str
     pixels: int
     mask: Overlap
+    boundary: Overlap
     decoder: tuple[Overlap, ...]
     prior: tuple[Overlap, ...]
     quality: float
@@ -97,6 +102,7 @@ class Scores:
     Args:
         miou: mean IoU over classes, at the model's threshold.
         fb_iou: mean of foreground and background IoU, at the model's threshold.
+        boundary_iou: mean boundary IoU over classes, at the model's threshold (`diffup.evaluation.boundary`).
         class_iou: IoU of each class by class id, at the model's threshold.
         miou_by_threshold: mIoU at each of `THRESHOLDS`.
         prior_miou_by_threshold: mIoU of the training-free mean prior at each of `THRESHOLDS`.
@@ -105,6 +111,7 @@ class Scores:
 
     miou: float
     fb_iou: float
+    boundary_iou: float
     class_iou: dict[int, float]
     miou_by_threshold: dict[float, float]
     prior_miou_by_threshold: dict[float, float]
@@ -124,6 +131,18 @@ class Scores:
     def best_prior(self) -> float:
         """MIoU of the prior at its best threshold, in percent: an upper bound, chosen with the true masks."""
         return self.prior_miou_by_threshold[self.best_prior_threshold]
+
+    def figures(self) -> dict[str, float]:
+        """Return the headline figures by name; `gain_over_prior` is the mIoU less that of the best prior."""
+        return {
+            "miou": self.miou,
+            "fb_iou": self.fb_iou,
+            "boundary_iou": self.boundary_iou,
+            "best_miou": self.miou_by_threshold[self.best_threshold],
+            "prior_best_miou": self.best_prior,
+            "gain_over_prior": self.miou - self.best_prior,
+            "quality_correlation": self.quality_correlation,
+        }
 
 
 class Evaluator:
@@ -271,8 +290,10 @@ class Evaluator:
         return EpisodeScore(
             index=index,
             class_id=episode.class_id,
+            query=episode.query,
             pixels=int((~target.ignore).sum()),
             mask=overlaps(probability, target, (threshold,))[0],
+            boundary=boundary_overlap(probability > np.float32(threshold), target),
             decoder=overlaps(probability, target, THRESHOLDS),
             prior=overlaps(prior, target, THRESHOLDS),
             quality=quality,
@@ -406,10 +427,11 @@ def summarise(episodes: Collection[EpisodeScore], classes: Collection[int]) -> S
         classes: ids of the classes over which the mean is taken.
     """
     ordered = sorted(classes)
-    meter = Meter(ordered)
+    meter, outline = Meter(ordered), Meter(ordered)
     decoder, prior = ({t: Meter(ordered) for t in THRESHOLDS} for _ in range(2))
     for episode in episodes:
         meter.add(episode.class_id, *episode.mask, episode.pixels)
+        outline.add(episode.class_id, *episode.boundary, episode.pixels)
         for meters, found in ((decoder, episode.decoder), (prior, episode.prior)):
             for at, overlap in zip(meters.values(), found, strict=True):
                 at.add(episode.class_id, *overlap, episode.pixels)
@@ -418,6 +440,7 @@ def summarise(episodes: Collection[EpisodeScore], classes: Collection[int]) -> S
     return Scores(
         miou=meter.miou(),
         fb_iou=meter.fb_iou(),
+        boundary_iou=outline.miou(),
         class_iou=meter.class_iou(),
         miou_by_threshold={t: at.miou() for t, at in decoder.items()},
         prior_miou_by_threshold={t: at.miou() for t, at in prior.items()},

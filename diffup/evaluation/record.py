@@ -17,8 +17,8 @@ from diffup.evaluation.episodes import Episode
 from diffup.evaluation.evaluate import THRESHOLDS, EpisodeScore
 from diffup.utils.journal import Journal
 
-REVISION = 3
-"""Revision of the scoring; raise it when the same setting would give other scores."""
+REVISION = 4
+"""Revision of the scoring; raise it when the same setting would give other scores, or more of them."""
 
 _LABELS = ("decoder", "backbone")
 
@@ -84,7 +84,8 @@ class Setting:
 class EpisodeRecord:
     """An append-only file of scored episodes.
 
-    An incomplete last line, left by a killed process, is dropped.
+    An incomplete last line, left by a killed process, is dropped. Episodes that were scored under another `REVISION`
+    stay in the file, but do not count as known, so that they are scored again.
 
     Args:
         path: path of the file, created with the first episode.
@@ -98,6 +99,7 @@ class EpisodeRecord:
         self.path = self._journal.path
         self._found: dict[tuple[str, str], EpisodeScore] = {}
         self._settings: set[str] = set()
+        self._outdated: set[str] = set()
         for number, entry in self._journal.read():
             try:
                 self._read(entry)
@@ -125,7 +127,7 @@ class EpisodeRecord:
         """
         lines = []
         if setting.key not in self._settings:
-            lines.append({"setting": setting.key, "is": asdict(setting)})
+            lines.append({"setting": setting.key, "revision": REVISION, "is": asdict(setting)})
         for score in scores:
             lines.append(
                 {"setting": setting.key, "episode": _digest(score.index, episodes[score.index]), **_pack(score)}
@@ -136,8 +138,9 @@ class EpisodeRecord:
 
     def _read(self, entry: dict[str, Any]) -> None:
         if "is" in entry:
-            self._settings.add(entry["setting"])
-        else:
+            known = self._settings if entry.get("revision") == REVISION else self._outdated
+            known.add(entry["setting"])
+        elif entry["setting"] not in self._outdated:
             self._found[entry["setting"], entry["episode"]] = _unpack(entry)
 
 
@@ -151,8 +154,10 @@ def _pack(score: EpisodeScore) -> dict[str, Any]:
     return {
         "index": score.index,
         "class": score.class_id,
+        "query": score.query,
         "pixels": score.pixels,
         "mask": score.mask,
+        "boundary": score.boundary,
         "decoder": score.decoder,
         "prior": score.prior,
         "quality": score.quality,
@@ -160,15 +165,17 @@ def _pack(score: EpisodeScore) -> dict[str, Any]:
 
 
 def _unpack(line: dict[str, Any]) -> EpisodeScore:
-    intersection, union = line["mask"]
+    mask, boundary = ((int(i), int(u)) for i, u in (line["mask"], line["boundary"]))
     decoder, prior = (tuple((int(i), int(u)) for i, u in line[name]) for name in ("decoder", "prior"))
     if not len(decoder) == len(prior) == len(THRESHOLDS):
         raise ValueError(f"{len(decoder)} and {len(prior)} thresholds, not {len(THRESHOLDS)}")
     return EpisodeScore(
         index=int(line["index"]),
         class_id=int(line["class"]),
+        query=str(line["query"]),
         pixels=int(line["pixels"]),
-        mask=(int(intersection), int(union)),
+        mask=mask,
+        boundary=boundary,
         decoder=decoder,
         prior=prior,
         quality=float(line["quality"]),

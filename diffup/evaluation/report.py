@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from diffup import __version__
+from diffup.evaluation.bootstrap import LEVEL, Difference, Interval, difference, intervals
 from diffup.evaluation.charts import histogram
 from diffup.evaluation.sweep import Row
 from diffup.evaluation.table import facts
@@ -47,7 +48,16 @@ class UpgradeMatrix:
         """
         return statistics.fmean(row.scores.miou for row in self.rows[trained, tested])
 
-    def gain(self, trained: str, tested: str) -> float | None:
+    def interval(self, trained: str, tested: str) -> Interval:
+        """Return the 95 % confidence interval of `miou`, over the query photos.
+
+        Args:
+            trained: name of the training encoder.
+            tested: name of the test encoder.
+        """
+        return intervals(self.rows[trained, tested])["miou"]
+
+    def gain(self, trained: str, tested: str) -> Difference | None:
         """Return the gain in mIoU points over the same decoder with its training encoder; None if not tested.
 
         Args:
@@ -56,7 +66,7 @@ class UpgradeMatrix:
         """
         if trained not in self.tested:
             return None
-        return self.miou(trained, tested) - self.miou(trained, trained)
+        return difference(self.rows[trained, tested], self.rows[trained, trained])
 
     def retention(self, trained: str, tested: str) -> float | None:
         """Return the ratio of the mIoU to that of a decoder trained with the test encoder; None without such a decoder.
@@ -92,24 +102,26 @@ class UpgradeMatrix:
         Args:
             class_names: class names by id.
         """
-        cells = [
-            {
-                "trained": trained,
-                "tested": tested,
-                "miou": self.miou(trained, tested),
-                "retention": self.retention(trained, tested),
-                "gain": self.gain(trained, tested),
-                "rows": [facts(row, class_names) for row in self.rows[trained, tested]],
-            }
-            for trained in self.trained
-            for tested in self.tested
-        ]
+        cells = [self._cell(trained, tested, class_names) for trained in self.trained for tested in self.tested]
         histograms = {
             tested: {"mean": statistics.fmean(self.prior_ious(tested)), "counts": self.histogram(tested)}
             for tested in self.tested
         }
         content = {"cells": cells, "prior_iou": {"threshold": PRIOR_THRESHOLD, "histograms": histograms}}
         return json.dumps(content, indent=2) + "\n"
+
+    def _cell(self, trained: str, tested: str, class_names: Mapping[int, str]) -> dict[str, Any]:
+        gain = self.gain(trained, tested)
+        return {
+            "trained": trained,
+            "tested": tested,
+            "miou": self.miou(trained, tested),
+            "miou_interval": self.interval(trained, tested),
+            "retention": self.retention(trained, tested),
+            "gain": None if gain is None else gain.value,
+            "gain_interval": None if gain is None else gain.interval,
+            "rows": [facts(row, class_names) for row in self.rows[trained, tested]],
+        }
 
 
 @dataclass(frozen=True)
@@ -166,8 +178,9 @@ def render(
 
 _MATRIX_TEXT = (
     "mIoU in percent; rows: the encoder that the decoder was trained with, columns: the encoder that it was tested "
-    "behind, nothing trained again. Below it, retention (relative to the decoder trained with the test encoder) and "
-    "gain (points above the same decoder behind its training encoder). Framed cells are decoders behind their own."
+    "behind, nothing trained again. Below it, its interval, retention (relative to the decoder trained with the test "
+    "encoder) and gain (points above the same decoder behind its training encoder) with its interval. Intervals are of "
+    f"{100 * LEVEL:.0f} %, from a bootstrap over the query photos. Framed cells are decoders behind their own."
 )
 _TRACE_TEXT = (
     "The noisy mask x_t along the sampling, from noise on the left to the final estimate, then the mask on the query "
@@ -223,8 +236,12 @@ def _matrix(matrix: UpgradeMatrix) -> str:
 
 def _cell_notes(matrix: UpgradeMatrix, trained: str, tested: str) -> str:
     retention, gain = matrix.retention(trained, tested), matrix.gain(trained, tested)
+    low, high = matrix.interval(trained, tested)
     kept = "retention n/a" if retention is None else f"retention {100 * retention:.1f} %"
-    return f"{kept}<br>{'gain n/a' if gain is None else f'gain {gain:+.1f}'}"
+    gained = "gain n/a"
+    if gain is not None:
+        gained = f"gain {gain.value:+.1f} [{gain.interval[0]:+.1f}, {gain.interval[1]:+.1f}]"
+    return f"[{low:.1f}, {high:.1f}]<br>{kept}<br>{gained}"
 
 
 def _settings(matrix: UpgradeMatrix) -> str:

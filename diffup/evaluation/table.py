@@ -1,4 +1,4 @@
-"""Tables of a sweep's rows, with means over folds and seeds: as text, JSON and CSV."""
+"""Tables of a sweep's rows, with means over folds and seeds and confidence intervals: as text, JSON and CSV."""
 
 from __future__ import annotations
 
@@ -7,34 +7,78 @@ import io
 import json
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from diffup.evaluation.bootstrap import LEVEL, RESAMPLES, SEED, difference, intervals, paired, photos
 from diffup.evaluation.sweep import Row
 
 _AVERAGED = ("fold", "seed")
-_FIGURES = ("miou", "fb_iou", "best_miou", "prior_best_miou", "quality_correlation")
+FIGURES = (
+    "miou",
+    "fb_iou",
+    "boundary_iou",
+    "best_miou",
+    "prior_best_miou",
+    "gain_over_prior",
+    "quality_correlation",
+)
+"""Names of the headline figures, which have intervals."""
+
 _SHOWN = ("decoder", "backbone", "shots", "annotation", "steps", "ensemble", "fold", "seed")
 _HEADERS = {
     "miou": "mIoU",
     "fb_iou": "FB-IoU",
+    "boundary_iou": "boundary IoU",
     "best_miou": "best mIoU",
-    "best_threshold": "at threshold",
+    "best_threshold": "at",
     "prior_best_miou": "prior's best",
-    "prior_best_threshold": "at threshold",
+    "prior_best_threshold": "at",
     "quality_correlation": "r(quality, IoU)",
 }
 _LEGEND = (
-    "mIoU and FB-IoU: percent, at the decoder's threshold or at --threshold; best mIoU: at the threshold that suits\n"
-    "these episodes best; prior's best: the same of the mean prior, without the decoder; r(quality, IoU):\n"
-    "correlation, over episodes, of the IoU that the decoder expects with the true one"
+    "mIoU, FB-IoU, boundary IoU: percent, at the decoder's threshold or at --threshold; best mIoU: at the threshold\n"
+    "that suits these episodes best; prior's best: the same of the mean prior, without the decoder;\n"
+    "r(quality, IoU): correlation, over episodes, of the IoU that the decoder expects with the true one"
 )
+_INTERVALS = ("miou", "fb_iou", "boundary_iou", "prior_best_miou")
+_GAIN = "mIoU - prior's best"
 CLEARLY = 1.0
 """Minimum gain in mIoU points for which the table recommends another threshold."""
 
 
+@dataclass(frozen=True)
+class ScoreTable:
+    """The rows of a sweep as plain data.
+
+    Args:
+        rows: settings and figures of each row, from `facts`.
+        means: averages over rows that differ only in fold and seed, from `means`, with `intervals` as in the rows.
+        differences: differences in mIoU of the other means to the first, where they score the same episodes.
+    """
+
+    rows: list[dict[str, Any]]
+    means: list[dict[str, Any]]
+    differences: list[dict[str, Any]]
+
+
+def tabulate(rows: Sequence[Row], class_names: Mapping[int, str]) -> ScoreTable:
+    """Convert the rows of a sweep to plain data, with means, confidence intervals and differences.
+
+    Args:
+        rows: rows of a sweep, at least one.
+        class_names: class names by id.
+    """
+    plain = [facts(row, class_names) for row in rows]
+    averages, groups = means(plain), [[rows[index] for index in group] for group in _groups(plain)]
+    for mean, group in zip(averages, groups, strict=True):
+        mean["photos"] = len(photos(group))
+        mean["intervals"] = _intervals(group)
+    return ScoreTable(plain, averages, _differences(averages, groups, _shared(plain[0])))
+
+
 def facts(row: Row, class_names: Mapping[int, str]) -> dict[str, Any]:
-    """Convert a row to plain data: the setting, the number of episodes, and the scores in percent.
+    """Convert a row to plain data: the setting, numbers of episodes and photos, scores in percent, and intervals.
 
     Args:
         row: a row of a sweep.
@@ -45,13 +89,11 @@ def facts(row: Row, class_names: Mapping[int, str]) -> dict[str, Any]:
         **asdict(row.setting),
         "input_size": list(row.setting.input_size),
         "episodes": len(row.episodes),
-        "miou": scores.miou,
-        "fb_iou": scores.fb_iou,
+        "photos": len(photos([row])),
+        **scores.figures(),
         "best_threshold": scores.best_threshold,
-        "best_miou": scores.miou_by_threshold[scores.best_threshold],
         "prior_best_threshold": scores.best_prior_threshold,
-        "prior_best_miou": scores.best_prior,
-        "quality_correlation": scores.quality_correlation,
+        "intervals": _intervals([row]),
         "class_iou": {class_names[c]: iou for c, iou in scores.class_iou.items()},
         "miou_by_threshold": {str(t): value for t, value in scores.miou_by_threshold.items()},
         "prior_miou_by_threshold": {str(t): value for t, value in scores.prior_miou_by_threshold.items()},
@@ -70,39 +112,59 @@ def means(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         the seeds' means), None for a single fold or seed.
     """
     found = []
-    for group in _groups(rows):
+    for indices in _groups(rows):
+        group = [rows[index] for index in indices]
         mean: dict[str, Any] = {name: group[0][name] for name in _shared(group[0])}
         mean |= {f"{name}s": sorted({row[name] for row in group}) for name in _AVERAGED}
         mean["episodes"] = sum(row["episodes"] for row in group)
-        mean |= {figure: statistics.fmean(row[figure] for row in group) for figure in _FIGURES}
+        mean |= {figure: statistics.fmean(row[figure] for row in group) for figure in FIGURES}
         mean |= {f"miou_over_{name}s": _spread(group, name) for name in _AVERAGED}
         found.append(mean)
     return found
 
 
-def _groups(rows: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
-    """Group rows that differ only in fold and seed."""
-    groups: dict[str, list[Mapping[str, Any]]] = {}
-    for row in rows:
+def _groups(rows: Sequence[Mapping[str, Any]]) -> list[list[int]]:
+    """Group the indices of rows that differ only in fold and seed."""
+    groups: dict[str, list[int]] = {}
+    for index, row in enumerate(rows):
         setting = [value for name, value in row.items() if name in _shared(row)]
-        groups.setdefault(json.dumps(setting), []).append(row)
+        groups.setdefault(json.dumps(setting), []).append(index)
     return list(groups.values())
 
 
-def to_json(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return rows and means as JSON text.
+def _intervals(rows: Sequence[Row]) -> dict[str, list[float]]:
+    return {name: list(interval) for name, interval in intervals(rows).items()}
+
+
+def _differences(
+    averages: Sequence[Mapping[str, Any]], groups: Sequence[Sequence[Row]], settings: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Differences in mIoU of the other means to the first, with the settings in which they differ."""
+    found, first = [], averages[0]
+    for mean, group in zip(averages[1:], groups[1:], strict=True):
+        if paired(group, groups[0]):
+            gain = difference(group, groups[0])
+            differing = [name for name in settings if mean[name] != first[name]]
+            of, to = ({name: side[name] for name in differing} for side in (mean, first))
+            found.append({"of": of, "to": to, "miou": gain.value, "interval": list(gain.interval)})
+    return found
+
+
+def to_json(table: ScoreTable) -> str:
+    """Return rows, means and differences as JSON text.
 
     Args:
-        rows: rows as plain data, from `facts`.
+        table: rows as plain data, from `tabulate`.
     """
-    return json.dumps({"rows": list(rows), "means": means(rows)}, indent=2) + "\n"
+    bootstrap = {"resamples": RESAMPLES, "seed": SEED, "level": LEVEL}
+    return json.dumps({**vars(table), "bootstrap": bootstrap}, indent=2) + "\n"
 
 
-def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+def to_csv(table: ScoreTable) -> str:
     """Return rows as CSV text with a header line, without nested tables; sizes are written as 320x320.
 
     Args:
-        rows: rows as plain data, from `facts`.
+        table: rows as plain data, from `tabulate`.
     """
     flat = [
         {
@@ -110,7 +172,7 @@ def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
             for name, value in row.items()
             if not isinstance(value, dict)
         }
-        for row in rows
+        for row in table.rows
     ]
     text = io.StringIO()
     writer = csv.DictWriter(text, list(flat[0]), lineterminator="\n")
@@ -119,12 +181,15 @@ def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     return text.getvalue()
 
 
-def to_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return rows and means as a text table. Settings that all rows share are written once, above the table.
+def to_text(table: ScoreTable) -> str:
+    """Return rows and means as a text table, and their confidence intervals as another.
+
+    Settings that all rows share are written once, above.
 
     Args:
-        rows: rows as plain data, from `facts`.
+        table: rows as plain data, from `tabulate`.
     """
+    rows = table.rows
     varied = [name for name in _SHOWN if len({row[name] for row in rows}) > 1]
     if len({row["fingerprint"] for row in rows}) > len({row["backbone"] for row in rows}):
         varied.insert(0, "fingerprint")  # one encoder with several weights
@@ -132,23 +197,48 @@ def to_text(rows: Sequence[Mapping[str, Any]]) -> str:
         name: rows[0][name] for name in ("dataset", "protocol", "split", "classes", *_SHOWN) if name not in varied
     }
     common["episodes"] = "/".join(str(count) for count in sorted({row["episodes"] for row in rows}))
-    cells = [[_HEADERS.get(name, name) for name in (*varied, *_HEADERS)]]
-    cells += [[_cell(row[name]) for name in (*varied, *_HEADERS)] for row in rows]
-    averages = [mean for mean in means(rows) if len(mean["folds"]) * len(mean["seeds"]) > 1]
-    for mean in averages:
-        named = {name: mean.get(name, "mean") for name in varied}
-        cells.append([_cell(value) for value in (*named.values(), *(mean.get(name, "") for name in _HEADERS))])
-    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
-    lines = ["  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)) for line in cells]
-    lines += [_spread_line(mean, varied) for mean in averages]
-    lines += [_LEGEND, *_better_thresholds(rows, varied)]
-    return "\n".join([", ".join(f"{name} {value}" for name, value in common.items()), *lines])
+    averages = [mean for mean in table.means if len(mean["folds"]) * len(mean["seeds"]) > 1]
+    shown = [*rows, *averages]
+    names = [[_cell(row.get(name, "mean")) for name in varied] for row in shown]
+    figures = [[_cell(row.get(name, "")) for name in _HEADERS] for row in shown]
+    ends = [_interval_cells(row) for row in shown]
+    return "\n".join(
+        [
+            ", ".join(f"{name} {value}" for name, value in common.items()),
+            *_lines([*varied, *_HEADERS.values()], names, figures),
+            *(_spread_line(mean, varied) for mean in averages),
+            _LEGEND,
+            *_better_thresholds(rows, varied),
+            f"{100 * LEVEL:.0f} % intervals, from {RESAMPLES} resamples of the query photos:",
+            *_lines([*varied, *(_HEADERS[name] for name in _INTERVALS), _GAIN], names, ends),
+            *(_difference_line(entry, varied) for entry in table.differences),
+        ]
+    )
+
+
+def _lines(heading: Sequence[str], names: Sequence[Sequence[str]], figures: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table whose cells are right-aligned."""
+    cells = [heading, *([*name, *figure] for name, figure in zip(names, figures, strict=True))]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(heading))]
+    return ["  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)) for line in cells]
+
+
+def _interval_cells(row: Mapping[str, Any]) -> list[str]:
+    ends = row["intervals"]
+    return [*(_interval(ends[name]) for name in _INTERVALS), _signed(row["gain_over_prior"], ends["gain_over_prior"])]
+
+
+def _difference_line(entry: Mapping[str, Any], varied: Sequence[str]) -> str:
+    names = [name for name in varied if name in entry["of"]] or list(entry["of"])
+    of, to = (", ".join(f"{name} {entry[side][name]}" for name in names) for side in ("of", "to"))
+    return f"{of} minus {to}: {_signed(entry['miou'], entry['interval'])} mIoU on the same episodes"
 
 
 def _better_thresholds(rows: Sequence[Mapping[str, Any]], varied: Sequence[str]) -> list[str]:
     """A line for each setting whose mean mIoU would be at least `CLEARLY` points higher at another threshold."""
     lines = []
-    for group in _groups(rows):
+    for indices in _groups(rows):
+        group = [rows[index] for index in indices]
         own = statistics.fmean(row["miou"] for row in group)
         at = {t: statistics.fmean(row["miou_by_threshold"][t] for row in group) for t in group[0]["miou_by_threshold"]}
         best = max(at, key=lambda threshold: at[threshold])
@@ -185,3 +275,11 @@ def _spread(group: Sequence[Mapping[str, Any]], name: str) -> float | None:
 
 def _cell(value: Any) -> str:
     return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def _interval(ends: Sequence[float]) -> str:
+    return f"[{ends[0]:.1f}, {ends[1]:.1f}]"
+
+
+def _signed(value: float, ends: Sequence[float]) -> str:
+    return f"{value:+.1f} [{ends[0]:+.1f}, {ends[1]:+.1f}]"
