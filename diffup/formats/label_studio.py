@@ -88,4 +88,4 @@ def local_file_url(path: str) -> str:
         path: path of the file, with forward slashes, relative to Label Studio's document root
             (`LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT`).
     """
-    return f"/data/local-files/?d={quote(path)}"
+    return f"/data/local-files/?d={quote(path, errors='surrogateescape')}"
