@@ -115,7 +115,7 @@ def read_labelme(
         name = os.fspath(path)
         with found.record(name):
             content = read_json(path)
-            shapes = _shapes(content, label, shape_types, name)
+            shapes = _shapes(content, label, shape_types, name, found)
             if shapes:
                 folder = Path(path).parent if images is None else Path(images)
                 image, size = _image(folders.setdefault(folder, Files(folder)), content, name)
@@ -124,7 +124,7 @@ def read_labelme(
 
 
 def _shapes(
-    content: dict[str, Any], label: str, shape_types: Sequence[str] | None, name: str
+    content: dict[str, Any], label: str, shape_types: Sequence[str] | None, name: str, found: Gathering
 ) -> list[tuple[str, str, dict[str, Any]]]:
     """The shapes of a file that have the label, each as its name in error messages, its type, and the shape."""
     shapes = []
@@ -132,6 +132,7 @@ def _shapes(
         where = f"{name}: shapes[{index}]"
         if not isinstance(shape, dict):
             raise FormatError(f"{where}: expected an object, got {type(shape).__name__}")
+        found.saw([shape.get("label")])
         kind = str(shape.get("shape_type") or "polygon")
         if shape.get("label") == label and (shape_types is None or kind in shape_types):
             shapes.append((where, kind, shape))

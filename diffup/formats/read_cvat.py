@@ -18,6 +18,7 @@ from diffup.formats.shapes import (
     Kind,
     Reading,
     check_shape_types,
+    described,
     drawn,
     filled,
     framed,
@@ -107,6 +108,7 @@ def read_cvat(
         if len(found) == shots:
             break
         where = f"{name}: image[{index}]"
+        found.saw(shape.fields.get("label") for shape in image.shapes)
         with found.record(where):
             shapes = [
                 (f"{where}.{shape.kind}[{place}]", shape)
@@ -118,7 +120,7 @@ def read_cvat(
                 size = upright_size(file, f"{where}.name")
                 check_size(stated_size(image.fields, "height", "width", where), size, where)
                 found.add(file, together((partial(_read, *shape, size) for shape in shapes), size, where))
-    return found.shots(f"{name}: no image has a shape with the label {label!r}", shots)
+    return found.shots(f"{name}: no image has a shape with {described(label, shape_types)}", shots)
 
 
 def _parse(path: str | os.PathLike[str]) -> list[_Image]:

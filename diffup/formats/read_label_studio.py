@@ -19,6 +19,7 @@ from diffup.formats.shapes import (
     Kind,
     Reading,
     check_shape_types,
+    described,
     drawn,
     filled,
     framed,
@@ -116,7 +117,7 @@ def read_label_studio(
                 image, size = _image(task, where, photos)
                 readings = (partial(_read, *region, size) for region in regions)
                 found.add(image, together(readings, size, where, pixels=False))
-    return found.shots(f"{name}: no task has a region with the label {label!r}", shots)
+    return found.shots(f"{name}: no task has a region with {described(label, shape_types)}", shots)
 
 
 def _regions(task: Any, label: str, where: str, found: Gathering) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -133,7 +134,10 @@ def _regions(task: Any, label: str, where: str, found: Gathering) -> Iterator[tu
         place = f"{at}.result[{index}]"
         kind, value = field(region, "type", str, place), region.get("value")
         labels = value.get(kind) if isinstance(value, dict) else None
-        if kind.endswith("labels") and isinstance(labels, list) and label in labels:
+        if not kind.endswith("labels") or not isinstance(labels, list):
+            continue
+        found.saw(labels)
+        if label in labels:
             yield place, _shape_type(value, kind, place), region
 
 

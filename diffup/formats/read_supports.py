@@ -100,11 +100,15 @@ def recognise_format(path: str | os.PathLike[str]) -> str:
         raise FormatError(f"{name}: a ZIP archive; unpack it, and give the file with the annotations that is in it")
     if head.lstrip(_SPACE).startswith(b"<"):
         return next(known for known, format_ in FORMATS.items() if format_.recognise is None)
-    content = parse_json(read_text(path), path)
+    expected = f"expected a file of {', '.join(FORMATS)}"
+    try:
+        content = parse_json(read_text(path), path)
+    except FormatError as error:
+        raise FormatError(f"{error}; {expected}") from error
     for known, format_ in FORMATS.items():
         if format_.recognise is not None and format_.recognise(content):
             return known
-    raise FormatError(f"{name}: of no known format; expected a file of {', '.join(FORMATS)}")
+    raise FormatError(f"{name}: of no known format; {expected}")
 
 
 def read_supports(

@@ -6,7 +6,7 @@ count from its centre, so what they get is moved by half a pixel.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -40,6 +40,16 @@ def check_shape_types(chosen: Collection[str] | None, known: Mapping[str, Kind])
     unknown = sorted(set(chosen or ()) - set(known))
     if unknown:
         raise FormatError(f"shape_types: {', '.join(unknown)} unknown; there are {', '.join(known)}")
+
+
+def described(label: str, shape_types: Sequence[str] | None) -> str:
+    """What is asked of a file, for the error message that it has no such thing.
+
+    Args:
+        label: label of the class.
+        shape_types: names of shape types, or None for all.
+    """
+    return f"the label {label!r}" + ("" if shape_types is None else f" and the type {' or '.join(shape_types)}")
 
 
 def numbers(value: Any, where: str, form: str = "[[x, y], ...]") -> Vertices:
