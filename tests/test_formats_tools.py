@@ -339,6 +339,8 @@ def test_uploads_under_their_new_name_and_embedded_images(photo: Path) -> None:
         (task(region("polygonlabels", points=[[1, 2, 3]])), r"value\.points: expected \[\[x, y\]"),
         (task(region("polygonlabels", points=[[1, 2], [3, 4]])), "at least three finite vertices"),
         (task(region("brushlabels", rle=[1])), r"value\.rle: the runs are cut off"),
+        (task(BOX, {**BOX, "to_name": "second"}), r"\[0\]: its regions are in several images"),
+        (task(BOX, {**BOX, "item_index": 1}), r"\[0\]: its regions are in several images"),
         (task(region("vectorlabels", vertices=[])), "regions of the type 'vectorlabels' cannot be read"),
         (
             task(BOX, region("keypointlabels", x=1, y=1)),

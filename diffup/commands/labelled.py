@@ -17,14 +17,8 @@ from diffup.errors import AnnotationError, FormatError
 if TYPE_CHECKING:
     from diffup.formats.supports import SupportSet
 
-_OPTIONS = {
-    "label": "--label",
-    "images": "--images",
-    "kind": "--kind",
-    "shots": "--shots",
-    "skip_faulty": "--skip-faulty",
-}
-"""Options that need `--from`, by the names of their values."""
+_OPTIONS = ("label", "images", "kind", "shots", "skip_faulty")
+"""Names of the options that need `--from`."""
 
 
 def add_labelled(parser: argparse.ArgumentParser) -> None:
@@ -88,7 +82,7 @@ def read_labelled(args: argparse.Namespace, label: str | None) -> SupportSet | N
     options = {"images": args.images, "kind": args.kind, "shots": args.shots}
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # that records were skipped; they are named below
+            warnings.filterwarnings("ignore", r"\d+ faulty records were passed over")  # they are named below
             found = read_supports(args.files, label, on_error="skip" if args.skip_faulty else "raise", **options)
     except FormatError as error:
         raise FormatError(_as_options(str(error))) from error

@@ -13,12 +13,6 @@ from diffup.errors import FormatError
 from diffup.formats.brush import encode_brush
 from diffup.formats.checks import as_masks
 
-FROM_NAME = "label"
-"""Name of the tag `BrushLabels` in the labelling interface."""
-
-TO_NAME = "image"
-"""Name of the tag `Image` in the labelling interface, and of the image's field in the data of a task."""
-
 
 def label_studio_prediction(
     labels: npt.NDArray[np.integer] | npt.NDArray[np.bool_] | Sequence[npt.NDArray[np.bool_]],
@@ -26,8 +20,8 @@ def label_studio_prediction(
     *,
     scores: Sequence[float] | None = None,
     model_version: str = "diffup",
-    from_name: str = FROM_NAME,
-    to_name: str = TO_NAME,
+    from_name: str = "label",
+    to_name: str = "image",
 ) -> dict[str, Any]:
     """Make the prediction of one image: one brush region for every class in it.
 
@@ -75,10 +69,11 @@ def label_studio_task(image: str, prediction: Mapping[str, Any]) -> dict[str, An
     """Make the task of one image; a list of tasks, as JSON, is a file that Label Studio imports.
 
     Args:
-        image: the image's URL as Label Studio gets it, such as `local_file_url` makes it.
+        image: the image's URL as Label Studio gets it, such as `local_file_url` makes it; in the labelling interface it
+            is `$image`.
         prediction: the prediction, from `label_studio_prediction`.
     """
-    return {"data": {TO_NAME: image}, "predictions": [dict(prediction)]}
+    return {"data": {"image": image}, "predictions": [dict(prediction)]}
 
 
 def local_file_url(path: str) -> str:

@@ -114,6 +114,7 @@ def read_label_studio(
                 if shape_types is None or region[1] in shape_types
             ]
             if regions:
+                _check_one_image(regions, where)
                 image, size = _image(task, where, photos)
                 readings = (partial(_read, *region, size) for region in regions)
                 found.add(image, together(readings, size, where, pixels=False))
@@ -162,6 +163,13 @@ def _shape_type(value: dict[str, Any], kind: str, where: str) -> str:
     if shape is None:
         raise FormatError(f"{where}: regions of the type {kind!r} cannot be read; expected {', '.join(SHAPE_TYPES)}")
     return shape
+
+
+def _check_one_image(regions: list[tuple[str, str, dict[str, Any]]], where: str) -> None:
+    """Check that no task of several images is read as if all regions were in one."""
+    images = {f"{region.get('to_name')} {region.get('item_index') or 0}" for _, _, region in regions}
+    if len(images) > 1:
+        raise FormatError(f"{where}: its regions are in several images; only tasks of one image can be read")
 
 
 def _image(task: dict[str, Any], where: str, photos: Photos) -> tuple[Path | Image.Image, tuple[int, int]]:
