@@ -195,6 +195,58 @@ def test_usage_errors(options: list[str], message: str, capsys: pytest.CaptureFi
     assert message in capsys.readouterr().err
 
 
+def export(*regions: tuple[str, str, str, dict[str, object]], more: bool = False) -> None:
+    """Write a task of Label Studio: regions (image, label, type, value) of one image; `more` adds it to the file."""
+    results = [{"type": kind, "value": {**value, kind: [label]}} for _, label, kind, value in regions]
+    tasks = json.loads(Path("export.json").read_text()) if more else []
+    tasks.append({"data": {"image": f"/data/local-files/?d={regions[0][0]}"}, "annotations": [{"result": results}]})
+    Path("export.json").write_text(json.dumps(tasks))
+
+
+def test_teach_from_the_file_of_a_labelling_tool(
+    photos: Path, decoder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    box = {"x": 25, "y": 25, "width": 50, "height": 50}
+    export(("a.png", "dog", "rectanglelabels", box))
+    export(("b.png", "dog", "keypointlabels", {"x": 50, "y": 50}), more=True)
+    export(("gone.png", "dog", "rectanglelabels", box), more=True)
+    teach = ["teach", "--from", "export.json", "--decoder", str(decoder), "--device", "cpu"]
+    assert cli.main([*teach, "--label", "dog", "-o", "d.safetensors"]) == cli.FAILED
+    assert "export.json: [2].data.image: '/data/local-files/?d=gone.png' is no file" in capsys.readouterr().err
+    assert not Path("d.safetensors").exists()
+
+    assert cli.main([*teach, "--label", "dog", "--skip-faulty", "-o", "d.safetensors"]) == 0
+    printed = capsys.readouterr()
+    assert "Prototypes('dog', 2 shots" in printed.out
+    assert printed.err.startswith("diffup: skipped: export.json: [2].data.image: ")
+    model = DiffUp(load_decoder(decoder), device="cpu")
+    expected = model.prototypes(["a.png", "b.png"], [Box(24, 20, 72, 60), Points([(47.5, 39.5)])], name="dog")
+    expected.save("expected.safetensors")
+    assert Path("d.safetensors").read_bytes() == Path("expected.safetensors").read_bytes()
+
+    # Besides other supports, under another name, one kind or the first shots alone, and added to a class
+    options = ["--kind", "points", "--support", "c.png", "--mask", "c_mask.png", "--name", "hound", "--label", "dog"]
+    assert cli.main([*teach, *options, "-o", "e.safetensors"]) == 0
+    model.prototypes(["c.png", "b.png"], ["c_mask.png", Points([(47.5, 39.5)])], name="hound").save(
+        "expected.safetensors"
+    )
+    assert Path("e.safetensors").read_bytes() == Path("expected.safetensors").read_bytes()
+    assert cli.main([*teach, "--add", "d.safetensors", "--shots", "1", "-o", "f.safetensors"]) == 0
+    assert "Prototypes('dog', 3 shots" in capsys.readouterr().out
+
+
+def test_errors_name_the_photo_of_a_labelling_tool(
+    photos: Path, decoder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export(("c.jpg", "dog", "rectanglelabels", {"x": 25, "y": 25, "width": 50, "height": 50}))
+    Image.open("c.png").save("c.jpg")
+    content = Path("c.jpg").read_bytes()
+    Path("c.jpg").write_bytes(content[: len(content) // 2])  # its header tells its size all the same
+    options = ["--support", "a.png", "--from", "export.json", "--label", "dog", "--decoder", str(decoder)]
+    assert cli.main(["teach", *options, "--device", "cpu", "-o", "d.safetensors"]) == cli.FAILED
+    assert capsys.readouterr().err.startswith("diffup: error: --from: 'c.jpg' cannot be decoded")
+
+
 MISTAKES = [
     ("segment query.png --support a.png -o notes.txt", "--output: 'notes.txt' is a file; give a folder"),
     ("segment query.png --support a.png -o notes.txt/out", "--output: 'notes.txt' is a file; give a folder"),
@@ -221,6 +273,32 @@ MISTAKES = [
         "--add: there is no file 'dogs.safetensors'; did",
     ),
     ("teach --support a.png --add big.safetensors -o d.safetensors", "Give what they were made with: --input-size 96"),
+    (
+        "teach --label dog --support a.png -o d.safetensors",
+        "--label: it belongs to the file of a labelling tool; add --",
+    ),
+    ("teach --skip-faulty --text a -o d.safetensors", "--skip-faulty: it belongs to the file of a labelling tool"),
+    (
+        "teach --from exprot.json --label x -o d.safetensors",
+        "--from: there is no file 'exprot.json'; did you mean 'exp",
+    ),
+    ("teach --from photos --label x -o d.safetensors", "'photos' is a folder; give its files: --from FOLDER/*.json"),
+    (
+        "teach --from export.json --label x --images photoz -o d.safetensors",
+        "there is no folder 'photoz'; did you mean",
+    ),
+    ("teach --from export.json -o d.safetensors", "give either --name, for a new class, or --add FILE"),
+    ("teach --from export.json --label x --images photos -o d.safetensors", "?d=a.png' is no file in 'photos'"),
+    ("teach --from export.json --label x --images photos -o d.safetensors", "the folder of the images with --images,"),
+    ("teach --from export.json --label y -o d.safetensors", "with the label 'y'. The labels are 'two', 'x'"),
+    ("teach --from export.json --label two -o d.safetensors", "Choose with --kind mask, box, scribble or points"),
+    (
+        "teach --from export.json --label x --kind scribble -o d.safetensors",
+        "--kind 'scribble': export.json is of Label",
+    ),
+    ("teach --from export.json --label x --kind star -o d.safetensors", "--kind 'star': expected mask, box, scribble"),
+    ("teach --from export.json --label x --shots 3 -o d.safetensors", "--shots 3 were asked for, and 1 can be read"),
+    ("teach --from notes.txt --label x -o d.safetensors", "expected a file of COCO, LabelMe, Label Studio, CVAT"),
     ("label photos --prototypes big.safetensors -o out", "the prototypes of big.safetensors were made with fake"),
     ("label photos --prototypes dog.safetensors dog2.safetensors -o out", "diffup teach --add dog.safetensors"),
     (
@@ -252,6 +330,10 @@ def test_mistakes_are_answered_with_what_to_type(
         if f"{name}.safetensors" in line or "dogs" in line:
             model = DiffUp(load_decoder(decoder), FakeBackbone(input_size=(size, size)), device="cpu")
             model.prototypes("a.png", Box(5, 5, 40, 40), name="dog").save(f"{name}.safetensors")
+    if "export" in line or "exprot" in line:
+        box, point = {"x": 10, "y": 10, "width": 50, "height": 50}, {"x": 10, "y": 10}
+        export(("a.png", "x", "rectanglelabels", box))
+        export(("b.png", "two", "rectanglelabels", box), ("b.png", "two", "keypointlabels", point), more=True)
     before = sorted(path.name for path in photos.rglob("*"))
     words = line.split()
     chosen = ["--decoder", str(decoder)] if words[0] in ("segment", "teach", "label", "evaluate") else []

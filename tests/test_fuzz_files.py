@@ -10,6 +10,7 @@ import unicodedata
 import warnings
 from pathlib import Path
 from urllib.parse import quote
+from xml.sax.saxutils import quoteattr
 
 import numpy as np
 import pytest
@@ -34,10 +35,14 @@ from diffup.formats import (
     decode_segmentation,
     encode_rle,
     read_coco,
+    read_cvat,
     read_fiftyone,
     read_huggingface,
+    read_label_studio,
     read_labelme,
+    read_supports,
 )
+from diffup.formats.brush import decode_brush, encode_brush
 from diffup.formats.rle import decode_rle
 from diffup.inputs.recorded import Files, read_json
 from diffup.training.checkpoint import load_checkpoint, save_checkpoint
@@ -365,6 +370,123 @@ def test_labelme_files(photo: Path, content: dict[str, object]) -> None:
     (photo.parent / "l.json").write_text(json.dumps(listed(content)))
     found = outcome(lambda: read_labelme(photo.parent / "l.json", "x"))
     assert found is None or len(found.support) == len(found.annotation) == 1
+
+
+@given(st.data())
+def test_brushes(data: st.DataObject) -> None:
+    """Damaged run lengths of Label Studio are refused, or are a mask of the image's size."""
+    mask = data.draw(SMALL_MASKS)
+    rle: object = encode_brush(mask)
+    damage = data.draw(st.sampled_from(["cut", "longer", "changed", "any", "size", "bytes"]))
+    size = mask.shape
+    if damage == "cut":
+        rle = rle[: data.draw(st.integers(0, len(rle)))]
+    elif damage == "longer":
+        rle = rle + data.draw(st.lists(st.integers(0, 255), max_size=3))
+    elif damage == "changed":
+        rle[data.draw(st.integers(0, len(rle) - 1))] = data.draw(st.integers(-1, 256) | ANYTHING)
+    elif damage == "any":
+        rle = data.draw(ANYTHING)
+    elif damage == "bytes":  # whatever follows a header that is right
+        rle = rle[:7] + data.draw(st.lists(st.integers(0, 255), max_size=40))
+    else:
+        size = data.draw(st.tuples(st.integers(1, 20), st.integers(1, 20)))
+    found = outcome(lambda: decode_brush(rle, size))
+    assert found is None or (found.shape == size and found.dtype == np.bool_)
+    if damage == "longer":
+        np.testing.assert_array_equal(found, mask)
+    if damage == "cut":  # the last bytes may be padding
+        assert found is None or np.array_equal(found, mask)
+
+
+def ls_region(kind: str, **value: object) -> dict[str, object]:
+    size = {"original_width": 30, "original_height": 20, "image_rotation": 0}
+    return {"type": kind, **size, "value": {**value, kind: {"0": "x"}}}
+
+
+TASK = {
+    "0": {
+        "data": {"image": "/data/upload/1/0123abcd-a.png"},
+        "annotations": {
+            "0": {
+                "was_cancelled": False,
+                "ground_truth": False,
+                "updated_at": "2026-01-01",
+                "result": {
+                    "0": ls_region("rectanglelabels", x=10, y=20, width=30, height=40, rotation=0),
+                    "1": ls_region("ellipselabels", x=50, y=50, radiusX=20, radiusY=9.5, rotation=45),
+                    "2": ls_region("polygonlabels", points={"0": [10, 10], "1": [50, 10], "2": [50, 60]}),
+                    "3": ls_region("brushlabels", rle=encode_brush(np.eye(20, 30) > 0)),
+                    "4": ls_region("keypointlabels", x=10, y=20, width=1),
+                },
+            }
+        },
+    }
+}
+KINDS = st.sampled_from([None, "mask", "box", "points", "scribble"])
+
+
+@given(changed(TASK), KINDS, st.sampled_from(["raise", "skip"]))
+def test_label_studio_files(photo: Path, content: dict[str, object], kind: object, on_error: str) -> None:
+    path = photo.parent / "s.json"
+    path.write_text(json.dumps(listed(content)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = outcome(lambda: read_label_studio(path, "x", on_error=on_error))
+        outcome(lambda: read_supports(path, "x", kind=kind, on_error=on_error))
+    assert found is None or [os.fspath(support) for support in found.support] == [str(photo)]
+
+
+@st.composite
+def cvat_files(draw: st.DrawFn) -> str:
+    """Files of CVAT with any values in the attributes of one image and one or two shapes."""
+    whole = {
+        "box": {"xtl": "3", "ytl": "4", "xbr": "13", "ybr": "12", "rotation": "10"},
+        "polygon": {"points": "3,4;13,4;13,12"},
+        "points": {"points": "3,4;13,4"},
+        "polyline": {"points": "3,4;13,4"},
+        "ellipse": {"cx": "9", "cy": "9", "rx": "4", "ry": "3", "rotation": "5"},
+        "mask": {"rle": "1, 2, 3", "left": "2", "top": "3", "width": "3", "height": "2"},
+        "cuboid": {"xtl1": "2"},
+    }
+    odd = st.sampled_from(["", "-1", "1e400", "nan", "9" * 30, "0", ",", ";", "1,2", "0.5", "<&>", "x"]) | st.text(
+        max_size=6
+    )
+
+    def shown(tag: str, fields: dict[str, str], inner: str = "") -> str:
+        for name in list(fields):
+            change = draw(st.integers(0, 9))
+            if change < 2:
+                fields = {**fields, name: draw(odd)}
+            elif change == 2:
+                fields = {key: value for key, value in fields.items() if key != name}
+        return f"<{tag}{''.join(f' {key}={quoteattr(value)}' for key, value in fields.items())}>{inner}</{tag}>"
+
+    shapes = [
+        shown(tag, {"label": "x", **whole[tag]}) for tag in draw(st.lists(st.sampled_from(list(whole)), max_size=2))
+    ]
+    fields = {"name": "a.png", "width": "30", "height": "20"}
+    return f"<annotations>{shown('image', fields, ''.join(shapes))}</annotations>"
+
+
+@given(cvat_files(), KINDS, st.data())
+def test_cvat_files(photo: Path, text: str, kind: object, data: st.DataObject) -> None:
+    path = photo.parent / "v.xml"
+    content = bytearray(text.encode("utf-8", "surrogatepass"))
+    for _ in range(data.draw(st.integers(0, 2))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content)
+    found = outcome(lambda: read_cvat(path, "x"))
+    assert found is None or [os.fspath(support) for support in found.support] == [str(photo)]
+    outcome(lambda: read_supports(path, "x", kind=kind))
+
+
+@given(st.binary(max_size=40) | st.text(max_size=20).map(lambda text: f"<{text}>".encode("utf-8", "surrogatepass")))
+def test_files_of_any_format(photo: Path, content: bytes) -> None:
+    path = photo.parent / "any"
+    path.write_bytes(content)
+    assert outcome(lambda: read_supports(path, "x")) is None
+    assert outcome(lambda: read_cvat(path, "x")) is None
 
 
 @given(

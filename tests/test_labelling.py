@@ -28,6 +28,7 @@ from PIL import Image
 from diffup import DiffUp, LabelMap, Prototypes, cli
 from diffup.decoder.weights import load_decoder
 from diffup.errors import ConfigError, DataError, MissingPackageError, StorageError
+from diffup.labelling.files import path_from
 from diffup.labelling.folder import FORMATS, RECORD, LabelPlan, find_images, label_folder, quality_table
 from diffup.utils.journal import Journal
 
@@ -72,7 +73,7 @@ def whole(model: DiffUp, classes: list[Prototypes], photos: Path, tmp_path_facto
     out = tmp_path_factory.mktemp("whole") / "out"
     report = label_folder(model, photos, classes, out, EVERYTHING, batch_size=4, workers=2)
     assert (report.labelled, report.known, list(report.failed)) == (6, 0, ["more/broken.png"])
-    assert all(path.exists() for path in report.files) and len(report.files) == 5
+    assert all(path.exists() for path in report.files) and len(report.files) == len(FORMATS) == 7
     return out
 
 
@@ -138,7 +139,56 @@ def test_yolo(whole: Path, expected: dict[str, LabelMap]) -> None:
     for image, result in expected.items():
         lines = (whole / "yolo" / "labels" / image).with_suffix(".txt").read_text().splitlines()
         assert lines == yolo_lines(result.labels, range(2))
-    assert (whole / "yolo" / "data.yaml").read_text() == 'names:\n  0: "red square"\n  1: "disc: green"\n'
+    text = 'train: images\nval: images\nnames:\n  0: "red square"\n  1: "disc: green"\n'
+    assert (whole / "yolo" / "data.yaml").read_text() == text
+
+
+def test_labelme_opens_the_photos(whole: Path, photos: Path, expected: dict[str, LabelMap]) -> None:
+    from diffup.formats import read_labelme
+
+    for image, result in expected.items():
+        path = (whole / "labelme" / image).with_suffix(".json")
+        document = json.loads(path.read_text())
+        assert (path.parent / document["imagePath"]).samefile(photos / image) and document["imageData"] is None
+        assert "\\" not in document["imagePath"] and not Path(document["imagePath"]).is_absolute()
+        labels = {shape["label"] for shape in document["shapes"]}
+        assert labels == {NAMES[label - 1] for label in np.unique(result.labels) if label}
+        for name in labels:
+            (mask,) = read_labelme(path, name).annotation
+            np.testing.assert_array_equal(mask.mask.numpy() > 0.5, result.labels == NAMES.index(name) + 1)
+
+
+def test_tasks_of_label_studio(whole: Path, photos: Path, expected: dict[str, LabelMap], tmp_path: Path) -> None:
+    from diffup.formats import read_label_studio
+
+    tasks = json.loads((whole / "label_studio.json").read_text())
+    assert [task["data"]["image"] for task in tasks] == [f"/data/local-files/?d={photos.name}/{name}" for name in GOOD]
+    for task, result in zip(tasks, expected.values(), strict=True):
+        (prediction,) = task["predictions"]
+        assert prediction["model_version"] == f"diffup {result.results[0].backbone}"
+        found = [name for index, name in enumerate(NAMES, start=1) if (result.labels == index).any()]
+        assert [region["value"]["brushlabels"] for region in prediction["result"]] == [[name] for name in found]
+        assert prediction.get("score") == min((result.quality[name] for name in found), default=None)
+    submitted = [{**task, "annotations": task["predictions"]} for task in tasks]  # as a person submits them
+    (tmp_path / "export.json").write_text(json.dumps(submitted))
+    shots = read_label_studio(tmp_path / "export.json", NAMES[1], images=photos)
+    shown = [image for image, result in expected.items() if (result.labels == 2).any()]
+    assert shots.support == [photos / image for image in shown] and shown
+    for image, mask in zip(shown, shots.annotation, strict=True):
+        np.testing.assert_array_equal(mask.mask.numpy() > 0.5, expected[image].labels == 2)
+
+
+def test_photos_behind_links_are_found_from_the_label_files(tmp_path: Path) -> None:
+    (tmp_path / "disk" / "deep" / "photos").mkdir(parents=True)
+    (tmp_path / "far").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "deep")
+    (tmp_path / "disk" / "deep" / "photos" / "more").symlink_to(tmp_path / "far")
+    (tmp_path / "out").symlink_to(tmp_path / "disk")
+    for photo in (tmp_path / "link" / "photos" / "a.png", tmp_path / "link" / "photos" / "more" / "b.png"):
+        photo.touch()
+        for folder in (tmp_path / "out" / "labelme", tmp_path / "labelme" / "sub", tmp_path):
+            folder.mkdir(parents=True, exist_ok=True)
+            assert (folder / path_from(folder, photo)).samefile(photo)
 
 
 def test_the_table_of_quality_begins_with_the_worst(whole: Path, expected: dict[str, LabelMap]) -> None:
@@ -342,7 +392,7 @@ def found_in(out: Path) -> dict[str, set[str]]:
             for path in (out / name).rglob("*")
             if path.is_file()
         }
-        for name in ("labels", "overlays", "yolo/labels")
+        for name in ("labels", "overlays", "yolo/labels", "labelme")
     }
     assert len({frozenset(names) for names in files.values()}) == 1
     return {
@@ -496,7 +546,7 @@ def test_names_that_people_choose(model: DiffUp, tmp_path: Path) -> None:
         "line\nline\r.png",
         "\u2028\x85.png",
         " # x: y .png",
-        "x" * 251 + ".png",
+        "x" * 250 + ".png",  # with .json it is as long as names may be
     ]
     for seed, name in enumerate(odd):
         picture(folder / name, seed)
@@ -552,7 +602,7 @@ def test_the_record_of_an_older_version(model: DiffUp, classes: list[Prototypes]
     (folder / "a.png").unlink()
     report = label_folder(model, folder, classes, out, EVERYTHING)
     assert (report.labelled, report.known, report.gone) == (2, 0, ("a.png",))
-    assert {path.name for path in report.kept} == {"a.png", "a.jpg", "a.txt"}
+    assert {path.name for path in report.kept} == {"a.png", "a.jpg", "a.txt", "a.json"}
     assert found_in(out)["coco"] == {"b.png", "sub/c.png"}
 
 
@@ -590,6 +640,7 @@ def test_folders_that_do_not_do(model: DiffUp, classes: list[Prototypes], tmp_pa
         ("skimage", LabelPlan(("coco",), encoding="polygon")),
         ("skimage", LabelPlan(("coco",), instances=True)),
         ("skimage", LabelPlan(("yolo",))),
+        ("skimage", LabelPlan(("labelme",))),
     ],
 )
 def test_a_missing_package_is_told_before_anything_is_done(

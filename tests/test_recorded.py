@@ -96,7 +96,7 @@ def test_a_file_elsewhere_is_taken_where_the_path_is_its_own(tmp_path: Path) -> 
     (tmp_path / "a b.png").touch()
     for own in (str(tmp_path / "a b.png"), (tmp_path / "a b.png").as_uri(), "../a b.png", "..\\a b.png"):
         assert files.find(own, "it").samefile(tmp_path / "a b.png")
-    with pytest.raises(FormatError, match="is no file in"):  # another scheme's paths are not this machine's
+    with pytest.raises(FormatError, match="is a URL, and URLs are not fetched"):  # its path is not this machine's
         files.find("s3:/" + str(tmp_path / "a b.png"), "it")
 
 

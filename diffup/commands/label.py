@@ -14,6 +14,7 @@ from diffup.commands.prototypes import check_prototypes, load_classes
 EXAMPLES = """examples:
   diffup label photos --prototypes dog.safetensors cat.safetensors -o labels
   diffup label photos --prototypes dog.safetensors --format coco yolo overlay csv -o labels
+  diffup label photos --prototypes dog.safetensors --format labelme label-studio -o labels
   diffup label photos --prototypes dog.safetensors --format coco --coco-encoding polygon --instances -o labels
 
 A run that was stopped or killed goes on where it was when the same command is given again."""
@@ -29,7 +30,11 @@ def add(commands: Any) -> None:
     parser.add_argument("-o", "--output", metavar="OUT", type=Path, required=True, help="folder for the results")
     written = parser.add_argument_group("what is written")
     written.add_argument(
-        "--format", dest="formats", metavar="F", **several(str), help="png, coco, yolo, overlay, csv; default: png csv"
+        "--format",
+        dest="formats",
+        metavar="F",
+        **several(str),
+        help="png, coco, yolo, labelme, label-studio, overlay, csv; default: png csv",
     )
     written.add_argument(
         "--coco-encoding", default="rle", metavar="E", help="format of COCO masks: rle (default) or polygon"

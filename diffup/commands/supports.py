@@ -39,7 +39,8 @@ class SupportOptions:
 
     Attributes:
         image: path of the image.
-        kind: kind of annotation, such as "mask" or "box"; None if the image is not annotated.
+        kind: kind of annotation, such as "mask" or "box"; "from" if it comes from the file of a labelling tool; None if
+            the image is not annotated.
         values: values of the annotation's options.
     """
 
@@ -114,7 +115,8 @@ def as_given(supports: Sequence[SupportOptions]) -> Iterator[None]:
 
     def named(match: re.Match[str]) -> str:
         support = supports[int(match[2])]
-        return "--support" if match[1] == "support" else f"--{support.kind} of {support.image}"
+        option = "--from" if support.kind == "from" else "--support"
+        return option if match[1] == "support" else f"--{support.kind} of {support.image}"
 
     try:
         yield

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,13 +15,24 @@ from PIL import Image
 
 from diffup.errors import FormatError
 from diffup.formats.checks import MarksNothing
-from diffup.formats.coco import decode_segmentation
+from diffup.formats.shapes import (
+    Kind,
+    Reading,
+    check_inside,
+    check_shape_types,
+    drawn,
+    filled,
+    numbers,
+    pasted,
+    together,
+)
 from diffup.formats.supports import (
     Gathering,
     OnError,
     SupportSet,
     check_outline,
     check_pixels,
+    check_shots,
     check_size,
     cut_box,
     decode_base64,
@@ -29,11 +40,8 @@ from diffup.formats.supports import (
     field,
     read_index,
     stated_size,
-    unite,
     upright_size,
-    with_area,
 )
-from diffup.inputs.annotations import Annotation
 from diffup.inputs.images import ImageLike
 from diffup.inputs.recorded import Files, read_json
 from diffup.inputs.strokes import mark_discs
@@ -53,15 +61,22 @@ _VERTICES = {
 }
 """Least and greatest number of points of each shape type, those of X-AnyLabeling included."""
 
-_POLYGONS = ("polygon", "rotation", "oriented_rectangle", "quadrilateral")
-_Reading: TypeAlias = tuple[str, Any]  # "masks", "boxes", "strokes" or "points", and the shape as an item of these
+SHAPE_TYPES: dict[str, Kind] = {
+    **dict.fromkeys(("polygon", "rotation", "oriented_rectangle", "quadrilateral", "circle", "mask"), "mask"),
+    "rectangle": "box",
+    **dict.fromkeys(("line", "linestrip"), "scribble"),
+    **dict.fromkeys(("point", "points"), "points"),
+}
+"""The kind of annotation that each shape type makes."""
 
 
 def read_labelme(
     paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     label: str,
     *,
+    images: str | os.PathLike[str] | None = None,
     shape_types: Sequence[str] | None = None,
+    shots: int | None = None,
     on_error: OnError = "raise",
 ) -> SupportSet:
     """Read supports from files of LabelMe or X-AnyLabeling: the shapes with one label.
@@ -73,40 +88,43 @@ def read_labelme(
     Args:
         paths: one JSON file or several. Files without the label are ignored.
         label: label of the class.
+        images: folder that `imagePath` is relative to; by default each file's own folder.
         shape_types: shape types to read, such as `("polygon",)`; all by default. Needed if the shapes of one image
             would become several kinds of annotation.
+        shots: number of supports K, the first of the files; all by default.
         on_error: "raise" the error of a faulty file, or "skip" the file.
 
     Returns:
         Support images (the embedded `imageData` if there is one, else the path) and annotations; `skipped` lists the
-        faulty files. `imagePath` is relative to the file's own folder and found by the rules of
-        `diffup.inputs.recorded.Files`. Shapes without area are ignored if their image has others.
+        faulty files. The path in `imagePath` is found by the rules of `diffup.inputs.recorded.Files`. Shapes without
+        area are ignored if their image has others.
 
     Raises:
         FormatError: a file or a field of it does not follow LabelMe's format, the image is missing or has another size
-            than the file says, no file has the label, or the shapes of an image are of several kinds. The message names
-            the file and the field.
+            than the file says, no file or fewer than `shots` have the label, or the shapes of an image are of several
+            kinds. The message names the file and the field.
         MissingPackageError: polygons need pycocotools (`pip install "diffup[formats]"`).
     """
     files = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
-    unknown = sorted(set(shape_types or ()) - set(_VERTICES))
-    if unknown:
-        raise FormatError(f"shape_types: {', '.join(unknown)} unknown; there are {', '.join(_VERTICES)}")
+    check_shots(shots)
+    check_shape_types(shape_types, SHAPE_TYPES)
     found, folders = Gathering(on_error), dict[Path, Files]()
     for path in files:
+        if len(found) == shots:
+            break
         name = os.fspath(path)
         with found.record(name):
             content = read_json(path)
-            shapes = _shapes(content, label, shape_types, name)
+            shapes = _shapes(content, label, shape_types, name, found)
             if shapes:
-                folder = Path(path).parent
+                folder = Path(path).parent if images is None else Path(images)
                 image, size = _image(folders.setdefault(folder, Files(folder)), content, name)
-                found.add(image, _annotation(shapes, size, name))
-    return found.shots(f"label={label!r}: none of {len(files)} files has such a shape")
+                found.add(image, together((partial(_read, *shape, size) for shape in shapes), size, name))
+    return found.shots(f"label={label!r}: none of {len(files)} files has such a shape", shots)
 
 
 def _shapes(
-    content: dict[str, Any], label: str, shape_types: Sequence[str] | None, name: str
+    content: dict[str, Any], label: str, shape_types: Sequence[str] | None, name: str, found: Gathering
 ) -> list[tuple[str, str, dict[str, Any]]]:
     """The shapes of a file that have the label, each as its name in error messages, its type, and the shape."""
     shapes = []
@@ -114,6 +132,7 @@ def _shapes(
         where = f"{name}: shapes[{index}]"
         if not isinstance(shape, dict):
             raise FormatError(f"{where}: expected an object, got {type(shape).__name__}")
+        found.saw([shape.get("label")])
         kind = str(shape.get("shape_type") or "polygon")
         if shape.get("label") == label and (shape_types is None or kind in shape_types):
             shapes.append((where, kind, shape))
@@ -134,40 +153,24 @@ def _image(folder: Files, content: dict[str, Any], name: str) -> tuple[ImageLike
     return image, size
 
 
-def _annotation(shapes: list[tuple[str, str, dict[str, Any]]], size: tuple[int, int], name: str) -> Annotation:
-    """The annotation that the shapes of one image make together."""
-    read = with_area(partial(_read, where, kind, shape, size) for where, kind, shape in shapes)
-    masks, boxes, strokes, points = (
-        [item for what, item in read if what == kind] for kind in ("masks", "boxes", "strokes", "points")
-    )
-    for drawn in (strokes, points):
-        check_pixels(np.concatenate(drawn) if drawn else (), size, f"{name}: points")
-    centred = [np.clip(stroke - 0.5, 0.0, (size[1] - 1, size[0] - 1)) for stroke in strokes]
-    clicks = [(float(x), float(y)) for one in points for x, y in np.maximum(one - 0.5, 0.0)]
-    try:
-        return unite(masks, boxes, name, centred, clicks)
-    except FormatError as error:
-        raise FormatError(f"{error}. Choose with shape_types=") from error
-
-
-def _read(where: str, kind: str, shape: dict[str, Any], size: tuple[int, int]) -> _Reading:
-    """Read one shape; strokes and points still count from the corner of the first pixel."""
+def _read(where: str, kind: str, shape: dict[str, Any], size: tuple[int, int]) -> Reading:
+    """Read one shape."""
     vertices = _vertices(where, kind, shape)
-    if kind in _POLYGONS:
-        check_outline(vertices, size, f"{where}.points")
-        return "masks", decode_segmentation([vertices.ravel().tolist()], size, f"{where}.points")
+    at = f"{where}.points"
     if kind == "rectangle":
         (x0, y0), (x1, y1) = vertices.min(axis=0), vertices.max(axis=0)
-        box = cut_box((float(x0), float(y0), float(x1), float(y1)), size, f"{where}.points")
-        check_pixels(vertices, size, f"{where}.points")
-        return "boxes", box
+        box = cut_box((float(x0), float(y0), float(x1), float(y1)), size, at)
+        check_pixels(vertices, size, at)
+        return "box", box
     if kind == "circle":
-        check_pixels(vertices, size, f"{where}.points")
-        return "masks", _disc(vertices, size, where)
+        check_pixels(vertices, size, at)
+        return "mask", _disc(vertices, size, at)
     if kind == "mask":
-        return "masks", _pasted(vertices, shape, size, where)
-    _check_inside(vertices, size, where)
-    return "points" if kind in ("point", "points") else "strokes", vertices
+        return _pasted(vertices, shape, size, where)
+    if SHAPE_TYPES[kind] == "mask":
+        check_outline(vertices, size, at)
+        return filled(vertices, size, at)
+    return drawn(SHAPE_TYPES[kind], vertices, size, at)
 
 
 def _vertices(where: str, kind: str, shape: dict[str, Any]) -> npt.NDArray[np.float64]:
@@ -178,13 +181,8 @@ def _vertices(where: str, kind: str, shape: dict[str, Any]) -> npt.NDArray[np.fl
     given = field(shape, "points", list, where)
     if not given:
         raise MarksNothing(f"{where}.points: a {kind} has {at_least} or more, got 0")
-    try:
-        vertices = np.asarray(given, dtype=np.float64)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise FormatError(f"{where}.points: expected [[x, y], ...]") from error
+    vertices = numbers(given, f"{where}.points")
     count = len(vertices)
-    if vertices.ndim != 2 or vertices.shape[1] != 2 or not np.isfinite(vertices).all():
-        raise FormatError(f"{where}.points: expected [[x, y], ...] of finite numbers")
     if kind == "polygon" and count < at_least:
         raise MarksNothing(f"{where}.points: a polygon has 3 or more, got {count}")
     if count < at_least or (at_most is not None and count > at_most):
@@ -202,30 +200,19 @@ def _is_upright(corners: npt.NDArray[np.float64]) -> bool:
     return len(corners) == 4 and bool(at_edge.all())
 
 
-def _check_inside(vertices: npt.NDArray[np.float64], size: tuple[int, int], where: str) -> None:
-    if (vertices < 0).any() or (vertices > (size[1], size[0])).any():
-        raise FormatError(f"{where}.points: leave the image of {size[1]} x {size[0]} pixels")
-
-
-def _disc(vertices: npt.NDArray[np.float64], size: tuple[int, int], where: str) -> npt.NDArray[np.bool_]:
+def _disc(vertices: npt.NDArray[np.float64], size: tuple[int, int], at: str) -> npt.NDArray[np.bool_]:
     """A circle from its centre and a point on it."""
-    _check_inside(vertices[:1], size, where)
+    check_inside(vertices[:1], size, at)
     canvas = np.zeros(size, dtype=bool)
     mark_discs(canvas, np.maximum(vertices[:1] - 0.5, 0.0), math.dist(vertices[0], vertices[1]))
     return canvas
 
 
-def _pasted(
-    vertices: npt.NDArray[np.float64], shape: dict[str, Any], size: tuple[int, int], where: str
-) -> npt.NDArray[np.bool_]:
-    """An (H, W) mask from LabelMe's form: a cropped PNG, and the first and last pixel of its bounding box."""
+def _pasted(vertices: npt.NDArray[np.float64], shape: dict[str, Any], size: tuple[int, int], where: str) -> Reading:
+    """A mask from LabelMe's form: a cropped PNG, and the first and last pixel of its bounding box."""
     data = decode_base64(field(shape, "mask", str, where), f"{where}.mask")
     crop = read_index(embedded_image(data, f"{where}.mask"), f"{where}.mask") > 0
-    (left, top), (right, bottom) = vertices.astype(int)
+    (left, top), (right, bottom) = vertices.astype(int).tolist()
     if crop.shape != (bottom - top + 1, right - left + 1):
         raise FormatError(f"{where}.mask: {crop.shape[1]} x {crop.shape[0]} pixels do not fill the place of its points")
-    if left < 0 or top < 0 or right >= size[1] or bottom >= size[0]:
-        raise FormatError(f"{where}.points: leave the image of {size[1]} x {size[0]} pixels")
-    canvas = np.zeros(size, dtype=bool)
-    canvas[top : bottom + 1, left : right + 1] = crop
-    return canvas
+    return pasted(crop, left, top, size, f"{where}.points")

@@ -32,6 +32,7 @@ OnError: TypeAlias = Literal["raise", "skip"]
 
 _SLACK = 4.0  # pixels by which a box may leave its image and is clipped: programs round, and hands slip
 _SLACK_PART = 0.02  # the same as a fraction of the longer side, for large images
+_SHOWN_LABELS = 20  # most labels that an error names
 _WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,17})(\.0+)?")
 
 
@@ -81,6 +82,7 @@ class Gathering:
         self._found: list[tuple[ImageLike, Annotation]] = []
         self._skipped: list[Skipped] = []
         self._without: str | None = None
+        self._labels: set[str] = set()
 
     def __len__(self) -> int:
         return len(self._found)
@@ -96,6 +98,14 @@ class Gathering:
             reason: text for the error message in case no support is found; the first one is used.
         """
         self._without = self._without or reason
+
+    def saw(self, labels: Iterable[Any]) -> None:
+        """Note labels of the file, which the error message names if none of its records has the one that was asked for.
+
+        Args:
+            labels: labels of shapes; what is no text is ignored.
+        """
+        self._labels.update(label for label in labels if isinstance(label, str))
 
     @contextmanager
     def record(self, name: str) -> Iterator[None]:
@@ -127,7 +137,10 @@ class Gathering:
             reason = first.reason if first.reason.startswith(first.record) else f"{first.record}: {first.reason}"
             passed = f"{len(self._skipped)} faulty records were passed over, the first: {reason}"
         if not self._found:
-            remarks = "".join(f". {remark}" for remark in (passed, self._without) if remark)
+            shown = sorted(self._labels)[:_SHOWN_LABELS]
+            labels = f"The labels are {', '.join(map(repr, shown))}{', ...' * (len(shown) < len(self._labels))}"
+            notes = (passed, self._without, labels if shown else None)
+            remarks = "".join(f". {remark}" for remark in notes if remark)
             raise FormatError(nothing + remarks)
         if wanted is not None and len(self._found) < wanted:
             raise FormatError(

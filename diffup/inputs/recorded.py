@@ -61,14 +61,27 @@ def read_json(path: str | os.PathLike[str], error: type[DiffUpError] = FormatErr
     Raises:
         error: the file cannot be read, is not JSON or holds something other than an object.
     """
-    text = read_text(path, error)
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as reason:
-        raise error(f"{os.fspath(path)}: cannot be read as JSON ({reason})") from reason
+    content = parse_json(read_text(path, error), path, error)
     if not isinstance(content, dict):
         raise error(f"{os.fspath(path)}: expected a JSON object, got {describe(content)}")
     return content
+
+
+def parse_json(text: str, path: str | os.PathLike[str], error: type[DiffUpError] = FormatError) -> Any:
+    """Read the text of a JSON file.
+
+    Args:
+        text: content of the file.
+        path: the file, for error messages.
+        error: type of the exception to raise.
+
+    Raises:
+        error: the text is not JSON.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as reason:
+        raise error(f"{os.fspath(path)}: cannot be read as JSON ({reason})") from reason
 
 
 def without_ending(name: str) -> str:
@@ -94,6 +107,12 @@ def _same_but_ending(name: str) -> str:
 
 _LIKENESS: tuple[Callable[[str], str], ...] = (str, composed, _same_but_ending, same_name)
 """Keys by which two names may be the same, strictest first."""
+
+
+def is_url(recorded: str) -> bool:
+    """Whether a recorded path is a URL of a server or a store, which names no file of this machine."""
+    scheme = _SCHEME.match(recorded)
+    return scheme is not None and scheme[0].lower() != "file://"
 
 
 class Names:
@@ -153,6 +172,11 @@ class Files:
             error: there is no such file, or several match.
         """
         path = self.search(recorded, argument, error)
+        if path is None and is_url(os.fspath(recorded)):
+            raise error(
+                f"{argument}: {os.fspath(recorded)!r} is a URL, and URLs are not fetched; download the image to "
+                f"{os.fspath(self.folder)!r}"
+            )
         if path is None:
             raise error(
                 f"{argument}: {os.fspath(recorded)!r} is no file in {os.fspath(self.folder)!r}, and neither is an end "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import unicodedata
 from collections.abc import Iterable, Mapping
@@ -11,11 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from diffup.errors import DataError, FormatError
+from diffup.formats.write_labelme import labelme_document
 from diffup.formats.yolo import yolo_lines
 from diffup.label_map import LabelMap
 from diffup.utils.files import replacing
 
-PLACES = {"png": ("labels", ".png"), "overlay": ("overlays", ".jpg"), "yolo": ("yolo/labels", ".txt")}
+PLACES = {
+    "png": ("labels", ".png"),
+    "overlay": ("overlays", ".jpg"),
+    "yolo": ("yolo/labels", ".txt"),
+    "labelme": ("labelme", ".json"),
+}
 """Folder and file ending of each format that writes one file per image."""
 
 
@@ -88,13 +95,14 @@ def file_of(output: Path, written: str, name: str) -> Path:
     return output / folder / f"{name}{ending}"
 
 
-def write_files(name: str, result: LabelMap, output: Path, formats: Iterable[str]) -> dict[str, str]:
+def write_files(name: str, photo: Path, result: LabelMap, output: Path, formats: Iterable[str]) -> dict[str, str]:
     """Write the files of one image. A partial file is never left, and a file of other content is never replaced.
 
     What a killed run wrote before it was recorded has the same content, and may stay.
 
     Args:
         name: base name of the image's files, from `names_of`.
+        photo: path of the image.
         result: label map of the image.
         output: folder of the results.
         formats: formats to write; those without a file per image are skipped.
@@ -116,6 +124,9 @@ def write_files(name: str, result: LabelMap, output: Path, formats: Iterable[str
                 unfinished.write_bytes(result.to_png())
             elif written == "overlay":
                 result.overlay().save(unfinished, format="JPEG", quality=90)
+            elif written == "labelme":
+                document = labelme_document(result.labels, result.names, path_from(path.parent, photo))
+                unfinished.write_bytes(f"{json.dumps(document)}\n".encode())
             else:
                 lines = yolo_lines(result.labels, range(len(result.names)))
                 unfinished.write_bytes("".join(f"{line}\n" for line in lines).encode())
@@ -126,6 +137,20 @@ def write_files(name: str, result: LabelMap, output: Path, formats: Iterable[str
                 )
         made[path.relative_to(output).as_posix()] = digest
     return made
+
+
+def path_from(folder: Path, path: Path) -> str:
+    """Return the path of a file relative to a folder, with forward slashes; the whole path if it is on another drive.
+
+    Args:
+        folder: the folder, which need not exist.
+        path: path of the file.
+    """
+    whole = path.parent.resolve() / path.name
+    try:
+        return Path(os.path.relpath(whole, folder.resolve())).as_posix()
+    except ValueError:  # Windows has a root for each drive
+        return whole.as_posix()
 
 
 def remove_files(output: Path, files: Mapping[str, str]) -> list[Path]:

@@ -22,6 +22,7 @@ from diffup.decoder.options import SamplingOptions, refuse_generator
 from diffup.decoder.weights import decoder_hash
 from diffup.errors import ConfigError, DataError, StorageError
 from diffup.formats.coco import coco_annotations, coco_document
+from diffup.formats.label_studio import label_studio_prediction, label_studio_task, local_file_url
 from diffup.label_map import LabelMap
 from diffup.labelling.files import (
     PLACES,
@@ -42,11 +43,16 @@ from diffup.utils.files import sweep, write_text
 from diffup.utils.journal import Journal
 from diffup.utils.optional import need
 
-Format = Literal["png", "coco", "yolo", "overlay", "csv"]
+Format = Literal["png", "coco", "yolo", "labelme", "label-studio", "overlay", "csv"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 
 RECORD = "record.jsonl"
-SUMMARIES = {"coco": "annotations.json", "yolo": "yolo/data.yaml", "csv": "quality.csv"}
+SUMMARIES = {
+    "coco": "annotations.json",
+    "yolo": "yolo/data.yaml",
+    "label-studio": "label_studio.json",
+    "csv": "quality.csv",
+}
 """Files that cover all images, by format."""
 
 _OF_A_NAME = {errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
@@ -61,8 +67,9 @@ class LabelPlan(SamplingOptions):
     """The files to write, and the sampling options (the fields of `SamplingOptions`).
 
     Attributes:
-        formats: formats to write: `png` (label maps), `coco` (one instances file), `yolo` (text files), `overlay`
-            (pictures), `csv` (table of predicted quality).
+        formats: formats to write: `png` (label maps), `coco` (one instances file), `yolo` (text files), `labelme`
+            (files of polygons), `label-studio` (one file of tasks with predictions), `overlay` (pictures), `csv` (table
+            of predicted quality).
         encoding: format of COCO's masks, `rle` (exact and short) or `polygon` (editable in labelling tools).
         instances: whether every connected part is a COCO object of its own, instead of one object per class and image.
 
@@ -185,13 +192,13 @@ def label_folder(
             for image, result in zip(listed, results, strict=True):
                 if image in state.done:
                     continue
-                entry = _label(image, names[image], result, photos.pop(image), output, plan)
+                entry = _label(folder / image, image, names[image], result, photos.pop(image), output, plan)
                 if "error" in entry:
                     failed[image] = entry["error"]
                 if "error" not in entry or state.errors.get(image) != entry["error"]:
                     journal.append([entry])
                 bar.update(1)
-        files = _write_summaries(journal, output, images, failed, [item.name for item in classes], plan)
+        files = _write_summaries(journal, folder, output, images, failed, [item.name for item in classes], plan)
     labelled = len(left) - sum(image in failed for image in left)
     return LabelReport(labelled, len(state.done), failed, files, listing.left_out, state.gone, state.kept)
 
@@ -287,7 +294,9 @@ def _need_packages(plan: LabelPlan) -> None:
     """
     if "coco" in plan.formats:
         need("pycocotools.mask", "the format coco")
-    if "yolo" in plan.formats or ("coco" in plan.formats and (plan.instances or plan.encoding == "polygon")):
+    if {"yolo", "labelme"} & set(plan.formats) or (
+        "coco" in plan.formats and (plan.instances or plan.encoding == "polygon")
+    ):
         need("skimage.measure", "outlines and connected parts")
 
 
@@ -398,7 +407,7 @@ def _refuse_strangers(output: Path, images: Sequence[str], plan: LabelPlan) -> N
 
 
 def _label(
-    image: str, name: str, result: object, photo: PhotoFacts | None, output: Path, plan: LabelPlan
+    path: Path, image: str, name: str, result: object, photo: PhotoFacts | None, output: Path, plan: LabelPlan
 ) -> dict[str, Any]:
     """Write the files of one image and return its entry for the record, which has the error if there is one."""
     if isinstance(result, Failure):
@@ -406,7 +415,7 @@ def _label(
     if not isinstance(result, LabelMap):
         raise TypeError(f"a list of prototypes gives label maps, not {type(result).__name__}")
     try:
-        files = write_files(name, result, output, plan.formats)
+        files = write_files(name, path, result, output, plan.formats)
     except DataError as error:
         return {"image": image, "error": str(error)}
     except StorageError as error:
@@ -424,11 +433,24 @@ def _label(
             instances=plan.instances,
             scores=list(result.quality.values()),
         )
+    if "label-studio" in plan.formats:
+        entry["label_studio"] = label_studio_prediction(
+            result.labels,
+            result.names,
+            scores=list(result.quality.values()),
+            model_version=f"diffup {result.results[0].backbone}",
+        )
     return entry
 
 
 def _write_summaries(
-    journal: Journal, output: Path, images: Sequence[str], failed: dict[str, str], names: Sequence[str], plan: LabelPlan
+    journal: Journal,
+    folder: Path,
+    output: Path,
+    images: Sequence[str],
+    failed: dict[str, str],
+    names: Sequence[str],
+    plan: LabelPlan,
 ) -> tuple[Path, ...]:
     """Write the files that cover all images, sorted by name, and return the path of each format's results."""
     there = set(images).difference(failed)
@@ -438,12 +460,13 @@ def _write_summaries(
     texts: dict[str, Callable[[], str]] = {
         "coco": lambda: _coco(ordered, names),
         "yolo": lambda: _yolo_data(names),
+        "label-studio": lambda: _label_studio(ordered, folder.resolve().name),
         "csv": lambda: quality_table(ordered, names),
     }
     for written in plan.formats:
         if written in texts:
             write_text(output / SUMMARIES[written], texts[written]())
-    places = {"png": PLACES["png"][0], "overlay": PLACES["overlay"][0], **SUMMARIES}
+    places = {**{name: place for name, (place, _) in PLACES.items()}, **SUMMARIES}
     return tuple(output / places[written] for written in plan.formats)
 
 
@@ -457,9 +480,24 @@ def _coco(entries: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
     return json.dumps(coco_document(images, annotations, names)) + "\n"
 
 
+def _label_studio(entries: Sequence[dict[str, Any]], folder: str) -> str:
+    """Label Studio's tasks of the images that could be read, for a document root that holds the folder of images."""
+    tasks = [
+        label_studio_task(local_file_url(f"{folder}/{entry['image']}"), entry["label_studio"])
+        for entry in entries
+        if "error" not in entry
+    ]
+    return json.dumps(tasks) + "\n"
+
+
 def _yolo_data(names: Sequence[str]) -> str:
-    """YOLO's class list, in YAML."""
-    return "names:\n" + "".join(f"  {index}: {yaml_string(name)}\n" for index, name in enumerate(names))
+    """YOLO's description of the data set, in YAML: the folder of images, for both of its required splits, and names.
+
+    A relative folder is looked up from the file; the labels of `images/a.jpg` are those of `labels/a.txt`.
+    """
+    return "train: images\nval: images\nnames:\n" + "".join(
+        f"  {index}: {yaml_string(name)}\n" for index, name in enumerate(names)
+    )
 
 
 def quality_table(entries: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
