@@ -57,7 +57,7 @@ def setting_of(**changes: object) -> Setting:
     facts = {"dataset": "d", "protocol": "folder", "split": "test", "classes": "fold", "fold": 0, "shots": 1}
     facts |= {"annotation": "mask", "backbone": "b", "fingerprint": "f", "input_size": (64, 64), "decoder": "x"}
     facts |= {"decoder_hash": "h", "seed": 0, "steps": 4, "ensemble": 4, "threshold": 0.5, "batch_size": 16}
-    return Setting(**(facts | {"bf16": False, "device": "cpu"} | changes))
+    return Setting(**(facts | {"bf16": False, "device": "cpu", "refine": True} | changes))
 
 
 # --- rows and files --------------------------------------------------------------------------------------------------

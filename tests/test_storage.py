@@ -90,7 +90,7 @@ def test_training_checkpoints(run: Callable[..., Path], tmp_path: Path, monkeypa
 
 def setting() -> Setting:
     texts = ("dataset", "protocol", "split", "classes", "backbone", "fingerprint", "decoder", "decoder_hash", "device")
-    numbers = ("fold", "shots", "seed", "steps", "ensemble", "batch_size", "threshold", "bf16")
+    numbers = ("fold", "shots", "seed", "steps", "ensemble", "batch_size", "threshold", "bf16", "refine")
     return Setting(**dict.fromkeys(texts, "a"), **dict.fromkeys(numbers, 1), annotation="mask", input_size=(8, 8))
 
 
