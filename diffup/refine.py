@@ -39,11 +39,15 @@ WEIGHT, ITERATIONS = 3.0, 5
 SHARPNESS = 0.5
 """Factor of the refined logits. Mean-field inference is overconfident; about the threshold the factor moves no mask."""
 
-CLIP = 0.01
+CLIP = 1e-3
 """Distance from 0 and 1 to which coarse probabilities are clipped, so that no position is beyond its neighbours."""
 
 RADIUS, REGULARISATION = 4, 1e-4
 """Radius of the guided filter in pixels of the reduced size, and the variance that it adds to that of the colours."""
+
+_FAR, _LEAST = 100.0, -40.0  # a colour that is like none; least exponent of a similarity
+
+_NONE = 1e-6  # added to sums of similarities, so that a position that is like no other follows none
 
 _BAND = 2**20  # pixels of the image that are computed together: temporary memory does not grow with the image
 
@@ -54,7 +58,7 @@ class Guide:
 
     Attributes:
         pixels: (H, W, 3) uint8, the image.
-        kernel: (WINDOW * WINDOW, h * w) float32, normalised similarity of each position to its neighbours.
+        kernel: (WINDOW * WINDOW, h * w) float32, weights of each position's neighbours (`similarity_kernel`).
         mean: (3, h, w) float64, mean colour of the window around each position.
         inverse: (3, 3, h, w) float64, inverse of the regularised covariance of the colours in that window.
         colours: (3, h, w) float64 in [0, 1], the image at the reduced size.
@@ -119,33 +123,42 @@ def reduced_size(height: int, width: int) -> tuple[int, int]:
 
 
 def similarity_kernel(colours: Tensor) -> Tensor:
-    """Compute the normalised similarity k_ij / sqrt(z_i z_j) of each position i to its neighbours j.
+    """Compute the weights of the neighbours of each position, which add up to 1.
 
-    k_ij is a Gaussian of the distance of the colours, 0 for i itself and outside of the image; z_i is its sum over j.
+    They are Gaussians of the distance of the colours, 0 for the position itself and outside of the image, divided by
+    their sum. Without a neighbour of any similarity the weights are 0.
 
     Args:
         colours: (3, h, w) in [0, 1].
 
     Returns:
-        (WINDOW * WINDOW, h * w).
+        (WINDOW * WINDOW, h * w), the weights; columns are positions.
     """
-    distance = sum((neighbours(channel) - channel.flatten()).square() for channel in colours)
-    kernel = torch.exp(distance / (-2 * COLOUR**2)) * neighbours(torch.ones_like(colours[0]))
+    distance = torch.zeros(())
+    for channel in colours:
+        distance = distance + (neighbours(channel, outside=_FAR) - channel.flatten()).square_()
+    # Bounded, because processors are slow with numbers that are nearly 0.
+    kernel = distance.mul_(-0.5 / COLOUR**2).clamp_(min=_LEAST).exp_()
     kernel[WINDOW * WINDOW // 2] = 0
-    scale = (kernel.sum(dim=0) + 1e-6).rsqrt()  # a position that is like no other has no influence, not NaN
-    return kernel * scale * neighbours(scale.view_as(colours[0]))
+    return kernel / (kernel.sum(dim=0) + _NONE)
 
 
-def neighbours(values: Tensor) -> Tensor:
-    """Gather the neighbours of each position: (h, w) -> (WINDOW * WINDOW, h * w), 0 outside of the image."""
-    padding = WINDOW // 2 * DILATION
-    return F.unfold(values[None, None], WINDOW, dilation=DILATION, padding=padding)[0]
+def neighbours(values: Tensor, outside: float = 0.0) -> Tensor:
+    """Gather the neighbours of each position: (h, w) -> (WINDOW * WINDOW, h * w).
+
+    Args:
+        values: (h, w), values of the positions.
+        outside: value outside of the image.
+    """
+    padded = F.pad(values, (WINDOW // 2 * DILATION,) * 4, value=outside)
+    return F.unfold(padded[None, None], WINDOW, dilation=DILATION)[0]
 
 
 def mean_field(logits: Tensor, kernel: Tensor) -> Tensor:
     """Solve the CRF by mean-field inference.
 
-    Each update adds to the coarse logit the neighbours' expected labels, from -1 (background) to 1 (class).
+    Each update adds to the coarse logit the weighted mean of the neighbours' expected labels, from -1 (background) to 1
+    (class).
 
     Args:
         logits: (N, h, w), coarse logits relative to the threshold's.
@@ -220,7 +233,7 @@ def evaluate_bands(slope: Tensor, offset: Tensor, pixels: npt.NDArray[np.uint8])
     step = max(1, _BAND // width)
     for start in range(0, height, step):
         rows = slice(start, start + step)
-        colours = rearrange(torch.from_numpy(pixels[rows]), "h w c -> c h w").float() / 255
+        colours = rearrange(torch.tensor(pixels[rows]), "h w c -> c h w").float() / 255
         for index, function in enumerate(wide):
             local = torch.lerp(function[:, upper[rows]], function[:, lower[rows]], below[rows, None])
             result[index, rows] = torch.sigmoid((local[:3] * colours).sum(dim=0) + local[3])

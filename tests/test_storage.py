@@ -137,7 +137,7 @@ def write_weights(folder: Path, seed: int) -> None:
 
 def write_picture(folder: Path, seed: int) -> None:
     query, _ = shape_image((1,), size=(40, 60), seed=seed)
-    model(seed).segment(query, query).save(folder / "mask.png")
+    model(seed).segment(query, query, refine=False).save(folder / "mask.png")
 
 
 def write_checkpoint(folder: Path, seed: int) -> None:
