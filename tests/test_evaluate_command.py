@@ -409,7 +409,7 @@ def test_the_benchmark_script_scores_the_training_free_anchor(shapes: Path, tmp_
         patch.setattr(sys, "argv", ["coco_mini.py", *arguments, "--device", "cpu", "--quiet"])
         assert script["main"]() == 0
         [row] = rows_of(tmp_path)
-        assert row["decoder"] == "anchor" and row["steps"] == row["ensemble"] == 1
+        assert row["decoder"] == "anchor" and row["steps"] == row["ensemble"] == 1 and row["refine"] is False
         assert row["miou_by_threshold"] == row["prior_miou_by_threshold"]
         patch.setattr(sys, "argv", ["coco_mini.py", *arguments, "--split", "none"])
         assert script["main"]() == cli.FAILED

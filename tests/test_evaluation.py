@@ -22,7 +22,6 @@ from diffup.evaluation.evaluate import THRESHOLDS, EpisodeScore, Evaluator, epis
 from diffup.evaluation.features import FeatureCache
 from diffup.evaluation.meter import Meter
 from diffup.evaluation.protocols import PROTOCOLS
-from diffup.result import enlarge
 
 # --- the meter -------------------------------------------------------------------------------------------------------
 

@@ -41,7 +41,7 @@ def noise(*shape: int) -> torch.Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(0))
 
 
-# --- the reference: explicit windows, float64 ---------------------------------------------------------------------------
+# --- the reference: explicit windows, float64 ------------------------------------------------------------------------
 
 
 def reference_mean_field(logits: np.ndarray, colours: np.ndarray) -> np.ndarray:
@@ -134,7 +134,7 @@ def test_bands_make_no_seam_and_are_bilinear(monkeypatch: pytest.MonkeyPatch) ->
     slope, offset = noise(2, 3, 19, 12) - 0.5, noise(2, 19, 12) - 0.5
     whole = evaluate_bands(slope, offset, pixels)
     monkeypatch.setattr(module, "_BAND", 97 * 7)
-    # Vectors of numbers end elsewhere, and the rest may be rounded otherwise: 6 roundings of at most 2.5, a slope of 1/4.
+    # Vectors end elsewhere, and what is left may be rounded otherwise: 6 roundings of at most 2.5, a slope of 1/4.
     assert (evaluate_bands(slope, offset, pixels) - whole).abs().max() < 6 * 2.5 / 4 * 2**-24
     large = enlarge(torch.cat([slope, offset[:, None]], dim=1).flatten(0, 1).double(), (150, 97)).unflatten(0, (2, 4))
     colours = torch.from_numpy(pixels / 255).permute(2, 0, 1)
@@ -143,7 +143,7 @@ def test_bands_make_no_seam_and_are_bilinear(monkeypatch: pytest.MonkeyPatch) ->
     assert (whole - expected).abs().max() < 97 * 2**-23
 
 
-# --- what it is for ---------------------------------------------------------------------------------------------------
+# --- what it is for --------------------------------------------------------------------------------------------------
 
 
 def disc(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -211,7 +211,7 @@ def test_the_reduced_size_keeps_small_images_and_the_shape_of_large_ones() -> No
     assert reduced_size(6000, 10) == (128, 1)
 
 
-# --- results ----------------------------------------------------------------------------------------------------------
+# --- results ---------------------------------------------------------------------------------------------------------
 
 
 def result_of(image: np.ndarray, mask: np.ndarray, refine: bool) -> Segmentation:
