@@ -172,7 +172,7 @@ def decode(
     Args:
         queries: the images to segment, read by `read_query`; B is their number.
         classes: prototypes of C classes, made with this encoder and text space.
-        sampling: sampling options: steps, ensemble, thresholds and starting noise.
+        sampling: sampling options: steps, ensemble, thresholds, starting noise and refinement.
         backbone: the image encoder.
         decoder: the decoder, on the encoder's device.
         text_space: the encoder that embeds text prompts; needed if a class has one.
@@ -206,7 +206,9 @@ def decode(
         pairs = [(classes[index], query) for index in group for query in range(len(queries))]
         for row, (prototypes, query) in enumerate(pairs):
             threshold = sampling.threshold(prototypes.threshold)
-            found[query].append(_segmentation(queries[query], samples, maps, row, threshold, backbone.name))
+            found[query].append(
+                _segmentation(queries[query], samples, maps, row, threshold, backbone.name, sampling.refine)
+            )
     return found
 
 
@@ -248,7 +250,7 @@ def _maps(samples: Ensemble, condition: Condition) -> Tensor:
 
 
 def _segmentation(
-    query: Query, samples: Ensemble, maps: Tensor, row: int, threshold: float, backbone: str
+    query: Query, samples: Ensemble, maps: Tensor, row: int, threshold: float, backbone: str, refine: bool
 ) -> Segmentation:
     return Segmentation(
         image=query.pixels,
@@ -256,6 +258,7 @@ def _segmentation(
         quality=float(samples.iou[row]),
         threshold=threshold,
         backbone=backbone,
+        refine=refine,
         trace=None if samples.trace is None else samples.trace[row].cpu().numpy(),
         trace_timesteps=() if samples.trace is None else (*samples.timesteps, -1),
     )

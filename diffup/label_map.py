@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from torch import Tensor
 
 from diffup.errors import ImageError, PrototypesError
 from diffup.formats.png import encode_label_png, voc_palette, write_label_png
-from diffup.result import Segmentation, enlarge
+from diffup.refine import Guide
+from diffup.result import Segmentation
 from diffup.utils import pictures
 from diffup.utils.fonts import legend_key
 
@@ -37,8 +38,8 @@ class LabelMap:
     So a pixel is background exactly where it is in no class's own mask, and with equal thresholds the class with the
     highest p wins.
 
-    The maps of the classes are stored at the decoder's size and enlarged on request, which saves memory with many
-    classes in a large photo.
+    The maps of the classes are stored at the decoder's size, and refined or enlarged on request, which saves memory
+    with many classes in a large photo.
 
     Attributes:
         image: (H, W, 3) uint8, the query as RGB, upright.
@@ -75,7 +76,8 @@ class LabelMap:
     def probabilities(self) -> npt.NDArray[np.float32]:
         """(C, H, W) float32 in [0, 1], probability of each class; computed at every access."""
         background = torch.from_numpy(self.background)
-        found = [scores(_probability(item), item.threshold) * background for item in self.results]
+        maps = zip(self.results, _probabilities(self.results), strict=True)
+        found = [scores(probability, item.threshold) * background for item, probability in maps]
         return torch.stack(found).numpy()
 
     @property
@@ -209,8 +211,7 @@ def merge(results: Sequence[Segmentation]) -> tuple[Tensor, Tensor]:
     """
     size = results[0].size
     labels, best, total = torch.zeros(size, dtype=torch.uint8), torch.zeros(size), torch.ones(size)
-    for index, item in enumerate(results):
-        probability = _probability(item)
+    for index, (item, probability) in enumerate(zip(results, _probabilities(results), strict=True)):
         score = scores(probability, item.threshold)
         total += score
         wins = (probability > item.threshold) & (score > best)
@@ -219,6 +220,8 @@ def merge(results: Sequence[Segmentation]) -> tuple[Tensor, Tensor]:
     return labels, total
 
 
-def _probability(result: Segmentation) -> Tensor:
-    """(H, W) in [0, 1]; enlarged at each call, so that only one class at a time is held at full size."""
-    return enlarge(torch.from_numpy(result.maps[:1]), result.size)[0]
+def _probabilities(results: Sequence[Segmentation]) -> Iterator[Tensor]:
+    """(H, W) in [0, 1] of each class, one at a time, so that only one is held at full size; they share a guide."""
+    guide = Guide.of(results[0].image) if any(item.refine for item in results) else None
+    for item in results:
+        yield item.full_probability(guide)

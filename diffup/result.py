@@ -18,6 +18,7 @@ from diffup.errors import ImageError
 from diffup.formats.coco import coco_annotations
 from diffup.formats.detections import to_detections
 from diffup.inputs.masks import bounding_box
+from diffup.refine import REFINE, Guide, refine
 from diffup.utils import pictures
 from diffup.utils.files import checked_ending, replacing
 from diffup.utils.resize import resize_maps
@@ -31,7 +32,8 @@ class Segmentation:
     """The segmentation of one class in one query image.
 
     The decoder's maps are stored at their own size. The mask and the maps at the query's size are computed on first
-    access, which saves memory in a stream of results.
+    access, which saves memory in a stream of results. Mask and probability are refined to the query's outlines
+    (`diffup.refine`) unless `refine` is false; the other maps are enlarged bilinearly.
 
     Attributes:
         image: (H, W, 3) uint8, the query as RGB, upright.
@@ -40,6 +42,7 @@ class Segmentation:
             (DQM, section 4 and eqs. 18 to 20).
         threshold: probability above which a pixel is in the mask, in (0, 1).
         backbone: name of the encoder.
+        refine: whether mask and probability are refined to the query's outlines.
         trace: (S, h, w) float32, the noisy mask `x_t` of the first sample at S steps, about -1 to 1; None if it was not
             recorded.
         trace_timesteps: time step t of each of the S states.
@@ -54,6 +57,7 @@ class Segmentation:
     quality: float
     threshold: float
     backbone: str
+    refine: bool = REFINE
     trace: npt.NDArray[np.float32] | None = None
     trace_timesteps: tuple[int, ...] = ()
 
@@ -95,8 +99,11 @@ class Segmentation:
 
     @functools.cached_property
     def probability(self) -> npt.NDArray[np.float32]:
-        """(H, W) float32 in [0, 1], probability of the class, the mean over the ensemble of samples."""
-        return self._enlarged("probability")
+        """(H, W) float32 in [0, 1], probability of the class, the mean over the ensemble of samples.
+
+        If it is refined, it depends on the threshold, at which the query's outlines divide the class from the rest.
+        """
+        return self.full_probability().numpy()
 
     @functools.cached_property
     def variance(self) -> npt.NDArray[np.float32]:
@@ -115,6 +122,20 @@ class Segmentation:
     def prior(self) -> npt.NDArray[np.float32]:
         """(H, W) float32 in [0, 1], mean of the fused priors, the estimate before the decoder (eq. 12)."""
         return self._enlarged("prior")
+
+    def full_probability(self, guide: Guide | None = None) -> torch.Tensor:
+        """Compute the probability of the class at the query's size, without storing it.
+
+        Args:
+            guide: guide of the query, which the results of several classes may share; by default it is computed.
+
+        Returns:
+            (H, W) float32 in [0, 1].
+        """
+        coarse = torch.from_numpy(self.maps[:1])
+        if not self.refine:
+            return enlarge(coarse, self.size)[0]
+        return refine(coarse, Guide.of(self.image) if guide is None else guide, self.threshold)[0]
 
     def _enlarged(self, name: str) -> npt.NDArray[np.float32]:
         index = MAPS.index(name)

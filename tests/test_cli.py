@@ -119,6 +119,16 @@ def test_segment_options_reach_encoder_and_sampler(
     assert capsys.readouterr() == ("", "")
 
 
+def test_segment_refines_unless_told_otherwise(photos: Path, decoder: Path) -> None:
+    model = DiffUp(load_decoder(decoder), device="cpu")
+    for options, refine in (([], True), (["--refine"], True), (["--no-refine"], False)):
+        assert segment(decoder, "--support", "a.png", "--mask", "a_mask.png", *options) == 0
+        expected = model.segment("query.png", "a.png", "a_mask.png", refine=refine)
+        assert (np.asarray(Image.open("out/mask.png")) == expected.mask * 255).all()
+        assert json.loads(Path("out/result.json").read_text())["settings"]["refine"] is refine
+    assert (expected.mask != model.segment("query.png", "a.png", "a_mask.png").mask).any()
+
+
 def test_segment_seed(photos: Path, decoder: Path) -> None:
     for output, seed in (("one", "1"), ("again", "1"), ("two", "2")):
         assert segment(decoder, "--support", "a.png", "--seed", seed, output=output) == 0

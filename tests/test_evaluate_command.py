@@ -57,7 +57,7 @@ def setting_of(**changes: object) -> Setting:
     facts = {"dataset": "d", "protocol": "folder", "split": "test", "classes": "fold", "fold": 0, "shots": 1}
     facts |= {"annotation": "mask", "backbone": "b", "fingerprint": "f", "input_size": (64, 64), "decoder": "x"}
     facts |= {"decoder_hash": "h", "seed": 0, "steps": 4, "ensemble": 4, "threshold": 0.5, "batch_size": 16}
-    return Setting(**(facts | {"bf16": False, "device": "cpu"} | changes))
+    return Setting(**(facts | {"bf16": False, "device": "cpu", "refine": True} | changes))
 
 
 # --- rows and files --------------------------------------------------------------------------------------------------
@@ -270,7 +270,7 @@ def test_the_key_changes_with_everything_but_names() -> None:
     changes = {"dataset": "e", "protocol": "bam", "split": "train", "classes": "others", "fold": 1, "shots": 2}
     changes |= {"annotation": "box", "fingerprint": "g", "input_size": (64, 96), "decoder_hash": "i", "seed": 1}
     changes |= {"steps": 5, "ensemble": 5, "threshold": 0.6, "batch_size": 8, "bf16": True, "device": "cuda"}
-    changes |= {"text": "h", "templates": "a {}."}
+    changes |= {"text": "h", "templates": "a {}.", "refine": False}
     assert set(changes) == set(vars(plain)) - {"decoder", "backbone"}
     keys = {setting_of(**{name: value}).key for name, value in changes.items()}
     assert len(keys | {plain.key}) == len(changes) + 1
@@ -464,11 +464,12 @@ def test_protocols_of_the_literature_fix_the_split(tmp_path: Path) -> None:
 def test_the_benchmark_script_scores_the_training_free_anchor(shapes: Path, tmp_path: Path) -> None:
     script = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "coco_mini.py"))
     arguments = [str(shapes), "--anchor", "--backbone", "fake", "--fold", "1", "--episodes", "3", "-o", str(tmp_path)]
+    arguments.append("--no-refine")  # which would refine the decoder's map, here the prior, and not the prior
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["coco_mini.py", *arguments, "--device", "cpu", "--quiet"])
         assert script["main"]() == 0
         [row] = rows_of(tmp_path)
-        assert row["decoder"] == "anchor" and row["steps"] == row["ensemble"] == 1
+        assert row["decoder"] == "anchor" and row["steps"] == row["ensemble"] == 1 and row["refine"] is False
         assert row["miou_by_threshold"] == row["prior_miou_by_threshold"]
         patch.setattr(sys, "argv", ["coco_mini.py", *arguments, "--split", "none"])
         assert script["main"]() == cli.FAILED

@@ -23,7 +23,6 @@ from diffup.evaluation.evaluate import THRESHOLDS, EpisodeScore, Evaluator, epis
 from diffup.evaluation.features import FeatureCache
 from diffup.evaluation.meter import Meter
 from diffup.evaluation.protocols import PROTOCOLS
-from diffup.result import enlarge
 
 # --- the meter -------------------------------------------------------------------------------------------------------
 
@@ -129,25 +128,25 @@ def model() -> DiffUp:
 
 @pytest.fixture
 def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[np.ndarray, float]]:
-    """Probability and prior maps, and predicted IoUs, as the evaluator scores them."""
+    """Probability and prior maps at the decoder's size, and predicted IoUs, as the evaluator scores them."""
     seen: list[tuple[np.ndarray, float]] = []
     plain = Evaluator._compare
 
-    def compare(self, index, episode, maps, threshold, quality) -> EpisodeScore:
-        seen.append((enlarge(maps, self.data.mask(episode.query).shape).numpy(), quality))
-        return plain(self, index, episode, maps, threshold, quality)
+    def compare(self, index, episode, maps, sampling, quality) -> EpisodeScore:
+        seen.append((maps.numpy(), quality))
+        return plain(self, index, episode, maps, sampling, quality)
 
     monkeypatch.setattr(Evaluator, "_compare", compare)
     return seen
 
 
-@pytest.mark.parametrize("shots", [1, 3])
+@pytest.mark.parametrize(("shots", "refine"), [(1, True), (3, False)])
 @pytest.mark.parametrize("kind", ["mask", "box", "none"])
 def test_what_is_scored_is_what_segment_gives(
-    model: DiffUp, folder: LabelledFolder, recorded: list[tuple[np.ndarray, float]], kind: str, shots: int
+    model: DiffUp, folder: LabelledFolder, recorded: list[tuple[np.ndarray, float]], kind: str, shots: int, refine: bool
 ) -> None:
     episodes = draw_episodes(folder, "train", [1, 2], shots, 3, seed=1)
-    scores = Evaluator(model, folder).run(episodes, kind, steps=2, ensemble=2, seed=7, batch_size=2)
+    scores = Evaluator(model, folder).run(episodes, kind, steps=2, ensemble=2, seed=7, batch_size=2, refine=refine)
     meter, outlines = (Meter(sorted({e.class_id for e in episodes})) for _ in range(2))
     for index, (episode, (maps, quality)) in enumerate(zip(episodes, recorded, strict=True)):
         masks = [folder.mask(name) == episode.class_id for name in episode.supports]
@@ -160,9 +159,10 @@ def test_what_is_scored_is_what_segment_gives(
             steps=2,
             ensemble=2,
             generator=episode_generators(7, index)[1],
+            refine=refine,
         )
-        assert np.abs(result.probability - maps[0]).max() < 1e-5
-        assert np.abs(result.prior - maps[1]).max() < 1e-5
+        assert np.abs(result.maps[0] - maps[0]).max() < 1e-5
+        assert np.abs(result.maps[3] - maps[1]).max() < 1e-5
         assert result.quality == pytest.approx(quality, abs=1e-5)
         labels = folder.mask(episode.query)
         target = Target(labels == episode.class_id, labels == folder.ignore)

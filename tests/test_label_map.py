@@ -128,7 +128,7 @@ BLANK = np.zeros((64, 64, 3), np.uint8)
 def decoded(probability: Tensor, threshold: float, image: np.ndarray = BLANK) -> Segmentation:
     maps = torch.zeros(4, 64, 64)
     maps[0] = probability
-    return Segmentation(image, maps.numpy(), 0.5, threshold, "fake")
+    return Segmentation(image, maps.numpy(), 0.5, threshold, "fake", refine=False)
 
 
 probabilities = st.lists(st.floats(0, 1, width=32), min_size=1, max_size=5)

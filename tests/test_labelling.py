@@ -327,6 +327,7 @@ def test_other_settings_are_refused(
     cases = [
         (classes, LabelPlan(formats=FORMATS, threshold=0.3), "thresholds"),
         (classes, LabelPlan(formats=FORMATS, seed=5), "seed: 0 there, 5 here"),
+        (classes, LabelPlan(formats=FORMATS, refine=False), "refine: True there, False here"),
         (classes, LabelPlan(formats=("png",)), "formats"),
         (classes[:1], EVERYTHING, "classes"),
         ([other, classes[1]], EVERYTHING, "prototypes"),

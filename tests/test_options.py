@@ -13,6 +13,8 @@ from scene import MASK, QUERY, SUPPORT
 
 from diffup.decoder.options import SamplingOptions, sampling_options
 from diffup.errors import ConfigError
+from diffup.refine import REFINE
+from diffup.result import Segmentation
 
 
 def test_numbers_of_numpy_are_numbers() -> None:
@@ -36,12 +38,28 @@ def test_keyword_arguments_count_more_than_the_object() -> None:
         ({"threshold": "0.5"}, "threshold='0.5': it must be a number"),
         ({"threshold": 1}, "threshold=1: it must lie between 0 and 1"),
         ({"seed": 0.5}, "seed=0.5"),
+        ({"refine": "no"}, "refine='no': it must be True or False"),
         ({"generator": np.random.default_rng(0)}, "expected a torch.Generator"),
     ],
 )
 def test_what_is_no_option_is_refused(options: dict[str, Any], refused: str) -> None:
     with pytest.raises(ConfigError, match=refused):
         SamplingOptions(**options).resolve(tiny_config())
+
+
+def test_refinement_has_one_default_and_can_be_switched_off() -> None:
+    assert SamplingOptions().resolve(tiny_config()).refine is REFINE
+    model = tiny_model()
+    prototypes = model.prototypes(SUPPORT, MASK)
+    for refine in (True, False):
+        one = model.segment(QUERY, prototypes, refine=refine)
+        several = model.segment(QUERY, [prototypes], refine=refine)
+        [many] = model.segment_many([QUERY], prototypes, refine=refine)
+        assert isinstance(many, Segmentation)
+        assert one.refine is several.results[0].refine is many.refine is refine
+        assert np.array_equal(several.labels == 1, one.mask)
+        assert np.array_equal(one.mask, many.mask)
+    assert np.array_equal(model.segment(QUERY, prototypes).mask, model.segment(QUERY, prototypes, refine=REFINE).mask)
 
 
 def test_names_and_objects_of_another_kind_are_refused() -> None:

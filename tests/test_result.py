@@ -39,6 +39,7 @@ def result() -> Segmentation:
         quality=0.75,
         threshold=0.5,
         backbone="bundled:efficientnet_lite0",
+        refine=False,
         trace=generator.normal(size=(10, 64, 64)).astype(np.float32),
         trace_timesteps=tuple(range(249, -1, -25)),
     )

@@ -90,7 +90,7 @@ def test_training_checkpoints(run: Callable[..., Path], tmp_path: Path, monkeypa
 
 def setting() -> Setting:
     texts = ("dataset", "protocol", "split", "classes", "backbone", "fingerprint", "decoder", "decoder_hash", "device")
-    numbers = ("fold", "shots", "seed", "steps", "ensemble", "batch_size", "threshold", "bf16")
+    numbers = ("fold", "shots", "seed", "steps", "ensemble", "batch_size", "threshold", "bf16", "refine")
     return Setting(**dict.fromkeys(texts, "a"), **dict.fromkeys(numbers, 1), annotation="mask", input_size=(8, 8))
 
 
@@ -137,7 +137,7 @@ def write_weights(folder: Path, seed: int) -> None:
 
 def write_picture(folder: Path, seed: int) -> None:
     query, _ = shape_image((1,), size=(40, 60), seed=seed)
-    model(seed).segment(query, query).save(folder / "mask.png")
+    model(seed).segment(query, query, refine=False).save(folder / "mask.png")
 
 
 def write_checkpoint(folder: Path, seed: int) -> None:

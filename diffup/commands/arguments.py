@@ -69,6 +69,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     sampling.add_argument("--input-size", metavar="PIXELS", type=int, help="side of the encoder's input images")
     sampling.add_argument("--batch-size", type=int, default=16, metavar="N", help="episodes per batch; default: 16")
     sampling.add_argument("--bf16", action="store_true", help="sample in bfloat16")
+    add_refine(sampling)
     sampling.add_argument(
         "--cache-mib", type=at_least(0), default=2048, metavar="N", help="memory for features, in MiB; default: 2048"
     )
@@ -94,6 +95,16 @@ def add_decoding(parser: argparse.ArgumentParser) -> None:
     sampling.add_argument("--ensemble", type=int, help="number of samples averaged; default: the decoder's")
     sampling.add_argument("--threshold", type=float, help="probability above which a pixel is in the mask")
     sampling.add_argument("--seed", type=at_least(0), default=0, help="random seed; default: 0")
+    add_refine(sampling)
+
+
+def add_refine(parser: argparse._ActionsContainer) -> None:
+    """Add the option of refinement."""
+    parser.add_argument(
+        "--refine",
+        action=argparse.BooleanOptionalAction,
+        help="fit masks to the outlines in the photo; --no-refine enlarges them smoothly; default: --refine",
+    )
 
 
 def add_text(parser: argparse.ArgumentParser) -> None:
@@ -188,6 +199,7 @@ def shared_plan(args: argparse.Namespace) -> dict[str, Any]:
         "folds": distinct(args.folds),
         "seeds": distinct(args.seeds),
         **{name: getattr(args, name) for name in ("protocol", "threshold", "episodes", "split", "batch_size", "bf16")},
+        "refine": args.refine,
     }
 
 

@@ -75,6 +75,7 @@ def run(args: argparse.Namespace) -> None:
             ensemble=args.ensemble,
             threshold=args.threshold,
             seed=args.seed,
+            refine=args.refine,
             trace=args.trace,
             progress=not args.quiet and sys.stderr.isatty(),
         )
@@ -140,6 +141,7 @@ def _facts(args: argparse.Namespace, model: DiffUp, result: Segmentation, second
             "ensemble": args.ensemble or model.config.ensemble,
             "threshold": result.threshold,
             "seed": args.seed,
+            "refine": result.refine,
             "device": str(model.device),
         },
         "versions": {"diffup": __version__, "torch": torch.__version__, "python": platform.python_version()},

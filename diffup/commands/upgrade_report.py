@@ -109,7 +109,7 @@ def _pictures(
 
     def strip(behind: str, of: Any, kind: Any, label: str) -> Figure:
         swapped = candidates[trained, behind].model
-        options = {"steps": figures.trace_steps(swapped), "trace": True}
+        options = {"steps": figures.trace_steps(swapped), "trace": True, "refine": plan.refine}
         result = figures.segment_episode(swapped, data, of, kind, seed, 0, **options)
         return Figure(f"{label}: {data.classes[of.class_id]}", figures.sampling_strip(result))
 

@@ -14,6 +14,7 @@ from diffup.decoder.config import MAX_ENSEMBLE, DecoderConfig
 from diffup.decoder.diffusion import check_steps
 from diffup.errors import ConfigError
 from diffup.priors.condition import SIZES
+from diffup.refine import REFINE
 from diffup.utils.options import seeded, whole_number
 from diffup.utils.suggestions import did_you_mean
 
@@ -26,6 +27,7 @@ class SamplingKeywords(TypedDict, total=False):
     threshold: float | None
     seed: int
     generator: torch.Generator | None
+    refine: bool | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +41,8 @@ class SamplingOptions:
             else the decoder's own.
         seed: seed of the starting noise, a whole number of 64 bits; the same seed gives the same result.
         generator: source of the starting noise instead of the seed.
+        refine: whether masks and probabilities are refined to the outlines of the query (`diffup.refine`); the
+            library's default (`diffup.refine.REFINE`) if None.
     """
 
     steps: int | None = None
@@ -46,6 +50,7 @@ class SamplingOptions:
     threshold: float | None = None
     seed: int = 0
     generator: torch.Generator | None = None
+    refine: bool | None = None
 
     def resolve(self, config: DecoderConfig) -> Sampling:
         """Fill missing options in from the decoder's config, and check them.
@@ -71,7 +76,10 @@ class SamplingOptions:
         if not isinstance(self.generator, torch.Generator | None):
             raise ConfigError(f"generator={self.generator!r}: expected a torch.Generator; for a number give seed=")
         generator = seeded(self.seed) if self.generator is None else self.generator
-        return Sampling(steps, ensemble, threshold, config.threshold, generator)
+        if not isinstance(self.refine, bool | None):
+            raise ConfigError(f"refine={self.refine!r}: it must be True or False, or None for the default")
+        refine = REFINE if self.refine is None else self.refine
+        return Sampling(steps, ensemble, threshold, config.threshold, generator, refine)
 
 
 @dataclass(frozen=True)
@@ -84,6 +92,7 @@ class Sampling:
         override: threshold for all classes that the caller gave, in (0, 1), or None.
         default: the decoder's own threshold, in (0, 1).
         generator: source of the starting noise.
+        refine: whether masks and probabilities are refined to the outlines of the query.
     """
 
     steps: int
@@ -91,6 +100,7 @@ class Sampling:
     override: float | None
     default: float
     generator: torch.Generator
+    refine: bool
 
     def threshold(self, own: float | None = None) -> float:
         """The threshold of a class: the caller's, else that of the class's prototypes, else the decoder's.

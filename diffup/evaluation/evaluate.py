@@ -30,12 +30,13 @@ from diffup.evaluation.features import FeatureCache
 from diffup.evaluation.meter import Meter
 from diffup.inference import condition, text_prior_maps
 from diffup.inputs.annotations import Support, rasterise
-from diffup.inputs.images import resize_image
+from diffup.inputs.images import resize_image, to_bytes
 from diffup.model import DiffUp
 from diffup.priors.condition import EDGE_SIDE, Condition, SupportFeatures
 from diffup.priors.level import pool_to_grid
 from diffup.priors.support import plan_views, support_features
 from diffup.priors.views import IDENTITY, View, warp
+from diffup.refine import Guide, refine
 from diffup.result import enlarge
 from diffup.text.prompts import embed_text_prompts
 from diffup.text.space import dense_features
@@ -65,7 +66,8 @@ class EpisodeScore:
         pixels: number of pixels that count (not ignored).
         mask: overlap of the mask with the target, at the model's threshold.
         boundary: overlap of the boundary of the mask with that of the target, at the model's threshold.
-        decoder: overlap of the mask with the target, at each of `THRESHOLDS`.
+        decoder: overlap of the mask with the target, at each of `THRESHOLDS`, which are applied to the probability that
+            was refined at the model's threshold.
         prior: overlap of the training-free mean prior with the target, at each of `THRESHOLDS`.
         quality: IoU predicted by the decoder, in [0, 1].
     """
@@ -279,14 +281,18 @@ class Evaluator:
             samples = sample_ensemble(model.decoder, together, torch.cat(noises), sampling.steps)
         maps = torch.stack([samples.mean.float(), together.prior[:, 0] * 0.5 + 0.5], dim=1)
         return [
-            self._compare(index, episodes[index], maps[at], sampling.threshold(), float(samples.iou[at]))
+            self._compare(index, episodes[index], maps[at], sampling, float(samples.iou[at]))
             for at, index in enumerate(indices)
         ]
 
-    def _compare(self, index: int, episode: Episode, maps: Tensor, threshold: float, quality: float) -> EpisodeScore:
-        target = self.data.target(episode.query, episode.class_id)
+    def _compare(self, index: int, episode: Episode, maps: Tensor, sampling: Sampling, quality: float) -> EpisodeScore:
+        target, threshold = self.data.target(episode.query, episode.class_id), sampling.threshold()
         target = target if self.scored is None else self.scored(target)
-        probability, prior = enlarge(maps, (target.mask.shape[0], target.mask.shape[1])).numpy()
+        found = maps[:1]
+        if sampling.refine:
+            found = refine(found, Guide.of(to_bytes(self.data.image(episode.query))), threshold)
+        size = (target.mask.shape[0], target.mask.shape[1])
+        probability, prior = (enlarge(item, size)[0].numpy() for item in (found, maps[1:]))
         return EpisodeScore(
             index=index,
             class_id=episode.class_id,

@@ -47,6 +47,7 @@ class Setting:
         batch_size: number of episodes sampled together, which affects rounding.
         bf16: whether sampling runs in bfloat16.
         device: type of the device, which affects rounding.
+        refine: whether masks are refined to the outlines of the query.
         text: fingerprint of the text encoder; empty if the annotation has no text.
         templates: sentences with `{}` where the class name goes; empty if the annotation has no text.
     """
@@ -70,6 +71,7 @@ class Setting:
     batch_size: int
     bf16: bool
     device: str
+    refine: bool
     text: str = ""
     templates: str = ""
 

@@ -256,7 +256,7 @@ def _settings(matrix: UpgradeMatrix) -> str:
         "shots": setting.shots,
         "annotation": setting.annotation,
     }
-    for name in ("steps", "ensemble", "threshold"):
+    for name in ("steps", "ensemble", "threshold", "refine"):
         entries[name] = ", ".join(map(str, sorted({getattr(row.setting, name) for row in rows})))
     for tested in matrix.tested:
         one = matrix.rows[matrix.trained[0], tested][0].setting

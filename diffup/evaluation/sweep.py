@@ -49,6 +49,7 @@ class Plan:
         others: whether to score the classes outside the fold instead, for a labelled folder.
         batch_size: number of episodes sampled together.
         bf16: whether to sample in bfloat16.
+        refine: whether masks are refined to the outlines of the query; None for the library's default.
         templates: sentences with `{}` where the class name goes, for annotations with text.
     """
 
@@ -65,6 +66,7 @@ class Plan:
     others: bool = False
     batch_size: int = BATCH_SIZE
     bf16: bool = False
+    refine: bool | None = None
     templates: Templates | None = None
 
     def resolve(self, data: Dataset) -> ResolvedPlan:
@@ -227,6 +229,7 @@ def score_row(
         seed=setting.seed,
         batch_size=setting.batch_size,
         bf16=setting.bf16,
+        refine=setting.refine,
         done=known,
     )
     for batch in batches:
@@ -292,10 +295,14 @@ def settings_of(candidate: Candidate, data: Dataset, plan: ResolvedPlan) -> Iter
     found = []
     for combination in itertools.product(*values):
         varied: dict[str, Any] = dict(zip(names, combination, strict=True))
-        options = SamplingOptions(steps=varied["steps"], ensemble=varied["ensemble"], threshold=plan.threshold).resolve(
-            model.config
-        )
-        sampling = {"steps": options.steps, "ensemble": options.ensemble, "threshold": options.threshold()}
+        asked = {"steps": varied["steps"], "ensemble": varied["ensemble"]}
+        options = SamplingOptions(**asked, threshold=plan.threshold, refine=plan.refine).resolve(model.config)
+        sampling = {
+            "steps": options.steps,
+            "ensemble": options.ensemble,
+            "threshold": options.threshold(),
+            "refine": options.refine,
+        }
         if model.config.deterministic:
             sampling["ensemble"] = 1
         words = {}

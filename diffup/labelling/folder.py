@@ -316,6 +316,7 @@ def _settings(model: DiffUp, classes: Sequence[Prototypes], plan: LabelPlan) -> 
         "steps": sampling.steps,
         "ensemble": sampling.ensemble,
         "seed": plan.seed,
+        "refine": sampling.refine,
     }
 
 

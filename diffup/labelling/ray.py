@@ -301,6 +301,7 @@ def _settings(decoder: Decoder, classes: Sequence[Prototypes], plan: RayPlan, ke
         "steps": sampling.steps,
         "ensemble": sampling.ensemble,
         "seed": plan.seed,
+        "refine": sampling.refine,
     }
 
 
