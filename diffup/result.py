@@ -270,8 +270,8 @@ class Segmentation:
         Returns:
             `width` and `height` in pixels; `area_fraction`, the mask's share of the image in [0, 1]; `box`, the mask's
             bounding box [x0, y0, x1, y1] in the coordinates of `Box`, None for an empty mask; `presence`, `quality` and
-            `score` in [0, 1]; `present`, whether the class counts as present; `uncertainty`, the standard deviation over the ensemble, averaged over the image, in
-            [0, 0.5]; `threshold`; `backbone`.
+            `score` in [0, 1]; `present`, whether the class counts as present; `uncertainty`, the standard deviation
+            over the ensemble, averaged over the image, in [0, 0.5]; `threshold`; `backbone`.
         """
         height, width = self.size
         box = bounding_box(self.mask)

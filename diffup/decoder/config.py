@@ -222,8 +222,8 @@ class DecoderConfig:
         """Whether weights trained with another config can be used with this one.
 
         Args:
-            other: config that may differ in `steps`, `ensemble`, `threshold`, `min_presence`, `backbone`, the weights of
-                the losses and the calibrations.
+            other: config that may differ in `steps`, `ensemble`, `threshold`, `min_presence`, `backbone`, the weights
+                of the losses and the calibrations.
         """
         choices = (
             *("steps", "ensemble", "threshold", "backbone", "error_weight", "iou_weight", "presence_weight"),

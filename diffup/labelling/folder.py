@@ -507,9 +507,9 @@ def quality_table(entries: Sequence[dict[str, Any]], names: Sequence[str]) -> st
 
     Images that could not be read come first, then the others by their doubt: a class that was marked may be wrong, with
     the doubt 1 - score, and a class that was not marked may be there, with its presence as the doubt; an image has that
-    of its most doubtful class. Each class also has its state (`marked`, `absent`: below the minimum presence, or `empty`:
-    present, but no pixel is above the threshold), presence, quality, score and share of the image. Classes in the column
-    `found` are separated by semicolons, and a name with a semicolon is quoted, as in CSV.
+    of its most doubtful class. Each class also has its state (`marked`, `absent`: below the minimum presence, or
+    `empty`: present, but no pixel is above the threshold), presence, quality, score and share of the image. Classes in
+    the column `found` are separated by semicolons, and a name with a semicolon is quoted, as in CSV.
 
     Args:
         entries: entries of the images in the record.
