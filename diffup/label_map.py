@@ -37,8 +37,8 @@ class LabelMap:
 
     A class that is absent from the query (`Segmentation.present`) has the score 0: it takes no pixel from the others.
 
-    So a pixel is background exactly where it is in no class's own mask, and with equal thresholds the present class with
-    the highest p wins.
+    So a pixel is background exactly where it is in no class's own mask, and with equal thresholds the present class
+    with the highest p wins.
 
     The maps of the classes are stored at the decoder's size, and refined or enlarged on request, which saves memory
     with many classes in a large photo.

@@ -120,9 +120,8 @@ def calibrate(evidence: Evidence, config: DecoderConfig, recall: float = RECALL)
     logits = np.concatenate([evidence.shown, evidence.absent])
     truth = np.concatenate([np.ones_like(evidence.shown), np.zeros_like(evidence.absent)])
     factor, offset = fit_logistic(logits[:, None], truth)
-    first, second, shift = fit_logistic(
-        np.stack([_logit(evidence.expected), _logit(evidence.predicted)], axis=1), evidence.iou
-    )
+    estimates = np.stack([_logit(evidence.expected), _logit(evidence.predicted)], axis=1)
+    first, second, shift = fit_logistic(estimates, evidence.iou)
     judged = replace(config, presence_calibration=(factor, offset), quality_calibration=(first, second, shift))
     slope, start = fit_logistic(_logit(qualities(evidence, judged))[:, None], (evidence.iou > 0.5).astype(float))
     lowest = float(np.quantile(presences(evidence.shown, judged), 1 - recall))
