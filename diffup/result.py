@@ -101,7 +101,7 @@ class Segmentation:
     @property
     def present(self) -> bool:
         """Whether the class counts as present: the presence is not below `min_presence`."""
-        return self.presence >= self.min_presence
+        return bool(self.presence >= self.min_presence)
 
     @functools.cached_property
     def mask(self) -> npt.NDArray[np.bool_]:

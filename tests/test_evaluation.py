@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -130,13 +131,15 @@ def model() -> DiffUp:
 def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[np.ndarray, float]]:
     """Probability and prior maps at the decoder's size, and predicted IoUs, as the evaluator scores them."""
     seen: list[tuple[np.ndarray, float]] = []
-    plain = Evaluator._compare
+    plain = Evaluator.compare
 
-    def compare(self, index, episode, maps, sampling, quality) -> EpisodeScore:
-        seen.append((maps.numpy(), quality))
-        return plain(self, index, episode, maps, sampling, quality)
+    def compare(self, index, episode, condition, samples, row, sampling) -> EpisodeScore:
+        score = plain(self, index, episode, condition, samples, row, sampling)
+        maps = torch.stack([samples.mean[row], condition.prior[row, 0] * 0.5 + 0.5])
+        seen.append((maps.numpy(), score.quality))
+        return score
 
-    monkeypatch.setattr(Evaluator, "_compare", compare)
+    monkeypatch.setattr(Evaluator, "compare", compare)
     return seen
 
 
@@ -167,11 +170,21 @@ def test_what_is_scored_is_what_segment_gives(
         labels = folder.mask(episode.query)
         target = Target(labels == episode.class_id, labels == folder.ignore)
         count(meter, episode.class_id, result.mask, target.mask, target.ignore)
-        outlines.add(episode.class_id, *boundary_overlap(maps[0] > np.float32(model.config.threshold), target), 0)
+        scored = replace(result, maps=np.stack([maps[0], *result.maps[1:]]))
+        outlines.add(episode.class_id, *boundary_overlap(scored.mask, target), 0)
     assert scores.miou == pytest.approx(meter.miou(), abs=0.1) and scores.fb_iou == pytest.approx(
         meter.fb_iou(), abs=0.1
     )
     assert scores.boundary_iou == outlines.miou() > 0
+
+
+def test_a_protocol_says_that_the_class_is_there(folder: LabelledFolder) -> None:
+    """A minimum presence empties no mask: whatever it is, the scores are the same."""
+    episodes = draw_episodes(folder, "test", [1, 2], 1, 3, seed=2)
+    shown, hidden = (
+        Evaluator(tiny_model(min_presence=least), folder).run(episodes, threshold=0.05) for least in (0.0, 1.0)
+    )
+    assert shown == hidden and shown.miou > 0
 
 
 def test_scores_are_reproducible_and_complete(model: DiffUp, folder: LabelledFolder) -> None:

@@ -80,7 +80,8 @@ def test_halves_of_characters_are_refused(name: str, tmp_path: Path) -> None:
 
 
 def entry(image: str, names: list[str]) -> dict[str, object]:
-    classes = [{"name": name, "quality": 0.5, "area_fraction": 0.5} for name in names]
+    figures = {"presence": 0.75, "present": True, "quality": 0.5, "score": 0.25, "area_fraction": 0.5}
+    classes = [{"name": name, **figures} for name in names]
     return {"image": image, "classes": classes, "width": 1, "height": 1, "coco": []}
 
 
@@ -94,7 +95,7 @@ def test_the_table_holds_any_name(image: str, names: list[str]) -> None:
         (row,) = csv.DictReader(file)
     assert row["image"] == image and row["error"] == ""
     assert next(csv.reader(io.StringIO(row["found"], newline=""), delimiter=";")) == names
-    assert [row[f"quality {name}"] for name in names] == ["0.5000"] * len(names)
+    assert [row[f"quality {name}"] for name in names] == ["0.5000"] * len(names) and row["doubt"] == "0.7500"
 
 
 @given(TEXT, TEXT)

@@ -89,7 +89,8 @@ def test_each_class_is_what_it_is_alone(model: DiffUp, classes: list[Prototypes]
         alone, among = model.segment(QUERY, item), result[item.name]
         # Batches of another size round differently, and the random decoder enlarges that.
         assert np.abs(alone.probability - among.probability).max() < 5e-4
-        assert alone.quality == pytest.approx(among.quality, abs=1e-4)
+        for name in ("quality", "presence", "score"):
+            assert getattr(alone, name) == pytest.approx(getattr(among, name), abs=1e-4)
         assert among.threshold == alone.threshold and np.array_equal(among.image, QUERY)
 
 
@@ -125,10 +126,12 @@ def test_progress_counts_every_step(
 BLANK = np.zeros((64, 64, 3), np.uint8)
 
 
-def decoded(probability: Tensor, threshold: float, image: np.ndarray = BLANK) -> Segmentation:
+def decoded(
+    probability: Tensor, threshold: float, image: np.ndarray = BLANK, presence: float = 1.0, score: float = 1.0
+) -> Segmentation:
     maps = torch.zeros(4, 64, 64)
     maps[0] = probability
-    return Segmentation(image, maps.numpy(), 0.5, threshold, "fake", refine=False)
+    return Segmentation(image, maps.numpy(), 0.5, threshold, "fake", presence, 0.25, score, refine=False)
 
 
 probabilities = st.lists(st.floats(0, 1, width=32), min_size=1, max_size=5)
@@ -170,6 +173,37 @@ def test_equal_thresholds_give_the_most_probable_class() -> None:
     assert torch.equal(labels.long(), expected)
 
 
+def test_an_absent_class_takes_no_pixel() -> None:
+    maps = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0))
+    maps[1] = 0.99
+    items = [decoded(values, 0.25) for values in maps]
+    alone = LabelMap.of("ac", [items[0], items[2]])
+    assert {0, 1, 2} == set(np.unique(alone.labels))
+    assert (LabelMap.of("abc", items).labels == 2).mean() > 0.9, "if it were there"
+    items[1] = decoded(maps[1], 0.25, presence=0.2)
+    result = LabelMap.of("abc", items)
+    assert np.array_equal(result.labels, np.array([0, 1, 3])[alone.labels])
+    assert np.array_equal(result.background, alone.background)
+    assert np.array_equal(result.probabilities[[0, 2]], alone.probabilities) and not result.probabilities[1].any()
+    assert np.abs(result.probabilities.sum(axis=0) + result.background - 1).max() < 1e-5
+    assert result.summary()["classes"][1]["area_fraction"] == 0
+
+
+def test_only_absent_classes_leave_the_background() -> None:
+    result = LabelMap.of("ab", [decoded(torch.tensor(0.9), 0.5, presence=0.2)] * 2)
+    assert not result.labels.any() and not result.probabilities.any() and (result.background == 1).all()
+
+
+def test_own_masks_overlap_and_are_those_of_the_classes_alone(result: LabelMap) -> None:
+    maps = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0))
+    made = LabelMap.of("abc", [decoded(maps[i], 0.3, presence=presence) for i, presence in enumerate((1.0, 0.5, 0.0))])
+    assert made.masks.dtype == bool and np.array_equal(made.masks[:2], maps[:2].numpy() > np.float32(0.3))
+    assert made.masks[:2].all(axis=0).any() and not made.masks[2].any()
+    assert np.array_equal(made.masks.any(axis=0), made.labels > 0)
+    for name, mask in zip(NAMES, result.masks, strict=True):  # refined
+        assert np.array_equal(mask, result[name].mask)
+
+
 def test_certainty_is_finite() -> None:
     image = np.zeros((4, 4, 3), np.uint8)
     labels, total = merge([decoded(torch.tensor(p), 0.5, image) for p in (1.0, 0.0)])
@@ -203,6 +237,14 @@ def test_overlay_and_legend() -> None:
             result.overlay(alpha=alpha)
 
 
+def test_what_is_said_of_an_absent_class() -> None:
+    items = [decoded(torch.tensor(0.9), 0.5, presence=presence, score=0.75) for presence in (0.875, 0.125)]
+    result = LabelMap.of(("dog", "cat"), items)
+    assert result.presence == {"dog": 0.875, "cat": 0.125} and result.score == {"dog": 0.75, "cat": 0.75}
+    assert [item["present"] for item in result.summary()["classes"]] == [True, False]
+    assert not result["cat"].present and not result["cat"].mask.any() and result["dog"].mask.all()
+
+
 def test_an_empty_label_map_has_no_legend() -> None:
     image = np.full((20, 30, 3), 9, np.uint8)
     empty = LabelMap.of(("dog",), [decoded(torch.tensor(0.1), 0.5, image)])
@@ -226,7 +268,9 @@ def test_figures(result: LabelMap) -> None:
     assert [item["label"] for item in summary["classes"]] == [1, 2, 3]
     for item in summary["classes"]:
         assert item["area_fraction"] == pytest.approx((result.labels == item["label"]).mean())
-        assert item["quality"] == result.quality[item["name"]] == result[item["name"]].quality
+        for name in ("quality", "presence", "score"):
+            assert item[name] == getattr(result, name)[item["name"]] == getattr(result[item["name"]], name)
+        assert item["present"] is True
     assert "square" in repr(result) and "%" in repr(result)
 
 

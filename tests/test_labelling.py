@@ -11,6 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -168,7 +169,7 @@ def test_tasks_of_label_studio(whole: Path, photos: Path, expected: dict[str, La
         assert prediction["model_version"] == f"diffup {result.results[0].backbone}"
         found = [name for index, name in enumerate(NAMES, start=1) if (result.labels == index).any()]
         assert [region["value"]["brushlabels"] for region in prediction["result"]] == [[name] for name in found]
-        assert prediction.get("score") == min((result.quality[name] for name in found), default=None)
+        assert prediction.get("score") == min((result.score[name] for name in found), default=None)
     submitted = [{**task, "annotations": task["predictions"]} for task in tasks]  # as a person submits them
     (tmp_path / "export.json").write_text(json.dumps(submitted))
     shots = read_label_studio(tmp_path / "export.json", NAMES[1], images=photos)
@@ -191,44 +192,136 @@ def test_photos_behind_links_are_found_from_the_label_files(tmp_path: Path) -> N
             assert (folder / path_from(folder, photo)).samefile(photo)
 
 
-def test_the_table_of_quality_begins_with_the_worst(whole: Path, expected: dict[str, LabelMap]) -> None:
+def test_the_table_begins_with_the_most_doubtful(whole: Path, expected: dict[str, LabelMap]) -> None:
     rows = list(csv.DictReader((whole / "quality.csv").open(encoding="utf-8")))
     assert sorted(row["image"] for row in rows) == IMAGES
-    assert rows[0]["image"] == "more/broken.png" and "cannot be read" in rows[0]["error"] and not rows[0]["quality"]
+    assert rows[0]["image"] == "more/broken.png" and "cannot be read" in rows[0]["error"] and not rows[0]["doubt"]
+    assert not any(rows[0][f"state {name}"] for name in NAMES)
     for row in rows[1:]:
         result = expected[row["image"]]
         found = [name for index, name in enumerate(NAMES, start=1) if (result.labels == index).any()]
         assert row["found"].split(";") == (found or [""]) and not row["error"]
-        lowest = f"{min(result.quality[name] for name in found):.4f}" if found else ""
-        assert row["quality"] == lowest
+        doubts = [1 - result.score[name] if name in found else result.presence[name] for name in NAMES]
+        assert row["doubt"] == f"{max(doubts):.4f}"
         for index, name in enumerate(NAMES, start=1):
-            assert row[f"quality {name}"] == f"{result.quality[name]:.4f}"
+            assert row[f"state {name}"] == ("marked" if name in found else "empty")
+            for figure in ("presence", "quality", "score"):
+                assert row[f"{figure} {name}"] == f"{getattr(result, figure)[name]:.4f}"
             assert row[f"area {name}"] == f"{(result.labels == index).mean():.4f}"
-    assert [row["quality"] for row in rows] == sorted(row["quality"] for row in rows)
+    doubts = [float(row["doubt"]) for row in rows[1:]]
+    assert doubts == sorted(doubts, reverse=True) and doubts[0] > doubts[-1]
 
 
 def test_the_order_of_the_table() -> None:
-    def entry(image: str, *figures: tuple[float, float]) -> dict[str, object]:
-        classes = [
-            {"name": name, "quality": quality, "area_fraction": area}
-            for name, (quality, area) in zip("ab", figures, strict=True)
-        ]
+    def entry(image: str, *figures: tuple[float, float, float]) -> dict[str, object]:
+        keys, classes = ("presence", "score", "area_fraction"), []
+        for name, values in zip("ab", figures, strict=True):
+            named = dict(zip(keys, values, strict=True))
+            classes.append({"name": name, "present": values[0] >= 0.25, "quality": 0.5, **named})
         return {"image": image, "classes": classes}
 
     entries = [
-        entry("good", (0.9, 0.1), (0.1, 0.0)),  # what was not found does not count
-        entry("bad", (0.9, 0.1), (0.2, 0.3)),
-        entry("nothing", (0.9, 0.0), (0.9, 0.0)),
+        entry("sure", (1.0, 0.9, 0.1), (0.0, 0.0, 0.0)),  # the score of what is not marked does not count
+        entry("b is wrong", (1.0, 0.9, 0.1), (0.75, 0.25, 0.5)),
+        entry("b may be there", (1.0, 0.9, 0.1), (0.2, 0.9, 0.0)),
+        entry("no pixel", (0.75, 0.5, 0.0), (0.2, 0.5, 0.0)),
+        entry("as wrong", (0.5, 0.25, 0.1), (0.0, 0.9, 0.0)),
+        entry("nothing", (0.0625, 0.5, 0.0), (0.03125, 0.5, 0.0)),
         {"image": "broken", "error": "it is broken"},
     ]
-    lines = quality_table(entries, "ab").splitlines()
-    assert lines[0] == "image,quality,found,error,quality a,area a,quality b,area b"
-    assert [line.split(",")[:4] for line in lines[1:]] == [
+    heads, *lines = csv.reader(quality_table(entries, "ab").splitlines())
+    each = ("state", "presence", "quality", "score", "area")
+    assert heads == ["image", "doubt", "found", "error", *(f"{what} {name}" for name in "ab" for what in each)]
+    assert [line[:4] for line in lines] == [
         ["broken", "", "", "it is broken"],
-        ["nothing", "", "", ""],
-        ["bad", "0.2000", "a;b", ""],
-        ["good", "0.9000", "a", ""],
+        ["as wrong", "0.7500", "a", ""],  # as doubtful as the next two, in the order of their names
+        ["b is wrong", "0.7500", "a;b", ""],
+        ["no pixel", "0.7500", "", ""],
+        ["b may be there", "0.2000", "a", ""],
+        ["sure", "0.1000", "a", ""],
+        ["nothing", "0.0625", "", ""],
     ]
+    assert [(line[4], line[9]) for line in lines] == [
+        ("", ""),
+        ("marked", "absent"),
+        ("marked", "marked"),
+        ("empty", "absent"),
+        ("marked", "absent"),
+        ("marked", "absent"),
+        ("absent", "absent"),
+    ]
+    assert lines[0][4:] == [""] * 10
+    assert lines[2][4:] == ["marked", "1.0000", "0.5000", "0.9000", "0.1000"] + [
+        *("marked", "0.7500", "0.5000", "0.2500", "0.5000")
+    ]
+
+
+def test_classes_below_the_minimum_presence_are_not_marked(
+    model: DiffUp, classes: list[Prototypes], photos: Path, tmp_path: Path
+) -> None:
+    plan = LabelPlan(formats=("png", "coco", "csv"), min_presence=1.0)
+    label_folder(model, photos, classes, tmp_path, plan)
+    assert json.loads((tmp_path / "annotations.json").read_text())["annotations"] == []
+    for path in (tmp_path / "labels").rglob("*.png"):
+        assert not np.asarray(Image.open(path)).any()
+    rows = list(csv.DictReader((tmp_path / "quality.csv").open(encoding="utf-8")))
+    assert len(rows) == 7
+    for row in rows[1:]:
+        assert {row[f"state {name}"] for name in NAMES} == {"absent"} and not row["found"]
+        assert row["doubt"] == max(row[f"presence {name}"] for name in NAMES)
+
+
+def own_of(out: Path, image: str) -> list[Path]:
+    return [(out / "own" / folder / image).with_suffix(".png") for folder in ("1_red_square", "2_disc_green")]
+
+
+@pytest.mark.parametrize("encoding", ["rle", "polygon"])
+def test_own_masks_may_overlap(
+    model: DiffUp, classes: list[Prototypes], photos: Path, tmp_path: Path, encoding: Literal["rle", "polygon"]
+) -> None:
+    pytest.importorskip("pycocotools")
+    from diffup.formats import decode_segmentation
+
+    plan = LabelPlan(formats=("png", "coco"), overlap=True, threshold=0.05, encoding=encoding)
+    report = label_folder(model, photos, classes, tmp_path, plan, batch_size=4)
+    assert report.files == (tmp_path / "labels", tmp_path / "annotations.json", tmp_path / "own")
+    results = model.segment_many([photos / image for image in GOOD], classes, batch_size=4, threshold=0.05)
+    document = json.loads((tmp_path / "annotations.json").read_text())
+    ids, overlapping = {image["file_name"]: image["id"] for image in document["images"]}, 0
+    for image, result in zip(GOOD, results, strict=True):
+        overlapping += int(result.masks.all(axis=0).sum())
+        with Image.open((tmp_path / "labels" / image).with_suffix(".png")) as labels:
+            assert (np.asarray(labels) == result.labels).all()
+        found = {
+            entry["category_id"]: decode_segmentation(entry["segmentation"], result.labels.shape)
+            for entry in document["annotations"]
+            if entry["image_id"] == ids[image]
+        }
+        for number, (path, mask) in enumerate(zip(own_of(tmp_path, image), result.masks, strict=True), start=1):
+            with Image.open(path) as written:
+                assert written.mode == "L" and (np.asarray(written) == mask * 255).all()
+            assert np.array_equal(found.get(number, np.zeros_like(mask)), mask)
+    assert overlapping and {path.name for path in (tmp_path / "own").iterdir()} == {"1_red_square", "2_disc_green"}
+
+
+def test_own_masks_follow_the_folder(model: DiffUp, classes: list[Prototypes], tmp_path: Path) -> None:
+    folder, out, plan = tmp_path / "in", tmp_path / "out", LabelPlan(formats=("png",), overlap=True)
+    for seed, name in enumerate(("a.png", "b.png")):
+        picture(folder / name, seed)
+    own_of(out, "a.png")[1].parent.mkdir(parents=True)
+    own_of(out, "a.png")[1].write_bytes(b"mine")
+    with pytest.raises(DataError, match=r"a\.png would be replaced"):
+        label_folder(model, folder, classes, out, plan)
+    own_of(out, "a.png")[1].unlink()
+    label_folder(model, folder, classes, out, plan, batch_size=1)
+    before = contents(out)
+    own_of(out, "b.png")[0].unlink()
+    (folder / "a.png").unlink()
+    report = label_folder(model, folder, classes, out, plan, batch_size=1)
+    assert (report.labelled, report.known, report.gone) == (1, 0, ("a.png",))
+    assert not any(path.exists() for path in own_of(out, "a.png"))
+    kept = {name: content for name, content in contents(out).items() if name != RECORD}
+    assert kept == {name: content for name, content in before.items() if Path(name).name == "b.png"}
 
 
 # --- killed and resumed ----------------------------------------------------------------------------------------------
@@ -328,6 +421,8 @@ def test_other_settings_are_refused(
         (classes, LabelPlan(formats=FORMATS, threshold=0.3), "thresholds"),
         (classes, LabelPlan(formats=FORMATS, seed=5), "seed: 0 there, 5 here"),
         (classes, LabelPlan(formats=FORMATS, refine=False), "refine: True there, False here"),
+        (classes, LabelPlan(formats=FORMATS, min_presence=0.5), r"min_presence: 0\.0 there, 0\.5 here"),
+        (classes, LabelPlan(formats=FORMATS, overlap=True), "overlap: False there, True here"),
         (classes, LabelPlan(formats=("png",)), "formats"),
         (classes[:1], EVERYTHING, "classes"),
         ([other, classes[1]], EVERYTHING, "prototypes"),
@@ -746,9 +841,28 @@ def test_label(work: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> 
     for image, result in zip(GOOD, results, strict=True):
         assert (np.asarray(Image.open(Path("out/labels", image).with_suffix(".png"))) == result.labels).all()
     before = contents(Path("out"))
+    assert not Path("out/own").exists()
     assert cli.main(command) == 0
     assert "0 labelled, 6 on record, 1 could not be read" in capsys.readouterr().out
     assert contents(Path("out")) == before
+
+
+def test_label_with_own_masks_of_present_classes(
+    work: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([*TEACH, *A, "--quiet"]) == 0
+    command = ["label", str(photos), "--prototypes", "square.safetensors", *MODEL, "--overlap", "--threshold", "0.05"]
+    model = DiffUp(load_decoder("decoder"), device="cpu")
+    for least in ("0", "1"):
+        assert cli.main([*command, "-o", least, "--min-presence", least, "--batch-size", "4"]) == 0
+        assert f"{Path(least, 'own')}\n" in capsys.readouterr().out
+        written = [Image.open(Path(least, "own", "1_square", image).with_suffix(".png")) for image in GOOD]
+        assert any(np.asarray(mask).any() for mask in written) == (least == "0")
+    result = model.segment(photos / GOOD[0], Prototypes.load("square.safetensors"), threshold=0.05)
+    with Image.open("0/own/1_square/0.png") as mask:
+        assert (np.asarray(mask) != result.mask * 255).mean() < 0.01, "batches round differently"
+    assert cli.main([*command, "-o", "0", "--min-presence", "0.5"]) == cli.FAILED
+    assert "min_presence: 0.0 there, 0.5 here" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,11 @@ def test_keyword_arguments_count_more_than_the_object() -> None:
         ({"ensemble": True}, "ensemble=True: it must be a whole number"),
         ({"threshold": "0.5"}, "threshold='0.5': it must be a number"),
         ({"threshold": 1}, "threshold=1: it must lie between 0 and 1"),
+        ({"min_presence": "0.5"}, "min_presence='0.5': it must be a number"),
+        ({"min_presence": True}, "min_presence=True: it must be a number"),
+        ({"min_presence": -0.1}, "min_presence=-0.1: it must be 0 to 1"),
+        ({"min_presence": 1.1}, "min_presence=1.1: it must be 0 to 1"),
+        ({"min_presence": float("nan")}, "min_presence=nan: it must be 0 to 1"),
         ({"seed": 0.5}, "seed=0.5"),
         ({"refine": "no"}, "refine='no': it must be True or False"),
         ({"generator": np.random.default_rng(0)}, "expected a torch.Generator"),
@@ -60,6 +65,24 @@ def test_refinement_has_one_default_and_can_be_switched_off() -> None:
         assert np.array_equal(several.labels == 1, one.mask)
         assert np.array_equal(one.mask, many.mask)
     assert np.array_equal(model.segment(QUERY, prototypes).mask, model.segment(QUERY, prototypes, refine=REFINE).mask)
+
+
+def test_a_class_below_the_minimum_presence_is_not_marked() -> None:
+    config = tiny_config(min_presence=0.25)
+    assert SamplingOptions().resolve(config).min_presence == 0.25
+    assert SamplingOptions(min_presence=np.float64(0.5)).resolve(config).min_presence == 0.5
+    assert SamplingOptions(min_presence=0).resolve(config).min_presence == 0, "0 is not None"
+    model = tiny_model(min_presence=1.0)
+    prototypes = model.prototypes(SUPPORT, MASK, threshold=0.01)
+    for least, present in ((None, False), (0.0, True)):
+        options = SamplingOptions(min_presence=least)
+        one = model.segment(QUERY, prototypes, options=options)
+        several = model.segment(QUERY, [prototypes], options=options)
+        [many] = model.segment_many([QUERY], prototypes, options=options)
+        assert isinstance(many, Segmentation)
+        assert 0 < one.presence < 1 and one.min_presence == (0.0 if present else 1.0)
+        assert one.present is several.results[0].present is many.present is present
+        assert one.mask.any() == (several.labels == 1).any() == many.mask.any() == present
 
 
 def test_names_and_objects_of_another_kind_are_refused() -> None:

@@ -39,6 +39,9 @@ def result() -> Segmentation:
         quality=0.75,
         threshold=0.5,
         backbone="bundled:efficientnet_lite0",
+        presence=0.9,
+        min_presence=0.25,
+        score=0.625,
         refine=False,
         trace=generator.normal(size=(10, 64, 64)).astype(np.float32),
         trace_timesteps=tuple(range(249, -1, -25)),
@@ -124,13 +127,16 @@ def test_masks_are_saved_where_and_as_they_can_be(result: Segmentation, tmp_path
 
 
 def test_the_summary_is_json(result: Segmentation) -> None:
-    summary = json.loads(json.dumps(replace(result, quality=np.float32(0.75)).summary()))
+    summary = json.loads(json.dumps(replace(result, quality=np.float32(0.75), presence=np.float32(0.5)).summary()))
     assert summary == {
         "width": WIDTH,
         "height": HEIGHT,
         "area_fraction": pytest.approx(40 * 50 / (HEIGHT * WIDTH)),
         "box": [30, 20, 80, 60],
+        "presence": 0.5,
+        "present": True,
         "quality": 0.75,
+        "score": 0.625,
         "uncertainty": pytest.approx(0.2),
         "threshold": 0.5,
         "backbone": "bundled:efficientnet_lite0",
@@ -210,6 +216,9 @@ def test_faulty_requests_for_pictures(result: Segmentation) -> None:
         ({"trace_timesteps": (1, 2)}, r"trace: expected shape \(2, 64, 64\)"),
         ({"quality": 1.5}, r"quality: expected a number in \[0, 1\], got 1.5"),
         ({"quality": float("nan")}, "quality"),
+        ({"presence": -0.5}, r"presence: expected a number in \[0, 1\], got -0.5"),
+        ({"min_presence": 1.5}, r"min_presence: expected a number in \[0, 1\], got 1.5"),
+        ({"score": float("nan")}, "score"),
     ],
 )
 def test_arrays_that_do_not_fit_each_other_are_refused(
@@ -221,8 +230,24 @@ def test_arrays_that_do_not_fit_each_other_are_refused(
 
 def test_it_is_short_in_print(result: Segmentation) -> None:
     assert repr(result) == (
-        "Segmentation(120 x 90 pixels, 18.5% of them marked, quality 0.75, bundled:efficientnet_lite0)"
+        "Segmentation(120 x 90 pixels, 18.5% of them marked, presence 0.90, quality 0.75, bundled:efficientnet_lite0)"
     )
+    assert repr(replace(result, presence=0.0)) == (
+        "Segmentation(120 x 90 pixels, 0.0% of them marked, presence 0.00 (absent), quality 0.75, "
+        "bundled:efficientnet_lite0)"
+    )
+
+
+def test_the_mask_of_an_absent_class_is_empty(result: Segmentation) -> None:
+    at, below = (replace(result, presence=presence) for presence in (0.25, np.nextafter(0.25, 0)))
+    assert at.present and not below.present and not replace(result, presence=0.9, min_presence=1.0).present
+    np.testing.assert_array_equal(at.mask, result.mask)
+    assert below.mask.shape == (HEIGHT, WIDTH) and below.mask.dtype == bool and not below.mask.any()
+    np.testing.assert_array_equal(below.probability, result.probability)
+    np.testing.assert_array_equal(np.asarray(below.overlay()), result.image)
+    summary = below.summary()
+    assert (summary["present"], summary["area_fraction"], summary["box"]) == (False, 0.0, None)
+    assert replace(below, min_presence=0.0).mask.any(), "0 never empties a mask"
 
 
 def test_arrays_and_the_mask_as_a_picture(result: Segmentation, tmp_path: Path) -> None:
@@ -245,12 +270,12 @@ def two_parts(result: Segmentation) -> Segmentation:
 def test_coco_annotations_of_a_result(result: Segmentation) -> None:
     coco = pytest.importorskip("pycocotools.mask")
     (annotation,) = json.loads(json.dumps(result.to_coco(7, 18)))
-    assert annotation.pop("score") == 0.75
+    assert annotation.pop("score") == 0.625
     np.testing.assert_array_equal(coco.decode(annotation.pop("segmentation")), result.mask)
     assert annotation == {"image_id": 7, "category_id": 18, "area": 2000, "bbox": [30, 20, 50, 40], "iscrowd": 0}
     parts = two_parts(result).to_coco(instances=True, encoding="polygon")
     assert [part["bbox"] for part in parts] == [[30, 20, 50, 40], [100, 70, 10, 10]]
-    assert marked(result, np.zeros_like(result.mask)).to_coco() == []
+    assert marked(result, np.zeros_like(result.mask)).to_coco() == replace(result, presence=0.0).to_coco() == []
 
 
 @pytest.mark.filterwarnings("ignore")  # supervision's own, on OpenCV
@@ -260,11 +285,12 @@ def test_detections_of_a_result(result: Segmentation) -> None:
     assert isinstance(detections, supervision.Detections) and len(detections) == 1
     np.testing.assert_array_equal(detections.xyxy, [[30, 20, 80, 60]])
     np.testing.assert_array_equal(detections.mask, [result.mask])
-    assert detections.confidence.tolist() == [0.75] and detections.class_id.tolist() == [3]
+    assert detections.confidence.tolist() == [0.625] and detections.class_id.tolist() == [3]
     assert detections["class_name"].tolist() == ["dog"]
     parts = two_parts(result).to_supervision(instances=True)
     assert parts.xyxy.tolist() == [[30, 20, 80, 60], [100, 70, 110, 80]]
     assert len(marked(result, np.zeros_like(result.mask)).to_supervision()) == 0
+    assert len(replace(result, presence=0.0).to_supervision()) == 0
     shown = supervision.MaskAnnotator().annotate(result.image.copy(), detections)
     assert (shown != result.image).any(axis=2)[result.mask].all()
 

@@ -165,9 +165,10 @@ def presences(logits: Floats, config: DecoderConfig) -> Floats:
 
 
 def qualities(evidence: Evidence, config: DecoderConfig) -> Floats:
-    """Calibrated quality of the masks, (N,) in [0, 1]."""
+    """Calibrated quality of the masks, (N,) in [0, 1]; 0 for an empty mask."""
     estimates = (torch.from_numpy(values) for values in (evidence.expected, evidence.predicted))
-    return np.asarray(calibrated_quality(*estimates, config.quality_calibration).numpy())
+    quality = calibrated_quality(*estimates, config.quality_calibration).numpy()
+    return np.where(evidence.expected > 0, quality, 0.0)
 
 
 def fit_logistic(inputs: Floats, target: Floats) -> tuple[float, ...]:
