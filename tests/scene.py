@@ -17,7 +17,8 @@ def assert_equal(a: Segmentation, b: Segmentation) -> None:
     """Bit for bit."""
     for name in ("image", "mask", "probability", "variance", "error_map", "prior"):
         assert np.array_equal(getattr(a, name), getattr(b, name)), name
-    assert (a.quality, a.threshold, a.backbone) == (b.quality, b.threshold, b.backbone)
+    for name in ("quality", "presence", "score", "min_presence", "threshold", "backbone"):
+        assert getattr(a, name) == getattr(b, name), name
 
 
 def assert_close(a: Segmentation, b: Segmentation) -> None:
@@ -25,4 +26,6 @@ def assert_close(a: Segmentation, b: Segmentation) -> None:
     assert np.array_equal(a.image, b.image)
     assert np.abs(a.probability - b.probability).max() < 5e-4
     assert (a.mask != b.mask)[np.abs(a.probability - a.threshold) > 1e-3].sum() == 0
-    assert np.abs(a.prior - b.prior).max() < 1e-4 and a.quality == pytest.approx(b.quality, abs=1e-4)
+    assert np.abs(a.prior - b.prior).max() < 1e-4
+    for name in ("quality", "presence", "score"):
+        assert getattr(a, name) == pytest.approx(getattr(b, name), abs=1e-4), name

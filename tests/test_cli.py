@@ -79,7 +79,8 @@ def test_segment_writes_its_results(photos: Path, decoder: Path, capsys: pytest.
     assert facts["settings"]["backbone_fingerprint"] == FakeBackbone(input_size=(64, 64)).fingerprint
     assert facts["versions"]["diffup"] == __version__
     printed = capsys.readouterr().out
-    assert "quality" in printed
+    assert f"presence {result.presence:.2f}, quality {result.quality:.2f}" in printed
+    assert facts["settings"]["min_presence"] == 0.0
     assert all(str(Path("out", name)) in printed for name in names)
 
 
@@ -129,6 +130,18 @@ def test_segment_refines_unless_told_otherwise(photos: Path, decoder: Path) -> N
     assert (expected.mask != model.segment("query.png", "a.png", "a_mask.png").mask).any()
 
 
+def test_segment_marks_nothing_below_the_minimum_presence(
+    photos: Path, decoder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["--support", "a.png", "--mask", "a_mask.png", "--threshold", "0.05"]
+    for least, present in ((None, True), ("0", True), ("1", False)):
+        assert segment(decoder, *command, *(() if least is None else ("--min-presence", least))) == 0
+        assert np.asarray(Image.open("out/mask.png")).any() == present
+        facts = json.loads(Path("out/result.json").read_text())
+        assert facts["present"] is present and facts["settings"]["min_presence"] == float(least or 0)
+        assert 0 < facts["presence"] < 1 and ("(absent)" in capsys.readouterr().out) == (not present)
+
+
 def test_segment_seed(photos: Path, decoder: Path) -> None:
     for output, seed in (("one", "1"), ("again", "1"), ("two", "2")):
         assert segment(decoder, "--support", "a.png", "--seed", seed, output=output) == 0
@@ -161,6 +174,8 @@ def test_segment_seed(photos: Path, decoder: Path) -> None:
         (["--support", "a.png", "--steps", "0"], "steps=0"),
         (["--support", "a.png", "--ensemble", "0"], "ensemble=0"),
         (["--support", "a.png", "--threshold", "1"], "threshold=1.0"),
+        (["--support", "a.png", "--min-presence", "1.5"], "min_presence=1.5: it must be 0 to 1"),
+        (["--support", "a.png", "--min-presence", "nan"], "min_presence=nan: it must be 0 to 1"),
         (["--support", "a.png", "--backbone", "fakes"], "did you mean 'fake'"),
         (["--support", "a.png", "--decoder", "nowhere"], "'nowhere' is no folder"),
         (["--support", "a.png", "--device", "abacus"], "device='abacus'"),

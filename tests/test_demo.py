@@ -251,7 +251,12 @@ def test_views(encoders: Encoders, taught: Session) -> None:
     with pytest.raises(PrototypesError, match="no class"):
         views.draw(first, "cat", "prior")
     table = views.describe(first)
-    assert f"{first.quality['disc']:.2f}" in table and "fake:a" in table
+    assert table.startswith("**fake:a**\n\n| class | in the photo? | expected IoU | area | uncertainty |\n")
+    for label, name in enumerate(first.names, start=1):
+        figures = [f"{first.quality[name]:.2f}", f"{(first.labels == label).mean():.1%}"]
+        figures.append(f"{first[name].summary()['uncertainty']:.3f}")
+        there = "yes" if first.presence[name] >= 0.8 else "perhaps"
+        assert f"| {name} | {there} ({first.presence[name]:.0%}) | {' | '.join(figures)} |" in table.splitlines()
     assert views.compare(first, first).count("1.00") + views.compare(first, first).count("none found") == 2
     one, other = first.labels == 1, second.labels == 1
     iou = (one & other).sum() / max((one | other).sum(), 1)
@@ -273,9 +278,25 @@ def test_the_legend_has_every_class_in_its_colour(encoders: Encoders) -> None:
 def test_a_class_that_is_not_found_is_named(encoders: Encoders, taught: Session) -> None:
     result = session.segment(taught, encoders, ["fake:a"], SAMPLING).results[0]
     result.labels[:] = 1
-    assert "Not found: disc." in views.describe(result)
+    assert views.describe(result).endswith(
+        "\n\nNot marked: disc. A lower threshold (under *Sampling*) or another example may help."
+    )
     result.labels[0, 0] = 2
-    assert "Not found" not in views.describe(result)
+    assert "Not marked" not in views.describe(result)
+
+
+def test_the_page_says_in_words_whether_a_class_is_there(encoders: Encoders, taught: Session) -> None:
+    result = session.segment(taught, encoders, ["fake:a"], SAMPLING).results[0]
+    parts = [
+        dataclasses.replace(found, presence=presence, min_presence=0.25)
+        for found, presence in zip([*result.results, result.results[0]], (0.8, 0.79, 0.24), strict=True)
+    ]
+    table = views.describe(LabelMap.of(("square", "disc", "a*b"), parts))
+    cells = [[cell.strip() for cell in line.split("|")[1:3]] for line in table.splitlines() if line.startswith("|")]
+    assert cells[2:] == [["square", "yes (80%)"], ["disc", "perhaps (79%)"], ["a&#42;b", "no (24%)"]]
+    assert "\n\nNot in the photo, it seems: a&#42;b. If it is there, another example may help." in table
+    for line in table.splitlines():
+        assert not (line.startswith("Not marked") and "a&#42;b" in line), "a lower threshold does not bring it back"
 
 
 def test_large_results_become_small_pictures(encoders: Encoders, taught: Session) -> None:
@@ -314,6 +335,7 @@ def test_files(encoders: Encoders, taught: Session, tmp_path: Path) -> None:
     assert [item["name"] for item in document["categories"]] == ["square", "disc"]
     for item in document["annotations"]:
         assert (coco_mask.decode(item["segmentation"]) == (result.labels == item["category_id"])).all()
+        assert item["score"] == list(result.score.values())[item["category_id"] - 1]
     loaded = Prototypes.load(files["1_square.safetensors"])
     assert (loaded.name, loaded.shots, loaded.backbone) == ("square", 2, "fake:a")
     loaded.check(encoders.first)

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from diffup import Box, DiffUp, Mask, Points, Scribble, Segmentation
 from diffup.backbones.encode import encode
+from diffup.decoder.quality import expected_iou
 from diffup.decoder.weights import CONFIG, WEIGHTS
 from diffup.errors import AnnotationError, BackboneError, ConfigError, ImageError, WeightsError
 from diffup.inputs.annotations import pair_supports

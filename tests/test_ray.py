@@ -185,6 +185,8 @@ def check(rows: list[dict[str, Any]], expected: dict[str, LabelMap | Failure]) -
             assert ours == pytest.approx(theirs, abs=1e-6)
         found = [item["quality"] for item in summary["classes"] if item["area_fraction"]]
         assert row["quality"] == (pytest.approx(min(found), abs=1e-6) if found else None)
+        for item in row["classes"]:
+            assert item["present"] is True and 0 < item["score"] < item["presence"] < 1
 
 
 def table(**columns: list[Any]) -> Any:
@@ -215,6 +217,16 @@ def test_paths_bytes_and_arrays(labeller: Labeller, photos: list[str], expected:
     with pytest.raises(ConfigError, match="rename its column 'labels'"):
         labeller(table(picture=photos, labels=photos))
     labeller.plan = replace(labeller.plan, images="path")
+
+
+def test_absent_classes_take_no_pixel(labeller: Labeller, photos: list[str]) -> None:
+    labeller.plan = replace(labeller.plan, min_presence=1.0)
+    *rows, broken = labeller(table(path=photos, number=list(range(COUNT)))).to_pylist()
+    labeller.plan = replace(labeller.plan, min_presence=None)
+    assert broken["classes"] is None
+    for row in rows:
+        assert not np.asarray(Image.open(io.BytesIO(row["labels"]))).any() and row["quality"] is None
+        assert [(item["present"], item["area_fraction"]) for item in row["classes"]] == [(False, 0.0)] * 2
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -258,6 +270,8 @@ def test_failed_and_resumed(
     assert not list(out.rglob(".*"))
     with pytest.raises(DataError, match="seed: 0 there, 3 here"):
         label_into(dataset(photos), out, classes, replace(plan, seed=3))
+    with pytest.raises(DataError, match=r"min_presence: 0\.0 there, 0\.5 here"):
+        label_into(dataset(photos), out, classes, replace(plan, min_presence=0.5))
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "record.jsonl").touch()
     with pytest.raises(DataError, match="holds what `diffup label` wrote"):
@@ -283,6 +297,8 @@ def test_refused_before_anything_starts(classes: list[Prototypes], plan: RayPlan
         label_dataset(images, classes, replace(plan, decoder="/none"))
     with pytest.raises(ConfigError, match="steps=99"):
         label_dataset(images, classes, replace(plan, steps=99))
+    with pytest.raises(ConfigError, match="min_presence=2"):
+        label_dataset(images, classes, replace(plan, min_presence=2))
     for options in (
         {"batch_size": 0},
         {"readers": 0},

@@ -61,18 +61,26 @@ def describe(result: LabelMap) -> str:
     Args:
         result: label map of one encoder.
     """
-    marked = set(result.labels.ravel().tolist())
-    missing = [_escape(name) for label, name in enumerate(result.names, start=1) if label not in marked]
     rows = []
     numbers = {name: f"{number} = " for number, name in legend_key(result.names, pictures.legend_width(SMALL)).items()}
-    for item in result.summary()["classes"]:
+    classes = result.summary()["classes"]
+    for item in classes:
         uncertainty = result[item["name"]].summary()["uncertainty"]
         name = numbers.get(item["name"], "") + _escape(item["name"])
         there = f"{_in_words(item)} ({item['presence']:.0%})"
         rows.append(f"| {name} | {there} | {item['quality']:.2f} | {item['area_fraction']:.1%} | {uncertainty:.3f} |")
     head = ["| class | in the photo? | expected IoU | area | uncertainty |", "|---|---|---|---|---|"]
-    hint = f"\n\nNot marked: {', '.join(missing)}. A lower threshold (under *Sampling*) or another example may help."
-    return "\n".join([f"**{_escape(result.results[0].backbone)}**", "", *head, *rows]) + (hint if missing else "")
+    table = "\n".join([f"**{_escape(result.results[0].backbone)}**", "", *head, *rows])
+    hints = {
+        "Not in the photo, it seems: {}. If it is there, another example may help.": lambda item: not item["present"],
+        "Not marked: {}. A lower threshold (under *Sampling*) or another example may help.": lambda item: (
+            item["present"] and not item["area_fraction"]
+        ),
+    }
+    for hint, applies in hints.items():
+        if named := ", ".join(_escape(item["name"]) for item in classes if applies(item)):
+            table += f"\n\n{hint.format(named)}"
+    return table
 
 
 def _in_words(item: dict[str, Any]) -> str:

@@ -23,9 +23,9 @@ from diffup.decoder.options import SamplingOptions
 from diffup.decoder.quality import calibrated_quality, calibrated_score, expected_iou
 from diffup.decoder.sampling import draw_noise, sample_ensemble
 from diffup.decoder.weights import save_decoder
-from diffup.errors import DataError, DiffUpError
+from diffup.errors import ConfigError, DataError, DiffUpError
 from diffup.evaluation.episodes import Episode, draw_episodes
-from diffup.evaluation.evaluate import Evaluator, episode_generators
+from diffup.evaluation.evaluate import Evaluator, check_annotation, episode_generators
 from diffup.model import DiffUp
 
 RECALL = 0.9
@@ -82,7 +82,12 @@ def gather(
 
     Raises:
         DataError: no class has two images, or every image shows a class.
+        ConfigError: a number is below 1, or the data set cannot give this kind of annotation.
     """
+    for name, number in (("episodes", episodes), ("shots", shots)):
+        if number < 1:
+            raise ConfigError(f"{name}={number}: it must be 1 or more")
+    check_annotation(data, annotation)
     drawn = draw_episodes(data, split, classes, shots, episodes, seed)
     labels = {name: frozenset(np.unique(data.mask(name)).tolist()) for name in data.split(split)}
     rng = np.random.default_rng([seed, 1])

@@ -76,7 +76,8 @@ def coco_annotations(
         encoding: "rle" (exact and short) or "polygon" (which labelling tools can edit; exact if `tolerance` is 0).
         instances: make an object of every connected component, instead of one object per category.
         tolerance: greatest distance in pixels between a polygon and the exact outline; 0 is exact.
-        scores: predicted quality of each category's mask in [0, 1], written to the field `score`; None writes none.
+        scores: score of each category's mask in [0, 1], such as `Segmentation.score`, written to the field `score`;
+            None writes none.
 
     Returns:
         `image_id`, `category_id`, `segmentation`, `area`, `bbox`, `iscrowd` 0 and, if given, `score` of every object;

@@ -19,7 +19,7 @@ def to_detections(
 
     Args:
         mask: (H, W) bool.
-        confidence: predicted quality of the mask in [0, 1], given to every detection.
+        confidence: score of the mask in [0, 1], such as `Segmentation.score`, given to every detection.
         class_id: number of the class.
         class_name: name of the class, or None.
         instances: make a detection of every connected component, instead of one of the whole mask.

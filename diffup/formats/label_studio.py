@@ -28,7 +28,7 @@ def label_studio_prediction(
     Args:
         labels: label map, (H, W) integers with 0 for the background; or masks, (H, W) bool each, which may overlap.
         names: name of each label (label i + 1 is `names[i]`) or of each mask, a `Label` of the labelling interface.
-        scores: predicted quality of each class's mask in [0, 1]; None writes none.
+        scores: score of each class's mask in [0, 1], such as `Segmentation.score`; None writes none.
         model_version: name of the model, which the interface shows.
         from_name: name of the tag `BrushLabels` in the labelling interface.
         to_name: name of the tag `Image` in the labelling interface.

@@ -1,0 +1,320 @@
+"""What a decoder says of its masks (presence, quality, score), the evidence of how true it is, and its calibration."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fakes import build_fake, save_tiny_decoder, shape_image, tiny_config, tiny_model
+
+from diffup import DiffUp
+from diffup.data.folder import LabelledFolder
+from diffup.decoder.quality import calibrated_quality, calibrated_score, expected_iou
+from diffup.decoder.sampling import Ensemble
+from diffup.decoder.weights import CONFIG, save_decoder
+from diffup.errors import DataError
+from diffup.evaluation import trust as evidence_of
+from diffup.evaluation.episodes import Episode, draw_episodes
+from diffup.evaluation.evaluate import Evaluator, episode_generators
+from diffup.evaluation.trust import Evidence, auc, calibrate, calibration_error, fit_logistic, gather, report, spearman
+from diffup.inference import trust
+
+
+def sigmoid(values: Any) -> Any:
+    return 1 / (1 + np.exp(-np.asarray(values, dtype=np.float64)))
+
+
+def logit(shares: Any) -> Any:
+    shares = np.asarray(shares, dtype=np.float64)
+    return np.log(shares / (1 - shares))
+
+
+# --- estimates of a mask ---------------------------------------------------------------------------------------------
+
+
+def test_the_expected_iou_by_hand() -> None:
+    """Two positions of 0.75 and 0.5 are marked: 1.25 of them are expected to be right, of 2 + 0.25 + 0.25."""
+    maps = torch.tensor([[[0.75, 0.5], [0.25, 0.25]], [[1.0, 1.0], [0.0, 0.0]], [[0.25, 0.25], [0.0, 0.0]]])
+    assert expected_iou(maps, 0.375).tolist() == pytest.approx([1.25 / 2.5, 1.0, 0.0])
+    assert expected_iou(maps, torch.tensor([0.625, 0.5, 0.125])).tolist() == pytest.approx([0.75 / 2, 1.0, 0.5 / 2])
+
+
+def test_calibrations_by_hand() -> None:
+    expected, predicted = torch.tensor([0.5, 0.75, 0.0]), torch.tensor([0.25, 0.5, 1.0])
+    edge = np.log(999)  # logits of 0 and 1 are those of 0.001 and 0.999
+    found = calibrated_quality(expected, predicted, (0.5, 2.0, -1.0))
+    by_hand = sigmoid([2 * logit(0.25) - 1, 0.5 * logit(0.75) - 1, -0.5 * edge + 2 * edge - 1])
+    assert found.numpy() == pytest.approx(by_hand, abs=1e-6)
+    assert calibrated_quality(expected, predicted, (1.0, 0.0, 0.0))[:2].tolist() == pytest.approx([0.5, 0.75])
+    score = calibrated_score(torch.tensor([0.75, 0.75]), torch.tensor([0.5, 0.0]), (3.0, -0.5))
+    assert score.tolist() == pytest.approx([0.5 * sigmoid(3 * logit(0.75) - 0.5), 0.0])
+
+
+def test_an_empty_mask_has_no_quality() -> None:
+    mean = torch.stack([torch.full((64, 64), value) for value in (0.75, 0.25)])
+    maps = {name: torch.zeros_like(mean) for name in ("variance", "error")}
+    samples = Ensemble(
+        mean=mean, iou=torch.tensor([0.5, 0.5]), presence=torch.tensor([0.75, 1.0]), trace=None, timesteps=(), **maps
+    )
+    config = tiny_config(quality_calibration=(1.0, 1.0, 2.0), score_calibration=(0.5, 1.0))
+    judged = trust(samples, torch.tensor([0.5, 0.5]), config)
+    quality = sigmoid(logit(0.75) + 2)
+    assert judged.presence.tolist() == [0.75, 1.0]
+    assert judged.quality.tolist() == pytest.approx([quality, 0.0], abs=1e-6)
+    least = sigmoid(-0.5 * np.log(999) + 1)
+    assert judged.score.tolist() == pytest.approx([0.75 * sigmoid(0.5 * logit(quality) + 1), least], abs=1e-6)
+
+
+def test_results_have_the_decoders_calibrations() -> None:
+    query, _ = shape_image((1, 2), seed=3)
+    support, labels = shape_image((1,), seed=4)
+    calibrations = {
+        "presence_calibration": (2.0, 0.5),
+        "quality_calibration": (0.5, 1.5, -1.0),
+        "score_calibration": (3.0, 0.25),
+    }
+    plain, judged = (
+        tiny_model(**changes).segment(query, support, labels == 1, threshold=0.05) for changes in ({}, calibrations)
+    )
+    assert np.array_equal(plain.mask, judged.mask)
+    assert judged.presence == pytest.approx(float(sigmoid(2 * logit(plain.presence) + 0.5)), abs=1e-5)
+    right = sigmoid(3 * logit(judged.quality) + 0.25)
+    assert judged.score == pytest.approx(float(judged.presence * right), abs=1e-5)
+    by_branch = tiny_model(quality_calibration=(0.0, 1.0, 0.0)).segment(query, support, labels == 1, threshold=0.05)
+    mixed = sigmoid(0.5 * logit(plain.quality) + 1.5 * logit(by_branch.quality) - 1)
+    assert judged.quality == pytest.approx(float(mixed), abs=1e-5)
+
+
+# --- figures ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_area_under_the_curve_by_hand() -> None:
+    """Of nine pairs five are in order (1 > 0, 2 > 1 and 2 > 0 twice) and three are ties (1 = 1, 2 = 2 twice)."""
+    assert auc(np.array([1.0, 2.0, 2.0]), np.array([1.0, 2.0, 0.0])) == pytest.approx((5 + 3 / 2) / 9)
+    assert auc(np.array([3.0, 4.0]), np.array([1.0])) == 1.0 and auc(np.zeros(3), np.zeros(4)) == 0.5
+
+
+def test_the_rank_correlation_by_hand() -> None:
+    """Ranks 1, 2.5, 2.5, 4 and 1, 3, 2, 4: covariance 4.5, variances 4.5 and 5."""
+    found = spearman(np.array([1.0, 2.0, 2.0, 40.0]), np.array([-1.0, 0.3, 0.2, 9.0]))
+    assert found == pytest.approx(4.5 / np.sqrt(4.5 * 5))
+    values = np.random.default_rng(0).random(50)
+    assert spearman(values, np.exp(5 * values)) == pytest.approx(1) and spearman(values, -values) == pytest.approx(-1)
+
+
+def test_the_calibration_error_by_hand() -> None:
+    """Two of 0.05, of which one is true, are 0.9 off together; 0.9375 and 1, both true, 0.0625; 0.5 is on its own."""
+    probability = np.array([0.05, 0.9375, 0.5, 0.05, 1.0])
+    truth = np.array([True, True, False, False, True])
+    assert calibration_error(probability, truth) == pytest.approx((0.9 + 0.0625 + 0.5) / 5)
+    assert calibration_error(probability, truth, bins=1) == pytest.approx(abs(2.5375 - 3) / 5)
+
+
+# --- fitting ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_logistic_regression_recovers_its_factors() -> None:
+    inputs = np.random.default_rng(0).normal(size=(400, 2))
+    for factors, offset in (((1.5, -0.7), 0.3), ((0.0, 2.0), -1.0)):
+        found = fit_logistic(inputs, sigmoid(inputs @ np.array(factors) + offset))
+        assert found == pytest.approx((*factors, offset), abs=1e-3)  # the ridge pulls them to 0 a little
+
+
+def test_a_logistic_regression_of_what_is_separable_is_finite() -> None:
+    inputs, truth = np.array([[-2.0], [-1.0], [1.0], [2.0]]), np.array([0.0, 0.0, 1.0, 1.0])
+    factor, offset = fit_logistic(inputs, truth)
+    assert 1 < factor < 20 and offset == pytest.approx(0, abs=1e-6)
+    slope = inputs[:, 0] @ (sigmoid(factor * inputs[:, 0] + offset) - truth) + 1e-3 * factor
+    assert slope == pytest.approx(0, abs=1e-9), "the loss is at its minimum"
+
+
+def made_up(seed: int = 0, count: int = 500) -> Evidence:
+    """Evidence whose calibrations are known: of the presence 2 and 1, of the quality 0.8, 0.4 and -0.2."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(-0.5, 1, size=4 * count)
+    there = rng.random(4 * count) < sigmoid(2 * logits + 1)  # half of them
+    shown, absent = logits[there][:count], logits[~there][:count]
+    expected, predicted = rng.uniform(0.05, 0.95, (2, count))
+    iou = sigmoid(0.8 * logit(expected) + 0.4 * logit(predicted) - 0.2)
+    return Evidence(shown, absent, expected, predicted, iou, tuple(map(str, range(count))))
+
+
+@pytest.mark.parametrize("recall", [0.9, 0.5])
+def test_calibrations_are_fitted_and_the_recall_is_what_was_asked_for(recall: float) -> None:
+    evidence, config = made_up(), tiny_config(backbone="x")
+    found = calibrate(evidence, config, recall)
+    assert found.quality_calibration == pytest.approx((0.8, 0.4, -0.2), abs=1e-3)
+    assert found.same_network(config) and found.backbone == "x"
+    factor, offset = found.presence_calibration
+    assert (factor, offset) == pytest.approx((2, 1), abs=0.25)  # standard errors of 1000 draws are about 0.1
+    shown, absent = (sigmoid(factor * part + offset) for part in (evidence.shown, evidence.absent))
+    assert np.mean([*shown, *absent]) == pytest.approx(0.5, abs=1e-3), "as many show the class as do not"
+    assert (shown >= found.min_presence).mean() == pytest.approx(recall, abs=0.01)
+    assert round(found.min_presence, 3) == found.min_presence
+    right = sigmoid(found.score_calibration[0] * logit(evidence.iou) + found.score_calibration[1])
+    assert right[evidence.iou > 0.55].min() > 0.9 and right[evidence.iou < 0.45].max() < 0.1
+
+
+def test_the_report_by_hand() -> None:
+    config = tiny_config(presence_calibration=(2.0, 0.0), min_presence=0.5)
+    evidence = Evidence(
+        shown=logit(np.array([0.5, 0.6, 0.7, 0.8])) / 2,
+        absent=logit(np.array([0.1, 0.2, 0.55, 0.5])) / 2,
+        expected=np.array([0.9, 0.0, 0.6, 0.3]),
+        predicted=np.array([0.1, 0.9, 0.5, 0.2]),
+        iou=np.array([0.8, 0.0, 0.7, 0.4]),
+        photos=("a", "b", "c", "d"),
+    )
+    found = report(evidence, config)
+    assert found == {
+        "auc": pytest.approx(14.5 / 16),
+        "recall": pytest.approx(1.0),
+        "false_alarms": pytest.approx(0.5),
+        "false_alarms_at_recall": pytest.approx(0.25),  # at 0.53, a tenth of the ranks above the least
+        "presence_error": pytest.approx((0.5 + 0.4 + 0.3 + 0.2 + 0.1 + 0.2 + 0.55 + 0.5) / 8),
+        "spearman": pytest.approx(1.0),
+        "error": pytest.approx((0.1 + 0.0 + 0.1 + 0.1) / 4),
+        "score_error": pytest.approx((0.1 + 0.001 + 0.4 + 0.3) / 4),
+    }
+
+
+# --- evidence --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(shapes: Path) -> LabelledFolder:
+    return LabelledFolder.open(shapes)
+
+
+def test_evidence_is_of_photos_with_and_without_the_class(
+    folder: LabelledFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[Episode, str]] = []
+    plain = Evaluator.condition
+
+    def condition(self: Evaluator, episode: Episode, annotation: str, generator: np.random.Generator) -> object:
+        seen.append((episode, annotation))
+        return plain(self, episode, annotation, generator)
+
+    monkeypatch.setattr(Evaluator, "condition", condition)
+    model = tiny_model(threshold=0.1)
+    found = gather(model, folder, [1, 2, 3], split="train", episodes=8, seed=5)
+    monkeypatch.undo()
+    episodes = draw_episodes(folder, "train", [1, 2, 3], 1, 8, seed=5)
+    with_class, without = seen[::2], seen[1::2]
+    assert [episode for episode, _ in with_class] == episodes and {kind for _, kind in seen} == {"mask"}
+    assert found.photos == tuple(episode.query for episode in episodes)
+    for episode, (other, _) in zip(episodes, without, strict=True):
+        assert (other.class_id, other.supports) == (episode.class_id, episode.supports)
+        assert other.query in folder.split("train") and not (folder.mask(other.query) == episode.class_id).any()
+    assert len({other.query for other, _ in without}) > 1
+    for index, (episode, (other, _)) in enumerate(zip(episodes, without, strict=True)):
+        [support] = episode.supports
+        shown, absent = (
+            model.segment(
+                folder.image_path(query),
+                folder.image_path(support),
+                folder.mask(support) == episode.class_id,
+                generator=episode_generators(5, index)[1],
+            )
+            for query in (episode.query, other.query)
+        )
+        assert sigmoid(found.shown[index]) == pytest.approx(shown.presence, abs=1e-5)
+        assert sigmoid(found.absent[index]) == pytest.approx(absent.presence, abs=1e-5)
+        assert found.expected[index] == pytest.approx(shown.quality, abs=1.1e-3)  # which is cut at 0.001 and 0.999
+        labels = folder.mask(episode.query)
+        counted, target = labels != folder.ignore, labels == episode.class_id
+        both, either = (shown.mask & target & counted).sum(), ((shown.mask | target) & counted).sum()
+        assert found.iou[index] == pytest.approx(both / max(either, 1), abs=3 / max(either, 1)), "a pixel or two"
+    assert found.iou.max() > 0 and ((found.predicted > 0) & (found.predicted < 1)).all()
+
+
+def test_evidence_is_that_of_its_seed(folder: LabelledFolder) -> None:
+    model = tiny_model()
+    first, again, other = (
+        gather(model, folder, [1, 2], split="train", episodes=4, annotation="scribble", shots=2, seed=seed)
+        for seed in (0, 0, 1)
+    )
+    for name in ("shown", "absent", "expected", "predicted", "iou"):
+        assert np.array_equal(getattr(first, name), getattr(again, name)) and getattr(first, name).shape == (4,)
+    assert first.photos == again.photos and not np.array_equal(first.shown, other.shown)
+
+
+def test_evidence_needs_a_photo_without_the_class(folder: LabelledFolder) -> None:
+    squares = dataclasses.replace(folder, images={"train": ("train0", "train3", "train5", "train6")})
+    with pytest.raises(DataError, match="every image shows the class 'square', so none can lack it"):
+        gather(tiny_model(), squares, [1], split="train", episodes=2)
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def decoder(families: Callable[..., None], tmp_path: Path) -> Path:
+    families(fake=build_fake)
+    return save_tiny_decoder(tmp_path / "decoder", backbone="fake", steps=1, ensemble=1)
+
+
+def test_calibrations_are_written_and_used(
+    decoder: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [str(decoder), str(shapes), "--episodes", "12", "--fold", "0", "--fold", "1"]
+    before = (decoder / CONFIG).read_bytes()
+    assert evidence_of.main(options) == 0
+    uncalibrated = json.loads(capsys.readouterr().out)
+    assert (decoder / CONFIG).read_bytes() == before and uncalibrated["recall"] == 1.0, "nothing is refused as yet"
+    assert evidence_of.main([*options, "--write"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert set(figures) == set(report(made_up(), tiny_config()))
+    assert figures["recall"] >= 0.8 and figures["error"] < uncalibrated["error"]
+
+    model = DiffUp.from_pretrained(decoder)
+    config = model.config
+    assert config.min_presence > 0 and config.same_network(tiny_config()) and config.backbone == "fake"
+    assert config.presence_calibration != (1.0, 0.0) and config.score_calibration != (1.0, 0.0)
+    neutral = {
+        "presence_calibration": (1.0, 0.0),
+        "quality_calibration": (1.0, 0.0, 0.0),
+        "score_calibration": (1.0, 0.0),
+        "min_presence": 0.0,
+    }
+    save_decoder(tmp_path / "plain", model.decoder.state_dict(), dataclasses.replace(config, **neutral))
+    query, _ = shape_image((1, 2), seed=3)
+    support, labels = shape_image((1,), seed=4)
+    judged, plain = (
+        DiffUp.from_pretrained(path).segment(query, support, labels == 1) for path in (decoder, tmp_path / "plain")
+    )
+    factor, offset = config.presence_calibration
+    assert judged.min_presence == config.min_presence and plain.min_presence == 0
+    assert judged.presence == pytest.approx(float(sigmoid(factor * logit(plain.presence) + offset)), abs=1e-4)
+    assert np.array_equal(judged.probability, plain.probability)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"decoder": "nowhere"}, "nowhere"),
+        ({"data": "nowhere"}, "nowhere"),
+        ({"split": "val"}, "split='val'"),
+        ({"fold": "7"}, "fold=7"),
+        ({"annotation": "drawing"}, "annotation='drawing'"),
+        ({"shots": "0"}, "shots=0: it must be 1 or more"),
+        ({"episodes": "0"}, "episodes=0: it must be 1 or more"),
+    ],
+)
+def test_what_cannot_be_measured_is_told(
+    change: dict[str, str], message: str, decoder: Path, shapes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (decoder / CONFIG).read_bytes()
+    given = {"decoder": str(decoder), "data": str(shapes), "fold": "1", "episodes": "2"} | change
+    options = [f"--{name}={value}" for name, value in given.items() if name not in ("decoder", "data")]
+    assert evidence_of.main([given["decoder"], given["data"], *options, "--write"]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith("error: ") and message in printed.err and not printed.out
+    assert (decoder / CONFIG).read_bytes() == before
