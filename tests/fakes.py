@@ -19,6 +19,7 @@ from diffup.decoder.base import Decoder
 from diffup.decoder.build import build_decoder
 from diffup.decoder.config import DecoderConfig
 from diffup.decoder.weights import save_decoder
+from diffup.priors.affinity import HEADS, KEY_SIDE
 from diffup.priors.condition import Condition, SupportFeatures
 from diffup.priors.config import PriorConfig
 from diffup.text import TextSpace
@@ -190,7 +191,11 @@ def random_condition(config: PriorConfig, batch: int = 2, seed: int = 0) -> Cond
     def noise(channels: int, side: int) -> Tensor:
         return torch.rand(batch, channels, side, side, generator=generator) * 2 - 1
 
-    return Condition(tuple(noise(config.condition_channels, s) for s in (64, 32, 16, 8)), noise(1, 64), noise(3, 64))
+    levels = tuple(noise(config.condition_channels, s) for s in (64, 32, 16, 8))
+    prior, image = noise(1, 64), noise(3, 64)
+    heads = HEADS if config.self_affinity else {}
+    affinity = [torch.rand(batch, len(h), s * s, KEY_SIDE**2, generator=generator) for s, h in heads.items()]
+    return Condition(levels, prior, image, tuple(a / a.sum(dim=3, keepdim=True) for a in affinity))
 
 
 def random_episode(
