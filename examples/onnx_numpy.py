@@ -74,8 +74,7 @@ def sample(
     y = condition["noise"][0][:, None]
     count = len(y) if config["system"] != "one_step" else 1
     y = y[:count]
-    names = ("level0", "level1", "level2", "level3", "prior", "image")
-    inputs = {name: np.repeat(condition[name], count, axis=0) for name in names}
+    inputs = {name: np.repeat(value, count, axis=0) for name, value in condition.items() if name not in ("noise", "size")}
     prior = inputs["prior"]
     mask = np.zeros_like(y)
     for t, previous in zip(visited, [*visited[1:], -1], strict=True):
@@ -89,8 +88,21 @@ def sample(
         before = abar[previous] if previous >= 0 else 1.0
         noise = (y - np.sqrt(abar[t]) * b * mask) / np.sqrt(1 - abar[t])
         y = (np.sqrt(before) * b * mask + np.sqrt(1 - before) * noise).astype(np.float32)
-    error, iou = quality(mask=mask, image=inputs["image"])
+    error, iou = quality(mask=mask, image=inputs["image"], prior=prior)
     return mask[:, 0] * 0.5 + 0.5, error[:, 0], float(iou.mean())
+
+
+def presence(graph: Graph, condition: dict[str, Array], config: dict[str, Any]) -> float:
+    """Compute the calibrated probability that the query shows the class at all.
+
+    Args:
+        graph: the graph of presence.onnx.
+        condition: arrays of condition.npz.
+        config: content of config.json.
+    """
+    factor, offset = config["presence_calibration"]
+    (logit,) = graph(level2=condition["level2"])
+    return float(1 / (1 + np.exp(-(factor * logit[0] + offset))))
 
 
 def enlarge(probability: Array, size: tuple[int, int]) -> Array:
@@ -107,12 +119,13 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     config = json.loads((args.folder / "config.json").read_text(encoding="utf-8"))
     condition = dict(np.load(args.folder / "condition.npz", allow_pickle=False))
-    network, quality = (load_graph(args.folder / f"{name}.onnx") for name in ("network", "quality"))
+    network, quality, shown = (load_graph(args.folder / f"{name}.onnx") for name in ("network", "quality", "presence"))
     probability, _, iou = sample(network, quality, condition, config, args.steps)
     height, width = (int(side) for side in condition["size"])
     mask = enlarge(probability.mean(axis=0), (height, width)) > config["threshold"]
     Image.fromarray(mask.astype(np.uint8) * np.uint8(255)).save(args.output)
     print(f"{args.output}: {mask.mean():.1%} of {width} x {height} pixels marked, expected IoU {iou:.2f}")
+    print(f"probability that the photo shows the class: {presence(shown, condition, config):.2f}")
 
 
 if __name__ == "__main__":
