@@ -19,6 +19,7 @@ from diffup.backbones.encode import encode
 from diffup.decoder.base import Decoder
 from diffup.decoder.config import DecoderConfig
 from diffup.decoder.options import Sampling
+from diffup.decoder.quality import calibrated_quality, calibrated_score, expected_iou
 from diffup.decoder.sampling import Ensemble, sample_batches, sample_ensemble
 from diffup.inputs.images import ImageLike, read_image, resize_image, to_bytes
 from diffup.priors import build_condition
@@ -204,10 +205,23 @@ def decode(
         samples = sample_ensemble(decoder, together, starts, sampling.steps, trace, on_step)
         maps = _maps(samples, together)
         pairs = [(classes[index], query) for index in group for query in range(len(queries))]
-        for row, (prototypes, query) in enumerate(pairs):
-            threshold = sampling.threshold(prototypes.threshold)
+        thresholds = [sampling.threshold(prototypes.threshold) for prototypes, _ in pairs]
+        judged = trust(samples, torch.tensor(thresholds, device=device), config)
+        for row, ((_, query), threshold) in enumerate(zip(pairs, thresholds, strict=True)):
             found[query].append(
-                _segmentation(queries[query], samples, maps, row, threshold, backbone.name, sampling.refine)
+                Segmentation(
+                    image=queries[query].pixels,
+                    maps=maps[row].numpy().copy(),  # a view would hold the whole batch
+                    quality=float(judged.quality[row]),
+                    threshold=threshold,
+                    backbone=backbone.name,
+                    presence=float(judged.presence[row]),
+                    score=float(judged.score[row]),
+                    min_presence=sampling.min_presence,
+                    refine=sampling.refine,
+                    trace=None if samples.trace is None else samples.trace[row].cpu().numpy(),
+                    trace_timesteps=() if samples.trace is None else (*samples.timesteps, -1),
+                )
             )
     return found
 
@@ -249,16 +263,31 @@ def _maps(samples: Ensemble, condition: Condition) -> Tensor:
     return torch.stack(maps, dim=1).float().cpu()
 
 
-def _segmentation(
-    query: Query, samples: Ensemble, maps: Tensor, row: int, threshold: float, backbone: str, refine: bool
-) -> Segmentation:
-    return Segmentation(
-        image=query.pixels,
-        maps=maps[row].numpy().copy(),  # a view would hold the whole batch
-        quality=float(samples.iou[row]),
-        threshold=threshold,
-        backbone=backbone,
-        refine=refine,
-        trace=None if samples.trace is None else samples.trace[row].cpu().numpy(),
-        trace_timesteps=() if samples.trace is None else (*samples.timesteps, -1),
-    )
+@dataclass(frozen=True)
+class Trust:
+    """How far the masks of B queries can be trusted.
+
+    Attributes:
+        presence: (B,) in [0, 1], probability that the query shows the class.
+        quality: (B,) in [0, 1], expected IoU of the mask if it does; 0 for an empty mask.
+        score: (B,) in [0, 1], probability that it does and the IoU of the mask is above 1/2.
+    """
+
+    presence: Tensor
+    quality: Tensor
+    score: Tensor
+
+
+def trust(samples: Ensemble, thresholds: Tensor | float, config: DecoderConfig) -> Trust:
+    """Judge the masks of an ensemble by the decoder's calibrated estimates.
+
+    Args:
+        samples: means over the samples of B queries.
+        thresholds: probability in (0, 1) above which a pixel is in the mask, one for all or (B,).
+        config: config of the decoder.
+    """
+    presence = samples.presence.float().cpu()
+    expected = expected_iou(samples.mean.float(), thresholds).cpu()
+    quality = calibrated_quality(expected, samples.iou.float().cpu(), config.quality_calibration)
+    quality = torch.where(expected > 0, quality, 0.0)
+    return Trust(presence, quality, calibrated_score(quality, presence, config.score_calibration))

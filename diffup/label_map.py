@@ -35,8 +35,10 @@ class LabelMap:
     If scores are equal, the class that comes first in the list wins. Scores divided by their sum are the probabilities;
     with the background's they add up to 1 at every pixel.
 
-    So a pixel is background exactly where it is in no class's own mask, and with equal thresholds the class with the
-    highest p wins.
+    A class that is absent from the query (`Segmentation.present`) has the score 0: it takes no pixel from the others.
+
+    So a pixel is background exactly where it is in no class's own mask, and with equal thresholds the present class
+    with the highest p wins.
 
     The maps of the classes are stored at the decoder's size, and refined or enlarged on request, which saves memory
     with many classes in a large photo.
@@ -77,13 +79,23 @@ class LabelMap:
         """(C, H, W) float32 in [0, 1], probability of each class; computed at every access."""
         background = torch.from_numpy(self.background)
         maps = zip(self.results, _probabilities(self.results), strict=True)
-        found = [scores(probability, item.threshold) * background for item, probability in maps]
+        found = [scores(probability, item.threshold) * background * item.present for item, probability in maps]
         return torch.stack(found).numpy()
 
     @property
     def quality(self) -> dict[str, float]:
-        """Predicted IoU of each class's own mask, in [0, 1], by class name."""
+        """Predicted IoU of each class's own mask if the class is there, in [0, 1], by class name."""
         return {name: item.quality for name, item in zip(self.names, self.results, strict=True)}
+
+    @property
+    def presence(self) -> dict[str, float]:
+        """Probability that the query shows each class, in [0, 1], by class name."""
+        return {name: item.presence for name, item in zip(self.names, self.results, strict=True)}
+
+    @property
+    def score(self) -> dict[str, float]:
+        """Probability that each class's own mask is right, in [0, 1], by class name (`Segmentation.score`)."""
+        return {name: item.score for name, item in zip(self.names, self.results, strict=True)}
 
     @property
     def palette(self) -> list[tuple[int, int, int]]:
@@ -157,8 +169,8 @@ class LabelMap:
 
         Returns:
             `width` and `height` in pixels; `backbone`, name of the encoder; `classes`, for each class in order its
-            `name`, `label`, `area_fraction` (share of the image, in [0, 1]), `quality` (predicted IoU, in [0, 1]) and
-            `threshold`.
+            `name`, `label`, `area_fraction` (share of the image, in [0, 1]), `presence`, `present`, `quality`,
+            `score` (`Segmentation.summary`) and `threshold`.
         """
         height, width = self.labels.shape
         classes = [
@@ -166,7 +178,10 @@ class LabelMap:
                 "name": name,
                 "label": index + 1,
                 "area_fraction": area,
+                "presence": item.presence,
+                "present": item.present,
                 "quality": item.quality,
+                "score": item.score,
                 "threshold": item.threshold,
             }
             for index, (name, area, item) in enumerate(zip(self.names, self._areas(), self.results, strict=True))
@@ -212,6 +227,8 @@ def merge(results: Sequence[Segmentation]) -> tuple[Tensor, Tensor]:
     size = results[0].size
     labels, best, total = torch.zeros(size, dtype=torch.uint8), torch.zeros(size), torch.ones(size)
     for index, (item, probability) in enumerate(zip(results, _probabilities(results), strict=True)):
+        if not item.present:
+            continue
         score = scores(probability, item.threshold)
         total += score
         wins = (probability > item.threshold) & (score > best)

@@ -42,7 +42,7 @@ SHARPNESS = 0.5
 CLIP = 1e-3
 """Distance from 0 and 1 to which coarse probabilities are clipped, so that no position is beyond its neighbours."""
 
-RADIUS, REGULARISATION = 4, 1e-4
+RADIUS, REGULARISATION = 2, 1e-4
 """Radius of the guided filter in pixels of the reduced size, and the variance that it adds to that of the colours."""
 
 _FAR, _LEAST = 100.0, -40.0  # a colour that is like none; least exponent of a similarity

@@ -38,18 +38,20 @@ class Segmentation:
     Attributes:
         image: (H, W, 3) uint8, the query as RGB, upright.
         maps: (4, h, w) float32, probability, variance, error map and prior at the decoder's size.
-        quality: predicted IoU of the samples, in [0, 1], each binarised at a probability of 1/2 whatever `threshold` is
-            (DQM, section 4 and eqs. 18 to 20).
+        quality: predicted IoU of the mask if the query shows the class, in [0, 1]; before refinement.
         threshold: probability above which a pixel is in the mask, in (0, 1).
         backbone: name of the encoder.
+        presence: probability that the query shows the class, in [0, 1].
+        min_presence: presence below which the mask is empty, in [0, 1].
+        score: probability that the query shows the class and the IoU of the mask is above 1/2, in [0, 1].
         refine: whether mask and probability are refined to the query's outlines.
         trace: (S, h, w) float32, the noisy mask `x_t` of the first sample at S steps, about -1 to 1; None if it was not
             recorded.
         trace_timesteps: time step t of each of the S states.
 
     Raises:
-        ImageError: an array has the wrong shape or type or values that are not finite, or the quality is outside
-            [0, 1].
+        ImageError: an array has the wrong shape or type or values that are not finite, or the quality, the
+            presence or the score is outside [0, 1].
     """
 
     image: npt.NDArray[np.uint8]
@@ -57,6 +59,9 @@ class Segmentation:
     quality: float
     threshold: float
     backbone: str
+    presence: float = 1.0
+    min_presence: float = 0.0
+    score: float = 1.0
     refine: bool = REFINE
     trace: npt.NDArray[np.float32] | None = None
     trace_timesteps: tuple[int, ...] = ()
@@ -80,8 +85,9 @@ class Segmentation:
                 )
             if not np.isfinite(array).all():
                 raise ImageError(f"{name}: contains NaN or infinity.")
-        if not 0.0 <= self.quality <= 1.0:
-            raise ImageError(f"quality: expected a number in [0, 1], got {self.quality}.")
+        for name in ("quality", "presence", "min_presence", "score"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ImageError(f"{name}: expected a number in [0, 1], got {getattr(self, name)}.")
 
     def __getstate__(self) -> dict[str, Any]:
         """What is pickled: the fields, without the enlarged maps, which can be made again."""
@@ -92,10 +98,18 @@ class Segmentation:
         """Height and width of the query in pixels."""
         return self.image.shape[0], self.image.shape[1]
 
+    @property
+    def present(self) -> bool:
+        """Whether the class counts as present: the presence is not below `min_presence`."""
+        return self.presence >= self.min_presence
+
     @functools.cached_property
     def mask(self) -> npt.NDArray[np.bool_]:
-        """(H, W) bool, mask of the class: the pixels whose probability is above the threshold."""
-        return self.probability > self.threshold
+        """(H, W) bool, mask of the class: the pixels whose probability is above the threshold.
+
+        It is empty if the class is absent (`present`).
+        """
+        return self.probability > self.threshold if self.present else np.zeros(self.size, dtype=bool)
 
     @functools.cached_property
     def probability(self) -> npt.NDArray[np.float32]:
@@ -145,7 +159,8 @@ class Segmentation:
         height, width = self.size
         return (
             f"Segmentation({width} x {height} pixels, {self.mask.mean():.1%} of them marked, "
-            f"quality {self.quality:.2f}, {self.backbone})"
+            f"presence {self.presence:.2f}{'' if self.present else ' (absent)'}, quality {self.quality:.2f}, "
+            f"{self.backbone})"
         )
 
     def overlay(self, colour: tuple[int, int, int] = (255, 60, 40), alpha: float = 0.45) -> Image.Image:
@@ -215,7 +230,7 @@ class Segmentation:
             tolerance: maximum distance of polygons from the true outline, in pixels.
 
         Returns:
-            One annotation, or one for each part; none for an empty mask. `score` is the quality.
+            One annotation, or one for each part; none for an empty mask. `score` is the score.
 
         Raises:
             FormatError: the encoding is unknown or the tolerance is out of range.
@@ -229,7 +244,7 @@ class Segmentation:
             encoding=encoding,
             instances=instances,
             tolerance=tolerance,
-            scores=[self.quality],
+            scores=[self.score],
         )
 
     def to_supervision(self, class_id: int = 0, class_name: str | None = None, *, instances: bool = False) -> Any:
@@ -241,22 +256,22 @@ class Segmentation:
             instances: whether every connected part of the mask is a detection of its own.
 
         Returns:
-            Detections with boxes, masks, `class_id` and, as `confidence`, the quality; empty for an empty mask.
+            Detections with boxes, masks, `class_id` and, as `confidence`, the score; empty for an empty mask.
 
         Raises:
             MissingPackageError: supervision is not installed (`pip install "diffup[supervision]"`), or scikit-image,
                 which `instances` needs.
         """
-        return to_detections(self.mask, self.quality, class_id, class_name, instances)
+        return to_detections(self.mask, self.score, class_id, class_name, instances)
 
     def summary(self) -> dict[str, Any]:
         """Summarise the result in numbers that can be written as JSON.
 
         Returns:
             `width` and `height` in pixels; `area_fraction`, the mask's share of the image in [0, 1]; `box`, the mask's
-            bounding box [x0, y0, x1, y1] in the coordinates of `Box`, None for an empty mask; `quality`, the predicted
-            IoU in [0, 1]; `uncertainty`, the standard deviation over the ensemble, averaged over the image, in
-            [0, 0.5]; `threshold`; `backbone`.
+            bounding box [x0, y0, x1, y1] in the coordinates of `Box`, None for an empty mask; `presence`, `quality` and
+            `score` in [0, 1]; `present`, whether the class counts as present; `uncertainty`, the standard deviation
+            over the ensemble, averaged over the image, in [0, 0.5]; `threshold`; `backbone`.
         """
         height, width = self.size
         box = bounding_box(self.mask)
@@ -265,7 +280,10 @@ class Segmentation:
             "height": height,
             "area_fraction": float(self.mask.mean()),
             "box": None if box is None else list(box),
+            "presence": float(self.presence),
+            "present": self.present,
             "quality": float(self.quality),
+            "score": float(self.score),
             "uncertainty": float(np.sqrt(self.variance.clip(min=0)).mean(dtype=np.float64)),
             "threshold": float(self.threshold),
             "backbone": self.backbone,

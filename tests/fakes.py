@@ -185,17 +185,21 @@ def teach(model: DiffUp, names: Sequence[str]) -> list[Prototypes]:
 
 
 def random_condition(config: PriorConfig, batch: int = 2, seed: int = 0) -> Condition:
-    """A condition of noise in [-1, 1]."""
+    """A condition of noise in [-1, 1], each row with self-affinities of its own."""
     generator = torch.Generator().manual_seed(seed)
 
     def noise(channels: int, side: int) -> Tensor:
         return torch.rand(batch, channels, side, side, generator=generator) * 2 - 1
 
     levels = tuple(noise(config.condition_channels, s) for s in (64, 32, 16, 8))
-    prior, image = noise(1, 64), noise(3, 64)
-    heads = HEADS if config.self_affinity else {}
-    affinity = [torch.rand(batch, len(h), s * s, KEY_SIDE**2, generator=generator) for s, h in heads.items()]
-    return Condition(levels, prior, image, tuple(a / a.sum(dim=3, keepdim=True) for a in affinity))
+    return Condition(levels, noise(1, 64), noise(3, 64), random_affinity(batch, seed) if config.self_affinity else ())
+
+
+def random_affinity(queries: int, seed: int = 0) -> tuple[Tensor, ...]:
+    """Self-affinities of noise for so many queries: a few cells have most of a row's weight."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(queries, len(heads), side**2, KEY_SIDE**2) for side, heads in HEADS.items()]
+    return tuple(torch.softmax(3 * torch.randn(shape, generator=generator), dim=3) for shape in shapes)
 
 
 def random_episode(

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from fakes import FakeBackbone, pad_channels, random_episode, rotate
+from fakes import FakeBackbone, pad_channels, random_affinity, random_condition, random_episode, rotate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage import data
@@ -17,10 +17,12 @@ from torch import Tensor
 from diffup.errors import ConfigError
 from diffup.inputs.annotations import Box, Mask, Points, Scribble, pair_supports
 from diffup.inputs.images import resize_image
+from diffup.priors.affinity import HEADS, KEY_SIDE
 from diffup.priors.condition import (
     SIZES,
     Condition,
     SupportFeatures,
+    absolute_priors,
     build_condition,
     fused_priors,
     mean_prior,
@@ -31,17 +33,21 @@ from diffup.priors.level import annotation_at_level, calibrated_contrast, pool_t
 from diffup.priors.similarity import resize_weights
 from diffup.priors.support import plan_views, support_features, view_regions
 from diffup.priors.views import warp
+from diffup.utils.resize import resize_maps
 
 CONFIGS = {
     "default": PriorConfig(grid=8),
     "paper": PriorConfig(kinds=("prototype",), centre=False, affinity_power=1.0, layout="own", grid=8),
-    "plain": PriorConfig(affinity=False, extra_priors=0, edges=False, layout="own", grid=8),
+    "plain": PriorConfig(affinity=False, self_affinity=False, extra_priors=0, edges=False, layout="own", grid=8),
     "match first": PriorConfig(kinds=("match", "contrast"), extra_priors=1, grid=8),
 }
 
+CONTRAST = 2 * len(PRIOR_KINDS) + PriorConfig().extra_priors
+"""Channel of a level's priors that holds the calibrated contrast, by default."""
+
 
 def tensors(condition: Condition) -> list[Tensor]:
-    return [*condition.levels, condition.prior, condition.image]
+    return [*condition.levels, condition.prior, condition.image, *condition.affinity]
 
 
 def assert_shape(condition: Condition, config: PriorConfig, batch: int) -> None:
@@ -49,6 +55,10 @@ def assert_shape(condition: Condition, config: PriorConfig, batch: int) -> None:
         (batch, config.condition_channels, side, side) for side in SIZES
     ]
     assert condition.prior.shape == (batch, 1, 64, 64) and condition.image.shape == (batch, 3, 64, 64)
+    heads = HEADS if config.self_affinity else {}
+    assert [tuple(affinity.shape) for affinity in condition.affinity] == [
+        (batch, len(h), side**2, KEY_SIDE**2) for side, h in heads.items()
+    ]
     for tensor in tensors(condition):
         assert tensor.isfinite().all()
         assert tensor.min() >= -1 - 1e-6 and tensor.max() <= 1 + 1e-6
@@ -88,6 +98,8 @@ configs = st.builds(
     layout=st.sampled_from(["own", "all"]),
     saliency=st.booleans(),
     calibration=st.booleans(),
+    absolute=st.booleans(),
+    self_affinity=st.booleans(),
     edges=st.booleans(),
     grid=st.integers(1, 9),
 )
@@ -324,7 +336,7 @@ def test_the_calibrated_contrast_is_on_the_supports_own_scale() -> None:
     assert float((map_of_itself * foreground).sum() / foreground.sum()) == pytest.approx(2 / 3, abs=0.01)
     assert float((map_of_itself * (1 - foreground)).sum() / (1 - foreground).sum()) == pytest.approx(1 / 3, abs=0.02)
     shown = fused_priors(query, support, PriorConfig(grid=32))[0][0]
-    assert shown[-2, 2:8, 9:15].mean() > 0.55 > 0.45 > shown[-2, :2].mean()
+    assert shown[CONTRAST, 2:8, 9:15].mean() > 0.55 > 0.45 > shown[CONTRAST, :2].mean()
 
 
 def test_the_calibrated_contrast_sees_that_the_class_is_absent() -> None:
@@ -335,7 +347,7 @@ def test_the_calibrated_contrast_sees_that_the_class_is_absent() -> None:
         level += 0.1 * torch.randn(level.shape, generator=torch.Generator().manual_seed(0))
     shown = fused_priors(empty, support, PriorConfig(grid=32))[0][0]
     assert shown[0].max() > 0.99  # the other priors are stretched
-    assert shown[-2].max() < 0.5
+    assert shown[CONTRAST].max() < 0.5
 
 
 def test_the_share_that_may_be_the_class() -> None:
@@ -358,10 +370,130 @@ def test_pooling_to_a_grid_never_enlarges() -> None:
 
 
 def test_repeat_keeps_members_together() -> None:
-    condition = build_condition(*random_episode(batch=2), CONFIGS["plain"])
+    condition = build_condition(*random_episode(batch=2), CONFIGS["default"])
     repeated = condition.repeat(3)
-    for one, many in zip(tensors(condition), tensors(repeated), strict=True):
+    shared = len(condition.affinity)
+    for one, many in zip(tensors(condition)[:-shared], tensors(repeated)[:-shared], strict=True):
         assert torch.equal(many, torch.cat([one, one, one]))
+    assert all(one is many for one, many in zip(condition.affinity, repeated.affinity, strict=True))  # not copied
+
+
+def spelled_out(condition: Condition) -> Condition:
+    """The same condition with the affinities of every row written out."""
+    rows = len(condition.prior)
+    return replace(condition, affinity=tuple(a[torch.arange(rows) % len(a)] for a in condition.affinity))
+
+
+def classes_of(queries: int, classes: int) -> Condition:
+    """The condition of some queries for several classes, as inference makes it: queries within classes."""
+    affinity = random_affinity(queries)
+    parts = [replace(random_condition(CONFIGS["default"], queries, seed=c), affinity=affinity) for c in range(classes)]
+    return Condition.cat(parts)
+
+
+def test_classes_and_samples_of_the_same_queries_share_their_affinities() -> None:
+    condition = classes_of(queries=3, classes=2)
+    assert len(condition.prior) == 6 and all(len(a) == 3 for a in condition.affinity)
+    samples = condition.repeat(2)
+    assert len(samples.prior) == 12 and all(len(a) == 3 for a in samples.affinity)
+    whole = spelled_out(samples)
+    for row in range(12):
+        assert all(torch.equal(a[row], b[row % 3]) for a, b in zip(whole.affinity, condition.affinity, strict=True))
+
+
+@pytest.mark.parametrize("start", range(6))
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 6])
+def test_a_slice_keeps_rows_and_affinities_matched(start: int, count: int) -> None:
+    condition = classes_of(queries=3, classes=2)
+    rows = slice(start, start + count)
+    some = condition.rows(rows)
+    assert all(len(some.prior) % len(a) == 0 for a in some.affinity)
+    for part, whole in zip(tensors(spelled_out(some)), tensors(spelled_out(condition)), strict=True):
+        assert torch.equal(part, whole[rows])
+    for part, whole in zip(tensors(condition.first(count)), tensors(condition.rows(slice(0, count))), strict=True):
+        assert torch.equal(part, whole)
+
+
+def test_what_is_put_together_keeps_the_affinities_of_its_parts() -> None:
+    """Parts of several queries and classes, with affinities of their own, of different numbers of rows."""
+    parts = [classes_of(queries=2, classes=2), random_condition(CONFIGS["default"], 1, seed=5)]
+    parts += [parts[0].rows(slice(1, 4)), classes_of(queries=3, classes=2)]
+    together = Condition.cat(parts)
+    for index, tensor in enumerate(tensors(spelled_out(together))):
+        assert torch.equal(tensor, torch.cat([tensors(spelled_out(part))[index] for part in parts]))
+
+
+# --- absolute priors -------------------------------------------------------------------------------------------------
+
+
+def test_an_absolute_prior_is_half_for_a_similarity_of_zero_and_ignores_padding() -> None:
+    similar = torch.tensor([[[[0.0, 1.0, -1.0, 0.4]], [[0.0, 1.0, -1.0, -0.2]], [[9.0, -9.0, 9.0, 9.0]]]])
+    valid = torch.tensor([[True, True, False]])
+    expected = torch.tensor([[[0.5, 1.0, 0.0, 0.55]]])  # means 0, 1, -1 and 0.1 over the two valid views
+    assert torch.allclose(absolute_priors(similar, valid), expected)
+    assert torch.equal(absolute_priors(similar[:, 2:], valid[:, :1]), torch.tensor([[[1.0, 0.0, 1.0, 1.0]]]))
+    nothing = absolute_priors(similar, torch.zeros(1, 3))
+    assert torch.equal(nothing, torch.full((1, 1, 4), 0.5))
+
+
+def test_absolute_priors_are_the_similarities_to_the_prototypes() -> None:
+    """Means over the views of the cosine of eq. 10, before it is stretched, by their definition."""
+    config = PriorConfig(kinds=("prototype",), centre=False, affinity=False, self_affinity=False, grid=32)
+    query, support, _ = random_episode(shots=2)
+    fused = fused_priors(query, support, config)
+    channel = config.prior_channels - 2  # the last is the saliency
+    for level in range(4):
+        side = support.levels[level].shape[-1]
+        views = support.levels[level].flatten(0, 1)
+        weights = resize_weights(support.foreground.flatten(0, 1), (side, side))
+        prototypes = torch.stack([(v * w).sum(dim=(1, 2)) / w.sum() for v, w in zip(views, weights, strict=True)])
+        cosines = torch.cosine_similarity(query[level][:, None], prototypes.view(2, 2, -1, 1, 1), dim=2)
+        assert torch.allclose(fused[level][:, channel], cosines.mean(dim=1) * 0.5 + 0.5, atol=1e-5)
+
+
+def test_only_absolute_priors_see_that_the_class_is_absent() -> None:
+    query, support = planted_episode()
+    empty = [level.clone() for level in query]
+    for level in empty:
+        level[:] = level[..., :1, :1]
+        level += 0.1 * torch.randn(level.shape, generator=torch.Generator().manual_seed(0))
+    config = PriorConfig(grid=32, calibration=False, layout="own")
+    with_class, without = (fused_priors(shown, support, config)[3][0] for shown in (query, empty))
+    absolute = slice(config.absolute_channel, config.absolute_channel + len(PRIOR_KINDS))
+    assert without[0].max() > 0.99  # stretched
+    assert (with_class[absolute].amax(dim=(1, 2)) > without[absolute].amax(dim=(1, 2)) + 0.1).all()
+
+
+@pytest.mark.parametrize("layout", ["own", "all"])
+@pytest.mark.parametrize("kinds", [("match",), PRIOR_KINDS])
+@pytest.mark.parametrize("calibration", [True, False])
+def test_the_absolute_channel_is_where_the_condition_has_the_first_kinds_absolute_prior(
+    layout: str, kinds: tuple[str, ...], calibration: bool
+) -> None:
+    config = PriorConfig(kinds=kinds, layout=layout, calibration=calibration, grid=8)
+    query, support, images = random_episode()
+    shown = build_condition(query, support, images, config).levels[3][:, config.absolute_channel]
+    position = config.prior_channels - 1 - len(kinds)  # before the other kinds' and the saliency
+    expected = fused_priors(query, support, config)[3][:, position : position + 1]
+    assert torch.allclose(shown, resize_maps(expected, (8, 8))[:, 0] * 2 - 1, atol=1e-6)
+    assert replace(config, absolute=False).absolute_channel is None
+
+
+def test_absolute_priors_of_a_joint_encoder_are_the_mean_of_its_members() -> None:
+    config = PriorConfig(grid=8)
+    episodes = [random_episode(seed=seed) for seed in (0, 1)]
+    support = replace(
+        episodes[0][1],
+        levels=tuple(torch.cat(pair, dim=2) for pair in zip(*(e[1].levels for e in episodes), strict=True)),
+    )
+    query = [torch.cat(pair, dim=1) for pair in zip(*(e[0] for e in episodes), strict=True)]
+    members = tuple((width, width) for width in (8, 12, 16, 24))
+    joint = fused_priors(query, support, config, members=members)
+    alone = [fused_priors(e[0], e[1], config) for e in episodes]
+    absolute = slice(config.prior_channels - 1 - len(PRIOR_KINDS), config.prior_channels - 1)
+    for level in range(4):
+        mean = (alone[0][level][:, absolute] + alone[1][level][:, absolute]) / 2
+        assert torch.allclose(joint[level][:, absolute], mean, atol=1e-5)
 
 
 # --- the support side ------------------------------------------------------------------------------------------------
@@ -451,7 +583,8 @@ def test_a_mask_that_fills_a_closer_look_is_a_mask_in_every_view() -> None:
 @given(configs)
 @settings(max_examples=30, deadline=None)
 def test_channel_counts_follow_from_the_config(config: PriorConfig) -> None:
-    assert config.prior_channels == 2 * len(config.kinds) + config.extra_priors + config.calibration + config.saliency
+    kinds = (3 if config.absolute else 2) * len(config.kinds)
+    assert config.prior_channels == kinds + config.extra_priors + config.calibration + config.saliency
     levels = 4 if config.layout == "all" else 1
     assert config.condition_channels == levels * config.prior_channels + 2 * config.edges + config.calibration
 

@@ -9,18 +9,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from fakes import TINY, noise, random_condition, random_decoder, tiny_config
+from fakes import TINY, noise, random_affinity, random_condition, random_decoder, tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from diffup.decoder import sampling
 from diffup.decoder.config import DecoderConfig
 from diffup.decoder.diffusion import Diffusion
 from diffup.decoder.losses import decoder_loss
 from diffup.decoder.modulation import AdaIN, Modulation, sinusoidal_embedding
 from diffup.decoder.sampling import CPU_BATCH, draw_noise, sample, sample_batches, sample_ensemble
-from diffup.decoder.unet import DiffusionUNet
+from diffup.decoder.unet import HEAD_CHANNELS, AffinityMixer, DiffusionUNet
 from diffup.decoder.weights import CONFIG, WEIGHTS, fetch_decoder, load_decoder, save_decoder
 from diffup.errors import ConfigError, WeightsError
 from diffup.priors.condition import SIZES, Condition
@@ -58,6 +59,8 @@ SWITCHES = {
     "no affinity": {"priors": PriorConfig(grid=8, affinity=False)},
     "own layout": {"priors": PriorConfig(grid=8, layout="own")},
     "no saliency": {"priors": PriorConfig(grid=8, saliency=False)},
+    "no absolute": {"priors": PriorConfig(grid=8, absolute=False)},
+    "no self-affinity": {"priors": PriorConfig(grid=8, self_affinity=False)},
     "no prior skip": {"prior_skip": False},
     "epsilon": {"prediction": "epsilon", "loss": "mse"},
     "v": {"prediction": "v", "loss": "mse"},
@@ -88,15 +91,11 @@ def test_every_switch_leaves_a_decoder_that_trains_to_its_last_parameter(name: s
     config = tiny_config(**SWITCHES[name])
     decoder, diffusion, condition = random_decoder(config), Diffusion(config), random_condition(config.priors, 4)
     mask, eps, t = noise(4, 1, 64, 64, seed=1).sign(), noise(4, 1, 64, 64, seed=2), torch.tensor([0, 9, 30, 49])
+    mask[3] = -1  # a query without the class
     x = diffusion.observe(diffusion.add_noise(mask, eps, t), condition.prior, t)
-    losses = decoder_loss(
-        decoder(x, t / diffusion.timesteps, condition),
-        x,
-        mask,
-        diffusion.target(mask, eps, t),
-        torch.ones_like(mask),
-        config,
-    )
+    denoised, presence = decoder(x, t / diffusion.timesteps, condition), decoder.presence(condition)
+    judged, target = [(x, denoised.error, denoised.iou)], diffusion.target(mask, eps, t)
+    losses = decoder_loss(denoised.output, judged, presence, mask, target, torch.ones_like(mask), config)
     losses.total.backward()
     untouched = [key for key, value in decoder.named_parameters() if value.grad is None or not value.grad.any()]
     # Without the error map the convolutions over it see zeros; without any modulation nothing embeds the IoU.
@@ -145,11 +144,11 @@ def test_the_noise_loss_does_not_pull_the_quality_branch() -> None:
     decoder, condition = random_decoder(config), random_condition(config.priors)
     answer = decoder(noise(2, 1, 64, 64), torch.rand(2), condition)
     answer.output.square().mean().backward()
-    for branch in (decoder.error_branch, decoder.iou_regressor):
+    for branch in (decoder.error_branch, decoder.iou_regressor, decoder.presence_head):
         assert all(parameter.grad is None for parameter in branch.parameters())
 
 
-def test_every_level_of_the_condition_the_step_and_the_image_matter() -> None:
+def test_every_level_of_the_condition_the_affinities_the_step_the_prior_and_the_image_matter() -> None:
     config = tiny_config()
     decoder, condition = random_decoder(config).eval(), random_condition(config.priors)
     x, time = noise(2, 1, 64, 64), torch.tensor([0.2, 0.7])
@@ -157,14 +156,52 @@ def test_every_level_of_the_condition_the_step_and_the_image_matter() -> None:
         before = decoder(x, time, condition).output
         assert not torch.equal(before, decoder(x, time.flip(0), condition).output)
         for level in range(len(SIZES)):
-            levels = [-part if index == level else part for index, part in enumerate(condition.levels)]
-            assert not torch.equal(before, decoder(x, time, Condition(tuple(levels), *_rest(condition))).output)
-        other = Condition(condition.levels, condition.prior, -condition.image)
-        assert not torch.equal(before, decoder(x, time, other).output)
+            levels = tuple(-part if index == level else part for index, part in enumerate(condition.levels))
+            assert not torch.equal(before, decoder(x, time, dataclasses.replace(condition, levels=levels)).output)
+        for side in range(len(condition.affinity)):
+            pairs = zip(condition.affinity, random_affinity(2, seed=5), strict=True)
+            affinity = tuple(other if index == side else own for index, (own, other) in enumerate(pairs))
+            assert not torch.equal(before, decoder(x, time, dataclasses.replace(condition, affinity=affinity)).output)
+        for change in ({"image": -condition.image}, {"prior": -condition.prior}):
+            assert not torch.equal(before, decoder(x, time, dataclasses.replace(condition, **change)).output)
 
 
-def _rest(condition: Condition) -> tuple[Tensor, Tensor]:
-    return condition.prior, condition.image
+def test_the_mixer_is_its_definition() -> None:
+    """`h + W_o (W_v norm(h)) A^T`, written out for every row, head and position; rows 0 and 2 are of one query."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        mixer = AffinityMixer(8, heads=3)
+    h, affinity = noise(4, 8, 16, 16), torch.softmax(3 * noise(2, 3, 256, 256, seed=1), dim=3)
+    with torch.no_grad():
+        values = mixer.values(mixer.norm(h)).flatten(2)
+        mixed = torch.zeros(4, 3 * HEAD_CHANNELS, 256)
+        for row in range(4):
+            for head in range(3):
+                channels = slice(head * HEAD_CHANNELS, (head + 1) * HEAD_CHANNELS)
+                for position in range(256):
+                    weights = affinity[row % 2, head, position]
+                    mixed[row, channels, position] = (values[row, channels] * weights).sum(dim=1)
+        expected = h + mixer.out(mixed.view(4, -1, 16, 16))
+        assert torch.allclose(mixer(h, affinity), expected, atol=1e-5)
+        assert not torch.allclose(mixer(h, affinity.flip(0)), expected, atol=1e-3)
+
+
+def test_the_mixer_averages_finer_features_over_the_cells() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        mixer = AffinityMixer(8, heads=1)
+    h, affinity = noise(1, 8, 32, 32), torch.softmax(3 * noise(1, 1, 1024, 256, seed=1), dim=3)
+    with torch.no_grad():
+        cells = mixer.values(mixer.norm(h)).view(1, HEAD_CHANNELS, 16, 2, 16, 2).mean(dim=(3, 5)).flatten(2)
+        expected = h + mixer.out((cells[0] @ affinity[0, 0].T).view(1, HEAD_CHANNELS, 32, 32))
+        assert torch.allclose(mixer(h, affinity), expected, atol=1e-5)
+
+
+def test_a_condition_without_the_affinities_that_a_decoder_reads_is_refused() -> None:
+    decoder = random_decoder(tiny_config()).eval()
+    bare = dataclasses.replace(random_condition(decoder.config.priors), affinity=())
+    with pytest.raises(ConfigError, match="self-affinities"):
+        decoder(noise(2, 1, 64, 64), torch.rand(2), bare)
 
 
 def test_modulation_starts_near_the_identity_on_normalised_features() -> None:
@@ -218,22 +255,44 @@ def test_samples_have_their_shapes_and_ranges() -> None:
     _, _, _, samples = sampled(ensemble=3, trace=True)
     assert samples.probability.shape == (2, 3, 64, 64)
     assert samples.probability.min() >= 0 and samples.probability.max() <= 1
-    assert samples.error.shape == (2, 64, 64) and samples.iou.shape == (2,)
+    assert samples.error.shape == (2, 64, 64) and samples.iou.shape == samples.presence.shape == (2,)
+    assert samples.presence.min() >= 0 and samples.presence.max() <= 1
     assert samples.timesteps == (49, 32, 16)
     assert samples.trace is not None and samples.trace.shape == (2, 4, 64, 64)
     assert torch.allclose(samples.trace[:, -1] * 0.5 + 0.5, samples.probability[:, 0])
     assert sampled()[3].trace is None
 
 
+def only(condition: Condition, row: int) -> Condition:
+    """The condition of a single row of a batch."""
+    at = slice(row, row + 1)
+    affinity = tuple(tensor[row % len(tensor)][None] for tensor in condition.affinity)
+    return Condition(tuple(level[at] for level in condition.levels), condition.prior[at], condition.image[at], affinity)
+
+
+@pytest.mark.parametrize("most", [4, 5, 64])
+def test_classes_queries_and_samples_are_decoded_as_if_alone(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of three queries that two classes share, in batches of four and five rows, which split the classes."""
+    monkeypatch.setattr(sampling, "BATCH", most)
+    monkeypatch.setattr(sampling, "CPU_BATCH", most)
+    config, affinity = tiny_config(steps=1), random_affinity(3)
+    decoder = random_decoder(config).eval()
+    parts = [dataclasses.replace(random_condition(config.priors, 3, seed), affinity=affinity) for seed in (0, 1)]
+    together = Condition.cat(parts)
+    start = draw_noise(together, 2, torch.Generator().manual_seed(0))
+    found = sample_ensemble(decoder, together, start, 1)
+    for row in range(6):
+        alone = sample(decoder, only(parts[row // 3], row % 3), start[row : row + 1], 1)
+        assert torch.allclose(found.mean[row], alone.probability[0].mean(dim=0), atol=1e-4)
+        for name in ("error", "iou", "presence"):
+            assert torch.allclose(getattr(found, name)[row], getattr(alone, name)[0], atol=1e-4), name
+
+
 def test_each_query_and_each_member_of_the_ensemble_is_sampled_by_itself() -> None:
     config, condition, start, together = sampled(ensemble=3)
     decoder = random_decoder(config).eval()
     for query in range(2):
-        one = Condition(
-            tuple(level[query : query + 1] for level in condition.levels),
-            condition.prior[query : query + 1],
-            condition.image[query : query + 1],
-        )
+        one = only(condition, query)
         for member in range(3):
             alone = sample(decoder, one, start[query : query + 1, member : member + 1], 3)
             assert torch.allclose(alone.probability[0, 0], together.probability[query, member], atol=1e-4)
@@ -270,6 +329,8 @@ priors = st.builds(
     affinity_power=st.floats(0.1, 8),
     extra_priors=st.integers(0, 4),
     layout=st.sampled_from(["own", "all"]),
+    absolute=st.booleans(),
+    self_affinity=st.booleans(),
     edges=st.booleans(),
 )
 configs = st.builds(
@@ -284,6 +345,9 @@ configs = st.builds(
     prediction=st.sampled_from(["x0"]),
     loss=st.sampled_from(["mse", "bce_dice"]),
     iou_weight=st.floats(0, 10),
+    presence_weight=st.floats(0, 10),
+    presence_calibration=st.tuples(*[st.floats(-9, 9)] * 2),
+    quality_calibration=st.tuples(*[st.floats(-9, 9)] * 3),
     steps=st.integers(1, 50),
     threshold=st.floats(0.01, 0.99),
     backbone=st.text(max_size=20),
@@ -323,6 +387,12 @@ def test_a_config_from_json_needs_only_what_differs_from_the_defaults() -> None:
         ('{"shift": "cubic"}', "shift='cubic'"),
         ('{"error_weight": NaN}', "error_weight"),
         ('{"iou_weight": Infinity}', "iou_weight"),
+        ('{"presence_weight": NaN}', "presence_weight"),
+        ('{"presence_calibration": 1}', "presence_calibration must be a list"),
+        ('{"presence_calibration": [1]}', r"presence_calibration=\(1\.0,\): give 2"),
+        ('{"quality_calibration": [1, 0]}', r"quality_calibration=\(1\.0, 0\.0\): give 3"),
+        ('{"quality_calibration": [1, 0, NaN]}', "quality_calibration"),
+        ('{"quality_calibration": [1, "0", 0]}', r"quality_calibration\[1\] must be of type float"),
     ],
 )
 def test_broken_configs_are_refused_by_the_name_of_the_field(text: str, named: str) -> None:
@@ -345,6 +415,7 @@ def test_broken_configs_are_refused_by_the_name_of_the_field(text: str, named: s
         ({"ensemble": 0}, "ensemble=0"),
         ({"error_weight": -0.1}, "error_weight=-0.1"),
         ({"iou_weight": -1.0}, "iou_weight=-1.0"),
+        ({"presence_weight": -1.0}, "presence_weight=-1.0"),
         ({"signal_scale": 0.0}, "signal_scale=0.0"),
         ({"signal_scale": 1.1}, "signal_scale=1.1"),
         ({"threshold": 0.0}, "threshold=0.0"),
@@ -368,6 +439,20 @@ def test_the_papers_config_is_the_papers() -> None:
     facts = (config.timesteps, config.steps, config.prediction, config.loss, config.signal_scale, config.shift)
     assert facts == (250, 50, "epsilon", "mse", 1.0, "quadratic")
     assert config.priors.kinds == ("prototype",) and config.priors.layout == "own" and config.priors.edges
+    assert not config.priors.absolute and not config.priors.self_affinity
+
+
+def test_weights_outlast_a_change_of_what_they_do_not_depend_on() -> None:
+    config = tiny_config()
+    for change in (
+        {"steps": 5, "ensemble": 9, "threshold": 0.2, "backbone": "other"},
+        {"error_weight": 0.0, "iou_weight": 0.0, "presence_weight": 0.0},
+        {"presence_calibration": (2.0, 1.0), "quality_calibration": (0.0, 1.0, 2.0)},
+    ):
+        assert config.same_network(dataclasses.replace(config, **change))
+    for name in ("absolute", "self_affinity"):
+        priors = dataclasses.replace(config.priors, **{name: False})
+        assert not config.same_network(dataclasses.replace(config, priors=priors))
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -520,6 +605,7 @@ def test_an_ensemble_is_computed_in_bounded_batches_and_is_that_of_all_samples(
         (found.variance, whole.probability.var(dim=1, correction=0)),
         (found.error, whole.error),
         (found.iou, whole.iou),
+        (found.presence, whole.presence),
         (found.trace, whole.trace),
     ):
         assert torch.allclose(got, expected, atol=1e-4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -10,59 +11,117 @@ from fakes import noise
 from torch import Tensor
 
 from diffup.decoder.config import DecoderConfig
-from diffup.decoder.losses import bce_dice, decoder_loss
+from diffup.decoder.losses import Losses, bce_dice, decoder_loss, present
 from diffup.decoder.quality import mask_iou
-from diffup.decoder.unet import Denoised
 
-MSE = DecoderConfig(prediction="epsilon", loss="mse", error_weight=0.5, iou_weight=0.25)
-BCE = DecoderConfig(prediction="x0", loss="bce_dice", error_weight=0.5, iou_weight=0.25)
+WEIGHTS = {"error_weight": 0.5, "iou_weight": 0.25, "presence_weight": 0.125}
+MSE = DecoderConfig(prediction="epsilon", loss="mse", **WEIGHTS)
+BCE = DecoderConfig(prediction="x0", loss="bce_dice", **WEIGHTS)
 
 
-def batch(seed: int = 0) -> tuple[Denoised, Tensor, Tensor, Tensor, Tensor]:
-    """What `decoder_loss` takes: a random answer, x, mask, target, valid."""
+@dataclass(frozen=True)
+class Batch:
+    """What `decoder_loss` takes: a random answer for three queries, judged once."""
+
+    output: Tensor
+    error: Tensor
+    iou: Tensor
+    presence: Tensor
+    x: Tensor
+    mask: Tensor
+    target: Tensor
+    valid: Tensor
+
+    def losses(self, config: DecoderConfig) -> Losses:
+        judged = [(self.x, self.error, self.iou)]
+        return decoder_loss(self.output, judged, self.presence, self.mask, self.target, self.valid, config)
+
+
+def batch(**changes: Tensor) -> Batch:
     shape = (3, 1, 8, 8)
-    denoised = Denoised(noise(*shape, seed=seed), noise(*shape, seed=seed + 1), torch.tensor([0.1, 0.5, 0.9]))
-    mask = noise(*shape, seed=seed + 2).sign()
+    output, error, mask, x, target = (noise(*shape, seed=seed) for seed in range(5))
     valid = torch.ones(shape)
     valid[0, :, :3] = 0
     valid[1, :, 5] = 0.5
-    return denoised, noise(*shape, seed=seed + 3), mask, noise(*shape, seed=seed + 4), valid
+    iou, presence = torch.tensor([0.1, 0.5, 0.9]), torch.tensor([0.3, -1.0, 2.0])
+    return replace(Batch(output, error, iou, presence, x, mask.sign(), target, valid), **changes)
+
+
+def entropy(logit: float, shown: bool) -> float:
+    """Binary cross-entropy, by its definition."""
+    probability = 1 / (1 + math.exp(-logit))
+    return -math.log(probability if shown else 1 - probability)
 
 
 def test_every_part_is_its_definition() -> None:
-    denoised, x, mask, target, valid = batch()
-    losses = decoder_loss(denoised, x, mask, target, valid, MSE)
-    count = valid.sum()
-    assert torch.allclose(losses.diffusion, ((denoised.output - target) ** 2 * valid).sum() / count)
-    assert torch.allclose(losses.error, ((denoised.error - (mask - x)) ** 2 * valid).sum() / count)
-    overlap = [((x[b] > 0) & (mask[b] > 0)).sum() / ((x[b] > 0) | (mask[b] > 0)).sum() for b in range(3)]
-    assert torch.allclose(losses.iou, ((denoised.iou - torch.stack(overlap)) ** 2).mean())
-    assert torch.allclose(losses.total, losses.diffusion + 0.5 * losses.error + 0.25 * losses.iou)
+    b = batch()
+    losses, count = b.losses(MSE), b.valid.sum()
+    assert torch.allclose(losses.diffusion, ((b.output - b.target) ** 2 * b.valid).sum() / count)
+    assert torch.allclose(losses.error, ((b.error - (b.mask - b.x)) ** 2 * b.valid).sum() / count)
+    overlap = [((b.x[n] > 0) & (b.mask[n] > 0)).sum() / ((b.x[n] > 0) | (b.mask[n] > 0)).sum() for n in range(3)]
+    assert torch.allclose(losses.iou, ((b.iou - torch.stack(overlap)) ** 2).mean())
+    assert float(losses.presence) == pytest.approx(sum(entropy(logit, True) for logit in (0.3, -1.0, 2.0)) / 3)
+    expected = losses.diffusion + 0.5 * losses.error + 0.25 * losses.iou + 0.125 * losses.presence
+    assert torch.allclose(losses.total, expected) and losses.adversarial is None
+
+
+def test_judgements_are_averaged() -> None:
+    b = batch()
+    once, right = b.losses(MSE), (b.x, b.mask - b.x, mask_iou(b.x, b.mask))
+    judged = [right, (b.x, b.error, b.iou)]
+    twice = decoder_loss(b.output, judged, b.presence, b.mask, b.target, b.valid, MSE)
+    assert torch.allclose(twice.error, once.error / 2) and torch.allclose(twice.iou, once.iou / 2)
+    assert torch.equal(twice.diffusion, once.diffusion) and torch.equal(twice.presence, once.presence)
+
+
+def test_a_query_without_the_class_has_no_iou_to_learn() -> None:
+    mask = batch().mask.clone()
+    mask[1] = -1
+    b = batch(mask=mask, iou=torch.tensor([0.1, 0.5, 0.9], requires_grad=True))
+    losses = b.losses(MSE)
+    true = mask_iou(b.x, mask)
+    assert torch.allclose(losses.iou, ((b.iou[0] - true[0]) ** 2 + (b.iou[2] - true[2]) ** 2) / 2)
+    losses.total.backward()
+    assert b.iou.grad is not None and (b.iou.grad != 0).tolist() == [True, False, True]
+    expected = (entropy(0.3, True) + entropy(-1.0, False) + entropy(2.0, True)) / 3
+    assert float(losses.presence) == pytest.approx(expected)
+    assert torch.allclose(losses.error, ((b.error - (mask - b.x)) ** 2 * b.valid).sum() / b.valid.sum())
+
+
+def test_a_batch_without_the_class_has_no_iou_loss() -> None:
+    losses = batch(mask=torch.full((3, 1, 8, 8), -1.0)).losses(BCE)
+    assert float(losses.iou) == 0 and losses.total.isfinite()
+    assert float(losses.presence) == pytest.approx(sum(entropy(logit, False) for logit in (0.3, -1.0, 2.0)) / 3)
+
+
+def test_a_sliver_of_the_class_is_the_class() -> None:
+    mask = torch.full((2, 1, 8, 8), -1.0)
+    mask[1, 0, 3, 4] = -0.99  # of a position's pixels one in two hundred
+    assert present(mask).tolist() == [False, True]
 
 
 @pytest.mark.parametrize("config", [MSE, BCE], ids=["mse", "bce_dice"])
 def test_ignored_pixels_weigh_nothing_in_the_maps(config: DecoderConfig) -> None:
-    denoised, x, mask, target, valid = batch()
-    before = decoder_loss(denoised, x, mask, target, valid, config)
-    hidden = valid == 0
-    other = Denoised(denoised.output + 7 * hidden, denoised.error - 3 * hidden, denoised.iou)
-    after = decoder_loss(other, x, torch.where(hidden, -mask, mask), target + 5 * hidden, valid, config)
+    b = batch()
+    before, hidden = b.losses(config), b.valid == 0
+    changed = {"output": b.output + 7 * hidden, "error": b.error - 3 * hidden, "target": b.target + 5 * hidden}
+    after = batch(mask=torch.where(hidden, -b.mask, b.mask), **changed).losses(config)
     assert torch.allclose(before.diffusion, after.diffusion, atol=1e-6)
     assert torch.allclose(before.error, after.error, atol=1e-6)
 
 
 def test_nothing_valid_is_no_loss() -> None:
-    denoised, x, mask, target, valid = batch()
-    losses = decoder_loss(denoised, x, mask, target, torch.zeros_like(valid), MSE)
+    losses = batch(valid=torch.zeros(3, 1, 8, 8)).losses(MSE)
     assert float(losses.diffusion) == 0 and float(losses.error) == 0
 
 
 def test_a_perfect_answer_costs_nothing() -> None:
-    _, x, mask, target, valid = batch()
-    perfect = Denoised(target, mask - x, mask_iou(x, mask))
-    assert float(decoder_loss(perfect, x, mask, target, valid, MSE).total) == pytest.approx(0, abs=1e-10)
-    sure = Denoised(40 * mask, mask - x, mask_iou(x, mask))
-    assert float(decoder_loss(sure, x, mask, target, valid, BCE).total) == pytest.approx(0, abs=1e-5)
+    b = batch()
+    mask = b.mask.clone()
+    mask[1] = -1
+    sure = {"mask": mask, "error": mask - b.x, "iou": mask_iou(b.x, mask), "presence": torch.tensor([40.0, -40, 40])}
+    assert float(batch(**sure, output=b.target).losses(MSE).total) == pytest.approx(0, abs=1e-10)
+    assert float(batch(**sure, output=40 * mask).losses(BCE).total) == pytest.approx(0, abs=1e-5)
 
 
 def test_bce_dice_is_its_definition() -> None:
@@ -80,9 +139,9 @@ def test_dice_weighs_a_small_object_as_much_as_a_large_one() -> None:
     missed = torch.full_like(target, -20.0)
     valid = torch.ones_like(target)
     small, large = (bce_dice(missed[b : b + 1], target[b : b + 1], valid[b : b + 1]) for b in range(2))
-    entropy = [20 * float(target[b].mean()) for b in range(2)]
-    assert float(small) - entropy[0] == pytest.approx(1 - 1 / 5, abs=1e-3)
-    assert float(large) - entropy[1] == pytest.approx(1, abs=0.01)
+    missing = [20 * float(target[b].mean()) for b in range(2)]
+    assert float(small) - missing[0] == pytest.approx(1 - 1 / 5, abs=1e-3)
+    assert float(large) - missing[1] == pytest.approx(1, abs=0.01)
 
 
 def test_extreme_logits_stay_finite() -> None:
@@ -93,12 +152,12 @@ def test_extreme_logits_stay_finite() -> None:
 
 
 def test_half_precision_answers_are_scored_in_full() -> None:
-    denoised, x, mask, target, valid = batch()
-    low = Denoised(denoised.output.bfloat16(), denoised.error.bfloat16(), denoised.iou.bfloat16())
+    b = batch()
+    low = {name: getattr(b, name).bfloat16() for name in ("output", "error", "iou", "presence")}
     for config in (MSE, BCE):
-        losses = decoder_loss(low, x, mask, target, valid, config)
+        losses = batch(**low).losses(config)
         assert losses.total.dtype == torch.float32
-        assert torch.allclose(losses.total, decoder_loss(denoised, x, mask, target, valid, config).total, rtol=0.02)
+        assert torch.allclose(losses.total, b.losses(config).total, rtol=0.02)
 
 
 def test_mask_iou() -> None:

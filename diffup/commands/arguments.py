@@ -94,6 +94,12 @@ def add_decoding(parser: argparse.ArgumentParser) -> None:
     sampling.add_argument("--steps", type=int, help="number of DDIM steps; default: the decoder's")
     sampling.add_argument("--ensemble", type=int, help="number of samples averaged; default: the decoder's")
     sampling.add_argument("--threshold", type=float, help="probability above which a pixel is in the mask")
+    sampling.add_argument(
+        "--min-presence",
+        type=float,
+        metavar="P",
+        help="presence, 0 to 1, below which the class counts as absent and nothing is marked; default: the decoder's",
+    )
     sampling.add_argument("--seed", type=at_least(0), default=0, help="random seed; default: 0")
     add_refine(sampling)
 

@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> None:
         formats=distinct(args.formats) or LabelPlan.formats,
         encoding=args.coco_encoding,
         instances=args.instances,
-        **{name: getattr(args, name) for name in ("steps", "ensemble", "threshold", "seed", "refine")},
+        **{name: getattr(args, name) for name in ("steps", "ensemble", "threshold", "min_presence", "seed", "refine")},
     )
     classes = load_classes(args.prototypes)
     model = load_model(args)

@@ -60,9 +60,12 @@ class DecoderConfig:
         presence_calibration: factor and offset of the presence's logit, fitted on queries that were not trained on.
         quality_calibration: factors of the logits of the mask's expected IoU and of the predicted IoU, and offset; the
             sum is the logit of the quality (`diffup.decoder.quality.calibrated_quality`). Fitted in the same way.
+        score_calibration: factor and offset of the quality's logit; the sum is the logit of an IoU above 1/2. Fitted in
+            the same way.
         steps: default number of DDIM steps.
         ensemble: default number of samples that are averaged.
         threshold: default probability above which a pixel is marked, in (0, 1); chosen on training classes.
+        min_presence: default presence below which a mask is empty, in [0, 1]; 0 never empties a mask.
         backbone: name of the encoder to use if the user names none.
         system: `diffusion` is the paper's; `one_step` the same U-Net without a noisy mask, in a single pass; `gan` the
             StyleGAN2-style generator of Table 8; `prior` the mean prior itself, without training. The last three take
@@ -95,9 +98,11 @@ class DecoderConfig:
     presence_weight: float = 0.1
     presence_calibration: tuple[float, float] = (1.0, 0.0)
     quality_calibration: tuple[float, float, float] = (1.0, 0.0, 0.0)
+    score_calibration: tuple[float, float] = (1.0, 0.0)
     steps: int = 1
     ensemble: int = 2
     threshold: float = 0.3
+    min_presence: float = 0.0
     backbone: str = "bundled:efficientnet_lite0"
     system: System = "diffusion"
     low_level_channels: int = 0
@@ -108,6 +113,7 @@ class DecoderConfig:
         object.__setattr__(self, "channels", tuple(self.channels))
         self._check_system()
         self._check_limits()
+        self._check_calibrations()
         if len(self.channels) != LEVELS or any(width < 8 or width % 8 for width in self.channels):
             raise ConfigError(f"channels={self.channels}: give {LEVELS} multiples of 8")
         for name, options in (("shift", Shift), ("prediction", Prediction), ("loss", Loss)):
@@ -123,6 +129,13 @@ class DecoderConfig:
             raise ConfigError(f"quality_hidden={self.quality_hidden}: it must be a multiple of 8")
         if not 0 < self.signal_scale <= 1:
             raise ConfigError(f"signal_scale={self.signal_scale}: it must be above 0 and at most 1")
+        if not 0 <= self.min_presence <= 1:
+            raise ConfigError(f"min_presence={self.min_presence}: it must lie between 0 and 1")
+        for name, count in _CALIBRATIONS.items():
+            values = tuple(getattr(self, name))
+            object.__setattr__(self, name, values)
+            if len(values) != count or not all(math.isfinite(value) for value in values):
+                raise ConfigError(f"{name}={values}: give {count} finite numbers")
         if not 0 < self.threshold < 1:
             raise ConfigError(f"threshold={self.threshold}: it must lie between 0 and 1")
         if not 0 < self.beta_start < self.beta_end or self.beta_end * 1000 / self.timesteps >= 1:
@@ -168,6 +181,13 @@ class DecoderConfig:
             if value > limit:
                 raise ConfigError(f"{name}={value}: it must be {limit} or less")
 
+    def _check_calibrations(self) -> None:
+        for name, length in (("presence_calibration", 2), ("quality_calibration", 3)):
+            numbers = tuple(getattr(self, name))
+            object.__setattr__(self, name, numbers)
+            if len(numbers) != length or not all(math.isfinite(number) for number in numbers):
+                raise ConfigError(f"{name}={numbers}: give {length} finite numbers")
+
     @property
     def deterministic(self) -> bool:
         """Whether the result is independent of the sampling noise."""
@@ -210,12 +230,12 @@ class DecoderConfig:
         """Whether weights trained with another config can be used with this one.
 
         Args:
-            other: config that may differ in `steps`, `ensemble`, `threshold`, `backbone`, the weights of the losses and
-                the calibrations.
+            other: config that may differ in `steps`, `ensemble`, `threshold`, `min_presence`, `backbone`, the weights
+                of the losses and the calibrations.
         """
         choices = (
             *("steps", "ensemble", "threshold", "backbone", "error_weight", "iou_weight", "presence_weight"),
-            *("presence_calibration", "quality_calibration"),
+            *("min_presence", *_CALIBRATIONS),
         )
         return dataclasses.replace(other, **{name: getattr(self, name) for name in choices}) == self
 
@@ -252,6 +272,9 @@ class DecoderConfig:
 
 
 ConfigT = typing.TypeVar("ConfigT")
+
+_CALIBRATIONS = {"presence_calibration": 2, "quality_calibration": 3, "score_calibration": 2}
+"""Calibrations, and how many numbers each has."""
 
 _LARGEST = 2**63
 _MAX_WIDTH = 4096

@@ -25,6 +25,7 @@ class SamplingKeywords(TypedDict, total=False):
     steps: int | None
     ensemble: int | None
     threshold: float | None
+    min_presence: float | None
     seed: int
     generator: torch.Generator | None
     refine: bool | None
@@ -39,6 +40,8 @@ class SamplingOptions:
         ensemble: number of samples that are averaged, 1 to 1000. The decoder's own number if None.
         threshold: probability above which a pixel is marked, in (0, 1). If None, the threshold of the prototypes, or
             else the decoder's own.
+        min_presence: presence below which the class counts as absent and its mask is empty, 0 to 1; 0 never empties a
+            mask. The decoder's own if None.
         seed: seed of the starting noise, a whole number of 64 bits; the same seed gives the same result.
         generator: source of the starting noise instead of the seed.
         refine: whether masks and probabilities are refined to the outlines of the query (`diffup.refine`); the
@@ -48,6 +51,7 @@ class SamplingOptions:
     steps: int | None = None
     ensemble: int | None = None
     threshold: float | None = None
+    min_presence: float | None = None
     seed: int = 0
     generator: torch.Generator | None = None
     refine: bool | None = None
@@ -66,20 +70,20 @@ class SamplingOptions:
         check_steps(config, steps)
         if not 1 <= ensemble <= MAX_ENSEMBLE:
             raise ConfigError(f"ensemble={ensemble}: it must be 1 to {MAX_ENSEMBLE}")
-        threshold = self.threshold
-        if threshold is not None:
-            if isinstance(threshold, bool) or not isinstance(threshold, Real):
-                raise ConfigError(f"threshold={threshold!r}: it must be a number")
-            if not 0 < threshold < 1:
-                raise ConfigError(f"threshold={threshold}: it must lie between 0 and 1")
-            threshold = float(threshold)
+        threshold = None if self.threshold is None else _number("threshold", self.threshold)
+        if threshold is not None and not 0 < threshold < 1:
+            raise ConfigError(f"threshold={threshold}: it must lie between 0 and 1")
+        asked = config.min_presence if self.min_presence is None else self.min_presence
+        min_presence = _number("min_presence", asked)
+        if not 0 <= min_presence <= 1:
+            raise ConfigError(f"min_presence={min_presence}: it must be 0 to 1")
         if not isinstance(self.generator, torch.Generator | None):
             raise ConfigError(f"generator={self.generator!r}: expected a torch.Generator; for a number give seed=")
         generator = seeded(self.seed) if self.generator is None else self.generator
         if not isinstance(self.refine, bool | None):
             raise ConfigError(f"refine={self.refine!r}: it must be True or False, or None for the default")
         refine = REFINE if self.refine is None else self.refine
-        return Sampling(steps, ensemble, threshold, config.threshold, generator, refine)
+        return Sampling(steps, ensemble, threshold, config.threshold, min_presence, generator, refine)
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,7 @@ class Sampling:
         ensemble: number of samples that are averaged.
         override: threshold for all classes that the caller gave, in (0, 1), or None.
         default: the decoder's own threshold, in (0, 1).
+        min_presence: presence below which a mask is empty, in [0, 1].
         generator: source of the starting noise.
         refine: whether masks and probabilities are refined to the outlines of the query.
     """
@@ -99,6 +104,7 @@ class Sampling:
     ensemble: int
     override: float | None
     default: float
+    min_presence: float
     generator: torch.Generator
     refine: bool
 
@@ -118,6 +124,13 @@ class Sampling:
         """
         shape = (self.ensemble, SIZES[0], SIZES[0])
         return torch.randn(shape, generator=self.generator, device=self.generator.device)
+
+
+def _number(name: str, value: object) -> float:
+    """Check that an option is a number."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise ConfigError(f"{name}={value!r}: it must be a number")
+    return float(value)
 
 
 def refuse_generator(options: SamplingOptions) -> None:

@@ -127,9 +127,7 @@ def expected_iou(probability: Tensor, threshold: Tensor | float) -> Tensor:
     return overlap / ((flat + marked).sum(dim=1) - overlap).clamp_min(1e-6)
 
 
-def calibrated_quality(
-    expected: Tensor, predicted: Tensor, calibration: tuple[float, float, float] | Sequence[float]
-) -> Tensor:
+def calibrated_quality(expected: Tensor, predicted: Tensor, calibration: Sequence[float]) -> Tensor:
     """Quality of masks: the calibrated sum of the logits of two estimates of their IoU.
 
     Args:
@@ -142,6 +140,21 @@ def calibrated_quality(
     """
     first, second, offset = calibration
     return torch.sigmoid(first * _logit(expected) + second * _logit(predicted) + offset)
+
+
+def calibrated_score(quality: Tensor, presence: Tensor, calibration: Sequence[float]) -> Tensor:
+    """Probability that masks are right: that the query shows the class, and the mask's IoU is above 1/2.
+
+    Args:
+        quality: (B,) in [0, 1], result of `calibrated_quality`.
+        presence: (B,) in [0, 1], probability that the query shows the class.
+        calibration: factor and offset of the quality's logit (`DecoderConfig.score_calibration`).
+
+    Returns:
+        (B,) in [0, 1].
+    """
+    factor, offset = calibration
+    return presence * torch.sigmoid(factor * _logit(quality) + offset)
 
 
 def _logit(share: Tensor) -> Tensor:

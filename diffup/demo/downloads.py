@@ -34,7 +34,7 @@ def write_files(session: Session, folder: Path) -> list[Path]:
     result = session.results[0]
     height, width = result.labels.shape
     ids = range(1, len(result.names) + 1)
-    scores = [item.quality for item in result.results]
+    scores = [item.score for item in result.results]
     document = coco_document(
         [{"id": 1, "file_name": session.query_name, "width": width, "height": height}],
         coco_annotations(result.labels, 1, ids, scores=scores),

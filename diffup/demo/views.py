@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,9 @@ from diffup.utils.pictures import Bytes
 
 SMALL, SIDE = 512, 1024
 """Minimum and maximum length of the longer side of a picture on the page, in pixels."""
+
+_SURE = 0.8
+"""Presence from which on the page says plainly that a class is in the photo."""
 
 _STATES, _A_ROW, _STATE_HEIGHT = 8, 4, 192
 
@@ -52,21 +56,30 @@ def legend(result: LabelMap, view: str) -> str:
 
 
 def describe(result: LabelMap) -> str:
-    """Return a Markdown table of each class's predicted IoU, area and uncertainty, or that no class was found.
+    """Return a Markdown table that says, for each class, whether it is there and how good its mask is likely to be.
 
     Args:
         result: label map of one encoder.
     """
-    missing = [_escape(name) for label, name in enumerate(result.names, start=1) if not (result.labels == label).any()]
+    marked = set(result.labels.ravel().tolist())
+    missing = [_escape(name) for label, name in enumerate(result.names, start=1) if label not in marked]
     rows = []
     numbers = {name: f"{number} = " for number, name in legend_key(result.names, pictures.legend_width(SMALL)).items()}
     for item in result.summary()["classes"]:
         uncertainty = result[item["name"]].summary()["uncertainty"]
         name = numbers.get(item["name"], "") + _escape(item["name"])
-        rows.append(f"| {name} | {item['quality']:.2f} | {item['area_fraction']:.1%} | {uncertainty:.3f} |")
-    head = ["| class | predicted IoU | area | uncertainty |", "|---|---|---|---|"]
-    hint = f"\n\nNot found: {', '.join(missing)}. A lower threshold (under *Sampling*) or another example may help."
+        there = f"{_in_words(item)} ({item['presence']:.0%})"
+        rows.append(f"| {name} | {there} | {item['quality']:.2f} | {item['area_fraction']:.1%} | {uncertainty:.3f} |")
+    head = ["| class | in the photo? | expected IoU | area | uncertainty |", "|---|---|---|---|---|"]
+    hint = f"\n\nNot marked: {', '.join(missing)}. A lower threshold (under *Sampling*) or another example may help."
     return "\n".join([f"**{_escape(result.results[0].backbone)}**", "", *head, *rows]) + (hint if missing else "")
+
+
+def _in_words(item: dict[str, Any]) -> str:
+    """Say whether a class is in the photo."""
+    if not item["present"]:
+        return "no"
+    return "yes" if item["presence"] >= _SURE else "perhaps"
 
 
 def compare(first: LabelMap, second: LabelMap) -> str:

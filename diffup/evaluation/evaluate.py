@@ -21,14 +21,14 @@ from diffup.backbones.encode import encode
 from diffup.data.base import Dataset, Target
 from diffup.data.weak import AnnotationKind, weaken
 from diffup.decoder.options import Sampling, SamplingKeywords, SamplingOptions, refuse_generator, sampling_options
-from diffup.decoder.sampling import draw_noise, sample_ensemble
+from diffup.decoder.sampling import Ensemble, draw_noise, sample_ensemble
 from diffup.errors import ConfigError, DataError
 from diffup.evaluation.annotations import split_annotation
 from diffup.evaluation.boundary import boundary_overlap
 from diffup.evaluation.episodes import Episode
 from diffup.evaluation.features import FeatureCache
 from diffup.evaluation.meter import Meter
-from diffup.inference import condition, text_prior_maps
+from diffup.inference import condition, text_prior_maps, trust
 from diffup.inputs.annotations import Support, rasterise
 from diffup.inputs.images import resize_image, to_bytes
 from diffup.model import DiffUp
@@ -69,7 +69,7 @@ class EpisodeScore:
         decoder: overlap of the mask with the target, at each of `THRESHOLDS`, which are applied to the probability that
             was refined at the model's threshold.
         prior: overlap of the training-free mean prior with the target, at each of `THRESHOLDS`.
-        quality: IoU predicted by the decoder, in [0, 1].
+        quality: calibrated IoU that the decoder expects, in [0, 1].
     """
 
     index: int
@@ -274,18 +274,29 @@ class Evaluator:
         model, conditions, noises = self.model, [], []
         for index in indices:
             weak, noise = episode_generators(seed, index)
-            conditions.append(self._condition(episodes[index], annotation, weak))
+            conditions.append(self.condition(episodes[index], annotation, weak))
             noises.append(draw_noise(conditions[-1], sampling.ensemble, noise))
         together = Condition.cat(conditions)
         with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
             samples = sample_ensemble(model.decoder, together, torch.cat(noises), sampling.steps)
-        maps = torch.stack([samples.mean.float(), together.prior[:, 0] * 0.5 + 0.5], dim=1)
         return [
-            self._compare(index, episodes[index], maps[at], sampling, float(samples.iou[at]))
-            for at, index in enumerate(indices)
+            self.compare(index, episodes[index], together, samples, at, sampling) for at, index in enumerate(indices)
         ]
 
-    def _compare(self, index: int, episode: Episode, maps: Tensor, sampling: Sampling, quality: float) -> EpisodeScore:
+    def compare(
+        self, index: int, episode: Episode, condition: Condition, samples: Ensemble, row: int, sampling: Sampling
+    ) -> EpisodeScore:
+        """Compare the mask of an episode with its target.
+
+        Args:
+            index: index of the episode in its stream.
+            episode: the episode.
+            condition: conditions of a batch.
+            samples: the decoder's samples of the batch.
+            row: row of the episode in the batch.
+            sampling: the sampling options.
+        """
+        maps = torch.stack([samples.mean[row].float(), condition.prior[row, 0] * 0.5 + 0.5])
         target, threshold = self.data.target(episode.query, episode.class_id), sampling.threshold()
         target = target if self.scored is None else self.scored(target)
         found = maps[:1]
@@ -302,10 +313,17 @@ class Evaluator:
             boundary=boundary_overlap(probability > np.float32(threshold), target),
             decoder=overlaps(probability, target, THRESHOLDS),
             prior=overlaps(prior, target, THRESHOLDS),
-            quality=quality,
+            quality=float(trust(samples, threshold, self.model.config).quality[row]),
         )
 
-    def _condition(self, episode: Episode, annotation: str, generator: np.random.Generator) -> Condition:
+    def condition(self, episode: Episode, annotation: str, generator: np.random.Generator) -> Condition:
+        """Build the condition of one episode.
+
+        Args:
+            episode: the episode.
+            annotation: kind of the supports' annotations, as in `score`.
+            generator: generator of weak annotations.
+        """
         model, read = self.model, functools.cache(self.data.image)
         kind, named = split_annotation(annotation)
         features = None if kind is None else self._supports(episode, kind, generator, read)

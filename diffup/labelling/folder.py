@@ -317,6 +317,7 @@ def _settings(model: DiffUp, classes: Sequence[Prototypes], plan: LabelPlan) -> 
         "ensemble": sampling.ensemble,
         "seed": plan.seed,
         "refine": sampling.refine,
+        "min_presence": sampling.min_presence,
     }
 
 
@@ -432,13 +433,13 @@ def _label(
             category_ids=range(1, len(result.names) + 1),
             encoding=plan.encoding,
             instances=plan.instances,
-            scores=list(result.quality.values()),
+            scores=list(result.score.values()),
         )
     if "label-studio" in plan.formats:
         entry["label_studio"] = label_studio_prediction(
             result.labels,
             result.names,
-            scores=list(result.quality.values()),
+            scores=list(result.score.values()),
             model_version=f"diffup {result.results[0].backbone}",
         )
     return entry
@@ -504,10 +505,11 @@ def _yolo_data(names: Sequence[str]) -> str:
 def quality_table(entries: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
     """Return a CSV table of the images, in the order in which they need review.
 
-    Images that could not be read come first, then images without any class, then the others by the lowest predicted
-    quality of the classes found. The column `quality` is that lowest value, empty if no class was found; each class
-    also has its own quality and share of the image. Classes in the column `found` are separated by semicolons, and a
-    name with a semicolon is quoted, as in CSV.
+    Images that could not be read come first, then the others by their doubt: a class that was marked may be wrong, with
+    the doubt 1 - score, and a class that was not marked may be there, with its presence as the doubt; an image has that
+    of its most doubtful class. Each class also has its state (`marked`, `absent`: below the minimum presence, or
+    `empty`: present, but no pixel is above the threshold), presence, quality, score and share of the image. Classes in
+    the column `found` are separated by semicolons, and a name with a semicolon is quoted, as in CSV.
 
     Args:
         entries: entries of the images in the record.
@@ -516,16 +518,31 @@ def quality_table(entries: Sequence[dict[str, Any]], names: Sequence[str]) -> st
     rows = []
     for entry in entries:
         classes = entry.get("classes", [])
-        found = [item for item in classes if item["area_fraction"] > 0]
-        lowest = min((item["quality"] for item in found), default=None)
-        order = (0 if "error" in entry else 1 if lowest is None else 2, lowest or 0.0, entry["image"])
-        figures = [f"{item[key]:.4f}" for item in classes for key in ("quality", "area_fraction")]
-        cells = [entry["image"], "" if lowest is None else f"{lowest:.4f}", _row([item["name"] for item in found], ";")]
-        rows.append((order, [*cells, entry.get("error", ""), *(figures or [""] * 2 * len(names))]))
-    heads = [f"{what} {name}" for name in names for what in ("quality", "area")]
-    lines = [["image", "quality", "found", "error", *heads]]
+        found = [item["name"] for item in classes if item["area_fraction"] > 0]
+        doubt = max((_doubt(item) for item in classes), default=None)
+        order = (0 if "error" in entry else 1, -(doubt or 0.0), entry["image"])
+        figures = [cell for item in classes for cell in (_state(item), *(f"{item[key]:.4f}" for key in FIGURES))]
+        cells = [entry["image"], "" if doubt is None else f"{doubt:.4f}", _row(found, ";"), entry.get("error", "")]
+        rows.append((order, [*cells, *(figures or [""] * (1 + len(FIGURES)) * len(names))]))
+    heads = [f"{what} {name}" for name in names for what in ("state", "presence", "quality", "score", "area")]
+    lines = [["image", "doubt", "found", "error", *heads]]
     lines += [cells for _, cells in sorted(rows, key=lambda row: row[0])]
     return "".join(f"{_row(cells, ',')}\n" for cells in lines)
+
+
+FIGURES = ("presence", "quality", "score", "area_fraction")
+"""Figures of each class in the table."""
+
+
+def _doubt(item: dict[str, Any]) -> float:
+    """Probability that what was marked of a class is wrong, or that a class that was not marked is there."""
+    return float(1 - item["score"] if item["area_fraction"] > 0 else item["presence"])
+
+
+def _state(item: dict[str, Any]) -> str:
+    if item["area_fraction"] > 0:
+        return "marked"
+    return "empty" if item["present"] else "absent"
 
 
 def _row(cells: Sequence[str], delimiter: str) -> str:

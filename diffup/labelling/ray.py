@@ -269,7 +269,8 @@ def _fields() -> pyarrow.Schema:
     import pyarrow as pa
 
     number = pa.float64()
-    figures = {"name": pa.string(), "label": pa.int32(), "area_fraction": number, "quality": number}
+    figures = {"name": pa.string(), "label": pa.int32(), "area_fraction": number, "presence": number}
+    figures |= {"present": pa.bool_(), "quality": number, "score": number}
     classes = pa.list_(pa.struct({**figures, "threshold": number}))
     columns = {"labels": pa.binary(), "height": pa.int32(), "width": pa.int32(), "quality": number, "classes": classes}
     return pa.schema({**columns, "error": pa.string()})
@@ -302,6 +303,7 @@ def _settings(decoder: Decoder, classes: Sequence[Prototypes], plan: RayPlan, ke
         "ensemble": sampling.ensemble,
         "seed": plan.seed,
         "refine": sampling.refine,
+        "min_presence": sampling.min_presence,
     }
 
 

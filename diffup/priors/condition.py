@@ -93,7 +93,7 @@ class Condition:
         """
         affinity = conditions[0].affinity
         if any(a is not b for condition in conditions for a, b in zip(condition.affinity, affinity, strict=True)):
-            whole = [[_of_rows(a, range(len(part.prior))) for a in part.affinity] for part in conditions]
+            whole = [[a.repeat(len(part.prior) // len(a), 1, 1, 1) for a in part.affinity] for part in conditions]
             affinity = tuple(torch.cat(tensors) for tensors in zip(*whole, strict=True))
         features = [condition.low_level for condition in conditions if condition.low_level is not None]
         return cls(

@@ -288,6 +288,8 @@ def near_classes(
             weights = F.adaptive_avg_pool2d((labels == c).float()[None], (features.shape[1], features.shape[2]))
             prototype = F.normalize((centred * weights).sum(dim=(1, 2)), dim=0)
             sums[c] = sums.get(c, torch.zeros_like(prototype)) + prototype
+    if not sums:
+        return {}
     shown = sorted(sums)
     vectors = F.normalize(torch.stack([sums[c] for c in shown]), dim=1)
     similar = (vectors @ vectors.T).fill_diagonal_(-torch.inf)

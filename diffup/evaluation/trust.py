@@ -1,0 +1,277 @@
+"""Whether a decoder's presence, quality and score can be trusted, and their calibration.
+
+Each episode is judged twice with the same supports: on its query, which shows the class, and on a photo that does not.
+
+    python -m diffup.evaluation.trust DECODER DATA [DATA ...] --split train --fold 0 --fold 1 --write
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from diffup.data.folder import LabelledFolder
+from diffup.decoder.config import DecoderConfig
+from diffup.decoder.options import SamplingOptions
+from diffup.decoder.quality import calibrated_quality, calibrated_score, expected_iou
+from diffup.decoder.sampling import draw_noise, sample_ensemble
+from diffup.decoder.weights import save_decoder
+from diffup.errors import DataError, DiffUpError
+from diffup.evaluation.episodes import Episode, draw_episodes
+from diffup.evaluation.evaluate import Evaluator, episode_generators
+from diffup.model import DiffUp
+
+RECALL = 0.9
+"""Share of the queries that show the class whose presence is not below `min_presence`."""
+
+_ROUNDS, _RIDGE = 50, 1e-3
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What a decoder says of N queries that show the class and of N that do not, and what is true.
+
+    Attributes:
+        shown: (N,), logits of the presence in queries that show the class, not calibrated.
+        absent: (N,), the same in photos that do not show it.
+        expected: (N,) in [0, 1], expected IoU of the masks in the first ones.
+        predicted: (N,) in [0, 1], their IoU as the quality branch predicts it.
+        iou: (N,) in [0, 1], their true IoU.
+        photos: N names of the first ones.
+    """
+
+    shown: Floats
+    absent: Floats
+    expected: Floats
+    predicted: Floats
+    iou: Floats
+    photos: tuple[str, ...]
+
+
+def gather(
+    model: DiffUp,
+    data: LabelledFolder,
+    classes: Sequence[int],
+    *,
+    split: str,
+    episodes: int,
+    annotation: str = "mask",
+    shots: int = 1,
+    seed: int = 0,
+) -> Evidence:
+    """Judge episodes, each on a query that shows the class and on a photo that does not.
+
+    Args:
+        model: the model.
+        data: the data set.
+        classes: ids of the classes to draw from.
+        split: name of the image split.
+        episodes: number of episodes N.
+        annotation: kind of the supports' annotations, as of `diffup evaluate`.
+        shots: number of supports.
+        seed: random seed of the episodes and of the noise.
+
+    Raises:
+        DataError: no class has two images, or every image shows a class.
+    """
+    drawn = draw_episodes(data, split, classes, shots, episodes, seed)
+    labels = {name: frozenset(np.unique(data.mask(name)).tolist()) for name in data.split(split)}
+    rng = np.random.default_rng([seed, 1])
+    others = [_absent(episode, labels, data, rng) for episode in drawn]
+    evaluator = Evaluator(model, data)
+    sampling = SamplingOptions(min_presence=0.0).resolve(model.config)
+    shown, absent, expected, predicted, iou = (list[float]() for _ in range(5))
+    for index, (episode, other) in enumerate(zip(drawn, others, strict=True)):
+        weak, noise = episode_generators(seed, index)
+        condition = evaluator.condition(episode, annotation, weak)
+        samples = sample_ensemble(
+            model.decoder, condition, draw_noise(condition, sampling.ensemble, noise), sampling.steps
+        )
+        score = evaluator.compare(index, episode, condition, samples, 0, sampling)
+        weak, _ = episode_generators(seed, index)
+        without = evaluator.condition(replace(episode, query=other), annotation, weak)
+        with torch.no_grad():
+            shown.append(float(model.decoder.presence(condition)))
+            absent.append(float(model.decoder.presence(without)))
+        expected.append(float(expected_iou(samples.mean.float(), sampling.threshold())))
+        predicted.append(float(samples.iou[0]))
+        iou.append(score.mask[0] / max(score.mask[1], 1))
+    figures = (np.array(values) for values in (shown, absent, expected, predicted, iou))
+    return Evidence(*figures, tuple(episode.query for episode in drawn))
+
+
+def calibrate(evidence: Evidence, config: DecoderConfig, recall: float = RECALL) -> DecoderConfig:
+    """Fit the calibrations of a decoder, and the minimum presence.
+
+    Args:
+        evidence: evidence from queries that the decoder was not trained on, of classes that it was not trained on.
+        config: the decoder's config.
+        recall: share of the queries with the class whose presence reaches the minimum.
+    """
+    logits = np.concatenate([evidence.shown, evidence.absent])
+    truth = np.concatenate([np.ones_like(evidence.shown), np.zeros_like(evidence.absent)])
+    factor, offset = fit_logistic(logits[:, None], truth)
+    estimates = np.stack([_logit(evidence.expected), _logit(evidence.predicted)], axis=1)
+    first, second, shift = fit_logistic(estimates, evidence.iou)
+    judged = replace(config, presence_calibration=(factor, offset), quality_calibration=(first, second, shift))
+    slope, start = fit_logistic(_logit(qualities(evidence, judged))[:, None], (evidence.iou > 0.5).astype(float))
+    lowest = float(np.quantile(presences(evidence.shown, judged), 1 - recall))
+    return replace(judged, score_calibration=(slope, start), min_presence=round(lowest, 3))
+
+
+def report(evidence: Evidence, config: DecoderConfig) -> dict[str, float]:
+    """Compute how well a decoder judges itself.
+
+    Args:
+        evidence: evidence from queries that were not used to calibrate it.
+        config: the decoder's config.
+
+    Returns:
+        `auc`, area under the ROC curve of the presence; `recall`, share of the queries with the class whose presence
+        reaches `min_presence`, and `false_alarms`, that of the photos without it; `false_alarms_at_recall`, the latter
+        where the recall is `RECALL`; `presence_error`, mean absolute difference of the presence to what is true;
+        `spearman` and `error`, rank correlation and mean absolute difference of quality and true IoU; `score_error`,
+        expected calibration error of the score given presence, in ten bins.
+    """
+    shown, absent = presences(evidence.shown, config), presences(evidence.absent, config)
+    quality = qualities(evidence, config)
+    right = calibrated_score(torch.from_numpy(quality), torch.ones(len(quality)), config.score_calibration).numpy()
+    floor = np.quantile(shown, 1 - RECALL)
+    return {
+        "auc": auc(evidence.shown, evidence.absent),
+        "recall": float((shown >= config.min_presence).mean()),
+        "false_alarms": float((absent >= config.min_presence).mean()),
+        "false_alarms_at_recall": float((absent >= floor).mean()),
+        "presence_error": float(np.concatenate([1 - shown, absent]).mean()),
+        "spearman": spearman(quality, evidence.iou),
+        "error": float(np.abs(quality - evidence.iou).mean()),
+        "score_error": calibration_error(right, evidence.iou > 0.5),
+    }
+
+
+def presences(logits: Floats, config: DecoderConfig) -> Floats:
+    """Calibrated presence of logits, (N,) in [0, 1]."""
+    factor, offset = config.presence_calibration
+    return np.asarray(1 / (1 + np.exp(-(factor * logits + offset))))
+
+
+def qualities(evidence: Evidence, config: DecoderConfig) -> Floats:
+    """Calibrated quality of the masks, (N,) in [0, 1]."""
+    estimates = (torch.from_numpy(values) for values in (evidence.expected, evidence.predicted))
+    return np.asarray(calibrated_quality(*estimates, config.quality_calibration).numpy())
+
+
+def fit_logistic(inputs: Floats, target: Floats) -> tuple[float, ...]:
+    """Fit a logistic regression to shares, by Newton's method with a small ridge.
+
+    Args:
+        inputs: (N, D).
+        target: (N,) in [0, 1].
+
+    Returns:
+        D factors, then the offset.
+    """
+    rows = np.concatenate([inputs, np.ones((len(inputs), 1))], axis=1)
+    weights = np.zeros(rows.shape[1])
+    for _ in range(_ROUNDS):
+        fitted = 1 / (1 + np.exp(-rows @ weights))
+        slope = rows.T @ (fitted - target) + _RIDGE * weights
+        curvature = (rows * (fitted * (1 - fitted))[:, None]).T @ rows + _RIDGE * np.eye(rows.shape[1])
+        weights = weights - np.linalg.solve(curvature, slope)
+    return tuple(float(weight) for weight in weights)
+
+
+def auc(positive: Floats, negative: Floats) -> float:
+    """Area under the ROC curve: probability that a positive value exceeds a negative one, ties counting half."""
+    difference = positive[:, None] - negative[None]
+    return float(((difference > 0) + 0.5 * (difference == 0)).mean())
+
+
+def spearman(a: Floats, b: Floats) -> float:
+    """Spearman's rank correlation; tied values share their mean rank."""
+    return float(np.corrcoef(_ranks(a), _ranks(b))[0, 1])
+
+
+def calibration_error(probability: Floats, truth: npt.NDArray[np.bool_], bins: int = 10) -> float:
+    """Expected calibration error (Guo et al., ICML 2017) in bins of equal width.
+
+    Args:
+        probability: (N,) in [0, 1].
+        truth: (N,), what is true.
+        bins: number of bins.
+    """
+    index = np.minimum((probability * bins).astype(int), bins - 1)
+    gaps = [abs(float((probability[index == b] - truth[index == b]).sum())) for b in range(bins)]
+    return sum(gaps) / len(probability)
+
+
+def _ranks(values: Floats) -> Floats:
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    return np.asarray((ends - (counts - 1) / 2)[inverse])
+
+
+def _logit(share: Floats) -> Floats:
+    return np.asarray(torch.logit(torch.from_numpy(share), eps=1e-3).numpy())
+
+
+def _absent(episode: Episode, labels: dict[str, frozenset[int]], data: LabelledFolder, rng: np.random.Generator) -> str:
+    """Draw a photo that does not show the class of an episode at all."""
+    free = [name for name, found in labels.items() if episode.class_id not in found]
+    if not free:
+        raise DataError(f"every image shows the class {data.classes[episode.class_id]!r}, so none can lack it")
+    return str(rng.choice(free))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `python -m diffup.evaluation.trust` and return its exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("decoder", metavar="DECODER", help="folder of a decoder")
+    parser.add_argument("data", metavar="DATA", nargs="+", help="labelled folder")
+    parser.add_argument("--split", default="train", help="split of the images; default: train")
+    parser.add_argument("--fold", type=int, action="append", default=[], help="fold to draw from; default: all classes")
+    parser.add_argument("--episodes", type=int, default=400, help="episodes of each data set; default: 400")
+    parser.add_argument("--shots", type=int, default=1)
+    parser.add_argument("--annotation", default="mask")
+    parser.add_argument("--backbone", help="encoder; default: the decoder's")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--write", action="store_true", help="fit the calibrations and write them to the decoder")
+    args = parser.parse_args(arguments)
+    try:
+        model = DiffUp.from_pretrained(args.decoder, backbone=args.backbone)
+        parts = [_gather_folder(model, folder, args) for folder in args.data]
+        evidence = Evidence(
+            *(np.concatenate([getattr(part, name) for part in parts]) for name in _ARRAYS),
+            tuple(name for part in parts for name in part.photos),
+        )
+        config = calibrate(evidence, model.config) if args.write else model.config
+        if args.write:
+            save_decoder(args.decoder, model.decoder.state_dict(), config, torch.float16)
+    except (DiffUpError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2  # as `diffup` does
+    print(json.dumps({name: round(value, 3) for name, value in report(evidence, config).items()}, indent=2))
+    return 0
+
+
+_ARRAYS = ("shown", "absent", "expected", "predicted", "iou")
+
+
+def _gather_folder(model: DiffUp, folder: str, args: argparse.Namespace) -> Evidence:
+    data = LabelledFolder.open(folder)
+    classes = [c for fold in args.fold for c in data.fold(fold)] or list(data.classes)
+    options = {name: getattr(args, name) for name in ("split", "episodes", "annotation", "shots", "seed")}
+    return gather(model, data, classes, **options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
