@@ -74,7 +74,8 @@ def sample(
     y = condition["noise"][0][:, None]
     count = len(y) if config["system"] != "one_step" else 1
     y = y[:count]
-    inputs = {name: np.repeat(value, count, axis=0) for name, value in condition.items() if name not in ("noise", "size")}
+    names = [name for name in condition if name not in ("noise", "size")]
+    inputs = {name: np.repeat(condition[name], count, axis=0) for name in names}
     prior = inputs["prior"]
     mask = np.zeros_like(y)
     for t, previous in zip(visited, [*visited[1:], -1], strict=True):

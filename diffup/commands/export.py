@@ -20,7 +20,8 @@ EXAMPLES = """examples:
   diffup export -o exported --condition query.jpg --support dog.jpg --mask dog_mask.png
 
 The folder gets network.onnx, quality.onnx, presence.onnx, the same as .pt2, and config.json; with --condition also
-condition.npz, from which examples/onnx_numpy.py makes the mask without torch. docs/export.md describes inputs and outputs."""
+condition.npz, from which examples/onnx_numpy.py makes the mask without torch. docs/export.md describes inputs and
+outputs."""
 
 
 def add(commands: Any) -> None:

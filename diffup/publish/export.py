@@ -16,7 +16,7 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -102,11 +102,14 @@ class Network(nn.Module):
             prior: (B, 1, 64, 64) in [-1, 1], the mean prior.
             image: (B, 3, 64, 64) in [-1, 1], the query.
             affinity: (B, heads, s * s, 16 * 16) for each side s in `priors.affinity.HEADS`, the self-affinities. Every
-                row has its own, which a graph of any batch size needs; `Condition` lets rows share them.
+                row has its own; a `Condition` lets rows share them.
 
         Returns:
             The network's output (B, 1, 64, 64), the predicted error map (B, 1, 64, 64), and the predicted IoU (B,).
         """
+        for tensor in affinity:
+            # Tells the tracer that rows share no affinities: with another number of them, B could not vary freely.
+            torch._check(tensor.shape[0] == x.shape[0])
         denoised = self.decoder(x, time, Condition((level0, level1, level2, level3), prior, image, affinity))
         return denoised.output, denoised.error, denoised.iou
 
@@ -278,10 +281,8 @@ def _trace(module: nn.Module, decoder: Decoder) -> torch.export.ExportedProgram:
     inputs = _inputs_of(module, decoder, batch=2)
     batch = torch.export.Dim("batch", min=1, max=4096)
     rows = [{0: batch} for _ in inputs]
-    if isinstance(module, Network):  # its affinities are one argument, of variable length
-        shapes: tuple[Any, ...] = (*rows[: len(INPUTS)], tuple(rows[len(INPUTS) :]))
-    else:
-        shapes = tuple(rows)
+    affinities = rows[len(INPUTS) :]  # one argument of the network, of variable length
+    shapes = (*rows[: len(INPUTS)], *([tuple(affinities)] if affinities else []))
     with torch.no_grad():
         return torch.export.export(module.eval(), inputs, dynamic_shapes=shapes)
 
