@@ -83,6 +83,12 @@ class LabelMap:
         return torch.stack(found).numpy()
 
     @property
+    def masks(self) -> npt.NDArray[np.bool_]:
+        """(C, H, W) bool, each class's own mask, which may overlap with those of others; computed at every access."""
+        maps = zip(self.results, _probabilities(self.results), strict=True)
+        return np.stack([(probability > item.threshold).numpy() & item.present for item, probability in maps])
+
+    @property
     def quality(self) -> dict[str, float]:
         """Predicted IoU of each class's own mask if the class is there, in [0, 1], by class name."""
         return {name: item.quality for name, item in zip(self.names, self.results, strict=True)}

@@ -16,6 +16,7 @@ EXAMPLES = """examples:
   diffup label photos --prototypes dog.safetensors --format coco yolo overlay csv -o labels
   diffup label photos --prototypes dog.safetensors --format labelme label-studio -o labels
   diffup label photos --prototypes dog.safetensors --format coco --coco-encoding polygon --instances -o labels
+  diffup label photos --prototypes dog.safetensors cat.safetensors --format png coco --overlap -o labels
 
 A run that was stopped or killed goes on where it was when the same command is given again."""
 
@@ -40,6 +41,9 @@ def add(commands: Any) -> None:
         "--coco-encoding", default="rle", metavar="E", help="format of COCO masks: rle (default) or polygon"
     )
     written.add_argument("--instances", action="store_true", help="make every connected part a COCO object")
+    written.add_argument(
+        "--overlap", action="store_true", help="also write each class's own mask, which may overlap with others'"
+    )
     add_model(parser)
     add_decoding(parser)
     parser.add_argument("--batch-size", type=at_least(1), default=8, metavar="N", help="images per batch; default: 8")
@@ -59,6 +63,7 @@ def run(args: argparse.Namespace) -> None:
         formats=distinct(args.formats) or LabelPlan.formats,
         encoding=args.coco_encoding,
         instances=args.instances,
+        overlap=args.overlap,
         **{name: getattr(args, name) for name in ("steps", "ensemble", "threshold", "min_presence", "seed", "refine")},
     )
     classes = load_classes(args.prototypes)

@@ -113,7 +113,6 @@ class DecoderConfig:
         object.__setattr__(self, "channels", tuple(self.channels))
         self._check_system()
         self._check_limits()
-        self._check_calibrations()
         if len(self.channels) != LEVELS or any(width < 8 or width % 8 for width in self.channels):
             raise ConfigError(f"channels={self.channels}: give {LEVELS} multiples of 8")
         for name, options in (("shift", Shift), ("prediction", Prediction), ("loss", Loss)):
@@ -180,13 +179,6 @@ class DecoderConfig:
             limit = _LIMITS.get(name, _MAX_WIDTH)
             if value > limit:
                 raise ConfigError(f"{name}={value}: it must be {limit} or less")
-
-    def _check_calibrations(self) -> None:
-        for name, length in (("presence_calibration", 2), ("quality_calibration", 3)):
-            numbers = tuple(getattr(self, name))
-            object.__setattr__(self, name, numbers)
-            if len(numbers) != length or not all(math.isfinite(number) for number in numbers):
-                raise ConfigError(f"{name}={numbers}: give {length} finite numbers")
 
     @property
     def deterministic(self) -> bool:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 from diffup.demo.session import Session
 from diffup.errors import ConfigError
 from diffup.formats import coco_annotations, coco_document
-from diffup.utils.files import replacing, write_text
+from diffup.utils.files import numbered_name, replacing, write_text
 
 
 def write_files(session: Session, folder: Path) -> list[Path]:
@@ -45,7 +44,7 @@ def write_files(session: Session, folder: Path) -> list[Path]:
         result.overlay().save(unfinished, format="PNG")
     write_text(files[2], json.dumps(document) + "\n")
     for number, name in enumerate(result.names, start=1):
-        stem = f"{number}_" + re.sub(r"[^\w-]+", "_", name)[:40]  # 40 letters of any script fit in a file name
+        stem = numbered_name(number, name)
         files.append(result[name].save(folder / f"{stem}.png"))
         taught = session.taught.get((result.results[0].backbone, name))
         if taught is not None:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
 
 from diffup.errors import DataError, FormatError
 from diffup.formats.write_labelme import labelme_document
 from diffup.formats.yolo import yolo_lines
 from diffup.label_map import LabelMap
-from diffup.utils.files import replacing
+from diffup.utils.files import numbered_name, replacing
 
 PLACES = {
     "png": ("labels", ".png"),
@@ -24,6 +29,9 @@ PLACES = {
     "labelme": ("labelme", ".json"),
 }
 """Folder and file ending of each format that writes one file per image."""
+
+OWN = "own"
+"""Folder of the classes' own masks, which has a folder for each class."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +103,26 @@ def file_of(output: Path, written: str, name: str) -> Path:
     return output / folder / f"{name}{ending}"
 
 
-def write_files(name: str, photo: Path, result: LabelMap, output: Path, formats: Iterable[str]) -> dict[str, str]:
+def own_files_of(output: Path, classes: Sequence[str], name: str) -> list[Path]:
+    """Return the paths of an image's masks, one of each class.
+
+    Args:
+        output: folder of the results.
+        classes: names of the classes.
+        name: base name of the image's files, from `names_of`.
+    """
+    folders = (numbered_name(number, item) for number, item in enumerate(classes, start=1))
+    return [output / OWN / folder / f"{name}.png" for folder in folders]
+
+
+def write_files(
+    name: str,
+    photo: Path,
+    result: LabelMap,
+    output: Path,
+    formats: Iterable[str],
+    own: npt.NDArray[np.bool_] | None = None,
+) -> dict[str, str]:
     """Write the files of one image. A partial file is never left, and a file of other content is never replaced.
 
     What a killed run wrote before it was recorded has the same content, and may stay.
@@ -106,6 +133,7 @@ def write_files(name: str, photo: Path, result: LabelMap, output: Path, formats:
         result: label map of the image.
         output: folder of the results.
         formats: formats to write; those without a file per image are skipped.
+        own: (C, H, W) bool, the classes' own masks, written to a file each; None for no such files.
 
     Returns:
         The hash of each file's content, by the file's path relative to `output`.
@@ -115,21 +143,9 @@ def write_files(name: str, photo: Path, result: LabelMap, output: Path, formats:
         StorageError: a file cannot be written.
     """
     made = {}
-    for written in formats:
-        if written not in PLACES:
-            continue
-        path = file_of(output, written, name)
+    for path, content in _contents(name, photo, result, output, formats, own):
         with replacing(path) as unfinished:
-            if written == "png":
-                unfinished.write_bytes(result.to_png())
-            elif written == "overlay":
-                result.overlay().save(unfinished, format="JPEG", quality=90)
-            elif written == "labelme":
-                document = labelme_document(result.labels, result.names, path_from(path.parent, photo))
-                unfinished.write_bytes(f"{json.dumps(document)}\n".encode())
-            else:
-                lines = yolo_lines(result.labels, range(len(result.names)))
-                unfinished.write_bytes("".join(f"{line}\n" for line in lines).encode())
+            unfinished.write_bytes(content)
             digest = digest_of(unfinished)
             if path.exists() and digest_of(path) != digest:
                 raise DataError(
@@ -137,6 +153,40 @@ def write_files(name: str, photo: Path, result: LabelMap, output: Path, formats:
                 )
         made[path.relative_to(output).as_posix()] = digest
     return made
+
+
+def _contents(
+    name: str,
+    photo: Path,
+    result: LabelMap,
+    output: Path,
+    formats: Iterable[str],
+    own: npt.NDArray[np.bool_] | None,
+) -> Iterator[tuple[Path, bytes]]:
+    """Path and content of each file of an image."""
+    for written in formats:
+        if written not in PLACES:
+            continue
+        path = file_of(output, written, name)
+        if written == "png":
+            yield path, result.to_png()
+        elif written == "overlay":
+            yield path, _encoded(result.overlay(), format="JPEG", quality=90)
+        elif written == "labelme":
+            document = labelme_document(result.labels, result.names, path_from(path.parent, photo))
+            yield path, f"{json.dumps(document)}\n".encode()
+        else:
+            lines = yolo_lines(result.labels, range(len(result.names)))
+            yield path, "".join(f"{line}\n" for line in lines).encode()
+    if own is not None:
+        for path, mask in zip(own_files_of(output, result.names, name), own, strict=True):
+            yield path, _encoded(Image.fromarray(mask.astype(np.uint8) * np.uint8(255)), format="PNG")
+
+
+def _encoded(picture: Image.Image, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, **options)
+    return buffer.getvalue()
 
 
 def path_from(folder: Path, path: Path) -> str:

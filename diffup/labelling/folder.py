@@ -25,11 +25,13 @@ from diffup.formats.coco import coco_annotations, coco_document
 from diffup.formats.label_studio import label_studio_prediction, label_studio_task, local_file_url
 from diffup.label_map import LabelMap
 from diffup.labelling.files import (
+    OWN,
     PLACES,
     PhotoFacts,
     facts_of,
     file_of,
     names_of,
+    own_files_of,
     remove_files,
     stem_of,
     write_files,
@@ -69,9 +71,11 @@ class LabelPlan(SamplingOptions):
     Attributes:
         formats: formats to write: `png` (label maps), `coco` (one instances file), `yolo` (text files), `labelme`
             (files of polygons), `label-studio` (one file of tasks with predictions), `overlay` (pictures), `csv` (table
-            of predicted quality).
+            of what each image needs review for).
         encoding: format of COCO's masks, `rle` (exact and short) or `polygon` (editable in labelling tools).
         instances: whether every connected part is a COCO object of its own, instead of one object per class and image.
+        overlap: whether each class's own mask, which may overlap with those of others, is written to `own/` too, and to
+            COCO's file instead of the class's pixels in the label map.
 
     Raises:
         ConfigError: `formats` is empty, a format or the encoding is unknown, or a generator is given instead of a seed.
@@ -80,6 +84,7 @@ class LabelPlan(SamplingOptions):
     formats: tuple[Format, ...] = ("png", "csv")
     encoding: Literal["rle", "polygon"] = "rle"
     instances: bool = False
+    overlap: bool = False
 
     def __post_init__(self) -> None:
         refuse_generator(self)
@@ -313,6 +318,7 @@ def _settings(model: DiffUp, classes: Sequence[Prototypes], plan: LabelPlan) -> 
         "formats": list(plan.formats),
         "encoding": plan.encoding,
         "instances": plan.instances,
+        "overlap": plan.overlap,
         "steps": sampling.steps,
         "ensemble": sampling.ensemble,
         "seed": plan.seed,
@@ -366,7 +372,7 @@ def _open_record(
                 raise journal.damaged(number, error) from error
             known[entry["image"]] = {key: entry[key] for key in ("error", "photo", "name", "files") if key in entry}
     if not begun:
-        _refuse_strangers(output, images, plan)
+        _refuse_strangers(output, images, settings["classes"], plan)
         journal.append([{"settings": settings}])
     return known
 
@@ -391,7 +397,7 @@ def compare_settings(record: Path, theirs: dict[str, Any], ours: dict[str, Any])
         )
 
 
-def _refuse_strangers(output: Path, images: Sequence[str], plan: LabelPlan) -> None:
+def _refuse_strangers(output: Path, images: Sequence[str], classes: Sequence[str], plan: LabelPlan) -> None:
     """Check that a new run overwrites no file of other origin.
 
     Raises:
@@ -400,6 +406,7 @@ def _refuse_strangers(output: Path, images: Sequence[str], plan: LabelPlan) -> N
     names = names_of(images, {}).values()
     ours = [output / SUMMARIES[written] for written in plan.formats if written in SUMMARIES]
     ours += [file_of(output, written, name) for written in plan.formats if written in PLACES for name in names]
+    ours += [path for name in names if plan.overlap for path in own_files_of(output, classes, name)]
     strangers = [path for path in ours if path.exists()]
     if strangers:
         raise DataError(
@@ -416,8 +423,9 @@ def _label(
         return {"image": image, "error": result.reason}
     if not isinstance(result, LabelMap):
         raise TypeError(f"a list of prototypes gives label maps, not {type(result).__name__}")
+    own = result.masks if plan.overlap else None
     try:
-        files = write_files(name, path, result, output, plan.formats)
+        files = write_files(name, path, result, output, plan.formats, own)
     except DataError as error:
         return {"image": image, "error": str(error)}
     except StorageError as error:
@@ -428,7 +436,7 @@ def _label(
     entry = {"image": image, "photo": photo_facts, "name": name, "files": files, **result.summary()}
     if "coco" in plan.formats:
         entry["coco"] = coco_annotations(
-            result.labels,
+            result.labels if own is None else own,
             image_id=0,  # set when all images are known
             category_ids=range(1, len(result.names) + 1),
             encoding=plan.encoding,
@@ -469,7 +477,8 @@ def _write_summaries(
         if written in texts:
             write_text(output / SUMMARIES[written], texts[written]())
     places = {**{name: place for name, (place, _) in PLACES.items()}, **SUMMARIES}
-    return tuple(output / places[written] for written in plan.formats)
+    shown = [places[written] for written in plan.formats] + [OWN] * plan.overlap
+    return tuple(output / place for place in shown)
 
 
 def _coco(entries: Sequence[dict[str, Any]], names: Sequence[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -204,6 +205,16 @@ def named_in_utf8(path: Path) -> Iterator[Path]:
             yield link
     else:
         yield path
+
+
+def numbered_name(number: int, name: str) -> str:
+    """Return a file name without ending for a class, in which only letters, digits, `_` and `-` are left of its name.
+
+    Args:
+        number: number of the class, which keeps names apart.
+        name: name of the class, of any script.
+    """
+    return f"{number}_" + re.sub(r"[^\w-]+", "_", name)[:40]  # 40 letters of any script fit in a file name
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
