@@ -50,7 +50,9 @@ def make(
     for split, shown in contents.items():
         images[split] = [f"{split}{index}" for index in range(len(shown))]
         for index, shapes in enumerate(shown):
-            image, labels = shape_image([SHAPES[shape] for shape in shapes.split()], seed=100 * seed + len(images) * 10 + index)
+            image, labels = shape_image(
+                [SHAPES[shape] for shape in shapes.split()], seed=100 * seed + len(images) * 10 + index
+            )
             mask = np.zeros_like(labels)
             for shape in shapes.split():
                 mask[labels == SHAPES[shape]] = own[shape]

@@ -102,7 +102,9 @@ def test_a_named_class_has_the_absolute_priors_of_its_similarities() -> None:
     text = torch.rand(2, 3, 2, 2) * 0.6 - 0.3  # at the resolution of the last level
     named = fused_priors(query, None, config, text)[3]
     assert torch.allclose(named[:, -1], text.mean(dim=1) * 0.5 + 0.5, atol=1e-6)
-    assert torch.equal(fused_priors(query, support, config, text)[3][:, -1], fused_priors(query, support, config)[3][:, -1])
+    assert torch.equal(
+        fused_priors(query, support, config, text)[3][:, -1], fused_priors(query, support, config)[3][:, -1]
+    )
     # Weaker evidence of the same shape gives the same stretched maps, and less of the absolute one.
     weaker = fused_priors(query, None, config, text * 0.1)[3]
     assert torch.allclose(weaker[:, 0], named[:, 0], atol=1e-4)

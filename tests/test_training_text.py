@@ -92,9 +92,7 @@ def test_other_names_or_another_text_space_make_new_banks(shapes: Path, tmp_path
     assert not folders(FakeTextSpace(), folds=(1,)) & before
 
 
-def test_steps_see_names_supports_and_both(
-    shapes: Path, feature_cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_steps_see_names_supports_and_both(shapes: Path, feature_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     banks = banks_of(shapes, feature_cache, NAMED, text_space=FakeTextSpace())
     trainer, seen = trainer_of(banks, NAMED), set()
     plain = trainer_module.prior_maps
