@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -102,8 +103,34 @@ def presence(graph: Graph, condition: dict[str, Array], config: dict[str, Any]) 
         config: content of config.json.
     """
     factor, offset = config["presence_calibration"]
-    (logit,) = graph(level2=condition["level2"])
-    return float(1 / (1 + np.exp(-(factor * logit[0] + offset))))
+    (logits,) = graph(level2=condition["level2"])
+    return sigmoid(factor * float(logits[0]) + offset)
+
+
+def expected_quality(probability: Array, iou: float, config: dict[str, Any]) -> float:
+    """Compute the calibrated IoU to be expected of a mask, if the query shows the class.
+
+    Args:
+        probability: (64, 64) in [0, 1], mean over the samples.
+        iou: the IoU that the quality branch predicts.
+        config: content of config.json.
+    """
+    marked = probability > config["threshold"]
+    overlap = float(probability[marked].sum())
+    if not overlap:
+        return 0.0
+    expected = overlap / (float(probability.sum()) + int(marked.sum()) - overlap)
+    first, second, offset = config["quality_calibration"]
+    return sigmoid(first * logit(expected) + second * logit(iou) + offset)
+
+
+def sigmoid(value: float) -> float:
+    return 1 / (1 + math.exp(-value))
+
+
+def logit(share: float) -> float:
+    share = min(max(share, 1e-3), 1 - 1e-3)
+    return math.log(share / (1 - share))
 
 
 def enlarge(probability: Array, size: tuple[int, int]) -> Array:
@@ -123,10 +150,11 @@ def main(arguments: list[str] | None = None) -> None:
     network, quality, shown = (load_graph(args.folder / f"{name}.onnx") for name in ("network", "quality", "presence"))
     probability, _, iou = sample(network, quality, condition, config, args.steps)
     height, width = (int(side) for side in condition["size"])
-    mask = enlarge(probability.mean(axis=0), (height, width)) > config["threshold"]
+    mean, present = probability.mean(axis=0), presence(shown, condition, config)
+    mask = (enlarge(mean, (height, width)) > config["threshold"]) & (present >= config["min_presence"])
     Image.fromarray(mask.astype(np.uint8) * np.uint8(255)).save(args.output)
-    print(f"{args.output}: {mask.mean():.1%} of {width} x {height} pixels marked, expected IoU {iou:.2f}")
-    print(f"probability that the photo shows the class: {presence(shown, condition, config):.2f}")
+    print(f"{args.output}: {mask.mean():.1%} of {width} x {height} pixels marked")
+    print(f"presence of the class {present:.2f}, expected IoU {expected_quality(mean, iou, config):.2f}")
 
 
 if __name__ == "__main__":
