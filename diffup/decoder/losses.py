@@ -13,9 +13,6 @@ from torch import Tensor
 from diffup.decoder.config import DecoderConfig
 from diffup.decoder.quality import mask_iou
 
-_ROUNDING = 1e-4
-"""Above the rounding errors of an interpolated mask in [-1, 1]."""
-
 
 @dataclass(frozen=True)
 class Losses:
@@ -72,8 +69,7 @@ def decoder_loss(
 
 def present(mask: Tensor) -> Tensor:
     """Which true masks (B, 1, s, s) in [-1, 1] show the class at all, (B,) bool."""
-    # Interpolation leaves values just above -1 in masks that are -1 everywhere.
-    return (mask > -1 + _ROUNDING).flatten(1).any(dim=1)
+    return (mask > -1).flatten(1).any(dim=1)
 
 
 def quality_losses(error: Tensor, iou: Tensor, x: Tensor, mask: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
