@@ -17,7 +17,7 @@ import torch
 
 from diffup.decoder.weights import load_decoder
 from diffup.model import RELEASED
-from diffup.publish.export import INPUTS, Network, example_inputs, export_decoder
+from diffup.publish.export import Network, example_inputs, export_decoder, network_inputs
 
 
 def measure(runs: dict[str, Callable[[], object]], repetitions: int) -> dict[str, float]:
@@ -52,7 +52,7 @@ def main() -> None:
     print("CPU seconds of a pass relative to torch, one thread, median")
     for batch in args.batch:
         inputs = example_inputs(decoder, batch)
-        arrays = {name: tensor.numpy() for name, tensor in zip(INPUTS, inputs, strict=True)}
+        arrays = {name: tensor.numpy() for name, tensor in zip(network_inputs(decoder.config), inputs, strict=True)}
         with torch.no_grad():
             taken = measure(
                 {

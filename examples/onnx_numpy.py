@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ def sample(
     y = condition["noise"][0][:, None]
     count = len(y) if config["system"] != "one_step" else 1
     y = y[:count]
-    names = ("level0", "level1", "level2", "level3", "prior", "image")
+    names = [name for name in condition if name not in ("noise", "size")]
     inputs = {name: np.repeat(condition[name], count, axis=0) for name in names}
     prior = inputs["prior"]
     mask = np.zeros_like(y)
@@ -89,8 +90,47 @@ def sample(
         before = abar[previous] if previous >= 0 else 1.0
         noise = (y - np.sqrt(abar[t]) * b * mask) / np.sqrt(1 - abar[t])
         y = (np.sqrt(before) * b * mask + np.sqrt(1 - before) * noise).astype(np.float32)
-    error, iou = quality(mask=mask, image=inputs["image"])
+    error, iou = quality(mask=mask, image=inputs["image"], prior=prior)
     return mask[:, 0] * 0.5 + 0.5, error[:, 0], float(iou.mean())
+
+
+def presence(graph: Graph, condition: dict[str, Array], config: dict[str, Any]) -> float:
+    """Compute the calibrated probability that the query shows the class at all.
+
+    Args:
+        graph: the graph of presence.onnx.
+        condition: arrays of condition.npz.
+        config: content of config.json.
+    """
+    factor, offset = config["presence_calibration"]
+    (logits,) = graph(level2=condition["level2"])
+    return sigmoid(factor * float(logits[0]) + offset)
+
+
+def expected_quality(probability: Array, iou: float, config: dict[str, Any]) -> float:
+    """Compute the calibrated IoU to be expected of a mask, if the query shows the class.
+
+    Args:
+        probability: (64, 64) in [0, 1], mean over the samples.
+        iou: the IoU that the quality branch predicts.
+        config: content of config.json.
+    """
+    marked = probability > config["threshold"]
+    overlap = float(probability[marked].sum())
+    if not overlap:
+        return 0.0
+    expected = overlap / (float(probability.sum()) + int(marked.sum()) - overlap)
+    first, second, offset = config["quality_calibration"]
+    return sigmoid(first * logit(expected) + second * logit(iou) + offset)
+
+
+def sigmoid(value: float) -> float:
+    return 1 / (1 + math.exp(-value))
+
+
+def logit(share: float) -> float:
+    share = min(max(share, 1e-3), 1 - 1e-3)
+    return math.log(share / (1 - share))
 
 
 def enlarge(probability: Array, size: tuple[int, int]) -> Array:
@@ -107,12 +147,14 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     config = json.loads((args.folder / "config.json").read_text(encoding="utf-8"))
     condition = dict(np.load(args.folder / "condition.npz", allow_pickle=False))
-    network, quality = (load_graph(args.folder / f"{name}.onnx") for name in ("network", "quality"))
+    network, quality, shown = (load_graph(args.folder / f"{name}.onnx") for name in ("network", "quality", "presence"))
     probability, _, iou = sample(network, quality, condition, config, args.steps)
     height, width = (int(side) for side in condition["size"])
-    mask = enlarge(probability.mean(axis=0), (height, width)) > config["threshold"]
+    mean, present = probability.mean(axis=0), presence(shown, condition, config)
+    mask = (enlarge(mean, (height, width)) > config["threshold"]) & (present >= config["min_presence"])
     Image.fromarray(mask.astype(np.uint8) * np.uint8(255)).save(args.output)
-    print(f"{args.output}: {mask.mean():.1%} of {width} x {height} pixels marked, expected IoU {iou:.2f}")
+    print(f"{args.output}: {mask.mean():.1%} of {width} x {height} pixels marked")
+    print(f"presence of the class {present:.2f}, expected IoU {expected_quality(mean, iou, config):.2f}")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from torch import Tensor
 from diffup.data.folder import LabelledFolder
 from diffup.decoder.config import DecoderConfig
 from diffup.priors.config import PriorConfig
+from diffup.text import TextSpace
 from diffup.training.config import EpisodesConfig, PerturbConfig, TrainConfig, ViewsConfig
 from diffup.training.prepare import Banks, Sources, build_banks
 from diffup.training.processes import Processes
@@ -40,9 +41,15 @@ def encoder(width: int = 8) -> FakeBackbone:
     return FakeBackbone((width,) * 4, strides=(8, 8, 16, 16), input_size=(48, 48))
 
 
-def banks_of(data: Path, cache: Path, config: TrainConfig = CONFIG, backgrounds: Path | None = None) -> Banks:
+def banks_of(
+    data: Path,
+    cache: Path,
+    config: TrainConfig = CONFIG,
+    backgrounds: Path | None = None,
+    text_space: TextSpace | None = None,
+) -> Banks:
     sources = Sources.find(LabelledFolder.open(data), config, backgrounds)
-    return build_banks(sources, config, [encoder()], cache, progress=False)
+    return build_banks(sources, config, [encoder()], cache, progress=False, text_space=text_space)
 
 
 def sampler_of(

@@ -177,7 +177,7 @@ def test_priors_of_a_joint_encoder_are_its_members(
     seen = []
 
     def spy(*args: object, **options: object) -> PriorMaps:
-        seen.append(options["members"])
+        seen.append(args[6])
         return prior_maps(*args, **options)
 
     monkeypatch.setattr(trainer_module, "prior_maps", spy)
@@ -260,12 +260,14 @@ def test_a_bounded_bank_is_of_few_images_in_which_no_class_is_missing(shapes: Pa
         sources = Sources.find(data, config)
         assert sources == Sources.find(data, config)
         assert len(sources.names) == 4 and set(sources.names) < set(data.split("train"))
-        assert sources.pairs.keys() == {1, 2} and all(len(shown) >= 2 for shown in sources.pairs.values())
-        assert set().union(*sources.pairs.values()) == set(sources.names)
+        shown = {c: set(names) & set(sources.names) for c, names in data.pairs("train", data.classes).items()}
+        assert shown.keys() == {1, 2, 3} and all(shown.values()) and set().union(*shown.values()) == set(sources.names)
+        assert {c: set(names) for c, names in sources.pairs.items()} == {c: shown[c] for c in (1, 2)}
+        assert Sources.find(data, dataclasses.replace(config, folds=(1,))).names == sources.names  # of other folds too
         chosen.add(sources.names)
     assert len(chosen) > 1
     banks = build_banks(sources, config, [encoder()], tmp_path, progress=False)
     assert [len(banks.images[group].arrays["mask"]) for group in GROUPS] == [4 * len(ONE_SHOT_VIEWS), 4, 2]
     assert len(banks.features[0][WHOLE].arrays["level0"]) == 4 * len(ONE_SHOT_VIEWS)
     everything = Sources.find(data, dataclasses.replace(config, views=ViewsConfig(images=1000)))
-    assert everything.names == tuple(name for name in data.split("train") if name != "train2")  # class 3 alone
+    assert everything.names == data.split("train")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
 import subprocess
 import sys
@@ -22,8 +23,9 @@ from diffup.decoder.sampling import Samples, draw_noise, sample
 from diffup.decoder.weights import load_decoder
 from diffup.errors import ConfigError, ExportError, MissingPackageError
 from diffup.model import RELEASED
+from diffup.priors.config import PriorConfig
 from diffup.publish import export
-from diffup.publish.export import TOLERANCE, example_inputs, export_decoder, save_condition
+from diffup.publish.export import TOLERANCE, example_inputs, export_decoder, network_inputs, save_condition
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = ROOT / "examples" / "onnx_numpy.py"
@@ -32,6 +34,7 @@ VARIANTS = {
     "epsilon": {"prediction": "epsilon", "loss": "mse", "signal_scale": 1.0, "shift": "prior", "prior_skip": False},
     "one_step": {"system": "one_step", "error_modulation": False, "iou_modulation": False},
     "gan": {"system": "gan"},
+    "no affinities": {"priors": PriorConfig(grid=8, self_affinity=False)},
 }
 
 
@@ -46,8 +49,9 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         decoder = random_decoder(tiny_config(**VARIANTS[request.param]))
     folder = tmp_path_factory.mktemp("exported")
     written = export_decoder(decoder, folder, ("onnx",))
-    assert {path.name for path in folder.iterdir()} == {"network.onnx", "quality.onnx", "config.json"}
-    assert {path.name for path in written} == {"network.onnx", "quality.onnx"}
+    graphs = {"network.onnx", "quality.onnx", "presence.onnx"}
+    assert {path.name for path in folder.iterdir()} == {*graphs, "config.json"}
+    assert {path.name for path in written} == graphs
     assert max(written.values()) < TOLERANCE
     return decoder, folder
 
@@ -66,7 +70,9 @@ def test_numpy_samples_the_same_masks(exported: tuple[Decoder, Path], tmp_path: 
     steps = min(3, decoder.config.max_steps)
     expected = by_torch(decoder, tmp_path, steps)
     condition = dict(np.load(tmp_path / "condition.npz"))
-    graphs = [program["load_graph"](folder / f"{name}.onnx", threads=1) for name in ("network", "quality")]
+    *graphs, shown = (
+        program["load_graph"](folder / f"{name}.onnx", threads=1) for name in ("network", "quality", "presence")
+    )
     config = json.loads((folder / "config.json").read_text())
     assert config["format_version"] == FORMAT
     probability, error, iou = program["sample"](*graphs, condition, config, steps)
@@ -74,6 +80,22 @@ def test_numpy_samples_the_same_masks(exported: tuple[Decoder, Path], tmp_path: 
     assert np.abs(probability - expected.probability[0].numpy()).max() < TOLERANCE
     assert np.abs(error.mean(axis=0) - expected.error[0].numpy()).max() < 2 * TOLERANCE
     assert iou == pytest.approx(float(expected.iou[0]), abs=TOLERANCE)
+    assert program["presence"](shown, condition, config) == pytest.approx(float(expected.presence[0]), abs=TOLERANCE)
+
+
+def test_the_condition_has_every_input_of_the_network(exported: tuple[Decoder, Path], tmp_path: Path) -> None:
+    import onnxruntime
+
+    decoder, folder = exported
+    by_torch(decoder, tmp_path, 1)
+    session = onnxruntime.InferenceSession((folder / "network.onnx").read_bytes(), providers=["CPUExecutionProvider"])
+    names = tuple(entry.name for entry in session.get_inputs())
+    assert names == network_inputs(decoder.config)
+    assert ("affinity0" in names) == decoder.config.priors.self_affinity
+    with np.load(tmp_path / "condition.npz") as arrays:
+        assert set(arrays) == {*names[2:], "noise", "size"}
+        for entry in session.get_inputs()[2:]:
+            assert arrays[entry.name].shape == (1, *entry.shape[1:])
 
 
 def test_the_program_enlarges_as_the_library_does() -> None:
@@ -99,6 +121,8 @@ def test_torch_export_gives_the_same(tmp_path: Path) -> None:
         with torch.no_grad():
             expected = export.Network(decoder)(*inputs)
         assert torch.allclose(output, expected[0], atol=1e-5)
+        swapped = (*inputs[:-1], inputs[-1].flip(2))
+        assert not torch.allclose(program(*swapped)[0], output, atol=1e-5), "the last input, an affinity, is read"
 
 
 def test_export_command_and_a_program_without_torch(
@@ -117,7 +141,9 @@ def test_export_command_and_a_program_without_torch(
     assert (
         cli.main(["export", "-o", "out", "--decoder", "decoder", "--format", "onnx", "--device", "cpu", *options]) == 0
     )
-    expected = DiffUp.from_pretrained("decoder", device="cpu").segment("query.png", "a.png", "a_mask.png", seed=5)
+    expected = DiffUp.from_pretrained("decoder", device="cpu").segment(
+        "query.png", "a.png", "a_mask.png", seed=5, refine=False
+    )
     code = (
         "import runpy, sys; "
         f"runpy.run_path({str(PROGRAM)!r})['main'](['out', '-o', 'mask.png']); "
@@ -129,7 +155,11 @@ def test_export_command_and_a_program_without_torch(
     near_threshold = np.abs(expected.probability - expected.threshold) < TOLERANCE
     assert mask.shape == expected.mask.shape
     assert ((mask == expected.mask) | near_threshold).all()
-    assert f"expected IoU {expected.quality:.2f}" in done.stdout
+    told = re.search(r"presence of the class (\S+), expected IoU (\S+)", done.stdout)
+    assert told is not None
+    assert [float(number) for number in told.groups()] == pytest.approx(
+        [expected.presence, expected.quality], abs=0.005 + TOLERANCE
+    )
 
 
 @pytest.mark.parametrize("options", [["--condition", "query.png"], ["--support", "a.png"]])

@@ -101,8 +101,10 @@ def test_features_of_any_size(change: str, metric: str, conversion: str) -> None
     for normalisation in NORMALISATIONS:
         config = PriorConfig(metric=metric, conversion=conversion, normalisation=normalisation, grid=8)
         condition = build_condition(query, support, images, config)
-        for level in (*condition.levels, condition.prior):
+        for level in (*condition.levels, condition.prior, *condition.affinity):
             assert level.isfinite().all() and level.abs().max() <= 1 + 1e-5
+        for affinity in condition.affinity:
+            assert affinity.min() >= 0 and affinity.sum(dim=3).max() <= 1 + 1e-4
 
 
 @pytest.mark.parametrize("change", list(CHANGES))

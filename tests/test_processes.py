@@ -19,7 +19,6 @@ from safetensors.torch import load_file, save_file
 
 from diffup.errors import ConfigError, MissingPackageError
 from diffup.priors import PriorConfig
-from diffup.priors.condition import PriorMaps
 from diffup.training.augment import move
 from diffup.training.config import PerturbConfig, TrainConfig
 from diffup.training.log import LOG
@@ -52,19 +51,19 @@ def test_processes_draw_the_rows_of_one_process(banks: Banks) -> None:
 
 def test_random_changes_are_those_of_one_process() -> None:
     numbers = torch.Generator().manual_seed(0)
-    fused = [torch.rand(6, 4, side, side, generator=numbers) for side in (9, 6, 6, 2)]
-    images = torch.rand(6, 3, 64, 64, generator=numbers)
-    everything = Episodes([], None, images, images[:, :2], images[:, :1], images[:, 1:2])  # type: ignore[arg-type]
     config, priors = PerturbConfig(), PriorConfig(kinds=("match",), extra_priors=0)
+    fused = [torch.rand(6, priors.prior_channels, side, side, generator=numbers) for side in (9, 6, 6, 2)]
+    images = torch.rand(6, 3, 64, 64, generator=numbers)
+    everything = {"images": images, "edges": images[:, :2], "mask": images[:, :1], "valid": images[:, 1:2]}
+    everything["text"] = images[:, 2:]
 
     def changed(share: Share) -> list[torch.Tensor]:
         generator = torch.Generator().manual_seed(3)
         own = tuple(level[share.index :: share.count] for level in fused)
-        rows = {name: getattr(everything, name)[share.index :: share.count] for name in ("images", "edges", "mask")}
-        episodes = Episodes([], None, valid=everything.valid[share.index :: share.count], **rows)  # type: ignore[arg-type]
-        maps = PriorMaps(own, episodes.images, episodes.edges, torch.ones(len(episodes.mask)))
-        maps, episodes = move(maps, episodes, config, generator, share)
-        return [*perturb(maps.fused, config, priors, generator, share), maps.images, episodes.mask]
+        rows = {name: tensor[share.index :: share.count] for name, tensor in everything.items()}
+        episodes = move(Episodes([rows["images"][:, :2]], None, **rows), config, generator, share)
+        moved = [episodes.query[0], *(getattr(episodes, name) for name in everything)]
+        return [*perturb(own, config, priors, generator, share), *moved]
 
     for whole, *parts in zip(*(changed(share) for share in (ALL, *PARTS)), strict=True):
         assert torch.equal(whole, interleaved(parts))

@@ -31,6 +31,7 @@ from diffup.priors.condition import TEXT_WEIGHT, build_condition, fused_priors
 from diffup.priors.config import PriorConfig
 from diffup.priors.text import text_maps, text_similarity
 from diffup.text import load_text_space, sentences, templates
+from diffup.utils.resize import resize_maps
 
 
 @pytest.fixture(scope="module")
@@ -81,11 +82,33 @@ def test_similarity_is_the_cosine_less_its_mean_over_the_vocabulary() -> None:
     assert torch.allclose(found, cosines[:, :2] - cosines.mean(dim=1, keepdim=True), atol=1e-6)
 
 
-def test_maps_take_the_querys_resolution_and_all_of_the_range() -> None:
-    maps = text_maps(torch.randn(2, 3, 5, 5), torch.randn(2, 8, 7, 9))
+def test_maps_take_the_querys_resolution_and_keep_their_scale() -> None:
+    """Similarities averaged over look-alikes (eq. 11): not stretched, so that low ones stay low."""
+    similar, query = torch.randn(2, 3, 5, 5), torch.randn(2, 8, 7, 9)
+    maps = text_maps(similar, query)
     assert maps.shape == (2, 3, 7, 9)
-    assert torch.allclose(maps.flatten(2).amin(dim=2), torch.zeros(2, 3))
-    assert torch.allclose(maps.flatten(2).amax(dim=2), torch.ones(2, 3))
+    directions = torch.nn.functional.normalize((query - query.mean(dim=(2, 3), keepdim=True)).flatten(2), dim=1)
+    weights = (directions.mT @ directions).clamp_min(0) ** 2
+    weights = weights / weights.sum(dim=2, keepdim=True)
+    resized = resize_maps(similar, (7, 9)).flatten(2)
+    assert torch.allclose(maps.flatten(2), resized @ weights.mT, atol=1e-5)
+    assert torch.allclose(text_maps(similar * 0.01, query), maps * 0.01, atol=1e-6)
+
+
+def test_a_named_class_has_the_absolute_priors_of_its_similarities() -> None:
+    """Means over the prompts, on the scale of a support's; supports beside the name have theirs alone."""
+    config = PriorConfig(kinds=("prototype",), affinity=False, self_affinity=False, saliency=False, grid=16)
+    query, support, _ = random_episode()
+    text = torch.rand(2, 3, 2, 2) * 0.6 - 0.3  # at the resolution of the last level
+    named = fused_priors(query, None, config, text)[3]
+    assert torch.allclose(named[:, -1], text.mean(dim=1) * 0.5 + 0.5, atol=1e-6)
+    assert torch.equal(
+        fused_priors(query, support, config, text)[3][:, -1], fused_priors(query, support, config)[3][:, -1]
+    )
+    # Weaker evidence of the same shape gives the same stretched maps, and less of the absolute one.
+    weaker = fused_priors(query, None, config, text * 0.1)[3]
+    assert torch.allclose(weaker[:, 0], named[:, 0], atol=1e-4)
+    assert torch.allclose(weaker[:, -1] - 0.5, (named[:, -1] - 0.5) * 0.1, atol=1e-6)
 
 
 @pytest.mark.parametrize("config", [PriorConfig(grid=8), PriorConfig(grid=8, layout="own", affinity=False)])

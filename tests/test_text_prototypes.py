@@ -259,11 +259,11 @@ def test_the_calibrated_contrast_of_names_spans_background_to_foreground() -> No
     config = PriorConfig(kinds=("prototype",), grid=8, saliency=False, extra_priors=0)
     query, support, _ = random_episode()
     for level in fused_priors(query, None, config, torch.rand(2, 1, 4, 4)):
-        mean, contrast = level[:, 0], level[:, -1]
+        mean, contrast = level[:, 0], level[:, 2]
         assert torch.allclose(contrast, mean / 3 + 1 / 3, atol=1e-6)
     shown, mixed = (fused_priors(query, support, config, text) for text in (None, torch.rand(2, 1, 4, 4)))
     for one, two in zip(shown, mixed, strict=True):
-        assert torch.equal(one[:, -1], two[:, -1]), "supports calibrate by themselves"
+        assert torch.equal(one[:, 2], two[:, 2]), "supports calibrate by themselves"
 
 
 def twin(widths: Sequence[int]) -> tuple[tuple[int, ...], ...]:

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from diffup.errors import TrainingError
 from diffup.priors import PriorConfig
-from diffup.priors.condition import PriorMaps
 from diffup.training.augment import move
 from diffup.training.config import EpisodesConfig, PerturbConfig
 from diffup.training.perturb import perturb
@@ -33,6 +32,10 @@ def told_by_source(banks: Banks) -> dict[str, SimpleNamespace]:
         sources = np.array(bank.arrays["source"], dtype=np.float32)[:, None, None, None]
         told[group] = SimpleNamespace(arrays={f"level{level}": sources for level in range(4)})
     return told
+
+
+SHOWN = dataclasses.replace(CONFIG.episodes, absent=0.0)
+"""Every query shows the class."""
 
 
 def draws(sampler: EpisodeSampler, features: dict, count: int = 40) -> Iterator[Episodes]:
@@ -56,7 +59,7 @@ def test_episodes_are_a_function_of_seed_and_step(banks: Banks) -> None:
 
 def test_shapes_and_ranges_of_episodes(banks: Banks) -> None:
     shots = set()
-    for episodes in draws(sampler_of(banks), banks.features[0]):
+    for episodes in draws(sampler_of(banks, SHOWN), banks.features[0]):
         views = episodes.support.valid.shape[1]
         shots.add(views)
         assert episodes.images.shape == (4, 3, 128, 128) and 0 <= episodes.images.min() <= episodes.images.max() <= 1
@@ -74,7 +77,7 @@ def test_shapes_and_ranges_of_episodes(banks: Banks) -> None:
 
 
 def test_held_out_classes_are_never_the_target(banks: Banks) -> None:
-    sampler = sampler_of(banks)
+    sampler = sampler_of(banks, SHOWN)
     assert sampler.classes == [1, 2]
     found = set()
     for episodes in draws(sampler, banks.features[0]):
@@ -94,7 +97,7 @@ def test_ignored_pixels_are_neither_target_nor_valid_nor_background(banks: Banks
 
 @pytest.mark.parametrize("same_image", [0.0, 1.0])
 def test_the_query_is_of_the_supports_image_only_where_that_is_wanted(banks: Banks, same_image: float) -> None:
-    config = EpisodesConfig(max_shots=3, same_image=same_image, pasted=0)
+    config = EpisodesConfig(max_shots=3, same_image=same_image, pasted=0, absent=0)
     for episodes in draws(sampler_of(banks, config), told_by_source(banks)):
         query, supports = episodes.query[0][:, 0, 0, 0], episodes.support.levels[0][:, :, 0, 0, 0]
         assert ((query[:, None] == supports).all(dim=1) == bool(same_image)).all()
@@ -137,7 +140,8 @@ PRIORS = PriorConfig()
 MEANS = slice(0, len(PRIORS.kinds))
 VARIANCES = slice(len(PRIORS.kinds), 2 * len(PRIORS.kinds))
 SALIENCY = PRIORS.prior_channels - 1
-CALIBRATED = SALIENCY - 1
+ABSOLUTE = slice(SALIENCY - len(PRIORS.kinds), SALIENCY)
+CALIBRATED = SALIENCY - len(PRIORS.kinds) - 1
 
 
 def bent(fused: list[Tensor], seed: int = 0, **changes: float) -> list[Tensor]:
@@ -155,7 +159,12 @@ def random_priors(batch: int = 2) -> list[Tensor]:
         PerturbConfig, gamma=shares, noise=st.floats(0, 0.5), swap_levels=shares, misplace=shares, flatten=shares
     ),
     st.sampled_from(
-        [PRIORS, PriorConfig(kinds=("match",), saliency=False), PriorConfig(calibration=False, extra_priors=0)]
+        [
+            PRIORS,
+            PriorConfig(kinds=("match",), saliency=False),
+            PriorConfig(calibration=False, extra_priors=0),
+            PriorConfig(absolute=False),
+        ]
     ),
     st.integers(1, 3),
     st.integers(0, 1000),
@@ -202,6 +211,19 @@ def test_flattened_maps_keep_their_order_and_lose_contrast() -> None:
         assert (second.std(dim=2) < first.std(dim=2)).all()
 
 
+def test_absolute_priors_keep_most_of_their_scale() -> None:
+    """A fifth of the deviations that other maps have; the bounds are five standard deviations of those of 400 draws."""
+    half = [torch.full((400, PRIORS.prior_channels, side, side), 0.5) for side in (8, 4, 4, 2)]
+    others = [c for c in range(PRIORS.prior_channels) if c not in range(*ABSOLUTE.indices(SALIENCY))]
+    for level in bent(half, gamma=0.35):
+        exponents = torch.log(-torch.log2(level[:, :, 0, 0]))  # 0.5 ** exponent
+        assert float(exponents[:, ABSOLUTE].std()) == pytest.approx(0.2 * 0.35, rel=5 / (2 * 400 * 3) ** 0.5)
+        assert float(exponents[:, others].std()) == pytest.approx(0.35, rel=5 / (2 * 400 * len(others)) ** 0.5)
+    for level in bent(half, noise=0.05):
+        deviations = (level - 0.5).square().mean(dim=(0, 2, 3)).sqrt()
+        assert float(deviations[ABSOLUTE].mean() / deviations[others].mean()) == pytest.approx(0.2, rel=0.2)
+
+
 def test_misplaced_priors_look_alike_elsewhere() -> None:
     fused = random_priors(40)
     result = bent(fused, misplace=0.4)
@@ -231,32 +253,42 @@ def test_the_last_two_levels_trade_places() -> None:
     assert torch.allclose(third + fourth, torch.tensor(0.7))
 
 
-def moved(config: PerturbConfig, seed: int = 0) -> tuple[PriorMaps, Episodes, Episodes]:
-    """Episodes of a bright square, whose priors, images and edges all show the square, moved."""
+def moved(config: PerturbConfig, seed: int = 0) -> tuple[Episodes, Episodes]:
+    """Episodes of a bright square, whose features, text similarities, images and edges all show the square, moved."""
     square = torch.full((6, 1, 64, 64), -1.0)
     square[:, :, 16:36, 8:28] = 1
     shown = torch.nn.functional.interpolate(square * 0.5 + 0.5, (128, 128))
     images = shown.expand(-1, 3, -1, -1)
-    before = Episodes([], None, images, images[:, :2], square, torch.ones_like(square))  # type: ignore[arg-type]
-    maps = PriorMaps((shown,) * 4, images, images[:, :2], torch.ones(6))
-    changed, after = move(maps, before, config, torch.Generator().manual_seed(seed))
-    return changed, before, after
+    before = Episodes([shown] * 4, None, shown, images, images[:, :2], square, torch.ones_like(square))
+    return before, move(before, config, torch.Generator().manual_seed(seed))
 
 
 def test_moved_episodes_stay_together() -> None:
-    maps, before, after = moved(PerturbConfig())
-    half = [torch.nn.functional.avg_pool2d(m, 2) for m in (*maps.fused, maps.images[:, :1], maps.edges[:, 1:])]
-    for shown in half:
-        assert (shown - (after.mask * 0.5 + 0.5)).abs().mean() < 0.01
+    before, after = moved(PerturbConfig())
+    shown = [*after.query, after.text, after.images[:, :1], after.edges[:, 1:]]
+    for half in (torch.nn.functional.avg_pool2d(maps, 2) for maps in shown):
+        assert (half - (after.mask * 0.5 + 0.5)).abs().mean() < 0.01
     assert not torch.allclose(after.mask, before.mask)
     areas = (after.mask > 0).sum(dim=(1, 2, 3)) / (before.mask > 0).sum(dim=(1, 2, 3))
     assert areas.max() / areas.min() > 1.2 and areas.min() > 0.25
-    again = moved(PerturbConfig())[2]
-    assert torch.equal(again.mask, after.mask) and not torch.equal(moved(PerturbConfig(), seed=1)[2].mask, after.mask)
+    again = moved(PerturbConfig())[1]
+    assert torch.equal(again.mask, after.mask) and not torch.equal(moved(PerturbConfig(), seed=1)[1].mask, after.mask)
+
+
+def test_a_query_without_the_class_is_moved_too() -> None:
+    """Nothing can be moved out of sight; its features go with its image."""
+    generator = torch.Generator().manual_seed(0)
+    images, empty = torch.rand(6, 3, 128, 128, generator=generator), torch.full((6, 1, 64, 64), -1.0)
+    before = Episodes([images], None, None, images, images[:, :2], empty, torch.ones_like(empty))
+    after = move(before, PerturbConfig(), torch.Generator().manual_seed(0))
+    assert torch.equal(after.mask, empty) and after.text is None and after.support is None
+    assert torch.equal(after.query[0], after.images) and torch.equal(after.edges, after.images[:, :2])
+    for old, new in zip(images, after.images, strict=True):
+        assert not torch.allclose(old, new, atol=0.05) and not torch.allclose(old.flip(-1), new, atol=0.05)
 
 
 def test_moves_that_are_off_leave_mirrors_only() -> None:
-    _, before, after = moved(PerturbConfig(zoom=0, turn=0, shift=0))
+    before, after = moved(PerturbConfig(zoom=0, turn=0, shift=0))
     mirrored = 0
     for old, new in zip(before.mask, after.mask, strict=True):
         same, mirror = (torch.allclose(new, image, atol=1e-5) for image in (old, old.flip(-1)))
@@ -267,5 +299,5 @@ def test_moves_that_are_off_leave_mirrors_only() -> None:
 
 def test_an_object_is_not_moved_out_of_sight() -> None:
     for seed in range(10):
-        _, before, after = moved(PerturbConfig(zoom=0, turn=0, shift=3.0), seed)
+        before, after = moved(PerturbConfig(zoom=0, turn=0, shift=3.0), seed)
         assert ((after.mask > 0).sum(dim=(1, 2, 3)) >= 0.25 * (before.mask > 0).sum(dim=(1, 2, 3))).all()

@@ -192,17 +192,20 @@ def _dropped(parts: Sequence[TrainingData]) -> frozenset[str]:
             return path
         return contents.setdefault(path, hashlib.blake2b(path.read_bytes()).digest())
 
-    tests = {content(path): (index, name) for index, files in enumerate(tested) for name, path in files.items()}
+    tests: dict[bytes | Path, dict[int, str]] = {}
+    for index, files in enumerate(tested):
+        for name, path in files.items():
+            tests.setdefault(content(path), {})[index] = name
     seen: set[bytes | Path] = set()
     dropped = set()
     for index, files in enumerate(trained):
         for name, path in files.items():
             key = content(path)
-            if key in tests and tests[key][0] != index:
-                other, where = tests[key][1], parts[tests[key][0]].name
+            other = next((number for number in tests.get(key, {}) if number != index), None)
+            if other is not None:
                 raise DataError(
-                    f"{parts[index].name} trains on {name!r}, and {where} tests on the same image, {other!r}; what was "
-                    "trained on cannot be tested on. Take it out of one of the lists"
+                    f"{parts[index].name} trains on {name!r}, and {parts[other].name} tests on the same image, "
+                    f"{tests[key][other]!r}; what was trained on cannot be tested on. Take it out of one of the lists"
                 )
             if key in seen:
                 dropped.add(f"{index}/{name}")

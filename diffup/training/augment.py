@@ -43,7 +43,8 @@ def move(episodes: Episodes, config: PerturbConfig, generator: torch.Generator, 
         text=None if episodes.text is None else _warp(episodes.text, matrices),
         images=_warp(episodes.images, matrices),
         edges=_warp(episodes.edges, matrices),
-        mask=_warp(episodes.mask, matrices),
+        # Interpolated zeros are zeros, whereas -1 comes out rounded: a query without the class must stay one.
+        mask=_warp(object_seen, matrices) * 2 - 1,
         valid=_warp(episodes.valid, matrices),
     )
 
