@@ -15,7 +15,7 @@ from fakes import build_fake, save_tiny_decoder, shape_image, tiny_config, tiny_
 
 from diffup import DiffUp
 from diffup.data.folder import LabelledFolder
-from diffup.decoder.quality import calibrated_quality, calibrated_score, expected_iou
+from diffup.decoder.quality import calibrated_score
 from diffup.decoder.sampling import Ensemble
 from diffup.decoder.weights import CONFIG, save_decoder
 from diffup.errors import DataError
@@ -38,22 +38,13 @@ def logit(shares: Any) -> Any:
 # --- estimates of a mask ---------------------------------------------------------------------------------------------
 
 
-def test_the_expected_iou_by_hand() -> None:
-    """Two positions of 0.75 and 0.5 are marked: 1.25 of them are expected to be right, of 2 + 0.25 + 0.25."""
-    maps = torch.tensor([[[0.75, 0.5], [0.25, 0.25]], [[1.0, 1.0], [0.0, 0.0]], [[0.25, 0.25], [0.0, 0.0]]])
-    assert expected_iou(maps, 0.375).tolist() == pytest.approx([1.25 / 2.5, 1.0, 0.0])
-    assert expected_iou(maps, torch.tensor([0.625, 0.5, 0.125])).tolist() == pytest.approx([0.75 / 2, 1.0, 0.5 / 2])
-
-
-def test_calibrations_by_hand() -> None:
-    expected, predicted = torch.tensor([0.5, 0.75, 0.0]), torch.tensor([0.25, 0.5, 1.0])
-    edge = np.log(999)  # logits of 0 and 1 are those of 0.001 and 0.999
-    found = calibrated_quality(expected, predicted, (0.5, 2.0, -1.0))
-    by_hand = sigmoid([2 * logit(0.25) - 1, 0.5 * logit(0.75) - 1, -0.5 * edge + 2 * edge - 1])
-    assert found.numpy() == pytest.approx(by_hand, abs=1e-6)
-    assert calibrated_quality(expected, predicted, (1.0, 0.0, 0.0))[:2].tolist() == pytest.approx([0.5, 0.75])
-    score = calibrated_score(torch.tensor([0.75, 0.75]), torch.tensor([0.5, 0.0]), (3.0, -0.5))
-    assert score.tolist() == pytest.approx([0.5 * sigmoid(3 * logit(0.75) - 0.5), 0.0])
+def test_the_score_by_hand() -> None:
+    """Logits of a quality of 0 and 1 are those of 0.001 and 0.999."""
+    quality, presence = torch.tensor([0.75, 0.75, 0.0, 1.0]), torch.tensor([0.5, 0.0, 1.0, 1.0])
+    found = calibrated_score(quality, presence, (0.5, -0.5))
+    edge = np.log(999)
+    by_hand = [0.5 * sigmoid(0.5 * np.log(3) - 0.5), 0.0, sigmoid(-0.5 * edge - 0.5), sigmoid(0.5 * edge - 0.5)]
+    assert found.tolist() == pytest.approx(by_hand, abs=1e-5)
 
 
 def test_an_empty_mask_has_no_quality() -> None:
