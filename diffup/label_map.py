@@ -90,7 +90,7 @@ class LabelMap:
 
     @property
     def quality(self) -> dict[str, float]:
-        """Predicted IoU of each class's own mask if the class is there, in [0, 1], by class name."""
+        """Expected IoU of each class's own mask if the class is there, in [0, 1], by class name."""
         return {name: item.quality for name, item in zip(self.names, self.results, strict=True)}
 
     @property

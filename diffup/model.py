@@ -291,11 +291,11 @@ class DiffUp:
             options: sampling options.
             trace: whether to record the noisy masks of the first sample.
             progress: whether to show a progress bar.
-            **sampling: fields of `SamplingOptions` (`steps`, `ensemble`, `threshold`, `seed`, `generator`, `refine`),
-                which override those of `options`.
+            **sampling: fields of `SamplingOptions` (`steps`, `ensemble`, `threshold`, `min_presence`, `seed`,
+                `generator`, `refine`), which override those of `options`.
 
         Returns:
-            The mask, probability, variance and predicted quality at the query's own size; for a list of prototypes a
+            The mask, probability and variance at the query's own size, presence and quality; for a list of prototypes a
             label map of all classes.
 
         Raises:
@@ -350,8 +350,8 @@ class DiffUp:
                 `"raise"` raises `ImageError`.
             options: sampling options; the starting noise is the same for every image.
             progress: whether to show a progress bar.
-            **sampling: fields of `SamplingOptions` (`steps`, `ensemble`, `threshold`, `seed`, `generator`, `refine`),
-                which override those of `options`.
+            **sampling: fields of `SamplingOptions` (`steps`, `ensemble`, `threshold`, `min_presence`, `seed`,
+                `generator`, `refine`), which override those of `options`.
 
         Returns:
             An iterator over the results: for each query a `Segmentation`, or a `LabelMap` if `prototypes` is a list, or

@@ -38,7 +38,7 @@ class Segmentation:
     Attributes:
         image: (H, W, 3) uint8, the query as RGB, upright.
         maps: (4, h, w) float32, probability, variance, error map and prior at the decoder's size.
-        quality: predicted IoU of the mask if the query shows the class, in [0, 1]; before refinement.
+        quality: expected IoU of the mask if the query shows the class, in [0, 1]; before refinement.
         threshold: probability above which a pixel is in the mask, in (0, 1).
         backbone: name of the encoder.
         presence: probability that the query shows the class, in [0, 1].

@@ -1,9 +1,10 @@
-"""Segment one class in every photo of a folder: writes masks and overlays, and lists photos by predicted quality.
+"""Segment one class in every photo of a folder: writes masks and overlays, and lists photos by score.
 
     python examples/your_photos.py photos --support dog.jpg --mask dog_mask.png --output marked
     python examples/your_photos.py photos --support dog.jpg --box 10,20,200,180 --output marked
 
 The prototypes of the class are computed once and used for every photo. Photos that cannot be read are reported.
+The score is the probability that a photo shows the class and its mask is a good one.
 """
 
 from __future__ import annotations
@@ -22,17 +23,17 @@ def mark(model: DiffUp, photos: list[Path], learnt: Prototypes, output: Path) ->
     """Write mask and overlay of each photo.
 
     Returns:
-        The predicted IoU of each mask by name of the photo, highest first.
+        The score of each photo by its name, highest first.
     """
-    expected = {}
+    scores = {}
     for photo, result in zip(photos, model.segment_many(photos, learnt, progress=sys.stderr.isatty()), strict=True):
         if isinstance(result, Failure):
             print(f"{photo.name}: left out: {result.reason}", file=sys.stderr)
             continue
         result.save(output / f"{photo.stem}_mask.png")
         result.overlay().convert("RGB").save(output / f"{photo.stem}_overlay.jpg")
-        expected[photo.name] = result.quality
-    return dict(sorted(expected.items(), key=lambda item: -item[1]))
+        scores[photo.name] = result.score
+    return dict(sorted(scores.items(), key=lambda item: -item[1]))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -52,8 +53,8 @@ def main(argv: list[str] | None = None) -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     model = DiffUp.from_pretrained(backbone=args.encoder)
     learnt = model.prototypes(args.support, annotation)
-    for name, quality in mark(model, photos, learnt, args.output).items():
-        print(f"{quality:.2f}  {name}")
+    for name, score in mark(model, photos, learnt, args.output).items():
+        print(f"{score:.2f}  {name}")
 
 
 if __name__ == "__main__":

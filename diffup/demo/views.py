@@ -71,15 +71,13 @@ def describe(result: LabelMap) -> str:
         rows.append(f"| {name} | {there} | {item['quality']:.2f} | {item['area_fraction']:.1%} | {uncertainty:.3f} |")
     head = ["| class | in the photo? | expected IoU | area | uncertainty |", "|---|---|---|---|---|"]
     table = "\n".join([f"**{_escape(result.results[0].backbone)}**", "", *head, *rows])
-    hints = {
-        "Not in the photo, it seems: {}. If it is there, another example may help.": lambda item: not item["present"],
-        "Not marked: {}. A lower threshold (under *Sampling*) or another example may help.": lambda item: (
-            item["present"] and not item["area_fraction"]
-        ),
-    }
-    for hint, applies in hints.items():
-        if named := ", ".join(_escape(item["name"]) for item in classes if applies(item)):
-            table += f"\n\n{hint.format(named)}"
+    absent = [_escape(item["name"]) for item in classes if not item["present"]]
+    if absent:
+        table += f"\n\nNot in the photo, it seems: {', '.join(absent)}. If it is there, another example may help."
+    missing = [_escape(item["name"]) for item in classes if item["present"] and not item["area_fraction"]]
+    if missing:
+        table += f"\n\nNot marked: {', '.join(missing)}. "
+        table += "A lower threshold (under *Sampling*) or another example may help."
     return table
 
 
