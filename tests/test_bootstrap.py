@@ -23,7 +23,7 @@ def row_of(found: Sequence[Counts], classes: Sequence[int] | None = None, prior:
     facts = {"protocol": "folder", "split": "test", "classes": "fold", "annotation": "mask", "backbone": "b"}
     facts |= {"fingerprint": "f", "decoder": "x", "decoder_hash": "h", "device": "cpu", "dataset": dataset}
     numbers = dict.fromkeys(("fold", "shots", "seed", "steps", "ensemble", "batch_size"), 1)
-    setting = Setting(**facts, **numbers, input_size=(8, 8), threshold=0.5, bf16=False)
+    setting = Setting(**facts, **numbers, input_size=(8, 8), threshold=0.5, refine=False, bf16=False)
     episodes = tuple(
         EpisodeScore(
             index,

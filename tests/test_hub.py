@@ -221,7 +221,7 @@ def test_rounding_after_the_scores_is_said(scores: Path, tmp_path: Path) -> None
 def test_scores_and_settings_of_another_decoder_are_refused(scores: Path, training: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="are of another decoder"):
         write_repository(tmp_path / "out", model_of(seed=1).decoder, "a/b", CardSources(scores))
-    other = random_decoder(tiny_config(signal_scale=0.5))
+    other = random_decoder(tiny_config(signal_scale=0.4))
     with pytest.raises(ConfigError, match="another config"):
         write_repository(tmp_path / "out", other, "a/b", CardSources(training=training))
     assert not (tmp_path / "out").exists()

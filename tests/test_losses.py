@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-import torch.nn.functional as F
 from fakes import noise
 from torch import Tensor
 
@@ -167,13 +166,3 @@ def test_mask_iou() -> None:
     iou = mask_iou(a.view(4, 1, 2, 2), b.view(4, 1, 2, 2))
     assert iou.dtype == torch.float32
     assert torch.allclose(iou, torch.tensor([1 / 3, 1.0, 0.0, 1.0]))
-
-
-def test_a_moved_query_without_the_class_stays_one_without_it() -> None:
-    mask = torch.full((8, 1, 64, 64), -1.0)
-    mask[4:, :, 20:30, 20:30] = 1
-    turned = torch.tensor([[0.9, -0.1, 0.03], [0.1, 0.9, 0.01]]).expand(8, 2, 3)
-    grid = F.affine_grid(turned, [8, 1, 64, 64], align_corners=False)
-    moved = F.grid_sample(mask, grid, padding_mode="reflection", align_corners=False)
-    assert (moved[:4] > -1).any(), "interpolation rounds"
-    assert present(moved).tolist() == [False] * 4 + [True] * 4

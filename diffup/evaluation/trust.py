@@ -30,7 +30,11 @@ from diffup.evaluation.evaluate import Evaluator, check_annotation, episode_gene
 from diffup.model import DiffUp
 
 RECALL = 0.9
-"""Share of the queries that show the class whose presence is not below `min_presence`."""
+"""Share of the queries with the class at which false alarms are reported."""
+
+KEPT = 0.97
+"""Share of the queries with the class that a fitted `min_presence` keeps: a mask that is missing costs more than one
+that has to be deleted."""
 
 RIDGE = 1e-3
 """Weight of the squared factors of a calibration, which keeps those of separable evidence finite."""
@@ -153,7 +157,7 @@ def fit_presence(decoder: Decoder, evidence: Evidence) -> Evidence:
     return replace(evidence, shown=shown, absent=absent)
 
 
-def calibrate(evidence: Evidence, config: DecoderConfig, recall: float = RECALL) -> DecoderConfig:
+def calibrate(evidence: Evidence, config: DecoderConfig, recall: float = KEPT) -> DecoderConfig:
     """Fit the calibrations of a decoder, and the minimum presence.
 
     Args:
