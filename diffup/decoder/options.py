@@ -72,11 +72,11 @@ class SamplingOptions:
             raise ConfigError(f"ensemble={ensemble}: it must be 1 to {MAX_ENSEMBLE}")
         threshold = None if self.threshold is None else _number("threshold", self.threshold)
         if threshold is not None and not 0 < threshold < 1:
-            raise ConfigError(f"threshold={threshold}: it must lie between 0 and 1")
+            raise ConfigError(f"threshold={self.threshold}: it must lie between 0 and 1")
         asked = config.min_presence if self.min_presence is None else self.min_presence
         min_presence = _number("min_presence", asked)
         if not 0 <= min_presence <= 1:
-            raise ConfigError(f"min_presence={min_presence}: it must be 0 to 1")
+            raise ConfigError(f"min_presence={asked}: it must be 0 to 1")
         if not isinstance(self.generator, torch.Generator | None):
             raise ConfigError(f"generator={self.generator!r}: expected a torch.Generator; for a number give seed=")
         generator = seeded(self.seed) if self.generator is None else self.generator
