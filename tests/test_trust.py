@@ -15,6 +15,7 @@ from fakes import build_fake, save_tiny_decoder, shape_image, tiny_config, tiny_
 
 from diffup import DiffUp
 from diffup.data.folder import LabelledFolder
+from diffup.decoder.build import build_decoder
 from diffup.decoder.quality import calibrated_score
 from diffup.decoder.sampling import Ensemble
 from diffup.decoder.weights import CONFIG, save_decoder
@@ -22,7 +23,17 @@ from diffup.errors import DataError
 from diffup.evaluation import trust as evidence_of
 from diffup.evaluation.episodes import Episode, draw_episodes
 from diffup.evaluation.evaluate import Evaluator, episode_generators
-from diffup.evaluation.trust import Evidence, auc, calibrate, calibration_error, fit_logistic, gather, report, spearman
+from diffup.evaluation.trust import (
+    Evidence,
+    auc,
+    calibrate,
+    calibration_error,
+    fit_logistic,
+    fit_presence,
+    gather,
+    report,
+    spearman,
+)
 from diffup.inference import trust
 
 
@@ -133,7 +144,25 @@ def made_up(seed: int = 0, count: int = 500) -> Evidence:
     shown, absent = logits[there][:count], logits[~there][:count]
     expected, predicted = rng.uniform(0.05, 0.95, (2, count))
     iou = sigmoid(0.8 * logit(expected) + 0.4 * logit(predicted) - 0.2)
-    return Evidence(shown, absent, expected, predicted, iou, tuple(map(str, range(count))))
+    pooled = np.stack([*shown, *absent])[:, None] * [0.5, 0.0] + [3.0, 1.0]  # the logit and a constant
+    return Evidence(shown, absent, expected, predicted, iou, pooled, tuple(map(str, range(count))))
+
+
+def test_the_presence_head_is_fitted_to_evidence() -> None:
+    evidence, decoder = made_up(), build_decoder(tiny_config())
+    channels = decoder.presence_head.linear.in_features
+    rng = np.random.default_rng(1)
+    pooled = rng.normal(size=(2 * len(evidence.shown), channels))
+    pooled[:, 3] = 0.5 * np.concatenate([evidence.shown, evidence.absent]) + 2  # all others say nothing
+    fitted = fit_presence(decoder, dataclasses.replace(evidence, pooled=pooled))
+    weight = decoder.presence_head.linear.weight[0].detach().numpy()
+    # The logit is 2 * logit + 1 = 4 * pooled - 7; standard errors of 1000 draws are about 0.1 a unit of the input.
+    assert weight[3] == pytest.approx(4, abs=0.7) and np.abs(np.delete(weight, 3)).max() < 0.4
+    own = torch.from_numpy(pooled).float() @ decoder.presence_head.linear.weight[0] + decoder.presence_head.linear.bias
+    assert np.allclose(own.detach().numpy(), np.concatenate([fitted.shown, fitted.absent]), atol=1e-4)
+    assert auc(fitted.shown, fitted.absent) > auc(evidence.shown, evidence.absent) - 0.02
+    bare = tiny_config(system="prior")
+    assert fit_presence(build_decoder(bare), evidence) is evidence, "a decoder without a head stays as it is"
 
 
 @pytest.mark.parametrize("recall", [0.9, 0.5])
@@ -155,6 +184,7 @@ def test_calibrations_are_fitted_and_the_recall_is_what_was_asked_for(recall: fl
 def test_the_report_by_hand() -> None:
     config = tiny_config(presence_calibration=(2.0, 0.0), min_presence=0.5)
     evidence = Evidence(
+        pooled=np.zeros((8, 2)),
         shown=logit(np.array([0.5, 0.6, 0.7, 0.8])) / 2,
         absent=logit(np.array([0.1, 0.2, 0.55, 0.5])) / 2,
         expected=np.array([0.9, 0.0, 0.6, 0.3]),
@@ -234,6 +264,7 @@ def test_evidence_is_that_of_its_seed(folder: LabelledFolder) -> None:
     )
     for name in ("shown", "absent", "expected", "predicted", "iou"):
         assert np.array_equal(getattr(first, name), getattr(again, name)) and getattr(first, name).shape == (4,)
+    assert np.array_equal(first.pooled, again.pooled) and first.pooled.shape[0] == 8
     assert first.photos == again.photos and not np.array_equal(first.shown, other.shown)
 
 

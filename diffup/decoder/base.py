@@ -54,7 +54,7 @@ class Decoder(nn.Module, ABC):
         hidden = self.config.quality_hidden
         self.error_branch = ErrorBranch(hidden)
         self.iou_regressor = IoURegressor(hidden)
-        self.presence_head = PresenceHead(self.config.priors.condition_channels, hidden)
+        self.presence_head = PresenceHead(self.config.priors.condition_channels)
 
     @abstractmethod
     def forward(self, x: Tensor, time: Tensor, condition: Condition) -> Denoised:

@@ -23,7 +23,7 @@ MAX_ENSEMBLE = 1000
 """Greatest number of samples of a query."""
 
 
-FORMAT = 2
+FORMAT = 3
 """Version of a decoder folder's `config.json`. A new one is due whenever a file that is read as before would mean
 another decoder: a field renamed, removed, or with a default that is not what files without it meant."""
 

@@ -83,30 +83,28 @@ class IoURegressor(nn.Module):
 
 
 class PresenceHead(nn.Module):
-    """Predicts whether a query shows the class, from a level of the condition.
+    """Predicts whether a query shows the class: a logistic regression on means and maxima of a condition level.
 
-    Nothing is normalised here: whether similarities are high at all is what tells a query without the class.
+    So few parameters can be fitted exactly after training (`diffup.evaluation.trust`), and learn no photos by heart.
+    Nothing is normalised: whether similarities are high at all is what tells a query without the class.
 
     Args:
         channels: channels of the condition level.
-        hidden: channels of the convolutions.
     """
 
-    def __init__(self, channels: int, hidden: int) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.convolutions = nn.Sequential(
-            nn.Conv2d(channels, hidden, 3, padding=1),
-            nn.SiLU(),
-            nn.Conv2d(hidden, hidden, 3, padding=1),
-            nn.SiLU(),
-        )
-        self.head = nn.Sequential(nn.Linear(2 * (channels + hidden), 2 * hidden), nn.SiLU(), nn.Linear(2 * hidden, 1))
+        self.linear = nn.Linear(2 * channels, 1)
 
     def forward(self, level: Tensor) -> Tensor:
         """(B, channels, s, s), condition level -> (B,), logit of the presence."""
-        maps = torch.cat([level, self.convolutions(level)], dim=1)
-        logit: Tensor = self.head(torch.cat([maps.mean(dim=(2, 3)), maps.amax(dim=(2, 3))], dim=1))
+        logit: Tensor = self.linear(self.pool(level))
         return logit[:, 0]
+
+    @staticmethod
+    def pool(level: Tensor) -> Tensor:
+        """(B, channels, s, s), condition level -> (B, 2 * channels), mean and maximum of each channel."""
+        return torch.cat([level.mean(dim=(2, 3)), level.amax(dim=(2, 3))], dim=1)
 
 
 def expected_iou(probability: Tensor, threshold: Tensor | float) -> Tensor:

@@ -18,9 +18,10 @@ import numpy.typing as npt
 import torch
 
 from diffup.data.folder import LabelledFolder
+from diffup.decoder.base import PRESENCE_LEVEL, Decoder
 from diffup.decoder.config import DecoderConfig
 from diffup.decoder.options import SamplingOptions
-from diffup.decoder.quality import calibrated_quality, calibrated_score, expected_iou
+from diffup.decoder.quality import PresenceHead, calibrated_quality, calibrated_score, expected_iou
 from diffup.decoder.sampling import draw_noise, sample_ensemble
 from diffup.decoder.weights import save_decoder
 from diffup.errors import ConfigError, DataError, DiffUpError
@@ -31,7 +32,13 @@ from diffup.model import DiffUp
 RECALL = 0.9
 """Share of the queries that show the class whose presence is not below `min_presence`."""
 
-_ROUNDS, _RIDGE = 50, 1e-3
+RIDGE = 1e-3
+"""Weight of the squared factors of a calibration, which keeps those of separable evidence finite."""
+
+PRESENCE_RIDGE = 10.0
+"""The same of the presence head, which has many inputs; they are standardised."""
+
+_ROUNDS, _LEAST = 50, 1e-3
 
 Floats = npt.NDArray[np.float64]
 
@@ -46,6 +53,7 @@ class Evidence:
         expected: (N,) in [0, 1], expected IoU of the masks in the first ones.
         predicted: (N,) in [0, 1], their IoU as the quality branch predicts it.
         iou: (N,) in [0, 1], their true IoU.
+        pooled: (2 N, F), what the presence is computed from (`PresenceHead.pool`), the first ones first.
         photos: N names of the first ones.
     """
 
@@ -54,6 +62,7 @@ class Evidence:
     expected: Floats
     predicted: Floats
     iou: Floats
+    pooled: Floats
     photos: tuple[str, ...]
 
 
@@ -95,6 +104,7 @@ def gather(
     evaluator = Evaluator(model, data)
     sampling = SamplingOptions(min_presence=0.0).resolve(model.config)
     shown, absent, expected, predicted, iou = (list[float]() for _ in range(5))
+    pools: list[list[npt.NDArray[np.float32]]] = []
     for index, (episode, other) in enumerate(zip(drawn, others, strict=True)):
         weak, noise = episode_generators(seed, index)
         condition = evaluator.condition(episode, annotation, weak)
@@ -105,13 +115,42 @@ def gather(
         weak, _ = episode_generators(seed, index)
         without = evaluator.condition(replace(episode, query=other), annotation, weak)
         with torch.no_grad():
-            shown.append(float(model.decoder.presence(condition)))
-            absent.append(float(model.decoder.presence(without)))
+            for values, one in ((shown, condition), (absent, without)):
+                values.append(float(model.decoder.presence(one)))
+            pools.append(
+                [PresenceHead.pool(one.levels[PRESENCE_LEVEL])[0].cpu().numpy() for one in (condition, without)]
+            )
         expected.append(float(expected_iou(samples.mean.float(), sampling.threshold())))
         predicted.append(float(samples.iou[0]))
         iou.append(score.mask[0] / max(score.mask[1], 1))
     figures = (np.array(values) for values in (shown, absent, expected, predicted, iou))
-    return Evidence(*figures, tuple(episode.query for episode in drawn))
+    pooled = np.concatenate(list(zip(*pools, strict=True))).astype(float)
+    return Evidence(*figures, pooled, tuple(episode.query for episode in drawn))
+
+
+def fit_presence(decoder: Decoder, evidence: Evidence) -> Evidence:
+    """Fit a decoder's presence head to evidence, in place.
+
+    Args:
+        decoder: the decoder; one without a presence head (`system="prior"`) stays as it is.
+        evidence: evidence from queries that the decoder was not trained on.
+
+    Returns:
+        The evidence with the logits of the fitted head.
+    """
+    if decoder.config.system == "prior":
+        return evidence
+    truth = np.repeat([1.0, 0.0], len(evidence.shown))
+    mean, scale = evidence.pooled.mean(axis=0), evidence.pooled.std(axis=0) + _LEAST
+    fitted = np.array(fit_logistic((evidence.pooled - mean) / scale, truth, PRESENCE_RIDGE))
+    weights = fitted[:-1] / scale
+    offset = fitted[-1] - float(mean @ weights)
+    linear = decoder.presence_head.linear
+    with torch.no_grad():
+        linear.weight.copy_(torch.from_numpy(weights)[None])
+        linear.bias.fill_(offset)
+    shown, absent = np.split(evidence.pooled @ weights + offset, 2)
+    return replace(evidence, shown=shown, absent=absent)
 
 
 def calibrate(evidence: Evidence, config: DecoderConfig, recall: float = RECALL) -> DecoderConfig:
@@ -176,22 +215,24 @@ def qualities(evidence: Evidence, config: DecoderConfig) -> Floats:
     return np.where(evidence.expected > 0, quality, 0.0)
 
 
-def fit_logistic(inputs: Floats, target: Floats) -> tuple[float, ...]:
+def fit_logistic(inputs: Floats, target: Floats, ridge: float = RIDGE) -> tuple[float, ...]:
     """Fit a logistic regression to shares, by Newton's method with a small ridge.
 
     Args:
         inputs: (N, D).
         target: (N,) in [0, 1].
+        ridge: weight of the squared factors, against the sum of the N losses.
 
     Returns:
         D factors, then the offset.
     """
     rows = np.concatenate([inputs, np.ones((len(inputs), 1))], axis=1)
+    penalty = np.append(np.full(inputs.shape[1], ridge), RIDGE)  # the offset is free
     weights = np.zeros(rows.shape[1])
     for _ in range(_ROUNDS):
         fitted = 1 / (1 + np.exp(-rows @ weights))
-        slope = rows.T @ (fitted - target) + _RIDGE * weights
-        curvature = (rows * (fitted * (1 - fitted))[:, None]).T @ rows + _RIDGE * np.eye(rows.shape[1])
+        slope = rows.T @ (fitted - target) + penalty * weights
+        curvature = (rows * (fitted * (1 - fitted))[:, None]).T @ rows + np.diag(penalty)
         weights = weights - np.linalg.solve(curvature, slope)
     return tuple(float(weight) for weight in weights)
 
@@ -257,10 +298,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parts = [_gather_folder(model, folder, args) for folder in args.data]
         evidence = Evidence(
             *(np.concatenate([getattr(part, name) for part in parts]) for name in _ARRAYS),
+            np.concatenate(
+                [half for halves in zip(*(np.split(p.pooled, 2) for p in parts), strict=True) for half in halves]
+            ),
             tuple(name for part in parts for name in part.photos),
         )
-        config = calibrate(evidence, model.config) if args.write else model.config
+        config = model.config
         if args.write:
+            evidence = fit_presence(model.decoder, evidence)
+            config = calibrate(evidence, config)
             save_decoder(args.decoder, model.decoder.state_dict(), config, torch.float16)
     except (DiffUpError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -270,6 +316,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 _ARRAYS = ("shown", "absent", "expected", "predicted", "iou")
+"""Names of the arrays that are joined as they are; those of `pooled` are two halves."""
 
 
 def _gather_folder(model: DiffUp, folder: str, args: argparse.Namespace) -> Evidence:
