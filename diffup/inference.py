@@ -23,8 +23,7 @@ from diffup.decoder.quality import calibrated_quality, calibrated_score, expecte
 from diffup.decoder.sampling import Ensemble, sample_batches, sample_ensemble
 from diffup.inputs.images import ImageLike, read_image, resize_image, to_bytes
 from diffup.priors import build_condition
-from diffup.priors.affinity import self_affinities
-from diffup.priors.condition import EDGE_SIDE, Condition, SupportFeatures
+from diffup.priors.condition import EDGE_SIDE, Condition, SupportFeatures, query_affinity
 from diffup.priors.level import pool_to_grid
 from diffup.priors.support import change_support
 from diffup.priors.text import text_maps, text_similarity
@@ -188,7 +187,7 @@ def decode(
     small = torch.stack([query.small for query in queries]).to(device)
     for_text = [query.for_text for query in queries if query.for_text is not None]
     dense = dense_features(text_space, for_text) if text_space is not None and for_text else None
-    affinity = self_affinities(levels, members_of(backbone)) if config.priors.self_affinity else ()
+    affinity = query_affinity(levels, config.priors, members_of(backbone))
 
     def condition_of(prototypes: Prototypes) -> Condition:
         support, text = prototypes.features, None

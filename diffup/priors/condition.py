@@ -284,6 +284,25 @@ def edge_maps(images: Tensor) -> Tensor:
     return torch.cat([canny(images), sobel(images)], dim=1)
 
 
+def query_affinity(query: Sequence[Tensor], config: PriorConfig, members: Members = ()) -> tuple[Tensor, ...]:
+    """Compute the self-affinities of queries from their features, pooled as for the priors.
+
+    Features that were pooled before, as in training and evaluation, give the same.
+
+    Args:
+        query: four tensors (B, C_l, h_l, w_l), features of the queries.
+        config: config of the priors.
+        members: for each level, channels of each member of a joint backbone; empty for a single backbone.
+
+    Returns:
+        `Condition.affinity`; empty if the config has none.
+    """
+    if not config.self_affinity:
+        return ()
+    pooled = [pool_to_grid(level, grid) for level, grid in zip(query, config.grids, strict=True)]
+    return self_affinities(pooled, members)
+
+
 def prior_maps(
     query: Sequence[Tensor],
     support: SupportFeatures | None,
@@ -306,10 +325,10 @@ def prior_maps(
         text: (B, V, h, w), one map of each text prompt (`text_maps`); None without text.
         members: for each level, channels of each member of a joint backbone; empty for a single backbone.
         edges: (B, 2, H, W) in [0, 1], precomputed result of `edge_maps`; None computes it.
-        affinity: precomputed result of `self_affinities`; None computes it if the config has it.
+        affinity: precomputed result of `query_affinity`; None computes it.
     """
     if affinity is None:
-        affinity = self_affinities(query, members) if config.self_affinity else ()
+        affinity = query_affinity(query, config, members)
     if edges is None:
         edges = edge_maps(images) if config.edges else images.new_zeros(())
     return PriorMaps(
@@ -379,7 +398,7 @@ def build_condition(
         low_level: whether to include the queries' first feature level, for DiffUp+LFE (Table 9).
         text: (B, V, h, w), one map of each text prompt (`text_maps`); None without text.
         members: for each level, channels of each member of a joint backbone; empty for a single backbone.
-        affinity: precomputed result of `self_affinities`; None computes it if the config has it.
+        affinity: precomputed result of `query_affinity`; None computes it.
     """
     maps = prior_maps(query, support, images, config, low_level, text, members, affinity=affinity)
     return assemble(maps, config)
