@@ -206,7 +206,7 @@ class OneEpisode:
 
 @pytest.mark.parametrize("system", ["one_step", "gan"])
 def test_one_episode_is_learned_by_heart(banks: Banks, system: str) -> None:
-    steps = 25
+    steps = 40
     config = dataclasses.replace(
         CONFIG,
         decoder=dataclasses.replace(DECODER_CONFIG, system=system),

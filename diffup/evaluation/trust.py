@@ -127,9 +127,29 @@ def gather(
         expected.append(float(expected_iou(samples.mean.float(), sampling.threshold())))
         predicted.append(float(samples.iou[0]))
         iou.append(score.mask[0] / max(score.mask[1], 1))
-    figures = (np.array(values) for values in (shown, absent, expected, predicted, iou))
-    pooled = np.concatenate(list(zip(*pools, strict=True))).astype(float)
-    return Evidence(*figures, pooled, tuple(episode.query for episode in drawn))
+    return Evidence(
+        shown=np.array(shown),
+        absent=np.array(absent),
+        expected=np.array(expected),
+        predicted=np.array(predicted),
+        iou=np.array(iou),
+        pooled=np.concatenate(list(zip(*pools, strict=True))).astype(float),
+        photos=tuple(episode.query for episode in drawn),
+    )
+
+
+def join(parts: Sequence[Evidence]) -> Evidence:
+    """Join evidence of several data sets."""
+    halves = [np.split(part.pooled, 2) for part in parts]
+    return Evidence(
+        shown=np.concatenate([part.shown for part in parts]),
+        absent=np.concatenate([part.absent for part in parts]),
+        expected=np.concatenate([part.expected for part in parts]),
+        predicted=np.concatenate([part.predicted for part in parts]),
+        iou=np.concatenate([part.iou for part in parts]),
+        pooled=np.concatenate([*(shown for shown, _ in halves), *(absent for _, absent in halves)]),
+        photos=tuple(name for part in parts for name in part.photos),
+    )
 
 
 def fit_presence(decoder: Decoder, evidence: Evidence) -> Evidence:
@@ -214,8 +234,8 @@ def presences(logits: Floats, config: DecoderConfig) -> Floats:
 
 def qualities(evidence: Evidence, config: DecoderConfig) -> Floats:
     """Calibrated quality of the masks, (N,) in [0, 1]; 0 for an empty mask."""
-    estimates = (torch.from_numpy(values) for values in (evidence.expected, evidence.predicted))
-    quality = calibrated_quality(*estimates, config.quality_calibration).numpy()
+    expected, predicted = torch.from_numpy(evidence.expected), torch.from_numpy(evidence.predicted)
+    quality = calibrated_quality(expected, predicted, config.quality_calibration).numpy()
     return np.where(evidence.expected > 0, quality, 0.0)
 
 
@@ -299,14 +319,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     try:
         model = DiffUp.from_pretrained(args.decoder, backbone=args.backbone)
-        parts = [_gather_folder(model, folder, args) for folder in args.data]
-        evidence = Evidence(
-            *(np.concatenate([getattr(part, name) for part in parts]) for name in _ARRAYS),
-            np.concatenate(
-                [half for halves in zip(*(np.split(p.pooled, 2) for p in parts), strict=True) for half in halves]
-            ),
-            tuple(name for part in parts for name in part.photos),
-        )
+        evidence = join([_gather_folder(model, folder, args) for folder in args.data])
         config = model.config
         if args.write:
             evidence = fit_presence(model.decoder, evidence)
@@ -317,10 +330,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2  # as `diffup` does
     print(json.dumps({name: round(value, 3) for name, value in report(evidence, config).items()}, indent=2))
     return 0
-
-
-_ARRAYS = ("shown", "absent", "expected", "predicted", "iou")
-"""Names of the arrays that are joined as they are; those of `pooled` are two halves."""
 
 
 def _gather_folder(model: DiffUp, folder: str, args: argparse.Namespace) -> Evidence:
