@@ -123,7 +123,7 @@ def front(model: DiffUp) -> Image.Image:
 
     All photos come with scikit-image. The coins are cut from one photo, the cat's eyes from two halves of another, and
     the motorcycle and its wheels are in the two images of a stereo pair, of which one is mirrored. A true mask and so
-    an IoU exists for the coins (0.82) and for the man (0.54).
+    an IoU exists for the coins (0.97) and for the man (0.74).
     """
     rows = []
     for names in (("coin", "motorcycle"), ("face", "person"), ("wheel", "eye")):
