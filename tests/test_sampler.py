@@ -129,7 +129,13 @@ def test_absent_queries_never_show_the_class_and_are_of_data_sets_that_label_it(
     images = {WHOLE: bank_of(SHOWN, VIEWS), CROP: bank_of(SHOWN, 1)}
     nearest = {1: [2], 2: [1, 3], 3: [2]}
     pairs, episodes = drawn(
-        images, [1, 2, 3], 200, {"absent": 1.0, "near": near}, parts=PARTS, labelled=LABELLED, near=nearest
+        images,
+        [1, 2, 3],
+        200,
+        {"absent": 1.0, "near": near, "cropped": 0.5},
+        parts=PARTS,
+        labelled=LABELLED,
+        near=nearest,
     )
     assert (episodes.mask == -1).all() and (episodes.valid == 1).all()
     groups = set()

@@ -224,7 +224,8 @@ class EpisodeSampler:
 
     def _absent(self, c: int, rng: np.random.Generator) -> Entry | None:
         """Draw a query that does not show a class, from the data sets that label it; None if there is none."""
-        group = CROP if CROP in self.images and rng.random() < 0.5 else WHOLE
+        crops = self.config.cropped / max(1 - self.config.pasted, 1e-9)  # pasted images have unknown backgrounds
+        group = CROP if CROP in self.images and rng.random() < crops else WHOLE
         labels = np.array([c in part for part in self.labelled])[self.parts[group]]
         free = labels & self.as_query[group] & (self._area(group, c) == 0)
         if rng.random() < self.config.near and self.near.get(c):
