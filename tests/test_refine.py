@@ -217,7 +217,7 @@ def test_the_reduced_size_keeps_small_images_and_the_shape_of_large_ones() -> No
 def result_of(image: np.ndarray, mask: np.ndarray, refine: bool) -> Segmentation:
     coarse = torch.nn.functional.avg_pool2d(torch.from_numpy(mask).float()[None, None], 41, 20, 20)[0, 0].numpy()
     maps = np.stack([coarse, np.zeros_like(coarse), np.zeros_like(coarse), coarse])
-    return Segmentation(image, maps, 0.5, 0.3, "fake", refine)
+    return Segmentation(image, maps, 0.5, 0.3, "fake", refine=refine)
 
 
 def test_a_result_is_refined_when_it_is_read_or_not_at_all() -> None:
