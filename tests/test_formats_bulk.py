@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from fakes import save_mask
 from PIL import Image
+from shots import pixels
 
-from diffup import Box, Mask
+from diffup import Box
 from diffup.errors import FormatError
 from diffup.formats import (
     SupportSet,
@@ -35,11 +36,6 @@ HEIGHT, WIDTH = 40, 60
 GOOD = {"segmentation": [[10, 10, 20, 10, 20, 20, 10, 20]], "bbox": [10, 10, 10, 10]}
 SQUARE = np.zeros((HEIGHT, WIDTH), dtype=bool)
 SQUARE[10:20, 10:20] = True
-
-
-def pixels(annotation: object) -> np.ndarray:
-    assert isinstance(annotation, Mask)
-    return annotation.mask.numpy() > 0.5
 
 
 @pytest.fixture

@@ -17,11 +17,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
+from shots import pixels, usable
 
-from diffup import Box, Mask, Points, Scribble
+from diffup import Box, Points, Scribble
 from diffup.errors import FormatError
 from diffup.formats import (
-    SupportSet,
     coco_annotations,
     coco_document,
     read_coco,
@@ -31,7 +31,6 @@ from diffup.formats import (
     read_mask_folder,
     write_label_png,
 )
-from diffup.inputs.annotations import pair_supports
 
 pytest.importorskip("pycocotools")
 pytest.importorskip("skimage")
@@ -53,17 +52,6 @@ def ring() -> np.ndarray:
     y, x = np.mgrid[:HEIGHT, :WIDTH]
     distance = np.hypot(x - 20, y - 20)
     return (distance < 15) & (distance > 6)
-
-
-def pixels(annotation: object) -> np.ndarray:
-    assert isinstance(annotation, Mask)
-    return annotation.mask.numpy() > 0.5
-
-
-def usable(shots: SupportSet) -> SupportSet:
-    """The supports, after what `segment` does with them."""
-    assert len(pair_supports(*shots)) == len(shots.support)
-    return shots
 
 
 def write_json(path: Path, content: object) -> Path:

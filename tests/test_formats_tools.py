@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
+from shots import pixels, usable
 
-from diffup import Box, Mask, Points, Scribble
+from diffup import Box, Points, Scribble
 from diffup.errors import FormatError
 from diffup.formats import (
     SupportSet,
@@ -33,7 +34,6 @@ from diffup.formats import (
     recognise_format,
 )
 from diffup.formats.brush import decode_brush, encode_brush
-from diffup.inputs.annotations import pair_supports
 
 pytest.importorskip("pycocotools")
 pytest.importorskip("skimage")
@@ -43,17 +43,6 @@ ROWS, COLUMNS = np.mgrid[:HEIGHT, :WIDTH]
 SQUARE = (ROWS >= 10) & (ROWS < 20) & (COLUMNS >= 12) & (COLUMNS < 24)
 RING = (np.hypot(COLUMNS - 30, ROWS - 18) < 9) & (np.hypot(COLUMNS - 30, ROWS - 18) > 4)
 NAMES = ("dog", "Küche 猫 🐈 <&\"'>")
-
-
-def pixels(annotation: object) -> np.ndarray:
-    assert isinstance(annotation, Mask)
-    return annotation.mask.numpy() > 0.5
-
-
-def usable(shots: SupportSet) -> SupportSet:
-    """The supports, after what `segment` does with them."""
-    assert len(pair_supports(*shots)) == len(shots.support)
-    return shots
 
 
 @pytest.fixture

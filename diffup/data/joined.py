@@ -181,36 +181,36 @@ def _dropped(parts: Sequence[TrainingData]) -> frozenset[str]:
     Raises:
         DataError: a data set trains on an image that another one tests on.
     """
-    trained = [_files(part, "train") for part in parts]
-    tested = [_files(part, "test") for part in parts]
-    sizes = Counter(path.stat().st_size for files in (*trained, *tested) for path in files.values())
-    contents: dict[Path, bytes] = {}
-
-    def content(path: Path) -> bytes | Path:
-        """Content of a file; the path itself where no other file has the same size, so that few files are read."""
-        if sizes[path.stat().st_size] == 1:
-            return path
-        return contents.setdefault(path, hashlib.blake2b(path.read_bytes()).digest())
-
-    tests: dict[bytes | Path, dict[int, str]] = {}
+    trained, tested = ([_files(part, split) for part in parts] for split in ("train", "test"))
+    keys = _keys({path for files in (*trained, *tested) for path in files.values()})
+    tests: dict[object, dict[int, str]] = {}
     for index, files in enumerate(tested):
         for name, path in files.items():
-            tests.setdefault(content(path), {})[index] = name
-    seen: set[bytes | Path] = set()
+            tests.setdefault(keys[path], {})[index] = name
+    seen: set[object] = set()
     dropped = set()
     for index, files in enumerate(trained):
         for name, path in files.items():
-            key = content(path)
-            other = next((number for number in tests.get(key, {}) if number != index), None)
+            where = tests.get(keys[path], {})
+            other = next((number for number in where if number != index), None)
             if other is not None:
                 raise DataError(
                     f"{parts[index].name} trains on {name!r}, and {parts[other].name} tests on the same image, "
-                    f"{tests[key][other]!r}; what was trained on cannot be tested on. Take it out of one of the lists"
+                    f"{where[other]!r}; what was trained on cannot be tested on. Take it out of one of the lists"
                 )
-            if key in seen:
+            if keys[path] in seen:
                 dropped.add(f"{index}/{name}")
-        seen.update(content(path) for path in files.values())
+        seen.update(keys[path] for path in files.values())
     return frozenset(dropped)
+
+
+def _keys(paths: Collection[Path]) -> dict[Path, object]:
+    """A key of each file that is equal for files of the same content; only files of one size are read."""
+    sizes = {path: path.stat().st_size for path in paths}
+    number = Counter(sizes.values())
+    return {
+        path: hashlib.blake2b(path.read_bytes()).digest() if number[size] > 1 else path for path, size in sizes.items()
+    }
 
 
 def _files(part: TrainingData, split: str) -> dict[str, Path]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import errno
 import hashlib
-import io
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -38,6 +36,7 @@ from diffup.labelling.files import (
     yaml_string,
 )
 from diffup.labelling.listing import Listing, list_images
+from diffup.labelling.table import quality_table
 from diffup.model import DiffUp
 from diffup.prototypes import Prototypes, check_classes
 from diffup.stream import Failure
@@ -509,53 +508,3 @@ def _yolo_data(names: Sequence[str]) -> str:
     return "train: images\nval: images\nnames:\n" + "".join(
         f"  {index}: {yaml_string(name)}\n" for index, name in enumerate(names)
     )
-
-
-def quality_table(entries: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
-    """Return a CSV table of the images, in the order in which they need review.
-
-    Images that could not be read come first, then the others by their doubt: a class that was marked may be wrong, with
-    the doubt 1 - score, and a class that was not marked may be there, with its presence as the doubt; an image has that
-    of its most doubtful class. Each class also has its state (`marked`, `absent`: below the minimum presence, or
-    `empty`: present, but no pixel is above the threshold), presence, quality, score and share of the image. Classes in
-    the column `found` are separated by semicolons, and a name with a semicolon is quoted, as in CSV.
-
-    Args:
-        entries: entries of the images in the record.
-        names: names of the classes.
-    """
-    rows = []
-    for entry in entries:
-        classes = entry.get("classes", [])
-        found = [item["name"] for item in classes if item["area_fraction"] > 0]
-        doubt = max((_doubt(item) for item in classes), default=None)
-        order = (0 if "error" in entry else 1, -(doubt or 0.0), entry["image"])
-        figures = [cell for item in classes for cell in (_state(item), *(f"{item[key]:.4f}" for key in FIGURES))]
-        cells = [entry["image"], "" if doubt is None else f"{doubt:.4f}", _row(found, ";"), entry.get("error", "")]
-        rows.append((order, [*cells, *(figures or [""] * (1 + len(FIGURES)) * len(names))]))
-    heads = [f"{what} {name}" for name in names for what in ("state", "presence", "quality", "score", "area")]
-    lines = [["image", "doubt", "found", "error", *heads]]
-    lines += [cells for _, cells in sorted(rows, key=lambda row: row[0])]
-    return "".join(f"{_row(cells, ',')}\n" for cells in lines)
-
-
-FIGURES = ("presence", "quality", "score", "area_fraction")
-"""Figures of each class in the table."""
-
-
-def _doubt(item: dict[str, Any]) -> float:
-    """Probability that what was marked of a class is wrong, or that a class that was not marked is there."""
-    return float(1 - item["score"] if item["area_fraction"] > 0 else item["presence"])
-
-
-def _state(item: dict[str, Any]) -> str:
-    if item["area_fraction"] > 0:
-        return "marked"
-    return "empty" if item["present"] else "absent"
-
-
-def _row(cells: Sequence[str], delimiter: str) -> str:
-    """Join cells to a CSV row, without the line ending."""
-    text, end = io.StringIO(), "\r\n"  # with this ending the writer quotes cells that hold either character of it
-    csv.writer(text, delimiter=delimiter, lineterminator=end).writerow(cells)
-    return text.getvalue().removesuffix(end)

@@ -98,6 +98,12 @@ class PriorConfig:
         return (2 + self.absolute) * len(self.kinds) + self.extra_priors + self.calibration + self.saliency
 
     @property
+    def absolute_maps(self) -> slice:
+        """Channels of one backbone level that are absolute priors, one of each kind; empty without absolute priors."""
+        start = 2 * len(self.kinds) + self.extra_priors + self.calibration
+        return slice(start, start + self.absolute * len(self.kinds))
+
+    @property
     def absolute_channel(self) -> int | None:
         """Index, in the coarsest condition level, of the first kind's absolute prior of the last backbone level.
 
@@ -106,7 +112,8 @@ class PriorConfig:
         if not self.absolute:
             return None
         last = (LEVELS - 1) * self.prior_channels if self.layout == "all" else 0
-        return last + 2 * len(self.kinds) + self.extra_priors + self.calibration
+        first: int = self.absolute_maps.start
+        return last + first
 
     @property
     def condition_channels(self) -> int:

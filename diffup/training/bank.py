@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +45,7 @@ features of the same files and settings: in `training.render`, `priors.views`, `
 resized and features pooled. `tests/test_bank.py` pins figures of the views and fails when they change."""
 
 Render = Callable[[int], Rendered]
+T = TypeVar("T")
 
 
 class Bank:
@@ -151,12 +153,8 @@ def image_bank(folder: Path, length: int, render: Render, views: Sequence[View],
     """
 
     def compute(entries: range) -> dict[str, npt.NDArray[Any]]:
-        images: list[npt.NDArray[Any]] = []
-        edges, masks, sources = [], [], []
-        for entry in entries:
-            if entry % len(views) == 0 or not images:
-                rendered = render(entry // len(views))
-            view = views[entry % len(views)]
+        images, edges, masks, sources = [], [], [], []
+        for rendered, view in _each_view(entries, views, render):
             image = warp(resize_image(rendered.image, (EDGE_SIDE, EDGE_SIDE))[None], view)[0]
             images.append((image * 255).round().to(torch.uint8).numpy())
             edges.append((edge_maps(image[None])[0] * 255).round().to(torch.uint8).numpy())
@@ -206,13 +204,9 @@ def feature_bank(
 
     def compute(entries: range) -> dict[str, npt.NDArray[Any]]:
         encoded = []
-        for start in range(entries.start, entries.stop, _BATCH):
-            images: list[Tensor] = []
-            for entry in range(start, min(start + _BATCH, entries.stop)):
-                if entry % len(views) == 0 or not images:
-                    image = resize_image(render(entry // len(views)).image, backbone.input_size)
-                images.append(warp(image[None], views[entry % len(views)]))
-            batch = torch.cat(images).to(backbone.device, memory_format=torch.channels_last)
+        images = _each_view(entries, views, lambda index: resize_image(render(index).image, backbone.input_size)[None])
+        while some := [warp(image, view) for image, view in islice(images, _BATCH)]:
+            batch = torch.cat(some).to(backbone.device, memory_format=torch.channels_last)
             with torch.autocast(backbone.device.type, torch.bfloat16, enabled=bf16):
                 levels = [level.float() for level in backbone.pyramid(batch)]  # features may be bfloat16 under autocast
             levels = check_pyramid(levels, backbone.name, len(batch))
@@ -256,9 +250,9 @@ def text_bank(
 
     def compute(entries: range) -> dict[str, npt.NDArray[Any]]:
         found = []
-        for entry in entries:
-            image = resize_image(render(entry // len(views)).image, space.input_size)
-            dense = space.dense(warp(image[None], views[entry % len(views)]).to(space.device))
+        images = _each_view(entries, views, lambda index: resize_image(render(index).image, space.input_size)[None])
+        for image, view in images:
+            dense = space.dense(warp(image, view).to(space.device))
             similar = text_similarity(dense, embeddings.to(space.device), space.vocabulary_mean())
             found.append(similar[0].half().cpu().numpy())
         return {"similar": np.stack(found)}
@@ -266,6 +260,16 @@ def text_bank(
     bank = Bank(folder, length * len(views))
     bank.fill(compute, f"{space.name}: {folder.name}", progress)
     return bank
+
+
+def _each_view(entries: range, views: Sequence[View], make: Callable[[int], T]) -> Iterator[tuple[T, View]]:
+    """What is made of each entry's image, once for all of its successive views, and the geometric view."""
+    made: T | None = None
+    for entry in entries:
+        index, view = divmod(entry, len(views))
+        if made is None or view == 0:
+            made = make(index)
+        yield made, views[view]
 
 
 def _warp_labels(mask: Tensor, view: View) -> Tensor:

@@ -46,12 +46,12 @@ def perturb(
     levels = _swap_last(fused, config.swap_levels, generator, share)
     if config.misplace:
         levels = _misplace(levels, config.misplace, priors.saliency, generator, share)
+    strength = _strengths(priors)
     result = []
     for level in levels:
         batch, channels, height, width = level.shape
         if config.flatten:
             level = _flatten(level, config.flatten, priors, generator, share)
-        strength = _strengths(priors)
         exponents = torch.exp(share.randn(batch, channels, 1, 1, generator=generator) * config.gamma * strength)
         amplitude = share.rand(batch, 1, 1, 1, generator=generator) * config.noise * strength
         noise = share.randn(batch, channels, _NOISE_SIDE, _NOISE_SIDE, generator=generator) * amplitude
@@ -63,9 +63,7 @@ def perturb(
 def _strengths(priors: PriorConfig) -> Tensor:
     """Strength of the changes of each map, (M, 1, 1): absolute priors keep most of what they are, their scale."""
     strengths = torch.ones(priors.prior_channels, 1, 1)
-    end = priors.prior_channels - priors.saliency
-    if priors.absolute:
-        strengths[end - len(priors.kinds) : end] = _ABSOLUTE
+    strengths[priors.absolute_maps] = _ABSOLUTE
     return strengths
 
 
@@ -130,7 +128,7 @@ def _flatten(level: Tensor, most: float, priors: PriorConfig, generator: torch.G
     kinds = len(priors.kinds)
     stretched = torch.ones(channels, dtype=torch.bool)
     stretched[kinds : 2 * kinds] = False  # variances
-    stretched[2 * kinds + priors.extra_priors : channels - priors.saliency] = False  # contrast and absolute priors
+    stretched[2 * kinds + priors.extra_priors : priors.absolute_maps.stop] = False  # contrast and absolute priors
     ranked = share.rand(batch, 1, 1, 1, generator=generator).to(level)
     contrast = 1 - most * share.rand(batch, channels, 1, 1, generator=generator)[:, stretched].to(level)
     middle = 0.3 + 0.4 * share.rand(batch, channels, 1, 1, generator=generator)[:, stretched].to(level)

@@ -112,6 +112,11 @@ class Sources:
         labelled = tuple(frozenset(ids) & set(classes) for ids in sets)
         return cls(data, classes, names, pairs, labelled, tuple(parts[name] for name in names), photos)
 
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the training classes."""
+        return [self.data.classes[c] for c in self.classes]
+
     def identity(self) -> dict[str, str]:
         """Return hashes of the names and sizes of data and background files, equal for copies on other machines."""
         return {
@@ -141,8 +146,8 @@ def build_banks(
     images: dict[str, Bank] = {}
     features: list[dict[str, Bank]] = [{} for _ in backbones]
     text: dict[str, Bank] = {}
-    names = [sources.data.classes[c] for c in sources.classes]
-    embeddings = None if text_space is None else embed(text_space, prompts(names, resolve_templates(None))).embeddings
+    sentences = prompts(sources.class_names, resolve_templates(None))
+    embeddings = None if text_space is None else embed(text_space, sentences).embeddings
     grids = config.decoder.feature_grids
     for planned in plan_banks(sources, config, backbones, cache, text_space):
         render, length, geometry, _ = planned.plan
@@ -206,8 +211,7 @@ def plan_banks(
             more = {"backbone": backbone.fingerprint, "grids": config.decoder.feature_grids, "bf16": config.bf16}
             planned.append(PlannedBank(group, cache / bank_name(group, {**facts, **more}), plan, index))
         if text_space is not None:
-            names = [sources.data.classes[c] for c in sources.classes]
-            more = {"text": text_space.fingerprint, "names": names}
+            more = {"text": text_space.fingerprint, "names": sources.class_names}
             planned.append(PlannedBank(group, cache / bank_name(group, {**facts, **more}), plan, TEXT))
     return planned
 

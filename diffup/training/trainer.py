@@ -138,6 +138,9 @@ def train(
         if config.decoder.low_level_channels:
             width = banks.features[0][WHOLE].arrays["level0"].shape[1]
             config = config.tied_to(backbones[0].fingerprint, int(width))
+        near = None
+        if config.episodes.absent and config.episodes.near:
+            near = near_classes(banks.images[WHOLE], banks.features[0][WHOLE].arrays["level3"], sources.classes)
         sampler = EpisodeSampler(
             banks.images,
             sources.classes,
@@ -146,7 +149,7 @@ def train(
             data.ignore,
             sources.parts,
             sources.labelled,
-            near_classes(banks.images[WHOLE], banks.features[0][WHOLE].arrays["level3"], sources.classes),
+            near,
         )
         identity = _identity(config, backbones, text_space, start, sources.identity())
         trainer = Trainer(config, sampler, banks, processes, identity, start)
