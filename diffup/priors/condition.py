@@ -19,6 +19,7 @@ from diffup.priors.config import PriorConfig
 from diffup.priors.edges import canny, sobel
 from diffup.priors.fusion import fuse, nearest_views
 from diffup.priors.level import (
+    MATCH_GRID,
     affinity_of,
     annotation_at_level,
     calibrated_contrast,
@@ -27,6 +28,7 @@ from diffup.priors.level import (
     scale_down_large_features,
     view_priors,
 )
+from diffup.priors.presence import EVIDENCE, support_evidence, text_evidence
 from diffup.priors.text import text_views
 from diffup.utils.resize import resize_maps
 
@@ -51,6 +53,7 @@ class Condition:
         levels: four tensors (B, C, s, s), s in `SIZES`, C = `PriorConfig.condition_channels`.
         prior: (B, 1, 64, 64), fused mean prior that shifts the diffusion (eq. 13).
         image: (B, 3, 64, 64), query images, for the quality branch (DQM).
+        evidence: (B, 5), similarities that tell whether the queries show the class (`diffup.priors.presence.EVIDENCE`).
         affinity: for each side s in `priors.affinity.HEADS` a tensor (A, heads, s * s, 16 * 16), self-affinities of the
             queries; B is a multiple of A, and row i of the batch has the affinities i % A: classes and samples of the
             same queries share them. Empty unless `PriorConfig.self_affinity`.
@@ -61,16 +64,18 @@ class Condition:
     levels: tuple[Tensor, ...]
     prior: Tensor
     image: Tensor
+    evidence: Tensor
     affinity: tuple[Tensor, ...] = ()
     low_level: Tensor | None = None
 
     def _each(self, change: Callable[[Tensor], Tensor], affinity: tuple[Tensor, ...]) -> Condition:
         low_level = None if self.low_level is None else change(self.low_level)
-        return Condition(tuple(map(change, self.levels)), change(self.prior), change(self.image), affinity, low_level)
+        maps = tuple(map(change, self.levels)), change(self.prior), change(self.image)
+        return Condition(*maps, change(self.evidence), affinity, low_level)
 
     def repeat(self, times: int) -> Condition:
         """Repeat the whole batch `times` times along the batch dimension: (times * B, ...)."""
-        return self._each(lambda tensor: tensor.repeat(times, 1, 1, 1), self.affinity)
+        return self._each(lambda tensor: tensor.repeat(times, *[1] * (tensor.dim() - 1)), self.affinity)
 
     def first(self, count: int) -> Condition:
         """The condition of the first `count` queries of the batch."""
@@ -100,6 +105,7 @@ class Condition:
             tuple(torch.cat(levels) for levels in zip(*(condition.levels for condition in conditions), strict=True)),
             torch.cat([condition.prior for condition in conditions]),
             torch.cat([condition.image for condition in conditions]),
+            torch.cat([condition.evidence for condition in conditions]),
             affinity,
             torch.cat(features) if features else None,
         )
@@ -144,6 +150,7 @@ class PriorMaps:
         images: (B, 3, H, W) in [0, 1], query images.
         edges: (B, 2, H, W) in [0, 1], Canny and Sobel edges; unused if `PriorConfig.edges` is off.
         share: (B,) in [0, 1], result of `possible_share`; unused if `PriorConfig.calibration` is off.
+        evidence: (B, 5), as `Condition.evidence`.
         affinity: self-affinities of the queries, as `Condition.affinity`; empty unless `PriorConfig.self_affinity`.
         low_level: (B, C_0, h_0, w_0), first feature level of the queries; None except for DiffUp+LFE.
     """
@@ -152,6 +159,7 @@ class PriorMaps:
     images: Tensor
     edges: Tensor
     share: Tensor
+    evidence: Tensor
     affinity: tuple[Tensor, ...] = ()
     low_level: Tensor | None = None
 
@@ -279,6 +287,40 @@ def _fuse_views(priors: Tensor, weights: Tensor, config: PriorConfig) -> list[Te
     return channels
 
 
+def presence_evidence(
+    query: Tensor, support: SupportFeatures | None, config: PriorConfig, text: Tensor | None, widths: Sequence[int] = ()
+) -> Tensor:
+    """Collect what tells whether queries show the class.
+
+    Args:
+        query: (B, C, h, w), features of the queries at the last level.
+        support: support features of the same encoder; None for zero-shot.
+        config: config of the priors.
+        text: (B, V, h', w'), one map of each text prompt (`text_maps`); None without text.
+        widths: channels of each member of a joint backbone, whose evidence is averaged; empty for a single backbone.
+
+    Returns:
+        (B, 5), as `Condition.evidence`.
+    """
+    found = query.new_zeros(len(query), EVIDENCE, dtype=torch.float32)
+    if support is None:
+        if text is not None:
+            found[:, 3], found[:, 4] = text_evidence(text), 1
+        return found
+    sizes = list(widths) or [query.shape[1]]
+    ours, theirs = query.float(), support.levels[-1].float()
+    parts = zip(torch.split(ours, sizes, dim=1), torch.split(theirs, sizes, dim=2), strict=True)
+    each = []
+    for features, views in parts:
+        features, views = scale_down_large_features(features, views)
+        pooled = pool_to_grid(rearrange(views, "b k c h w -> (b k) c h w"), MATCH_GRID)
+        views = rearrange(pooled, "(b k) c h w -> b k c h w", b=len(views))
+        foreground, _ = annotation_at_level(views, support.foreground, support.background, support.annotated, config)
+        each.append(support_evidence(pool_to_grid(features, config.grid), views, foreground, support.valid))
+    found[:, :2], found[:, 2] = torch.stack(each).mean(dim=0), 1
+    return found
+
+
 def edge_maps(images: Tensor) -> Tensor:
     """Canny and Sobel edges of query images: (B, 3, H, W) in [0, 1] -> (B, 2, H, W) in [0, 1]."""
     return torch.cat([canny(images), sobel(images)], dim=1)
@@ -336,6 +378,7 @@ def prior_maps(
         images=images,
         edges=edges,
         share=images.new_ones(len(images)) if support is None else possible_share(support),
+        evidence=presence_evidence(query[-1], support, config, text, members[-1] if members else ()),
         affinity=affinity,
         low_level=pool_to_grid(query[0].float(), config.grid) if low_level else None,
     )
@@ -359,7 +402,7 @@ def assemble(maps: PriorMaps, config: PriorConfig) -> Condition:
         levels.append(torch.cat(channels, dim=1) * 2 - 1)
     prior = mean_prior(maps.fused, SIZES[0], len(config.kinds))
     image = resize_maps(maps.images, (SIZES[0], SIZES[0]))
-    return Condition(tuple(levels), prior * 2 - 1, image * 2 - 1, maps.affinity, maps.low_level)
+    return Condition(tuple(levels), prior * 2 - 1, image * 2 - 1, maps.evidence, maps.affinity, maps.low_level)
 
 
 def mean_prior(fused: Sequence[Tensor], side: int, kinds: int) -> Tensor:

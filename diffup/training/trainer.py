@@ -386,14 +386,13 @@ class Trainer:
         """
         answer = answer.detach()
         with self._autocast():
-            presence = self.model.presence(condition)
             judged = [(answer, *self.model.judge(answer, condition.image, condition.prior))]
         if self.adversary is None:
             judged.append((x, denoised.error, denoised.iou))
-        output, presence, target = self.processes.whole(denoised.output, presence, target)
+        output, target = self.processes.whole(denoised.output, target)
         mask, valid = self.processes.whole(episodes.mask, episodes.valid)
         whole: list[Any] = [self.processes.whole(*part) for part in judged]
-        return decoder_loss(output, whole, presence, mask, target, valid, self.config.decoder)
+        return decoder_loss(output, whole, mask, target, valid, self.config.decoder)
 
     def _self_aligned(self, mask: Tensor, condition: Condition, generator: torch.Generator) -> Tensor:
         """Return the masks from which x_t is made: for some samples the decoder's own estimate from pure noise."""
