@@ -16,6 +16,7 @@ from torch import Tensor
 
 from diffup.backbones import Backbone, members_of
 from diffup.backbones.encode import encode
+from diffup.correct import kept_levels
 from diffup.decoder.base import Decoder
 from diffup.decoder.config import DecoderConfig
 from diffup.decoder.options import Sampling
@@ -161,6 +162,7 @@ def decode(
     decoder: Decoder,
     text_space: TextSpace | None = None,
     trace: bool = False,
+    keep_levels: bool = False,
     on_step: Callable[[], object] | None = None,
 ) -> list[list[Segmentation]]:
     """Segment every class in every query.
@@ -177,6 +179,7 @@ def decode(
         decoder: the decoder, on the encoder's device.
         text_space: the encoder that embeds text prompts; needed if a class has one.
         trace: whether to record the noisy masks of the first sample.
+        keep_levels: whether results keep the features of their query, so that they can be corrected.
         on_step: called after every sampling step of every batch; `decoder_rounds` gives the number of batches.
 
     Returns:
@@ -197,6 +200,7 @@ def decode(
             text = text_prior_maps(levels, dense, prototypes.text_prompt.embeddings, backbone, text_space, config)
         return condition(levels, support, small, backbone, config, text, affinity)
 
+    kept = [kept_levels(levels, row) if keep_levels else () for row in range(len(queries))]
     found: list[list[Segmentation]] = [[] for _ in queries]
     for group in decoder_batches(len(queries), len(classes), device):
         together = Condition.cat([condition_of(classes[index]) for index in group])
@@ -220,6 +224,7 @@ def decode(
                     refine=sampling.refine,
                     trace=None if samples.trace is None else samples.trace[row].cpu().numpy(),
                     trace_timesteps=() if samples.trace is None else (*samples.timesteps, -1),
+                    levels=kept[query],
                 )
             )
     return found

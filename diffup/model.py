@@ -13,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 from diffup.backbones import Backbone, load_backbone
+from diffup.correct import Correction, check_correction
 from diffup.decoder.base import Decoder
 from diffup.decoder.config import DecoderConfig
 from diffup.decoder.options import Sampling, SamplingKeywords, SamplingOptions, sampling_options
@@ -258,6 +259,7 @@ class DiffUp:
         *,
         text: str | Sequence[str] | None = None,
         templates: Templates | None = None,
+        correction: Correction | Sequence[Correction] = (),
         options: SamplingOptions | None = None,
         trace: bool = False,
         progress: bool = False,
@@ -272,6 +274,7 @@ class DiffUp:
         *,
         text: str | Sequence[str] | None = None,
         templates: Templates | None = None,
+        correction: Correction | Sequence[Correction] = (),
         options: SamplingOptions | None = None,
         trace: bool = False,
         progress: bool = False,
@@ -288,6 +291,8 @@ class DiffUp:
             text: name of the class, such as `"a red bus"`, or a list of synonyms; with or without supports.
             templates: sentences with `{}` where the name goes: a list, one sentence, or `"clip7"` or `"clip80"`; by
                 default `"a photo of a {}."`. Each sentence is a view of the query (UAPF).
+            correction: what is marked on the query itself, in turn: `Points`, `Scribble` or `Box`, or a list of them,
+                positive, negative or both (`Segmentation.correct`). For one class only.
             options: sampling options.
             trace: whether to record the noisy masks of the first sample.
             progress: whether to show a progress bar.
@@ -312,7 +317,12 @@ class DiffUp:
         for argument, value in (("annotation", annotation), ("text", text), ("templates", templates)):
             if learnt and value is not None:
                 raise AnnotationError(f"{argument}: prototypes have theirs inside; make them with it")
+        marks = list(correction) if isinstance(correction, list | tuple) else [correction]
+        if several and marks:
+            raise AnnotationError("correction: of which class? Correct one of the label map: result.correct(name, ...)")
         image = self._query_reader(text is not None or has_text(support))(query, "query")
+        for index, item in enumerate(marks):
+            check_correction(item, image.size, f"correction[{index}]")
         if learnt:
             classes = check_classes(support, self)
         else:
@@ -321,8 +331,9 @@ class DiffUp:
         ensemble = 1 if self.config.deterministic else chosen.ensemble
         rounds = chosen.steps * decoder_rounds(1, len(classes), ensemble, self.device)
         with tqdm(total=rounds, desc="sampling", disable=not progress) as bar:
-            (found,) = self._decode([image], classes, chosen, trace, on_step=lambda: bar.update(1))
-        return to_result(found, [item.name for item in classes] if several else None)
+            (found,) = self._decode([image], classes, chosen, trace, keep_levels=True, on_step=lambda: bar.update(1))
+        result = to_result(found, [item.name for item in classes] if several else None)
+        return result.correct(*marks) if marks and isinstance(result, Segmentation) else result
 
     def segment_many(
         self,
@@ -389,6 +400,7 @@ class DiffUp:
         classes: Sequence[Prototypes],
         sampling: Sampling,
         trace: bool = False,
+        keep_levels: bool = False,
         on_step: Callable[[], object] | None = None,
     ) -> list[list[Segmentation]]:
         """Call `diffup.inference.decode` with this model's encoder and decoder, and its text space if it is needed."""
@@ -400,6 +412,7 @@ class DiffUp:
             decoder=self.decoder,
             text_space=self.text_space if has_text(classes) else None,
             trace=trace,
+            keep_levels=keep_levels,
             on_step=on_step,
         )
 

@@ -145,7 +145,7 @@ def test_the_forms_of_boxes_points_and_strokes() -> None:
 
 
 def test_annotations_are_short_in_print() -> None:
-    assert repr(Box(1, 2, 3, 4)) == "Box(boxes=((1.0, 2.0, 3.0, 4.0),))"
+    assert repr(Box(1, 2, 3, 4)) == "Box(boxes=((1.0, 2.0, 3.0, 4.0),), negative=())"
     assert repr(Mask(np.ones(SIZE))) == "Mask(a torch tensor of shape (20, 30) and type float32)"
     assert repr(Scribble([(1, 2)], width=3)) == "Scribble(1 polylines, width=3.0)"
 
