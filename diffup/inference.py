@@ -7,7 +7,7 @@ and servers call the same code.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +40,8 @@ The number of samples in a pass of the decoder has a limit of its own (`diffup.d
 
 CPU_DECODER_BATCH = 8
 """The same limit per CPU thread: larger batches do not fit in the processor's cache and are slower."""
+
+_EPS = 1e-6  # distance from 0 and 1 to which probabilities are clamped, so that their log-odds are finite
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,6 +169,8 @@ def decode(
 ) -> list[list[Segmentation]]:
     """Segment every class in every query.
 
+    Negatives of a class are segmented like a class, and what is more likely them than it is taken from it (`opposed`).
+
     Each query is encoded once. The decoder then samples the masks of (query, class) pairs in batches
     (`decoder_batches`). The starting noise is the same for every pair, so a result does not depend on the other pairs
     in its batch.
@@ -202,12 +206,13 @@ def decode(
 
     kept = [kept_levels(levels, row) if keep_levels else () for row in range(len(queries))]
     found: list[list[Segmentation]] = [[] for _ in queries]
-    for group in decoder_batches(len(queries), len(classes), device):
-        together = Condition.cat([condition_of(classes[index]) for index in group])
+    everything = [*classes, *(item.negative for item in classes if item.negative is not None)]
+    for group in decoder_batches(len(queries), len(everything), device):
+        together = Condition.cat([condition_of(everything[index]) for index in group])
         starts = noise.to(device).expand(len(together.prior), *noise.shape)
         samples = sample_ensemble(decoder, together, starts, sampling.steps, trace, on_step)
         maps = _maps(samples, together)
-        pairs = [(classes[index], query) for index in group for query in range(len(queries))]
+        pairs = [(everything[index], query) for index in group for query in range(len(queries))]
         thresholds = [sampling.threshold(prototypes.threshold) for prototypes, _ in pairs]
         judged = trust(samples, torch.tensor(thresholds, device=device), config)
         for row, ((_, query), threshold) in enumerate(zip(pairs, thresholds, strict=True)):
@@ -227,7 +232,42 @@ def decode(
                     levels=kept[query],
                 )
             )
-    return found
+    return [opposed(results, classes) for results in found]
+
+
+def opposed(results: Sequence[Segmentation], classes: Sequence[Prototypes]) -> list[Segmentation]:
+    """Take from each class what is more likely its negatives.
+
+    At every position a class loses the log-odds by which its negatives exceed their threshold, so that it remains in
+    the mask where it exceeds its own by more, as among the classes of a label map. Its presence loses the log-odds by
+    which theirs is higher.
+
+    Args:
+        results: results of C classes and then of the negatives of those that have any, in the same query.
+        classes: the C classes.
+
+    Returns:
+        The results of the classes.
+    """
+    others = iter(results[len(classes) :])
+    return [
+        own if item.negative is None else _opposed(own, next(others))
+        for own, item in zip(results, classes, strict=False)
+    ]
+
+
+def _opposed(own: Segmentation, other: Segmentation) -> Segmentation:
+    logits, rival = (torch.from_numpy(result.maps[0]).logit(eps=_EPS) for result in (own, other))
+    lead = (rival - _logit(other.threshold)).clamp_min(0)
+    maps = own.maps.copy()
+    maps[0] = np.where(lead > 0, torch.sigmoid(logits - lead), maps[0])
+    there, rivals = _logit(own.presence), _logit(other.presence)
+    presence = min(own.presence, float(torch.sigmoid(there - (rivals - there))))
+    return replace(own, maps=maps, presence=presence, score=own.score * presence / max(own.presence, _EPS))
+
+
+def _logit(probability: float) -> Tensor:
+    return torch.tensor(probability).logit(eps=_EPS)
 
 
 def decoder_batches(queries: int, classes: int, device: torch.device) -> list[range]:

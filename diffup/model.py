@@ -23,7 +23,15 @@ from diffup.inference import Query, decode, decoder_rounds, read_query
 from diffup.inputs.annotations import AnnotationLike
 from diffup.inputs.images import ImageLike
 from diffup.label_map import LabelMap, to_result
-from diffup.prototypes import Prototypes, check_classes, has_text, read_supports, teach
+from diffup.prototypes import (
+    Prototypes,
+    check_classes,
+    has_text,
+    read_negatives,
+    read_supports,
+    teach,
+    with_negatives,
+)
 from diffup.result import Segmentation
 from diffup.stream import Outcome, check_stream, stream
 from diffup.text.load import find_text_space
@@ -205,6 +213,8 @@ class DiffUp:
         *,
         text: str | Sequence[str] | None = None,
         templates: Templates | None = None,
+        negatives: ImageLike | Sequence[ImageLike] | None = None,
+        negative_annotation: AnnotationLike | Sequence[AnnotationLike] = None,
         name: str | None = None,
         threshold: float | None = None,
         keep_images: bool = False,
@@ -218,6 +228,9 @@ class DiffUp:
             text: name of the class, or a list of synonyms.
             templates: sentences with `{}` where the name goes: a list, one sentence, or `"clip7"` or `"clip80"`; by
                 default `"a photo of a {}."`.
+            negatives: one or more images of what looks like the class and is not, such as dogs for wolves. A pixel that
+                is more likely that than the class is not marked.
+            negative_annotation: annotation of each negative image: where that is; None for its salient part.
             name: name of the class in results, different for each class; by default the first of `text`, or else
                 `"object"`.
             threshold: probability in (0, 1) above which a pixel is in the mask of this class; by default the decoder's.
@@ -236,7 +249,8 @@ class DiffUp:
         supports, words = read_supports(self, support, annotation, text, templates)
         if name is None:
             name = "object" if text is None else resolve_names(text)[0]
-        return teach(self, supports, words, name, threshold, keep_images)
+        opposed = read_negatives(negatives, negative_annotation)
+        return with_negatives(teach(self, supports, words, name, threshold, keep_images), self, opposed)
 
     @overload
     def segment(
@@ -329,7 +343,8 @@ class DiffUp:
             images = cast("ImageLike | Sequence[ImageLike] | None", support)
             classes = [self.prototypes(images, annotation, text=text, templates=templates, name="object")]
         ensemble = 1 if self.config.deterministic else chosen.ensemble
-        rounds = chosen.steps * decoder_rounds(1, len(classes), ensemble, self.device)
+        decoded = len(classes) + sum(item.negative is not None for item in classes)
+        rounds = chosen.steps * decoder_rounds(1, decoded, ensemble, self.device)
         with tqdm(total=rounds, desc="sampling", disable=not progress) as bar:
             (found,) = self._decode([image], classes, chosen, trace, keep_levels=True, on_step=lambda: bar.update(1))
         result = to_result(found, [item.name for item in classes] if several else None)

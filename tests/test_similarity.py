@@ -144,7 +144,7 @@ def test_unknown_metrics_and_conversions_are_named_with_the_known_ones() -> None
 def brute_force_match(similarity: Tensor, foreground: Tensor, background: Tensor, known: bool) -> Tensor:
     support, positions = similarity.shape
     inside = [s for s in range(support) if foreground[s] >= 0.5 * foreground.max()]
-    outside = [s for s in range(support) if background[s] > 0.5 * background.max() and s not in inside]
+    outside = [s for s in range(support) if background[s] > 0.5 and s not in inside]
     result = []
     for p in range(positions):
         best = max(float(similarity[s, p]) for s in inside)

@@ -17,13 +17,21 @@ if TYPE_CHECKING:
     from diffup.inputs.annotations import AnnotationLike
 
 
-def add_supports(parser: argparse.ArgumentParser) -> None:
-    """Add the options of support images and their annotations, which are stored in `args.supports`."""
+def add_supports(parser: argparse.ArgumentParser, negatives: bool = False) -> None:
+    """Add the options of support images and their annotations, which are stored in `args.supports`.
+
+    Args:
+        parser: parser of the command.
+        negatives: whether to add `--not`, images of what is not the class, which are stored there too.
+    """
     parser.set_defaults(supports=[])
     support = parser.add_argument_group("support images and their annotations, repeatable")
     support.add_argument(
         "--support", dest="supports", nargs="+", metavar="IMG", action=_AddSupports, help="images that show the class"
     )
+    if negatives:
+        text = "images of what looks like the class and is not; annotations say where that is"
+        support.add_argument(NOT, dest="supports", nargs="+", metavar="IMG", action=_AddSupports, help=text)
     for option, metavar, text in (
         ("--mask", "FILE", "mask image of the same size"),
         ("--box", "X0,Y0,X1,Y1", "box in pixels; repeat it for several"),
@@ -36,6 +44,10 @@ def add_supports(parser: argparse.ArgumentParser) -> None:
         support.add_argument(option, dest="supports", metavar=metavar, action=_Annotate, help=text)
 
 
+NOT = "--not"
+"""Option of images that show what is not the class."""
+
+
 @dataclass
 class SupportOptions:
     """A support image and its annotation, as given on the command line.
@@ -46,21 +58,23 @@ class SupportOptions:
             the image is not annotated.
         values: values of the annotation's options.
         negative: values of the options for what is not the class.
+        opposed: whether the image shows what is not the class (`--not`).
     """
 
     image: str
     kind: str | None = None
     values: list[str] = field(default_factory=list)
     negative: list[str] = field(default_factory=list)
+    opposed: bool = False
 
 
 class _AddSupports(argparse.Action):
-    """`--support IMG [IMG ...]`: more support images, not yet annotated."""
+    """`--support IMG [IMG ...]` and `--not IMG [IMG ...]`: more images, not yet annotated."""
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
     ) -> None:
-        namespace.supports = [*namespace.supports, *(SupportOptions(image) for image in values)]
+        namespace.supports = [*namespace.supports, *(SupportOptions(image, opposed=option == NOT) for image in values)]
 
 
 class _Annotate(argparse.Action):
@@ -92,7 +106,8 @@ def read_annotation(support: SupportOptions) -> AnnotationLike:
     """
     from diffup.inputs.annotations import Box, Points, Scribble
 
-    existing_file(support.image, "--support", "give its images by name: --support a.jpg b.jpg")
+    option = NOT if support.opposed else "--support"
+    existing_file(support.image, option, f"give its images by name: {option} a.jpg b.jpg")
     if support.negative and not support.values:
         raise AnnotationError(
             f"--not-{support.kind}: {support.image} has no --{support.kind} that marks the class; give one, too"
@@ -123,18 +138,21 @@ def as_given(supports: Sequence[SupportOptions]) -> Iterator[None]:
     """Rewrite errors about supports so that they name the user's options and files instead of function arguments.
 
     Args:
-        supports: the support images and their options.
+        supports: the support images and their options, and those of negatives.
     """
 
     def named(match: re.Match[str]) -> str:
-        support = supports[int(match[2])]
-        option = "--from" if support.kind == "from" else "--support"
-        return option if match[1] == "support" else f"--{support.kind} of {support.image}"
+        opposed = match[1].startswith("negative")
+        support = [item for item in supports if item.opposed == opposed][int(match[2])]
+        option = NOT if opposed else "--from" if support.kind == "from" else "--support"
+        return option if match[1] in ("support", "negatives") else f"--{support.kind} of {support.image}"
 
     try:
         yield
     except (AnnotationError, ImageError) as error:
-        raise type(error)(re.sub(r"^(support|annotation)\[(\d+)\]", named, str(error))) from error
+        raise type(error)(
+            re.sub(r"^(support|annotation|negatives|negative_annotation)\[(\d+)\]", named, str(error))
+        ) from error
 
 
 def read_positions(text: str, option: str) -> list[tuple[float, float]]:

@@ -152,15 +152,14 @@ def best_match(similarity: Tensor, foreground: Tensor, background: Tensor, known
     Args:
         similarity: (..., S, P), similarity of S support positions to P query positions.
         foreground: (..., S) in [0, 1], weights; positions of at least half the greatest weight are foreground.
-        background: (..., S) in [0, 1], weights; positions above half the greatest weight are background, so that a click
-            that fills no position counts, too.
+        background: (..., S) in [0, 1], weights; positions above one half are background.
         known: (...) bool, whether the background is known.
 
     Returns:
         (..., P); in [-2, 2] for cosines.
     """
     is_foreground = foreground >= 0.5 * foreground.amax(dim=-1, keepdim=True).clamp_min(_EPS)
-    is_background = (background > 0.5 * background.amax(dim=-1, keepdim=True)) & ~is_foreground
+    is_background = (background > 0.5) & ~is_foreground
     known = known & is_background.any(dim=-1)
     to_background = torch.where(known[..., None], _best(similarity, is_background), similarity.mean(dim=-2))
     return _best(similarity, is_foreground) - to_background

@@ -7,8 +7,10 @@ from diffup.prototypes.prototypes import (
     check_classes,
     distinct_classes,
     has_text,
+    read_negatives,
     read_supports,
     teach,
+    with_negatives,
 )
 
 __all__ = [
@@ -18,6 +20,8 @@ __all__ = [
     "check_classes",
     "distinct_classes",
     "has_text",
+    "read_negatives",
     "read_supports",
     "teach",
+    "with_negatives",
 ]
