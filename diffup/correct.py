@@ -2,9 +2,9 @@
 
 Two models of the logits, both in closed form, at the reduced size of `diffup.refine`:
 
-- The marks: a residual that is met at every marked position and fades with the distance (kriging, the mean of a
-  Gaussian process; Rasmussen and Williams, 2006, eq. 2.25). It reaches as far as the mark lies from the border of the
-  mask, because people mark the middle of what is wrong.
+- The marks: a residual that is met at every marked position and fades with the distance and with the likeness of the
+  features (kriging, the mean of a Gaussian process; Rasmussen and Williams, 2006, eq. 2.25). It reaches as far as the
+  mark lies from the border of the mask, because people mark the middle of what is wrong.
 - The query as one more support: a ridge regression of the corrected labels on the query's own features, colours and
   positions takes part of the decoder's place, so that what looks like the marked parts follows them.
 """
@@ -27,7 +27,7 @@ from diffup.inputs.annotations import Box, Points, Scribble, check_pixels, marke
 from diffup.inputs.images import describe
 from diffup.priors.level import pool_to_grid
 from diffup.priors.similarity import unit
-from diffup.refine import CLIP, Guide, mean_field
+from diffup.refine import CLIP, Guide, mean_field, refine
 from diffup.utils.resize import resize_maps
 
 Correction: TypeAlias = Box | Scribble | Points
@@ -42,9 +42,15 @@ COMPONENTS = (8, 16, 24, 24)
 MARGIN = 3.0
 """Logit relative to the threshold that a marked position has at least, on its own side."""
 
-REACH, NEAREST, FARTHEST = 2.0, 0.03, 0.2
+REACH, NEAREST, FARTHEST = 2.5, 0.03, 0.2
 """Length in which a mark's influence falls to 1/e: REACH times its distance from the border of the mask, within bounds
 that are fractions of the image's longer side."""
+
+LIKENESS = 0.5
+"""Exponent of the similarity of the features of the last level, by which a mark's influence is multiplied."""
+
+NEIGHBOURS = 2.0
+"""Weight of the neighbours in the refinement of a corrected mask: less than before, because marks are surer."""
 
 NUGGET = 0.01
 """Variance of the noise of the marks, against a prior variance of 1; it keeps close marks solvable."""
@@ -87,6 +93,7 @@ class Corrected:
         guide: guide of the query.
         places: (2, h * w) float32, y and x of the positions; the longer side is 1.
         inputs: (D, h * w) float32, regressors of the positions (`regressors`).
+        features: (C, h_l, w_l) float32, features of the last level.
         decoder: (h, w) float32, logits of the decoder.
         logits: (h, w) float32, corrected logits.
         seeds: all positions that were marked.
@@ -96,6 +103,7 @@ class Corrected:
     guide: Guide
     places: Tensor
     inputs: Tensor
+    features: Tensor
     decoder: Tensor
     logits: Tensor
     seeds: Seeds
@@ -117,7 +125,8 @@ class Corrected:
         logits = resize_maps(probability[None], grid)[0, 0].clamp(CLIP, 1 - CLIP).logit()
         none = Seeds(torch.zeros(0, dtype=torch.int64), torch.zeros(0), torch.zeros(0))
         inputs = regressors(levels, guide.colours.float(), places)
-        return cls(guide, places, inputs, logits, logits, none, np.zeros(image.shape[:2], dtype=np.int8))
+        marks = np.zeros(image.shape[:2], dtype=np.int8)
+        return cls(guide, places, inputs, levels[-1], logits, logits, none, marks)
 
     def turn(self, correction: Correction, threshold: float, argument: str) -> Corrected:
         """Correct the mask once.
@@ -132,21 +141,38 @@ class Corrected:
         """
         weights = check_correction(correction, self.guide.size, argument)
         divide = math.log(threshold / (1 - threshold))
-        before = mean_field((self.logits - divide)[None], self.guide.kernel)[0] > 0
+        before = self._neighbourly(self.logits - divide) > 0
         seeds = Seeds.cat([self.seeds, find_seeds(correction, weights, before, self.places)])
         decoder = self.decoder - divide
-        kernel = influence(seeds, self.places)
+        kernel = influence(seeds, self.places) * likeness(self.features, seeds.index, before.shape)
         first = krige(decoder.flatten(), seeds, kernel).view_as(decoder)
-        labels = torch.tanh(mean_field(first[None], self.guide.kernel)[0].flatten() / 2)
+        labels = torch.tanh(self._neighbourly(first).flatten() / 2)
         regressed = regress(self.inputs, labels, 1 + ATTENTION * kernel.amax(dim=0))
         joint = (1 - SHARE) * decoder.flatten().clamp(-BOUND, BOUND) + SHARE * GAIN * regressed
         logits = krige(joint, seeds, kernel).view_as(decoder) + divide
         return replace(self, logits=logits, seeds=seeds, marks=draw_marks(self.marks, correction, weights))
 
-    def honour(self, probability: Tensor) -> Tensor:
-        """Give marked pixels the probability 1 or 0: (H, W) -> (H, W)."""
+    def _neighbourly(self, logits: Tensor) -> Tensor:
+        """Logits (h, w) that agree with those of neighbours of the same colour."""
+        return mean_field(logits[None], self.guide.kernel, NEIGHBOURS)[0]
+
+    def probability(self, threshold: float, refined: bool) -> Tensor:
+        """Compute the probability of the class at the query's size: 1 or 0 where that is marked.
+
+        Args:
+            threshold: probability in (0, 1) above which a pixel is in the mask.
+            refined: whether to refine it to the query's outlines; else it is enlarged bilinearly.
+
+        Returns:
+            (H, W) in [0, 1].
+        """
+        coarse = torch.sigmoid(self.logits)[None]
+        if refined:
+            found = refine(coarse, self.guide, threshold, NEIGHBOURS)[0]
+        else:
+            found = resize_maps(coarse[None], self.guide.size)[0, 0]
         marks = torch.from_numpy(self.marks)
-        return probability.masked_fill(marks > 0, 1.0).masked_fill(marks < 0, 0.0)
+        return found.masked_fill(marks > 0, 1.0).masked_fill(marks < 0, 0.0)
 
 
 def kept_levels(levels: Sequence[Tensor], row: int) -> tuple[Tensor, ...]:
@@ -188,7 +214,7 @@ def regressors(levels: Sequence[Tensor], colours: Tensor, places: Tensor) -> Ten
         (D, h * w), each part standardised.
     """
     grid = (colours.shape[1], colours.shape[2])
-    parts = []
+    parts: list[Tensor] = []
     for level, count in zip(levels, COMPONENTS, strict=True):
         components = principal_components(level.flatten(1), count).view(-1, *level.shape[1:])
         parts.append(resize_maps(components[None], grid)[0].flatten(1))
@@ -212,7 +238,7 @@ def principal_components(features: Tensor, count: int) -> Tensor:
     directions = unit(centred - centred.mean(dim=1, keepdim=True), dim=0)
     directions = directions - directions.mean(dim=1, keepdim=True)
     _, vectors = torch.linalg.eigh(directions @ directions.T)
-    components = vectors[:, -count:].T @ directions
+    components: Tensor = vectors[:, -count:].T @ directions
     return components / components.norm(dim=0).mean().clamp_min(CLIP)
 
 
@@ -292,6 +318,28 @@ def influence(seeds: Seeds, places: Tensor) -> Tensor:
     return torch.exp(-distance / seeds.reach[:, None])
 
 
+def likeness(features: Tensor, index: Tensor, grid: tuple[int, ...]) -> Tensor:
+    """Likeness of positions to seeds: centred cosines, 0 where they are negative, to the power of `LIKENESS`.
+
+    Args:
+        features: (C, h_l, w_l), features of one level.
+        index: (n,), indices of the seeds in the flattened grid.
+        grid: (h, w), sides of the grid.
+
+    Returns:
+        (n, h * w) in [0, 1].
+    """
+    directions = unit(features - features.mean(dim=(1, 2), keepdim=True), dim=0)
+    sides = torch.tensor([grid[1], grid[0]])
+    at = torch.stack([index % grid[1], index // grid[1]], dim=1)
+    seeds = F.grid_sample(
+        directions[None], ((at + 0.5) / sides * 2 - 1)[None, None], padding_mode="border", align_corners=False
+    )
+    similar = torch.einsum("cn,chw->nhw", unit(seeds[0, :, 0], dim=0), directions)
+    enlarged: Tensor = resize_maps(similar[None], (grid[0], grid[1]))[0].flatten(1)
+    return enlarged.clamp(0, 1).pow(LIKENESS)
+
+
 def krige(logits: Tensor, seeds: Seeds, kernel: Tensor) -> Tensor:
     """Add a residual to logits by which every seed is on its side of 0, by at least `MARGIN`.
 
@@ -307,7 +355,8 @@ def krige(logits: Tensor, seeds: Seeds, kernel: Tensor) -> Tensor:
     residual = seeds.label * (seeds.label * own).clamp_min(MARGIN) - own
     among = kernel[:, seeds.index].T + NUGGET * torch.eye(len(own))
     # Least squares, because a position may be marked twice, and kernels of different reach need not be definite.
-    return logits + torch.linalg.lstsq(among, residual[:, None]).solution[:, 0] @ kernel
+    shares: Tensor = torch.linalg.lstsq(among, residual[:, None]).solution[:, 0]
+    return logits + shares @ kernel
 
 
 def regress(inputs: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
@@ -323,7 +372,8 @@ def regress(inputs: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
     """
     weighted = inputs * (weights / weights.sum())
     moments = weighted @ inputs.T + RIDGE * torch.eye(len(inputs))
-    return torch.linalg.solve(moments, weighted @ labels) @ inputs
+    factors: Tensor = torch.linalg.solve(moments, weighted @ labels)
+    return factors @ inputs
 
 
 def draw_marks(marks: npt.NDArray[np.int8], correction: Correction, weights: Tensor) -> npt.NDArray[np.int8]:

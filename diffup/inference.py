@@ -239,8 +239,8 @@ def opposed(results: Sequence[Segmentation], classes: Sequence[Prototypes]) -> l
     """Take from each class what is more likely its negatives.
 
     At every position a class loses the log-odds by which its negatives exceed their threshold, so that it remains in
-    the mask where it exceeds its own by more, as among the classes of a label map. Its presence loses the log-odds by
-    which theirs is higher.
+    the mask where it exceeds its own by more, as among the classes of a label map. The log-odds by which the presence
+    of the negatives is higher than that of the class are added to theirs, and lost by its presence.
 
     Args:
         results: results of C classes and then of the negatives of those that have any, in the same query.
@@ -258,12 +258,12 @@ def opposed(results: Sequence[Segmentation], classes: Sequence[Prototypes]) -> l
 
 def _opposed(own: Segmentation, other: Segmentation) -> Segmentation:
     logits, rival = (torch.from_numpy(result.maps[0]).logit(eps=_EPS) for result in (own, other))
-    lead = (rival - _logit(other.threshold)).clamp_min(0)
+    presence, rivals = _logit(own.presence), _logit(other.presence)
+    lead = (rival - _logit(other.threshold) + rivals - presence).clamp_min(0)
     maps = own.maps.copy()
     maps[0] = np.where(lead > 0, torch.sigmoid(logits - lead), maps[0])
-    there, rivals = _logit(own.presence), _logit(other.presence)
-    presence = min(own.presence, float(torch.sigmoid(there - (rivals - there))))
-    return replace(own, maps=maps, presence=presence, score=own.score * presence / max(own.presence, _EPS))
+    left = min(own.presence, float(torch.sigmoid(presence - (rivals - presence))))
+    return replace(own, maps=maps, presence=left, score=own.score * left / max(own.presence, _EPS))
 
 
 def _logit(probability: float) -> Tensor:

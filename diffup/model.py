@@ -331,7 +331,7 @@ class DiffUp:
         for argument, value in (("annotation", annotation), ("text", text), ("templates", templates)):
             if learnt and value is not None:
                 raise AnnotationError(f"{argument}: prototypes have theirs inside; make them with it")
-        marks = list(correction) if isinstance(correction, list | tuple) else [correction]
+        marks = cast("list[Correction]", list(correction) if isinstance(correction, list | tuple) else [correction])
         if several and marks:
             raise AnnotationError("correction: of which class? Correct one of the label map: result.correct(name, ...)")
         image = self._query_reader(text is not None or has_text(support))(query, "query")

@@ -92,13 +92,14 @@ class Guide:
         return self.pixels.shape[0], self.pixels.shape[1]
 
 
-def refine(probability: Tensor, guide: Guide, threshold: float) -> Tensor:
+def refine(probability: Tensor, guide: Guide, threshold: float, weight: float = WEIGHT) -> Tensor:
     """Refine probabilities of classes to the outlines of an image.
 
     Args:
         probability: (N, h, w) in [0, 1], coarse probabilities of N classes, at any size.
         guide: guide of the image (`Guide.of`).
         threshold: probability in (0, 1) that divides a class from the rest. Neighbours pull away from it.
+        weight: weight of the neighbours against the coarse logit.
 
     Returns:
         (N, H, W) float32 in [0, 1], probabilities at the image's size, on the CPU.
@@ -106,7 +107,7 @@ def refine(probability: Tensor, guide: Guide, threshold: float) -> Tensor:
     small = (guide.colours.shape[1], guide.colours.shape[2])
     coarse = resize_maps(probability.detach().cpu().float()[None], small)[0]
     divide = math.log(threshold / (1 - threshold))
-    refined = mean_field(coarse.clamp(CLIP, 1 - CLIP).logit() - divide, guide.kernel)
+    refined = mean_field(coarse.clamp(CLIP, 1 - CLIP).logit() - divide, guide.kernel, weight)
     slope, offset = guided_filter(SHARPNESS * refined + divide, guide)
     return evaluate_bands(slope, offset, guide.pixels)
 
@@ -154,7 +155,7 @@ def neighbours(values: Tensor, outside: float = 0.0) -> Tensor:
     return F.unfold(padded[None, None], WINDOW, dilation=DILATION)[0]
 
 
-def mean_field(logits: Tensor, kernel: Tensor) -> Tensor:
+def mean_field(logits: Tensor, kernel: Tensor, weight: float = WEIGHT) -> Tensor:
     """Solve the CRF by mean-field inference.
 
     Each update adds to the coarse logit the weighted mean of the neighbours' expected labels, from -1 (background) to 1
@@ -163,6 +164,7 @@ def mean_field(logits: Tensor, kernel: Tensor) -> Tensor:
     Args:
         logits: (N, h, w), coarse logits relative to the threshold's.
         kernel: (WINDOW * WINDOW, h * w), from `similarity_kernel`.
+        weight: weight of the neighbours against the coarse logit.
 
     Returns:
         (N, h, w), logits relative to the threshold's.
@@ -171,7 +173,7 @@ def mean_field(logits: Tensor, kernel: Tensor) -> Tensor:
     for unary in logits:
         x = unary
         for _ in range(ITERATIONS):
-            x = unary + WEIGHT * (kernel * neighbours(torch.tanh(x / 2))).sum(dim=0).view_as(unary)
+            x = unary + weight * (kernel * neighbours(torch.tanh(x / 2))).sum(dim=0).view_as(unary)
         solved.append(x)
     return torch.stack(solved)
 

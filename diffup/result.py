@@ -190,15 +190,11 @@ class Segmentation:
             (H, W) float32 in [0, 1].
         """
         if self.corrected is None:
-            return self._at_full_size(torch.from_numpy(self.maps[:1]), guide)
-        coarse = torch.sigmoid(self.corrected.logits)[None]
-        return self.corrected.honour(self._at_full_size(coarse, self.corrected.guide))
-
-    def _at_full_size(self, coarse: torch.Tensor, guide: Guide | None) -> torch.Tensor:
-        """The probability (1, h, w), refined or enlarged to (H, W)."""
-        if not self.refine:
-            return enlarge(coarse, self.size)[0]
-        return refine(coarse, Guide.of(self.image) if guide is None else guide, self.threshold)[0]
+            coarse = torch.from_numpy(self.maps[:1])
+            if not self.refine:
+                return enlarge(coarse, self.size)[0]
+            return refine(coarse, Guide.of(self.image) if guide is None else guide, self.threshold)[0]
+        return self.corrected.probability(self.threshold, self.refine)
 
     def _enlarged(self, name: str) -> npt.NDArray[np.float32]:
         index = MAPS.index(name)

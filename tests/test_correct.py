@@ -23,6 +23,7 @@ from diffup.correct import (
     depth,
     influence,
     krige,
+    likeness,
     principal_components,
     regress,
     spread,
@@ -92,6 +93,22 @@ def test_components_do_not_depend_on_the_rotation_of_feature_space() -> None:
     a, b = (principal_components(values, 4) for values in (features, padded))
     assert a.shape == (4, 40)
     assert torch.allclose(a.T @ a, b.T @ b, atol=1e-9), "their signs are free, what is regressed on them is not"
+
+
+def test_likeness_is_one_at_a_seed_and_zero_at_what_is_opposite() -> None:
+    features = torch.zeros(3, 2, 2)
+    features[:, 0, 0], features[:, 1, 1] = torch.tensor([1.0, 2, 0]), torch.tensor([-1.0, -2, 0])
+    found = likeness(features, torch.tensor([0, 3]), (2, 2))
+    assert found[0].tolist() == pytest.approx([1, 0, 0, 0])
+    assert found[1].tolist() == pytest.approx([0, 0, 0, 1])
+
+
+def test_likeness_does_not_depend_on_the_rotation_of_feature_space() -> None:
+    features = torch.randn(3, 4, 5)
+    rotation, _ = torch.linalg.qr(torch.randn(3, 3))
+    index, grid = torch.tensor([0, 37, 79]), (8, 10)
+    a, b = (likeness(values, index, grid) for values in (features, torch.einsum("ij,jhw->ihw", rotation, features)))
+    assert torch.allclose(a**2, b**2, atol=1e-5)
 
 
 def test_depth_is_the_distance_to_what_is_outside_and_to_the_border() -> None:

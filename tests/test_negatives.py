@@ -47,9 +47,10 @@ def odds(probability: float) -> float:
 
 
 def test_a_class_loses_the_odds_by_which_its_negatives_exceed_their_threshold(taught: Prototypes) -> None:
-    own, other = result_of([0.6, 0.6, 0.3], 0.5, 0.8), result_of([0.9, 0.25, 0.6], 0.25, 0.9)
+    own, other = result_of([0.6, 0.6, 0.3], 0.5, 0.8), result_of([0.9, 0.01, 0.6], 0.25, 0.9)
     (found,) = opposed([own, other], [taught])
-    expected = [odds(0.6) / (odds(0.9) / odds(0.25)), odds(0.6), odds(0.3) / (odds(0.6) / odds(0.25))]
+    there = odds(0.9) / odds(0.8)
+    expected = [odds(0.6) / (odds(0.9) / odds(0.25)) / there, odds(0.6), odds(0.3) / (odds(0.6) / odds(0.25)) / there]
     assert found.maps[0, 0] == pytest.approx([value / (1 + value) for value in expected], rel=1e-4)
     assert odds(found.presence) == pytest.approx(odds(0.8) ** 2 / odds(0.9), rel=1e-4)
     assert found.score == pytest.approx(found.presence / 2)
@@ -67,18 +68,19 @@ def test_classes_without_negatives_are_as_they_were(taught: Prototypes) -> None:
     assert second.maps[0, 0, 0] < 0.5
 
 
-def test_it_is_the_rule_of_label_maps(model: DiffUp, taught: Prototypes) -> None:
-    alike, labels = shape_image((1,), (80, 64), seed=7)
-    classes = [replace(taught, negative=None), model.prototypes(alike, labels == 1, name="not disc")]
-    taught = replace(taught, negative=classes[1])
-    found = model.segment(QUERY, taught, threshold=0.5, **UNREFINED)
-    own, other = model.segment(QUERY, classes, threshold=0.5, **UNREFINED).results
-    (expected,) = opposed([own, other], [taught])
-    assert_close(found, expected)
-    coarse = own.maps[0] > np.maximum(other.maps[0], 0.5)
-    clear = np.abs(own.maps[0] - other.maps[0]) > 1e-4
-    assert np.array_equal((found.maps[0] > 0.5)[clear], coarse[clear])
-    assert (coarse != (own.maps[0] > 0.5)).any(), "the negatives take something"
+def test_of_equal_presence_it_is_the_rule_of_label_maps(taught: Prototypes) -> None:
+    generator = np.random.default_rng(0)
+    own, other = (result_of(generator.uniform(0.01, 0.99, 50).tolist(), 0.4, 0.5) for _ in range(2))
+    (found,) = opposed([own, other], [taught])
+    mine, theirs = own.maps[0], other.maps[0]
+    assert np.array_equal(found.maps[0] > 0.4, (mine > 0.4) & (mine > theirs))
+    assert ((mine > 0.4) & (mine < theirs)).any()
+
+
+def test_negatives_are_a_class_of_the_same_query(model: DiffUp, taught: Prototypes) -> None:
+    classes = [replace(taught, negative=None), model.prototypes(OTHER, OTHER_MASK, name="not disc")]
+    (expected,) = opposed(model.segment(QUERY, classes, **UNREFINED).results, [taught])
+    assert_close(model.segment(QUERY, taught, **UNREFINED), expected)
 
 
 def test_streams_and_label_maps_know_of_negatives(model: DiffUp, taught: Prototypes) -> None:

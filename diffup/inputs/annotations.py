@@ -22,17 +22,11 @@ from torch import Tensor
 
 from diffup.errors import AnnotationError
 from diffup.inputs.coordinates import check_beyond_first_pixel, check_not_fractions, kind_of_numbers
+from diffup.inputs.drawing import Boxes, Strokes, cover_boxes, draw_points, draw_strokes, fill_boxes
 from diffup.inputs.images import ImageLike, describe, read_image
 from diffup.inputs.masks import MaskLike, check_mask_size, name_mask, read_mask, seems_inverted
-from diffup.inputs.strokes import mark_discs, mark_polyline
 
 Polyline: TypeAlias = Sequence[tuple[float, float]] | npt.NDArray[Any]
-
-Strokes: TypeAlias = tuple[npt.NDArray[np.float64], ...] | Tensor
-"""Polylines, (N, 2) positions (x, y) in pixels each, or an (H, W) float32 stroke image in [0, 1]."""
-
-Boxes: TypeAlias = tuple[tuple[float, float, float, float], ...]
-"""Boxes (x0, y0, x1, y1) in pixels."""
 
 _WIDEST = 1e9  # greatest width of a stroke in pixels: beyond any image, and its square is still finite
 
@@ -277,8 +271,9 @@ def rasterise(annotation: Annotation, size: tuple[int, int], argument: str = "an
     else:
         foreground, background = _draw(annotation, size, argument)
     if not foreground.any():
-        black = isinstance(annotation, Mask) or (isinstance(annotation, Scribble) and len(annotation.strokes))
-        shown = f"{annotation.name} is 0 everywhere (black), so it" if black else repr(annotation)
+        shown = repr(annotation)
+        if isinstance(annotation, Mask) or (isinstance(annotation, Scribble) and len(annotation.strokes)):
+            shown = f"{annotation.name} is 0 everywhere (black), so it"
         raise AnnotationError(
             f"{argument}: {shown} marks no pixel of the class. Mark at least one, or give None if the class is "
             "somewhere in the image."
@@ -304,21 +299,23 @@ def marked(annotation: Box | Scribble | Points, size: tuple[int, int], argument:
         AnnotationError: a box, point or vertex outside of the image, or a stroke image of another size.
     """
     if isinstance(annotation, Box):
-        return torch.stack([_fill_boxes(annotation.boxes, size, argument), _cover(annotation.negative, size, argument)])
+        return torch.stack(
+            [fill_boxes(annotation.boxes, size, argument), cover_boxes(annotation.negative, size, argument)]
+        )
     if isinstance(annotation, Points):
         radius = annotation.radius or DEFAULT_STROKE * min(size)
         both = (annotation.points, annotation.negative)
-        return torch.stack([_draw_points(points, radius, size, argument) for points in both])
+        return torch.stack([draw_points(points, radius, size, argument) for points in both])
     width = annotation.width or DEFAULT_STROKE * min(size)
     strokes = (annotation.strokes, annotation.negative)
-    return torch.stack([_draw_strokes(lines, width, annotation.name, size, argument) for lines in strokes])
+    return torch.stack([draw_strokes(lines, width, annotation.name, size, argument) for lines in strokes])
 
 
 def _draw(annotation: Box | Scribble | Points, size: tuple[int, int], argument: str) -> tuple[Tensor, Tensor]:
     """Foreground and background of a support: around boxes there is nothing of the class."""
     foreground, negative = marked(annotation, size, argument)
     if isinstance(annotation, Box) and annotation.boxes:
-        negative = torch.maximum(negative, 1 - _cover(annotation.boxes, size, argument))
+        negative = torch.maximum(negative, 1 - cover_boxes(annotation.boxes, size, argument))
     return foreground * (1 - negative), negative
 
 
@@ -501,69 +498,3 @@ def _nested(value: Any) -> bool:
     return isinstance(value, list | tuple) and any(
         isinstance(item, list | tuple | np.ndarray | Tensor) for item in value
     )
-
-
-def _fill_boxes(boxes: Boxes, size: tuple[int, int], argument: str) -> Tensor:
-    """Weights of the class in boxes, most in the middle of each."""
-    weights = torch.zeros(size)
-    for inside in _insides(boxes, size, argument):
-        bump = torch.outer(*(_bump(side.stop - side.start) for side in inside))
-        weights[inside] = torch.maximum(weights[inside], bump)
-    return weights
-
-
-def _cover(boxes: Boxes, size: tuple[int, int], argument: str) -> Tensor:
-    """1 at the pixels that a box touches, else 0."""
-    covered = torch.zeros(size)
-    for inside in _insides(boxes, size, argument):
-        covered[inside] = 1.0
-    return covered
-
-
-def _insides(boxes: Boxes, size: tuple[int, int], argument: str) -> list[tuple[slice, slice]]:
-    """Rows and columns of the pixels that each box touches."""
-    height, width = size
-    for index, (x0, y0, x1, y1) in enumerate(boxes):
-        if x0 < 0 or y0 < 0 or x1 > width or y1 > height:
-            raise AnnotationError(
-                f"{argument}: box {index} is ({x0:g}, {y0:g}, {x1:g}, {y1:g}) and leaves its image, which spans "
-                f"(0, 0, {width}, {height}). Give (left, top, right, bottom) in pixels within the image."
-            )
-    return [(slice(math.floor(y0), math.ceil(y1)), slice(math.floor(x0), math.ceil(x1))) for x0, y0, x1, y1 in boxes]
-
-
-def _bump(pixels: int) -> Tensor:
-    """Weights along a side of a box of so many pixels: a parabola, 1 in the middle and 0 at the edges."""
-    middles = (torch.arange(pixels) + 0.5) / pixels * 2 - 1
-    return 1 - middles.square()
-
-
-def _draw_points(points: Sequence[Any], radius: float, size: tuple[int, int], argument: str) -> Tensor:
-    canvas = np.zeros(size, dtype=bool)
-    if points:
-        centres = np.array(points)
-        _check_inside(centres, size, argument, "point")
-        mark_discs(canvas, centres, radius)
-    return torch.from_numpy(canvas).float()
-
-
-def _draw_strokes(strokes: Strokes, width: float, name: str, size: tuple[int, int], argument: str) -> Tensor:
-    if isinstance(strokes, Tensor):
-        check_mask_size(strokes.shape, size, name, argument)
-        return strokes
-    canvas = np.zeros(size, dtype=bool)
-    for index, polyline in enumerate(strokes):
-        _check_inside(polyline, size, argument, f"stroke {index}, vertex")
-        mark_polyline(canvas, polyline, width / 2)
-    return torch.from_numpy(canvas).float()
-
-
-def _check_inside(points: npt.NDArray[np.float64], size: tuple[int, int], argument: str, what: str) -> None:
-    outside = (points < 0).any(axis=1) | (points >= (size[1], size[0])).any(axis=1)
-    if outside.any():
-        index = int(outside.argmax())
-        x, y = points[index]
-        raise AnnotationError(
-            f"{argument}: {what} {index} is ({x:g}, {y:g}), outside of its image of {size[1]} x {size[0]} pixels. "
-            "Give (x, y) in pixels within the image."
-        )
