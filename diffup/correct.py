@@ -238,8 +238,9 @@ def principal_components(features: Tensor, count: int) -> Tensor:
     directions = unit(centred - centred.mean(dim=1, keepdim=True), dim=0)
     directions = directions - directions.mean(dim=1, keepdim=True)
     _, vectors = torch.linalg.eigh(directions @ directions.T)
-    components: Tensor = vectors[:, -count:].T @ directions
-    return components / components.norm(dim=0).mean().clamp_min(CLIP)
+    components = vectors[:, -count:].T @ directions
+    scaled: Tensor = components / components.norm(dim=0).mean().clamp_min(CLIP)
+    return scaled
 
 
 def find_seeds(correction: Correction, weights: Tensor, before: Tensor, places: Tensor) -> Seeds:
