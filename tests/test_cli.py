@@ -74,7 +74,9 @@ def test_segment_writes_its_results(photos: Path, decoder: Path, capsys: pytest.
     assert (np.asarray(Image.open("out/overlay.png")) == np.asarray(result.overlay())).all()
     facts = json.loads(Path("out/result.json").read_text())
     assert result.summary().items() <= facts.items()
-    assert facts["support"] == [{"image": "a.png", "kind": "mask", "values": ["a_mask.png"], "negative": []}]
+    assert facts["support"] == [
+        {"image": "a.png", "kind": "mask", "values": ["a_mask.png"], "negative": [], "opposed": False}
+    ]
     assert facts["settings"]["steps"] == 3 and facts["settings"]["ensemble"] == 2
     assert facts["settings"]["backbone_fingerprint"] == FakeBackbone(input_size=(64, 64)).fingerprint
     assert facts["versions"]["diffup"] == __version__
