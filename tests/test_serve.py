@@ -63,9 +63,9 @@ def test_health_and_set_up(client: TestClient) -> None:
     assert version(client).startswith("diffup 0 shots ")
 
 
-def test_without_a_shot_nothing_is_marked(client: TestClient) -> None:
-    (found,) = predictions(client, 0)
-    assert found["result"] == [] and found["model_version"] == version(client)
+def test_without_a_shot_there_is_no_prediction(client: TestClient) -> None:
+    """Label Studio would keep an empty one, and not ask again."""
+    assert predictions(client, 0, 1) == [[], []]
 
 
 def test_a_saved_annotation_is_a_shot_of_its_class(client: TestClient) -> None:
@@ -423,7 +423,7 @@ class Counted:
 
 
 def test_predictions_while_it_learns(tmp_path: Path, photos: Path) -> None:
-    """Every answer is that of some state between two saved annotations, and the last state is that of a server alone."""
+    """Every answer is that of a state between two saved annotations, and the last is that of a server alone."""
     model = Counted(tiny_model(min_presence=0.0))
     client = server(tmp_path / "shots", [photos], model=model)
     ask(client, "/webhook", saved(0))

@@ -66,7 +66,7 @@ class LabelStudioBackend:
         return {"model_version": self.version}
 
     def predict(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Answer `POST /predict`: a prediction for each task, in their order.
+        """Answer `POST /predict`: for each task, in their order, a prediction, or a list of none.
 
         Args:
             request: the request; `params.context` holds regions if a person is showing something at the moment.
@@ -111,8 +111,8 @@ class LabelStudioBackend:
                     self._forget(key)
         return {"model_version": self.version, "learnt": learnt}
 
-    def _prediction(self, task: Any, config: str, context: Any, version: str) -> dict[str, Any]:
-        """The prediction of one task, or an empty one whose version says why."""
+    def _prediction(self, task: Any, config: str, context: Any, version: str) -> dict[str, Any] | list[Any]:
+        """The prediction of one task; an empty one whose version says why if it has failed."""
         try:
             tag = read_brush_tag(config)
             content = self._photos.find(_recorded(task, tag)).content
@@ -126,11 +126,14 @@ class LabelStudioBackend:
             log.warning("task %s: %s", task.get("id") if isinstance(task, Mapping) else task, error)
             return {"result": [], "score": 0.0, "model_version": _message(error)}
 
-    def _marked(self, content: bytes, tag: BrushTag, version: str) -> dict[str, Any]:
-        """Every class that is known by now."""
+    def _marked(self, content: bytes, tag: BrushTag, version: str) -> dict[str, Any] | list[Any]:
+        """Every class that is known by now; no prediction if none is.
+
+        Label Studio asks again, when a task is opened, only if it has no prediction, be it an empty one.
+        """
         found = self._learner.segment(content, tag.labels)
         if found is None:
-            return {"result": [], "score": 0.0, "model_version": version}
+            return []
         scores = [item.score for item in found.results]
         return label_studio_prediction(
             found.labels, found.names, scores=scores, model_version=version, from_name=tag.name, to_name=tag.image
