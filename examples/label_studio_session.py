@@ -44,9 +44,9 @@ SIZE = (384, 512)
 LABELS = ("coin", "tile", "grass")
 HELD_OUT = range(5, 10)
 CONFIG = """<View><Image name="image" value="$image" zoom="true"/>
-<BrushLabels name="brush" toName="image" smart="true"><Label value="coin" background="#1a9850"/>
+<BrushLabels name="brush" toName="image"><Label value="coin" background="#1a9850"/>
 <Label value="tile" background="#d73027"/><Label value="grass" background="#4575b4"/></BrushLabels>
-<KeyPointLabels name="click" toName="image" smart="true">
+<KeyPointLabels name="click" toName="image" smart="true" smartOnly="true">
 <Label value="coin"/><Label value="tile"/><Label value="grass"/></KeyPointLabels></View>"""
 
 
@@ -80,8 +80,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             if len(annotated) > args.corrections:
                 break
             worst = min((index for index in scores if index not in HELD_OUT), key=lambda index: scores[index])
+            before = model_version(studio, project)
             studio.call("POST", f"/api/tasks/{tasks[worst]}/annotations", annotation(scenes[worst][1]))
             annotated.append(worst)
+            while model_version(studio, project) == before:  # Label Studio does not wait for more than a second
+                time.sleep(0.5)
         clicked(studio, connection, tasks[HELD_OUT[0]], scenes[HELD_OUT[0]][1])
 
 
@@ -158,6 +161,11 @@ def clicked(studio: Studio, connection: int, task: int, truth: np.ndarray) -> No
     found = studio.call("POST", f"/api/ml/{connection}/interactive-annotating", request)["data"]
     overlap = iou(masks_of(found), truth, names=(2,))
     print(f"{found['model_version']:<24} IoU of the tiles of photo 5 by one click on one of them: {overlap:.2f}")
+
+
+def model_version(studio: Studio, project: int) -> str:
+    """The version that the settings of the project show."""
+    return str(studio.call("GET", f"/api/ml?project={project}")[0]["model_version"])
 
 
 def retrieve_predictions(studio: Studio, project: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import io
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,12 @@ ADDRESS = "http://127.0.0.1:9090"
 SIZE = (80, 96)
 
 
+@functools.cache
+def small_model() -> DiffUp:
+    """One random decoder for all tests."""
+    return tiny_model()
+
+
 def scene(seed: int) -> tuple[np.ndarray, np.ndarray]:
     """A photo with a square (1) and a disc (2), and its labels."""
     return shape_image((1, 2), SIZE, seed)
@@ -50,7 +57,7 @@ def server(
 ) -> TestClient:
     """A client of a server that marks whatever it is asked for, unless a model is given."""
     options = SamplingOptions(min_presence=0.0) if model is None else None
-    learner = Learner(tiny_model() if model is None else model, ShotFolder(shots), known or [], options)
+    learner = Learner(small_model() if model is None else model, ShotFolder(shots), known or [], options)
     guard = Guard(max_upload=1) if guard is None else guard
     photos = Photos(files, host, guard.max_upload)
     return TestClient(tools_app(learner, photos, guard), base_url=ADDRESS, raise_server_exceptions=True)

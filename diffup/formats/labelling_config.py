@@ -58,4 +58,4 @@ def read_brush_tag(config: str, where: str = "label_config") -> BrushTag:
         raise FormatError(
             f'{where}: the tag BrushLabels marks {image!r}, which is no <Image name="{image}" value="$image">'
         )
-    return BrushTag(name, image, value[1:], tuple(labels))
+    return BrushTag(name, image, value[1:], tuple(dict.fromkeys(labels)))

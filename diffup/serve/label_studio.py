@@ -47,7 +47,7 @@ class LabelStudioBackend:
     def version(self) -> str:
         """Version of the model: the number of shots, a digest of them, and how many annotations could not be read."""
         failed = f", {len(self._failed)} annotations not read" if self._failed else ""
-        return f"diffup {self._learner.folder.version}{failed}"
+        return f"{self._learner.folder.version}{failed}"
 
     def setup(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Answer `POST /setup`, by which Label Studio connects and asks for the version.
@@ -190,5 +190,5 @@ def _recorded(task: Any, tag: BrushTag) -> str:
 
 def _message(error: DiffUpError) -> str:
     """An error as a version of the model."""
-    text = " ".join(f"diffup: {error}".split())
+    text = " ".join(f"not marked: {error}".split())
     return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."

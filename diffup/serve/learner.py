@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -13,7 +14,7 @@ from diffup.label_map import LabelMap
 from diffup.model import DiffUp
 from diffup.prototypes import Prototypes, distinct_classes, join_prototypes, teach
 from diffup.result import Segmentation
-from diffup.serve.shots import Shot, ShotFolder
+from diffup.serve.shots import Shot, ShotFolder, ShotGoneError
 
 MAX_SHOTS = 10
 """Maximum number of shots of a class that are used, those that were changed last: more cost time with every image."""
@@ -70,10 +71,7 @@ class Learner:
             FormatError, AnnotationError: a shot is damaged.
         """
         with self._lock:
-            shots = self._recent(labels)
-            classes = [
-                self._class(name, shots.get(name, ())) for name in labels if name in shots or name in self._known
-            ]
+            classes = self._classes(labels)
             asked = self._options if min_presence is None else replace(self._options, min_presence=min_presence)
             return self.model.segment(image, classes, options=asked) if classes else None
 
@@ -90,24 +88,22 @@ class Learner:
             AnnotationError, FormatError: a shot is damaged.
         """
         with self._lock:
-            shots = self._recent([label])
-            known = [self._class(label, shots.get(label, ()))] if label in shots or label in self._known else []
-            shown = join_prototypes([*known, teach(self.model, [support], None, label)])
+            shown = join_prototypes([*self._classes([label]), teach(self.model, [support], None, label)])
             options = replace(self._options, min_presence=0.0)
             return self.model.segment(support.image, shown, options=options)
 
-    def _recent(self, labels: Collection[str]) -> dict[str, list[Shot]]:
-        """The shots of each label that has any, at most `MAX_SHOTS`; what was computed for others is forgotten."""
-        every = self.folder.shots()
-        recent = {name: [shot for shot in every if shot.label == name][-MAX_SHOTS:] for name in labels}
-        current = set(every)
-        self._learnt = {shot: learnt for shot, learnt in self._learnt.items() if shot in current}
-        return {name: shots for name, shots in recent.items() if shots}
+    def _classes(self, labels: Collection[str]) -> list[Prototypes]:
+        """The classes that have a shot or are known, each of at most `MAX_SHOTS` shots, which are encoded once."""
+        while True:  # again if a shot is changed while it is read
+            every = self.folder.shots()
+            self._learnt = {shot: self._learnt[shot] for shot in every if shot in self._learnt}
+            with contextlib.suppress(ShotGoneError):
+                parts = [self._parts(name, [shot for shot in every if shot.label == name]) for name in labels]
+                return [join_prototypes(items) for items in parts if items]
 
-    def _class(self, name: str, shots: Sequence[Shot]) -> Prototypes:
-        """The prototypes of a class, in which each shot is encoded once."""
+    def _parts(self, name: str, shots: Sequence[Shot]) -> list[Prototypes]:
         known = [self._known[name]] if name in self._known else []
-        return join_prototypes([*known, *map(self._learn, shots)])
+        return [*known, *map(self._learn, shots[-MAX_SHOTS:])]
 
     def _learn(self, shot: Shot) -> Prototypes:
         if shot not in self._learnt:

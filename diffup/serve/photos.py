@@ -55,7 +55,7 @@ class Photos:
         else:
             text = recorded if self._host is None else self._host.relative(recorded)
             photo = self._local(_below(text)) or self._fetched(text)
-        upright_size(photo.content, "image", MAX_PIXELS)
+        upright_size(photo.content, f"image {_shown(photo.name)}", MAX_PIXELS)
         return photo
 
     def _local(self, relative: str) -> Photo | None:

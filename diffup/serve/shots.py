@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from diffup.errors import DataError, DiffUpError, FormatError
-from diffup.formats.read_label_studio import read_label_studio, region_labels
+from diffup.formats.read_label_studio import SHAPE_TYPES, read_label_studio, region_labels, shape_type
+from diffup.formats.shapes import KINDS
 from diffup.formats.supports import SupportSet, upright_size
+from diffup.inputs.annotations import Annotation
 from diffup.inputs.images import describe, is_image_name
 from diffup.inputs.recorded import read_json
 from diffup.utils.files import replacing, sweep
@@ -23,6 +25,10 @@ MAX_LABEL = 200
 _MOST_MASKS = 2**30  # pixels of all regions of an annotation, which are in memory as masks together
 _PHOTO = re.compile(r"photos/[0-9a-f]{32}(\.[a-z0-9]+)?")
 _ID = re.compile(r"[0-9]{1,18}")
+
+
+class ShotGoneError(Exception):
+    """A shot is not there any more."""
 
 
 class Photo(NamedTuple):
@@ -88,7 +94,7 @@ class ShotFolder:
             records = sorted(self._records.items())
         count = sum(len(record.labels) for _, record in records)
         state = hashlib.sha256(repr([(key, record.digest) for key, record in records]).encode()).hexdigest()
-        return f"{count} shot{'' if count == 1 else 's'} {state[:6]}"
+        return f"{count} shot{'' if count == 1 else 's'} {state[:4]}"
 
     def shots(self) -> list[Shot]:
         """All shots, the one that was changed last at the end."""
@@ -96,16 +102,22 @@ class ShotFolder:
             records = sorted(self._records.items(), key=lambda item: (item[1].updated, item[0]))
         return [Shot(key, label, record.digest) for key, record in records for label in record.labels]
 
-    def read(self, shot: Shot) -> SupportSet:
-        """Read the support image and the annotation of a shot.
+    def read(self, shot: Shot) -> tuple[bytes, Annotation]:
+        """Read the support image, as the bytes of its file, and the annotation of a shot.
 
         Args:
             shot: one of `shots`.
 
         Raises:
-            FormatError: the annotation was deleted meanwhile, or its file is damaged.
+            ShotGoneError: its annotation has been changed or deleted meanwhile.
+            FormatError: a file is damaged.
         """
-        return read_label_studio(self._path(shot.annotation), shot.label, images=self.folder)
+        with self._lock:
+            record = self._records.get(shot.annotation)
+            if record is None or record.digest != shot.digest:
+                raise ShotGoneError(f"annotation {shot.annotation} has been changed")
+            annotation = self._read(self._path(shot.annotation), shot.label).annotation[0]
+            return (self.folder / record.photo).read_bytes(), annotation
 
     def add(self, annotation: Mapping[str, Any], photo: Photo, task: int | None = None) -> tuple[str, ...]:
         """Store an annotation in the place of its earlier version; one without regions is deleted.
@@ -185,9 +197,18 @@ class ShotFolder:
             raise FormatError(f"annotation: {regions} regions are too many for an image of {width} x {height} pixels")
         for label in labels:
             try:
-                read_label_studio(path, label, images=self.folder)
+                self._read(path, label)
             except FormatError as error:  # which names the file, whose name here is a temporary one
                 raise FormatError(str(error).replace(f"{path}: [0].annotations[0]", "annotation")) from error
+
+    def _read(self, path: Path, label: str) -> SupportSet:
+        """Read the regions with a label, of the most precise kind: clicks beside a mask helped to draw it."""
+        results = read_json(path)["annotations"][0]["result"]
+        own = [region for region in results if label in region_labels(region, "annotation")]
+        kinds = {SHAPE_TYPES[shape_type(region["value"], region["type"], "annotation")] for region in own}
+        best = next(kind for kind in KINDS if kind in kinds)
+        shapes = [shape for shape, kind in SHAPE_TYPES.items() if kind == best]
+        return read_label_studio(path, label, images=self.folder, shape_types=shapes)
 
     def _path(self, key: int) -> Path:
         return self.folder / "annotations" / f"{key}.json"
