@@ -8,7 +8,10 @@ import json
 import logging
 import socket
 import struct
+import subprocess
+import sys
 import threading
+import urllib.request
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -37,8 +40,9 @@ TOKEN = "a-token-of-24-characters"
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of photos, and beside it a secret and links to it."""
     place = tmp_path_factory.mktemp("place")
-    (place / "photos").mkdir()
+    (place / "photos" / "upload" / "1").mkdir(parents=True)
     save_scenes(place / "photos", 2)
+    save_scenes(place / "photos" / "upload" / "1", 1)
     save_scenes(place, 1)
     (place / "photos" / "link.png").symlink_to(place / "0.png")
     (place / "photos" / "out").symlink_to(place)
@@ -105,7 +109,14 @@ def test_images_that_are_not_read(client: TestClient, recorded: str, message: st
 
 
 @pytest.mark.parametrize(
-    "recorded", ["/data/local-files/?d=0.png", "/data/local-files/?d=out/photos/0.png", "0.png", "out/../0.png"]
+    "recorded",
+    [
+        "/data/local-files/?d=0.png",
+        "/data/local-files/?d=out/photos/0.png",
+        "/data/upload/1/0.png",  # below Label Studio's own folder of files
+        "0.png",
+        "out/../0.png",
+    ],
 )
 def test_images_that_are_read(place: Path, recorded: str) -> None:
     """A link or .. that leads back below the folder is harmless."""
@@ -426,6 +437,31 @@ def test_the_command_serves(
     captured = capsys.readouterr()
     assert "0 shots" in captured.out and "http://127.0.0.1:0" in captured.out
     assert "is being written to by diffup serve" in captured.err
+
+
+SERVING = """
+from diffup.serve.run import serve
+
+async def app(scope, receive, send):
+    if scope["type"] == "http":
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"here"})
+
+try:
+    serve(app, "127.0.0.1", 0, lambda address: print(address, flush=True))
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_it_serves_until_it_is_terminated() -> None:
+    """Termination is an interruption, so that the folder of shots is given free."""
+    command = [sys.executable, "-c", SERVING]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        address = process.stdout.readline().strip()
+        assert urllib.request.urlopen(address).read() == b"here"
+        process.terminate()
+        assert process.communicate(timeout=60)[0] == "interrupted\n" and process.returncode == 0
 
 
 def test_a_port_that_is_taken() -> None:
