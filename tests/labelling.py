@@ -110,3 +110,17 @@ def encoded(image: np.ndarray, prefix: str = "") -> str:
     stream = io.BytesIO()
     Image.fromarray(image).save(stream, format="PNG")
     return prefix + base64.b64encode(stream.getvalue()).decode()
+
+
+def ask(client: TestClient, path: str, request: dict[str, Any]) -> dict[str, Any]:
+    answer = client.post(path, json=request)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def predictions(client: TestClient, *seeds: int, context: Any = None) -> list[dict[str, Any]]:
+    return ask(client, "/predict", question(*seeds, context=context))["results"]
+
+
+def version(client: TestClient) -> str:
+    return ask(client, "/setup", {"project": "1.1", "schema": CONFIG})["model_version"]
