@@ -139,6 +139,7 @@ def backend(studio: str, key: str) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "key.txt").write_text(key)
         options = ["--port", "0", "--label-studio", studio, "--api-key-file", f"{folder}/key.txt"]
+        options += ["--min-presence", "0"]  # every photo shows every class
         command = [sys.executable, "-m", "diffup", "serve", f"{folder}/shots", *options]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             try:
