@@ -445,7 +445,19 @@ def test_interruption(
     assert capsys.readouterr().err == "diffup: interrupted\n"
 
 
-COMMANDS = ("segment", "teach", "label", "train", "evaluate", "upgrade-report", "export", "push", "demo", "backbones")
+COMMANDS = (
+    "segment",
+    "teach",
+    "label",
+    "train",
+    "evaluate",
+    "upgrade-report",
+    "export",
+    "push",
+    "demo",
+    "serve",
+    "backbones",
+)
 
 
 @pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
