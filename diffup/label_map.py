@@ -16,13 +16,11 @@ from PIL import Image
 from torch import Tensor
 
 from diffup.errors import ImageError, PrototypesError
-from diffup.formats.png import encode_label_png, voc_palette, write_label_png
+from diffup.formats.png import encode_label_png, write_label_png
 from diffup.refine import Guide
-from diffup.result import Segmentation
+from diffup.result import Segmentation, odds_over
 from diffup.utils import pictures
 from diffup.utils.fonts import legend_key
-
-_EPS = 1e-6  # probabilities are clamped to this distance from 0 and 1, so that their odds are finite
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +77,7 @@ class LabelMap:
         """(C, H, W) float32 in [0, 1], probability of each class; computed at every access."""
         background = torch.from_numpy(self.background)
         maps = zip(self.results, _probabilities(self.results), strict=True)
-        found = [scores(probability, item.threshold) * background * item.present for item, probability in maps]
+        found = [odds_over(probability, item.threshold) * background * item.present for item, probability in maps]
         return torch.stack(found).numpy()
 
     @property
@@ -106,7 +104,7 @@ class LabelMap:
     @property
     def palette(self) -> list[tuple[int, int, int]]:
         """RGB colours of the labels, 0 to 255, in the order of the labels; the first is the background's black."""
-        return voc_palette(len(self.names) + 1)
+        return [(0, 0, 0), *pictures.class_colours(len(self.names))]
 
     def __getitem__(self, name: str) -> Segmentation:
         """The result of one class as if it had been segmented alone; its mask may overlap with those of others.
@@ -210,17 +208,6 @@ def to_result(results: Sequence[Segmentation], names: Sequence[str] | None) -> S
     return results[0] if names is None else LabelMap.of(names, results)
 
 
-def scores(probability: Tensor, threshold: float) -> Tensor:
-    """Compute odds relative to the odds at the threshold; they exceed 1 where the probability exceeds the threshold.
-
-    Args:
-        probability: probabilities in [0, 1], of any shape.
-        threshold: probability in (0, 1) at which the score is 1.
-    """
-    clipped = probability.clamp(_EPS, 1 - _EPS)
-    return clipped / (1 - clipped) * ((1 - threshold) / threshold)
-
-
 def merge(results: Sequence[Segmentation]) -> tuple[Tensor, Tensor]:
     """Merge the results of several classes by the rule that `LabelMap` describes.
 
@@ -235,7 +222,7 @@ def merge(results: Sequence[Segmentation]) -> tuple[Tensor, Tensor]:
     for index, (item, probability) in enumerate(zip(results, _probabilities(results), strict=True)):
         if not item.present:
             continue
-        score = scores(probability, item.threshold)
+        score = odds_over(probability, item.threshold)
         total += score
         wins = (probability > item.threshold) & (score > best)
         labels[wins] = index + 1

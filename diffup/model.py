@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
@@ -20,6 +21,7 @@ from diffup.decoder.weights import fetch_decoder, load_decoder, save_decoder
 from diffup.errors import AnnotationError, BackboneError
 from diffup.inference import Query, decode, decoder_rounds, read_query
 from diffup.inputs.annotations import AnnotationLike
+from diffup.inputs.drawing import draw_support
 from diffup.inputs.images import ImageLike
 from diffup.label_map import LabelMap, to_result
 from diffup.prototypes import Prototypes, check_classes, has_text, read_supports, teach
@@ -317,12 +319,15 @@ class DiffUp:
             classes = check_classes(support, self)
         else:
             images = cast("ImageLike | Sequence[ImageLike] | None", support)
-            classes = [self.prototypes(images, annotation, text=text, templates=templates, name="object")]
+            supports, prompt = read_supports(self, images, annotation, text, templates)
+            classes = [teach(self, supports, prompt, "object")]
         ensemble = 1 if self.config.deterministic else chosen.ensemble
         rounds = chosen.steps * decoder_rounds(1, len(classes), ensemble, self.device)
         with tqdm(total=rounds, desc="sampling", disable=not progress) as bar:
             (found,) = self._decode([image], classes, chosen, trace, on_step=lambda: bar.update(1))
-        return to_result(found, [item.name for item in classes] if several else None)
+        if learnt:
+            return to_result(found, [item.name for item in classes] if several else None)
+        return dataclasses.replace(found[0], supports=tuple(map(draw_support, supports)))
 
     def segment_many(
         self,

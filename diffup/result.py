@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +21,19 @@ from diffup.inputs.masks import bounding_box
 from diffup.refine import REFINE, Guide, refine
 from diffup.utils import pictures
 from diffup.utils.files import checked_ending, replacing
+from diffup.utils.panels import GREY, HEAT, Panel, Scale, strip
 from diffup.utils.resize import resize_maps
+
+_EPS = 1e-6  # probabilities are clamped to this distance from 0 and 1, so that their odds are finite
+_TINT = 0.45  # opacity of a mask
+_SHOWN = 3  # most supports in an overview
+_LEAST_DEVIATION = 0.01  # below it samples agree, and a scale that such values fill would show noise
+
+_ERROR = Scale(
+    ((40, 80, 200), (206, 217, 244), (255, 255, 255), (245, 212, 206), (200, 40, 40)),
+    low=-1.0,
+    ends=("too much", "missed"),
+)
 
 MAPS = ("probability", "variance", "error_map", "prior")
 """Names of the maps of a result, in the order of `Segmentation.maps`."""
@@ -48,6 +60,8 @@ class Segmentation:
         trace: (S, h, w) float32, the noisy mask `x_t` of the first sample at S steps, about -1 to 1; None if it was not
             recorded.
         trace_timesteps: time step t of each of the S states.
+        supports: pictures of the supports with their annotations, (h, w, 3) uint8 each, which the overview shows; none
+            for a class given by prototypes or text.
 
     Raises:
         ImageError: an array has the wrong shape or type or values that are not finite, or the quality, the
@@ -65,6 +79,7 @@ class Segmentation:
     refine: bool = REFINE
     trace: npt.NDArray[np.float32] | None = None
     trace_timesteps: tuple[int, ...] = ()
+    supports: tuple[pictures.Bytes, ...] = ()
 
     def __post_init__(self) -> None:
         if self.image.ndim != 3 or not self.image.size:
@@ -133,6 +148,16 @@ class Segmentation:
         return self._enlarged("error_map")
 
     @functools.cached_property
+    def expected_error(self) -> npt.NDArray[np.float32]:
+        """(H, W) float32 in [-1, 1], expected error of the mask: positive where it may miss the class, else negative.
+
+        The probability, corrected by the predicted error, is rescaled so that 1/2 is at the threshold
+        (`odds_over`), less 1 in the mask. So it is positive outside of the mask and negative within.
+        """
+        odds = odds_over(torch.from_numpy(self.probability + self.error_map / 2), self.threshold)
+        return np.asarray((odds / (1 + odds)).numpy() - self.mask, dtype=np.float32)
+
+    @functools.cached_property
     def prior(self) -> npt.NDArray[np.float32]:
         """(H, W) float32 in [0, 1], mean of the fused priors, the estimate before the decoder (eq. 12)."""
         return self._enlarged("prior")
@@ -163,7 +188,7 @@ class Segmentation:
             f"{self.backbone})"
         )
 
-    def overlay(self, colour: tuple[int, int, int] = (255, 60, 40), alpha: float = 0.45) -> Image.Image:
+    def overlay(self, colour: pictures.Colour = pictures.RED, alpha: float = _TINT) -> Image.Image:
         """Draw the query with the mask tinted and outlined.
 
         Args:
@@ -290,10 +315,10 @@ class Segmentation:
         }
 
     def overview(self, height: int = 256) -> Image.Image:
-        """Draw the overlay, prior, probability, standard deviation over the ensemble and error map side by side.
+        """Draw supports, mask and maps side by side, each with a title and a legend.
 
-        Prior and probability are grey, from black (0) to white (1). The deviation goes from black (0) to pale yellow
-        (0.5, the maximum); the error map from blue (-2, falsely marked) over white (0) to red (2, missed).
+        The supports are shown with their annotations as they were given, up to three of them. The maps are those of
+        `panels`.
 
         Args:
             height: height of each picture in pixels, 1 or more.
@@ -302,17 +327,38 @@ class Segmentation:
             ImageError: `height` is below 1.
         """
         _check_positive(height, "height")
-        prior, probability, variance, error_map = (
-            pictures.shrink(getattr(self, name), height) for name in ("prior", "probability", "variance", "error_map")
-        )
-        panels = [
-            ("mask", np.asarray(self.overlay())),
-            ("prior", pictures.grey(prior)),
-            ("probability", pictures.grey(probability)),
-            ("deviation", pictures.heat(2 * np.sqrt(variance.clip(min=0)))),
-            ("error map", pictures.signed(error_map / 2)),
-        ]
-        return pictures.strip(panels, height)
+        given = [Panel("support", picture, "green: as given") for picture in self.supports[:_SHOWN]]
+        if len(self.supports) > _SHOWN:
+            given[-1] = replace(given[-1], legend=f"and {len(self.supports) - _SHOWN} more")
+        size = pictures.fitted_size(self.size, height)[::-1]  # drawn at this size, or the outline would fade
+        image, mask = (np.asarray(picture.resize(size)) for picture in (Image.fromarray(self.image), self.to_pil()))
+        overlay = pictures.tint(image, mask > 127, pictures.RED, _TINT)
+        found = Panel("mask", overlay, f"red: found, score {self.score:.2f}")
+        return strip([*given, found, *self.panels(height).values()], height)
+
+    def panels(self, height: int) -> dict[str, Panel]:
+        """Paint the maps, each with its colour scale.
+
+        Prior and probability are grey, from black (0) to white (1). The deviation, the standard deviation over the
+        ensemble, goes from black (0) to pale yellow (its 99 % quantile and all above). The expected
+        error goes from blue (-1, too much) over white (0) to red (1, missed), and is pale up to 1/2, where the mask is
+        right rather than wrong.
+
+        Args:
+            height: greatest height of a picture in pixels.
+
+        Returns:
+            "prior", "probability", "deviation" and "expected error".
+        """
+        deviation = np.sqrt(pictures.shrink(self.variance, height).clip(min=0))
+        most = max(float(np.quantile(deviation, 0.99)), _LEAST_DEVIATION)
+        painted = {
+            "prior": (pictures.shrink(self.prior, height), GREY),
+            "probability": (pictures.shrink(self.probability, height), GREY),
+            "deviation": (deviation, replace(HEAT, high=float(f"{most:.2g}"), ends=("", "from"))),
+            "expected error": (pictures.shrink(self.expected_error, height), _ERROR),
+        }
+        return {name: Panel(name, scale.paint(values), scale) for name, (values, scale) in painted.items()}
 
     def trace_picture(self, count: int = 8, height: int = 128) -> Image.Image:
         """Draw evenly spaced states `x_t` of the sampling, from noise to mask (paper, Fig. 7).
@@ -329,13 +375,24 @@ class Segmentation:
         _check_positive(count, "count")
         _check_positive(height, "height")
         chosen = np.unique(np.linspace(len(self.trace) - 1, 0, count).round().astype(int))
-        panels = [(f"t = {self.trace_timesteps[i]}", pictures.grey((self.trace[i] + 1) / 2)) for i in chosen]
-        return pictures.strip(panels, height)
+        panels = [Panel(f"t = {self.trace_timesteps[i]}", GREY.paint((self.trace[i] + 1) / 2)) for i in chosen]
+        return strip(panels, height)
 
 
 def _check_positive(value: int, name: str) -> None:
     if value < 1:
         raise ImageError(f"{name}: expected at least 1, got {value}.")
+
+
+def odds_over(probability: torch.Tensor, threshold: float) -> torch.Tensor:
+    """Compute odds relative to the odds at the threshold; they exceed 1 where the probability exceeds the threshold.
+
+    Args:
+        probability: probabilities, of any shape; they are clamped to [0, 1] and kept away from its ends.
+        threshold: probability in (0, 1) at which the odds are 1.
+    """
+    clipped = probability.clamp(_EPS, 1 - _EPS)
+    return clipped / (1 - clipped) * ((1 - threshold) / threshold)
 
 
 def enlarge(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

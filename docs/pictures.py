@@ -17,34 +17,34 @@ from skimage import data
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "examples"))
 
-from quickstart import Scene, coins, motorcycle, person, score, support_picture  # noqa: E402
+from quickstart import Scene, coins, motorcycle, person, score  # noqa: E402
 
 from diffup import Box, DiffUp, Mask, Points  # noqa: E402
 from diffup.inputs.annotations import Annotation  # noqa: E402
-from diffup.utils.pictures import Bytes, strip  # noqa: E402
+from diffup.inputs.drawing import draw_annotation  # noqa: E402
+from diffup.utils.panels import Panel, stack, strip  # noqa: E402
 
 ENCODERS = ("bundled:efficientnet_lite0", "bundled:efficientnet_lite1", "bundled:efficientnet_lite2")
-HEIGHT = 190
+HEIGHT, LARGE = 190, 400
 WIDTH, LABEL, GAP, PAIR_GAP = 1440, 34, 6, 20
 """Sizes in the first picture, in pixels; it is displayed at half its width."""
 
 
-def grid(rows: list[list[tuple[str, Bytes]]]) -> Image.Image:
-    """Arrange labelled panels in rows."""
-    strips = [strip(row, HEIGHT) for row in rows]
-    sheet = Image.new("RGB", (max(row.width for row in strips), sum(row.height for row in strips)), "white")
-    top = 0
-    for row in strips:
-        sheet.paste(row, (0, top))
-        top += row.height
-    return sheet
+def grid(rows: list[list[Panel]]) -> Image.Image:
+    """Arrange titled panels in rows."""
+    return stack([strip(row, HEIGHT) for row in rows])
 
 
-def answer(model: DiffUp, scene: Scene, annotation: Annotation | None, label: str) -> tuple[str, Bytes]:
+def given(scene: Scene, annotation: Annotation | None, label: str) -> Panel:
+    """Draw the support with its annotation."""
+    return Panel(label, draw_annotation(scene.support, annotation, LARGE))
+
+
+def answer(model: DiffUp, scene: Scene, annotation: Annotation | None, label: str) -> Panel:
     """Segment the query and draw the mask on it."""
     result = model.segment(scene.query, support=scene.support, annotation=annotation)
     iou = score(result, scene.truth)
-    return label if scene.truth is None else f"{label}: IoU {iou}", np.asarray(result.overlay())
+    return Panel(label if scene.truth is None else f"{label}: IoU {iou}", np.asarray(result.overlay()))
 
 
 def annotations(model: DiffUp) -> Image.Image:
@@ -55,14 +55,14 @@ def annotations(model: DiffUp) -> Image.Image:
         "points": Points([(225, 100), (220, 380)]),
         "none": None,
     }
-    above = [(kind, scene.support if a is None else support_picture(scene.support, a)) for kind, a in kinds.items()]
+    above = [given(scene, annotation, kind) for kind, annotation in kinds.items()]
     return grid([above, [answer(model, scene, annotation, kind) for kind, annotation in kinds.items()]])
 
 
 def encoders(models: list[DiffUp]) -> Image.Image:
     """Draw results of the same decoder with three encoders: support one coin, query the others."""
     scene = coins()
-    row = [("support", support_picture(scene.support, scene.annotations["mask"]))]
+    row = [given(scene, scene.annotations["mask"], "support")]
     return grid([row + [answer(m, scene, scene.annotations["mask"], m.backbone.name.split("_")[-1]) for m in models]])
 
 
@@ -93,8 +93,7 @@ def failures(model: DiffUp) -> Image.Image:
     panels = []
     for label, scene in (("thin strokes", letters()), ("no cat there", absent()), ("no annotation", bare)):
         annotation = next(iter(scene.annotations.values()), None)
-        support = scene.support if annotation is None else support_picture(scene.support, annotation)
-        panels += [("support", support), answer(model, scene, annotation, label)]
+        panels += [given(scene, annotation, "support"), answer(model, scene, annotation, label)]
     return grid([panels[:2], panels[2:]])
 
 
@@ -133,31 +132,26 @@ def front(model: DiffUp) -> Image.Image:
             result = model.segment(scene.query, scene.support, scene.annotations["box"])
             found = "found" if name != "person" else "failure"
             iou = "" if scene.truth is None else f", IoU {score(result, scene.truth)}"
-            row.append((f"given: {name}", support_picture(scene.support, scene.annotations["box"])))
-            row.append((found + iou, np.asarray(result.overlay())))
+            row.append(given(scene, scene.annotations["box"], f"given: {name}"))
+            row.append(Panel(found + iou, np.asarray(result.overlay())))
         rows.append(_justified(row))
-    sheet = Image.new("RGB", (WIDTH, sum(row.height for row in rows)), "white")
-    top = 0
-    for picture in rows:
-        sheet.paste(picture, (0, top))
-        top += picture.height
-    return sheet
+    return stack(rows)
 
 
 FRONT = {"coin": coins, "motorcycle": motorcycle, "face": face, "person": person, "wheel": wheels, "eye": eye}
 
 
-def _justified(panels: list[tuple[str, Bytes]]) -> Image.Image:
+def _justified(panels: list[Panel]) -> Image.Image:
     """Arrange labelled panels of one height over the full width; every second gap, between tasks, is wider."""
     gaps = [PAIR_GAP if i % 2 else GAP for i in range(len(panels) - 1)]
-    aspects = [picture.shape[1] / picture.shape[0] for _, picture in panels]
+    aspects = [picture.shape[1] / picture.shape[0] for picture in (panel.pixels for panel in panels)]
     height = round((WIDTH - sum(gaps)) / sum(aspects))
     row = Image.new("RGB", (WIDTH, LABEL + height + GAP), "white")
     draw, font, left = ImageDraw.Draw(row), ImageFont.load_default(26), 0
-    for (label, picture), aspect, gap in zip(panels, aspects, [*gaps, 0], strict=True):
+    for panel, aspect, gap in zip(panels, aspects, [*gaps, 0], strict=True):
         size = round(height * aspect), height
-        row.paste(Image.fromarray(picture).convert("RGB").resize(size, Image.Resampling.LANCZOS), (left, LABEL))
-        draw.text((left, 2), label, "#b00020" if label.startswith("failure") else "black", font)
+        row.paste(Image.fromarray(panel.pixels).resize(size, Image.Resampling.LANCZOS), (left, LABEL))
+        draw.text((left, 2), panel.title, "#b00020" if panel.title.startswith("failure") else "black", font)
         left += size[0] + gap
     return row
 

@@ -59,7 +59,7 @@ SUMMARIES = {
 _OF_A_NAME = {errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
 """Error numbers that the name of a single file can cause; other errors would occur again with the next file."""
 
-REVISION = 1
+REVISION = 2
 """Revision of the written files; raise it when the same settings would give other files."""
 
 

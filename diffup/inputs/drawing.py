@@ -1,0 +1,110 @@
+"""Pictures of support images that show the annotation as it was given: boxes, clicks, strokes, masks."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from diffup.inputs.annotations import (
+    DEFAULT_STROKE,
+    Annotation,
+    AnnotationLike,
+    Box,
+    Mask,
+    Points,
+    Scribble,
+    Support,
+    pair_supports,
+)
+from diffup.inputs.images import ImageLike, resize_image, to_bytes
+from diffup.inputs.strokes import mark_discs, mark_polyline
+from diffup.utils.pictures import GREEN, Bytes, fitted_size, tint
+from diffup.utils.resize import resize_maps
+
+HEIGHT = 256
+"""Default height of a picture in pixels."""
+
+_LEAST_DOT = 3.0  # pixels of the picture, radius of a click and half width of a stroke; thinner ones would vanish
+_STROKE = 0.8  # opacity of strokes and clicks, which hide little of the image
+_AREA = 0.3  # opacity of a mask
+
+
+def draw_annotation(image: ImageLike, annotation: AnnotationLike = None, height: int = HEIGHT) -> Bytes:
+    """Draw an image with its annotation in green (`draw_support`).
+
+    Args:
+        image: the annotated image, in any form that `diffup.inputs.images.read_image` takes.
+        annotation: its annotation, or a mask in any form that `Mask` takes; None without.
+        height: height of the picture in pixels.
+
+    Returns:
+        (height, width, 3) uint8.
+
+    Raises:
+        ImageError: the image cannot be read.
+        AnnotationError: the annotation does not fit the image.
+    """
+    return draw_support(pair_supports([image], [annotation])[0], height)
+
+
+def draw_support(support: Support, height: int = HEIGHT) -> Bytes:
+    """Draw a support image with its annotation in green.
+
+    Boxes are drawn as their outlines, clicks as dots, strokes as strokes, and a mask as a tinted, outlined area. An
+    image without annotation is left as it is.
+
+    Args:
+        support: support image and annotation.
+        height: height of the picture in pixels; it is lower if the image is very wide (`diffup.utils.pictures.WIDEST`).
+
+    Returns:
+        (height, width, 3) uint8.
+    """
+    own = (support.image.shape[1], support.image.shape[2])
+    size = fitted_size(own, height)
+    picture = to_bytes(resize_image(support.image, size))
+    for area, opacity in _areas(support.annotation, own, size):
+        picture = tint(picture, area, GREEN, opacity)
+    return picture
+
+
+def _areas(
+    annotation: Annotation, own: tuple[int, int], size: tuple[int, int]
+) -> list[tuple[npt.NDArray[np.bool_], float]]:
+    """Areas of a picture of some size, (H, W) bool, that an annotation of an image marks, and their opacities."""
+    scale = np.array([size[1] / own[1], size[0] / own[0]])  # of x and y
+    if annotation is None:
+        return []
+    if isinstance(annotation, Box):
+        return [(_rectangle(np.array(box).reshape(2, 2) * scale, size), 0.0) for box in annotation.boxes]
+    if isinstance(annotation, Mask):
+        return [(_resized(annotation.mask, size) > 0.5, _AREA)]
+    if isinstance(annotation, Scribble) and isinstance(annotation.strokes, torch.Tensor):
+        return [(_resized(annotation.strokes, size) > 0.25, _STROKE)]  # thin strokes fade when the image shrinks
+    marks = np.zeros(size, dtype=bool)
+    if isinstance(annotation, Points):
+        radius = annotation.radius or DEFAULT_STROKE * min(own)
+        mark_discs(marks, _moved(np.array(annotation.points), scale), max(radius * scale.min(), _LEAST_DOT))
+    else:
+        width = annotation.width or DEFAULT_STROKE * min(own)
+        for stroke in annotation.strokes:
+            mark_polyline(marks, _moved(np.asarray(stroke), scale), max(width / 2 * scale.min(), _LEAST_DOT))
+    return [(marks, _STROKE)]
+
+
+def _rectangle(corners: npt.NDArray[np.float64], size: tuple[int, int]) -> npt.NDArray[np.bool_]:
+    """Fill a box with corners (x0, y0) and (x1, y1) in pixels of a picture, at least a pixel of it."""
+    (left, top), (right, bottom) = np.rint(corners).astype(int)
+    area = np.zeros(size, dtype=bool)
+    area[min(top, size[0] - 1) : max(bottom, top + 1), min(left, size[1] - 1) : max(right, left + 1)] = True
+    return area
+
+
+def _moved(centres: npt.NDArray[np.float64], scale: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Move (N, 2) positions between images, in which (0, 0) is the centre of the top left pixel."""
+    return np.maximum((centres + 0.5) * scale - 0.5, 0.0)
+
+
+def _resized(weights: torch.Tensor, size: tuple[int, int]) -> npt.NDArray[np.float32]:
+    return np.asarray(resize_maps(weights[None, None], size)[0, 0].numpy())
