@@ -1,11 +1,17 @@
 """Draw the pictures of the documentation: `python docs/pictures.py` writes docs/images.
 
-The photos come with scikit-image and the weights with the package: nothing is downloaded.
+The photos come with scikit-image and the weights with the package: nothing is downloaded. The screenshots of the web
+page need Chromium. `made_with.json`, beside the pictures, records the decoder of each; `python docs/pictures.py
+--check` compares it with the package's.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -20,12 +26,16 @@ sys.path.insert(0, str(ROOT / "examples"))
 from quickstart import Scene, coins, motorcycle, person, score  # noqa: E402
 
 from diffup import Box, DiffUp, Mask, Points  # noqa: E402
+from diffup.decoder.weights import decoder_hash, load_decoder  # noqa: E402
 from diffup.inputs.annotations import Annotation  # noqa: E402
 from diffup.inputs.drawing import draw_annotation  # noqa: E402
+from diffup.model import RELEASED  # noqa: E402
+from diffup.utils.files import write_text  # noqa: E402
 from diffup.utils.panels import Panel, stack, strip  # noqa: E402
 
 ENCODERS = ("bundled:efficientnet_lite0", "bundled:efficientnet_lite1", "bundled:efficientnet_lite2")
 HEIGHT, LARGE = 190, 400
+RECORD = "made_with.json"
 WIDTH, LABEL, GAP, PAIR_GAP = 1440, 34, 6, 20
 """Sizes in the first picture, in pixels; it is displayed at half its width."""
 
@@ -156,10 +166,54 @@ def _justified(panels: list[Panel]) -> Image.Image:
     return row
 
 
+def screenshots(folder: Path) -> list[str]:
+    """Take the screenshots of the web page, as the test in the browser does; the names of the files."""
+    test = "tests/test_demo_browser.py::test_a_drawn_scribble_gives_what_the_library_gives"
+    environment = {**os.environ, "DIFFUP_SCREENSHOTS": str(folder.resolve())}
+    names = ["demo_desktop.png", "demo_phone.png"]
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
+    subprocess.run([sys.executable, "-m", "pytest", "-q", test], cwd=ROOT, env=environment, check=True)
+    missing = [name for name in names if not (folder / name).exists()]
+    if missing:
+        raise SystemExit(f"{', '.join(missing)}: not made, for want of Chromium or of the extra dev")
+    return names
+
+
+def record(folder: Path, names: list[str], decoder: str) -> None:
+    """Record the decoder of pictures, and hashes by which these are recognised."""
+    made = {name: {"decoder": decoder, "sha256": digest(folder / name)} for name in sorted(names)}
+    write_text(folder / RECORD, json.dumps(made, indent=2) + "\n")
+
+
+def outdated(folder: Path, decoder: str) -> list[str]:
+    """Names of the pictures in a folder that are not recorded as made with a decoder, and of recorded ones not there.
+
+    Args:
+        folder: folder of the pictures and their record.
+        decoder: hash of the decoder (`decoder_hash`).
+    """
+    made = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    there = {path.name for path in folder.iterdir() if path.suffix in (".jpg", ".png")}
+    current = {
+        name for name in there & set(made) if made[name] == {"decoder": decoder, "sha256": digest(folder / name)}
+    }
+    return sorted((there | set(made)) - current)
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "images", help="folder for the pictures")
+    parser.add_argument("--check", action="store_true", help="make nothing, and fail if a picture is of other weights")
     args = parser.parse_args(argv)
+    if args.check:
+        old = outdated(args.output, decoder_hash(load_decoder(RELEASED)))
+        raise SystemExit(f"not of the released decoder: {', '.join(old)}; run docs/pictures.py" if old else 0)
     args.output.mkdir(parents=True, exist_ok=True)
     model = DiffUp.from_pretrained(backbone=ENCODERS[0])
     models = [model, *(model.upgrade(name) for name in ENCODERS[1:])]
@@ -174,6 +228,8 @@ def main(argv: list[str] | None = None) -> None:
         path = args.output / f"{name}.jpg"
         make().convert("RGB").save(path, quality=65 if name == "front" else 85, optimize=True)
         print(path)
+    names = [f"{name}.jpg" for name in pictures] + screenshots(args.output)
+    record(args.output, names, decoder_hash(model.decoder))
 
 
 if __name__ == "__main__":
