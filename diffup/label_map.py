@@ -17,6 +17,7 @@ from torch import Tensor
 
 from diffup.errors import ImageError, PrototypesError
 from diffup.formats.png import encode_label_png, write_label_png
+from diffup.instances import SMALLEST, Instance, find_instances
 from diffup.refine import Guide
 from diffup.result import Segmentation, odds_over
 from diffup.utils import pictures
@@ -148,6 +149,25 @@ class LabelMap:
         No available font has their characters, or they look the same as another name.
         """
         return legend_key(self.names, pictures.legend_width(self.labels.shape[1]))
+
+    def instances(self, overlap: bool = False, smallest: float = SMALLEST) -> Iterator[tuple[int, Instance]]:
+        """Iterate over the objects of all classes (`Segmentation.instances`), class by class.
+
+        Args:
+            overlap: whether to take each class's own mask, instead of its pixels in the label map.
+            smallest: least part of the image, in [0, 1], that an object has; smaller ones are left out.
+
+        Returns:
+            Iterator of pairs of a label and an object.
+
+        Raises:
+            MissingPackageError: scikit-image is not installed (`pip install "diffup[formats]"`).
+        """
+        maps = zip(self.results, _probabilities(self.results), strict=True)
+        for label, (item, probability) in enumerate(maps, start=1):
+            own = (probability > item.threshold).numpy() & item.present if overlap else self.labels == label
+            for found in find_instances(own, self.image, probability.numpy(), item.score, smallest):
+                yield label, found
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the labels as an indexed PNG file whose pixel values are the labels. A partial file is never left.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,22 +18,15 @@ from diffup.errors import ImageError
 from diffup.formats.coco import coco_annotations
 from diffup.formats.detections import to_detections
 from diffup.inputs.masks import bounding_box
+from diffup.instances import SMALLEST, Instance, find_instances
+from diffup.overview import TINT, map_panels, mask_panel, support_panels
 from diffup.refine import REFINE, Guide, refine
 from diffup.utils import pictures
 from diffup.utils.files import checked_ending, replacing
-from diffup.utils.panels import GREY, HEAT, Panel, Scale, strip
+from diffup.utils.panels import GREY, Panel, strip
 from diffup.utils.resize import resize_maps
 
 _EPS = 1e-6  # probabilities are clamped to this distance from 0 and 1, so that their odds are finite
-_TINT = 0.45  # opacity of a mask
-_SHOWN = 3  # most supports in an overview
-_LEAST_DEVIATION = 0.01  # below it samples agree, and a scale that such values fill would show noise
-
-_ERROR = Scale(
-    ((40, 80, 200), (206, 217, 244), (255, 255, 255), (245, 212, 206), (200, 40, 40)),
-    low=-1.0,
-    ends=("too much", "missed"),
-)
 
 MAPS = ("probability", "variance", "error_map", "prior")
 """Names of the maps of a result, in the order of `Segmentation.maps`."""
@@ -188,7 +181,7 @@ class Segmentation:
             f"{self.backbone})"
         )
 
-    def overlay(self, colour: pictures.Colour = pictures.RED, alpha: float = _TINT) -> Image.Image:
+    def overlay(self, colour: pictures.Colour = pictures.RED, alpha: float = TINT) -> Image.Image:
         """Draw the query with the mask tinted and outlined.
 
         Args:
@@ -203,6 +196,23 @@ class Segmentation:
         if not 0.0 <= alpha <= 1.0:
             raise ImageError(f"alpha: expected a number from 0 to 1, got {alpha}.")
         return Image.fromarray(pictures.tint(self.image, self.mask, colour, alpha))
+
+    def instances(self, smallest: float = SMALLEST) -> list[Instance]:
+        """Find the objects of the class: the mask's connected parts, touching objects separated.
+
+        Objects are told apart by waists of the mask and edges of the query (`diffup.instances`); an object that others
+        divide becomes several.
+
+        Args:
+            smallest: least part of the image, in [0, 1], that an object has; smaller ones are left out.
+
+        Returns:
+            The objects, the one with the greatest score first.
+
+        Raises:
+            MissingPackageError: scikit-image is not installed (`pip install "diffup[formats]"`).
+        """
+        return find_instances(self.mask, self.image, self.probability, self.score, smallest)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the mask as a grey PNG file with values 0 and 255, at the query's size.
@@ -251,26 +261,20 @@ class Segmentation:
             image_id: COCO id of the query image.
             category_id: COCO id of the class.
             encoding: format of the masks, "rle" (run lengths, exact) or "polygon" (outlines).
-            instances: whether every connected part of the mask is an object of its own.
+            instances: whether to make an annotation of every object (`instances`) with its own score.
             tolerance: maximum distance of polygons from the true outline, in pixels.
 
         Returns:
-            One annotation, or one for each part; none for an empty mask. `score` is the score.
+            One annotation, or one for each object; none for an empty mask. `score` is the score.
 
         Raises:
             FormatError: the encoding is unknown or the tolerance is out of range.
-            MissingPackageError: pycocotools is not installed, or scikit-image for polygons and parts
+            MissingPackageError: pycocotools is not installed, or scikit-image for polygons and objects
                 (`pip install "diffup[formats]"`).
         """
-        return coco_annotations(
-            [self.mask],
-            image_id,
-            [category_id],
-            encoding=encoding,
-            instances=instances,
-            tolerance=tolerance,
-            scores=[self.score],
-        )
+        masks, scores = self._objects(instances)
+        ids = [category_id] * len(masks)
+        return coco_annotations(masks, image_id, ids, encoding=encoding, tolerance=tolerance, scores=scores)
 
     def to_supervision(self, class_id: int = 0, class_name: str | None = None, *, instances: bool = False) -> Any:
         """Return the mask as `supervision.Detections`.
@@ -278,7 +282,7 @@ class Segmentation:
         Args:
             class_id: number of the class.
             class_name: name of the class, stored in `data["class_name"]`, which supervision's label annotator shows.
-            instances: whether every connected part of the mask is a detection of its own.
+            instances: whether to make a detection of every object (`instances`) with its own score.
 
         Returns:
             Detections with boxes, masks, `class_id` and, as `confidence`, the score; empty for an empty mask.
@@ -287,7 +291,15 @@ class Segmentation:
             MissingPackageError: supervision is not installed (`pip install "diffup[supervision]"`), or scikit-image,
                 which `instances` needs.
         """
-        return to_detections(self.mask, self.score, class_id, class_name, instances)
+        masks, scores = self._objects(instances)
+        return to_detections(masks, scores, class_id, class_name)
+
+    def _objects(self, apart: bool) -> tuple[list[npt.NDArray[np.bool_]], list[float]]:
+        """Masks and scores of the objects, or of the whole mask."""
+        if not apart:
+            return [self.mask], [self.score]
+        found = self.instances(smallest=0)
+        return [item.mask for item in found], [item.score for item in found]
 
     def summary(self) -> dict[str, Any]:
         """Summarise the result in numbers that can be written as JSON.
@@ -327,13 +339,7 @@ class Segmentation:
             ImageError: `height` is below 1.
         """
         _check_positive(height, "height")
-        given = [Panel("support", picture, "green: as given") for picture in self.supports[:_SHOWN]]
-        if len(self.supports) > _SHOWN:
-            given[-1] = replace(given[-1], legend=f"and {len(self.supports) - _SHOWN} more")
-        size = pictures.fitted_size(self.size, height)[::-1]  # drawn at this size, or the outline would fade
-        image, mask = (np.asarray(picture.resize(size)) for picture in (Image.fromarray(self.image), self.to_pil()))
-        overlay = pictures.tint(image, mask > 127, pictures.RED, _TINT)
-        found = Panel("mask", overlay, f"red: found, score {self.score:.2f}")
+        given, found = support_panels(self.supports), mask_panel(self.image, self.mask, self.score, height)
         return strip([*given, found, *self.panels(height).values()], height)
 
     def panels(self, height: int) -> dict[str, Panel]:
@@ -350,15 +356,7 @@ class Segmentation:
         Returns:
             "prior", "probability", "deviation" and "expected error".
         """
-        deviation = np.sqrt(pictures.shrink(self.variance, height).clip(min=0))
-        most = max(float(np.quantile(deviation, 0.99)), _LEAST_DEVIATION)
-        painted = {
-            "prior": (pictures.shrink(self.prior, height), GREY),
-            "probability": (pictures.shrink(self.probability, height), GREY),
-            "deviation": (deviation, replace(HEAT, high=float(f"{most:.2g}"), ends=("", "from"))),
-            "expected error": (pictures.shrink(self.expected_error, height), _ERROR),
-        }
-        return {name: Panel(name, scale.paint(values), scale) for name, (values, scale) in painted.items()}
+        return map_panels(self.prior, self.probability, self.variance, self.expected_error, height)
 
     def trace_picture(self, count: int = 8, height: int = 128) -> Image.Image:
         """Draw evenly spaced states `x_t` of the sampling, from noise to mask (paper, Fig. 7).
