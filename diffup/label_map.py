@@ -17,13 +17,12 @@ from torch import Tensor
 
 from diffup.correct import Correction
 from diffup.errors import ImageError, PrototypesError
-from diffup.formats.png import encode_label_png, voc_palette, write_label_png
+from diffup.formats.png import encode_label_png, write_label_png
+from diffup.instances import SMALLEST, Instance, find_instances
 from diffup.refine import Guide
-from diffup.result import Segmentation
+from diffup.result import Segmentation, odds_over
 from diffup.utils import pictures
 from diffup.utils.fonts import legend_key
-
-_EPS = 1e-6  # probabilities are clamped to this distance from 0 and 1, so that their odds are finite
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +79,7 @@ class LabelMap:
         """(C, H, W) float32 in [0, 1], probability of each class; computed at every access."""
         background = torch.from_numpy(self.background)
         maps = zip(self.results, _probabilities(self.results), strict=True)
-        found = [scores(probability, item.threshold) * background * item.present for item, probability in maps]
+        found = [odds_over(probability, item.threshold) * background * item.present for item, probability in maps]
         return torch.stack(found).numpy()
 
     @property
@@ -107,7 +106,7 @@ class LabelMap:
     @property
     def palette(self) -> list[tuple[int, int, int]]:
         """RGB colours of the labels, 0 to 255, in the order of the labels; the first is the background's black."""
-        return voc_palette(len(self.names) + 1)
+        return [(0, 0, 0), *pictures.class_colours(len(self.names))]
 
     def __getitem__(self, name: str) -> Segmentation:
         """The result of one class as if it had been segmented alone; its mask may overlap with those of others.
@@ -173,6 +172,25 @@ class LabelMap:
         """
         return legend_key(self.names, pictures.legend_width(self.labels.shape[1]))
 
+    def instances(self, overlap: bool = False, smallest: float = SMALLEST) -> Iterator[tuple[int, Instance]]:
+        """Iterate over the objects of all classes (`Segmentation.instances`), class by class.
+
+        Args:
+            overlap: whether to take each class's own mask, instead of its pixels in the label map.
+            smallest: least part of the image, in [0, 1], that an object has; smaller ones are left out.
+
+        Returns:
+            Iterator of pairs of a label and an object.
+
+        Raises:
+            MissingPackageError: scikit-image is not installed (`pip install "diffup[formats]"`).
+        """
+        maps = zip(self.results, _probabilities(self.results), strict=True)
+        for label, (item, probability) in enumerate(maps, start=1):
+            own = (probability > item.threshold).numpy() & item.present if overlap else self.labels == label
+            for found in find_instances(own, self.image, probability.numpy(), item.score, smallest):
+                yield label, found
+
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the labels as an indexed PNG file whose pixel values are the labels. A partial file is never left.
 
@@ -232,17 +250,6 @@ def to_result(results: Sequence[Segmentation], names: Sequence[str] | None) -> S
     return results[0] if names is None else LabelMap.of(names, results)
 
 
-def scores(probability: Tensor, threshold: float) -> Tensor:
-    """Compute odds relative to the odds at the threshold; they exceed 1 where the probability exceeds the threshold.
-
-    Args:
-        probability: probabilities in [0, 1], of any shape.
-        threshold: probability in (0, 1) at which the score is 1.
-    """
-    clipped = probability.clamp(_EPS, 1 - _EPS)
-    return clipped / (1 - clipped) * ((1 - threshold) / threshold)
-
-
 def merge(results: Sequence[Segmentation]) -> tuple[Tensor, Tensor]:
     """Merge the results of several classes by the rule that `LabelMap` describes.
 
@@ -257,7 +264,7 @@ def merge(results: Sequence[Segmentation]) -> tuple[Tensor, Tensor]:
     for index, (item, probability) in enumerate(zip(results, _probabilities(results), strict=True)):
         if not item.present:
             continue
-        score = scores(probability, item.threshold)
+        score = odds_over(probability, item.threshold)
         total += score
         wins = (probability > item.threshold) & (score > best)
         labels[wins] = index + 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
@@ -22,6 +23,7 @@ from diffup.errors import AnnotationError, BackboneError
 from diffup.inference import Query, decode, decoder_rounds, read_query
 from diffup.inputs.annotations import AnnotationLike
 from diffup.inputs.images import ImageLike
+from diffup.inputs.support_picture import draw_support
 from diffup.label_map import LabelMap, to_result
 from diffup.prototypes import (
     Prototypes,
@@ -341,13 +343,17 @@ class DiffUp:
             classes = check_classes(support, self)
         else:
             images = cast("ImageLike | Sequence[ImageLike] | None", support)
-            classes = [self.prototypes(images, annotation, text=text, templates=templates, name="object")]
+            supports, prompt = read_supports(self, images, annotation, text, templates)
+            classes = [teach(self, supports, prompt, "object")]
         ensemble = 1 if self.config.deterministic else chosen.ensemble
         decoded = len(classes) + sum(item.negative is not None for item in classes)
         rounds = chosen.steps * decoder_rounds(1, decoded, ensemble, self.device)
         with tqdm(total=rounds, desc="sampling", disable=not progress) as bar:
             (found,) = self._decode([image], classes, chosen, trace, keep_levels=True, on_step=lambda: bar.update(1))
-        result = to_result(found, [item.name for item in classes] if several else None)
+        if learnt:
+            result = to_result(found, [item.name for item in classes] if several else None)
+        else:
+            result = dataclasses.replace(found[0], supports=tuple(map(draw_support, supports)))
         return result.correct(*marks) if marks and isinstance(result, Segmentation) else result
 
     def segment_many(

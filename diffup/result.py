@@ -19,10 +19,15 @@ from diffup.errors import AnnotationError, ConfigError, ImageError
 from diffup.formats.coco import coco_annotations
 from diffup.formats.detections import to_detections
 from diffup.inputs.masks import bounding_box
+from diffup.instances import SMALLEST, Instance, find_instances
+from diffup.overview import TINT, map_panels, mask_panel, support_panels
 from diffup.refine import REFINE, Guide, refine
 from diffup.utils import pictures
 from diffup.utils.files import checked_ending, replacing
+from diffup.utils.panels import GREY, Panel, strip
 from diffup.utils.resize import resize_maps
+
+_EPS = 1e-6  # probabilities are clamped to this distance from 0 and 1, so that their odds are finite
 
 MAPS = ("probability", "variance", "error_map", "prior")
 """Names of the maps of a result, in the order of `Segmentation.maps`."""
@@ -52,6 +57,8 @@ class Segmentation:
         levels: four tensors (C_l, h_l, w_l) float32, features of the query, which corrections need; empty in results of
             `segment_many`.
         corrected: state of the corrections (`correct`); None without any.
+        supports: pictures of the supports with their annotations, (h, w, 3) uint8 each, which the overview shows; none
+            for a class given by prototypes or text.
 
     Raises:
         ImageError: an array has the wrong shape or type or values that are not finite, or the quality, the
@@ -71,6 +78,7 @@ class Segmentation:
     trace_timesteps: tuple[int, ...] = ()
     levels: tuple[torch.Tensor, ...] = ()
     corrected: Corrected | None = None
+    supports: tuple[pictures.Bytes, ...] = ()
 
     def __post_init__(self) -> None:
         if self.image.ndim != 3 or not self.image.size:
@@ -137,6 +145,16 @@ class Segmentation:
         The error is `x_0 - x_t`, averaged over the samples (DQM).
         """
         return self._enlarged("error_map")
+
+    @functools.cached_property
+    def expected_error(self) -> npt.NDArray[np.float32]:
+        """(H, W) float32 in [-1, 1], expected error of the mask: positive where it may miss the class, else negative.
+
+        The probability, corrected by the predicted error, is rescaled so that 1/2 is at the threshold
+        (`odds_over`), less 1 in the mask. So it is positive outside of the mask and negative within.
+        """
+        odds = odds_over(torch.from_numpy(self.probability + self.error_map / 2), self.threshold)
+        return np.asarray((odds / (1 + odds)).numpy() - self.mask, dtype=np.float32)
 
     @functools.cached_property
     def prior(self) -> npt.NDArray[np.float32]:
@@ -208,7 +226,7 @@ class Segmentation:
             f"{self.backbone})"
         )
 
-    def overlay(self, colour: tuple[int, int, int] = (255, 60, 40), alpha: float = 0.45) -> Image.Image:
+    def overlay(self, colour: pictures.Colour = pictures.RED, alpha: float = TINT) -> Image.Image:
         """Draw the query with the mask tinted and outlined.
 
         Args:
@@ -223,6 +241,23 @@ class Segmentation:
         if not 0.0 <= alpha <= 1.0:
             raise ImageError(f"alpha: expected a number from 0 to 1, got {alpha}.")
         return Image.fromarray(pictures.tint(self.image, self.mask, colour, alpha))
+
+    def instances(self, smallest: float = SMALLEST) -> list[Instance]:
+        """Find the objects of the class: the mask's connected parts, touching objects separated.
+
+        Objects are told apart by waists of the mask and edges of the query (`diffup.instances`); an object that others
+        divide becomes several.
+
+        Args:
+            smallest: least part of the image, in [0, 1], that an object has; smaller ones are left out.
+
+        Returns:
+            The objects, the one with the greatest score first.
+
+        Raises:
+            MissingPackageError: scikit-image is not installed (`pip install "diffup[formats]"`).
+        """
+        return find_instances(self.mask, self.image, self.probability, self.score, smallest)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the mask as a grey PNG file with values 0 and 255, at the query's size.
@@ -271,26 +306,20 @@ class Segmentation:
             image_id: COCO id of the query image.
             category_id: COCO id of the class.
             encoding: format of the masks, "rle" (run lengths, exact) or "polygon" (outlines).
-            instances: whether every connected part of the mask is an object of its own.
+            instances: whether to make an annotation of every object (`instances`) with its own score.
             tolerance: maximum distance of polygons from the true outline, in pixels.
 
         Returns:
-            One annotation, or one for each part; none for an empty mask. `score` is the score.
+            One annotation, or one for each object; none for an empty mask. `score` is the score.
 
         Raises:
             FormatError: the encoding is unknown or the tolerance is out of range.
-            MissingPackageError: pycocotools is not installed, or scikit-image for polygons and parts
+            MissingPackageError: pycocotools is not installed, or scikit-image for polygons and objects
                 (`pip install "diffup[formats]"`).
         """
-        return coco_annotations(
-            [self.mask],
-            image_id,
-            [category_id],
-            encoding=encoding,
-            instances=instances,
-            tolerance=tolerance,
-            scores=[self.score],
-        )
+        masks, scores = self._objects(instances)
+        ids = [category_id] * len(masks)
+        return coco_annotations(masks, image_id, ids, encoding=encoding, tolerance=tolerance, scores=scores)
 
     def to_supervision(self, class_id: int = 0, class_name: str | None = None, *, instances: bool = False) -> Any:
         """Return the mask as `supervision.Detections`.
@@ -298,7 +327,7 @@ class Segmentation:
         Args:
             class_id: number of the class.
             class_name: name of the class, stored in `data["class_name"]`, which supervision's label annotator shows.
-            instances: whether every connected part of the mask is a detection of its own.
+            instances: whether to make a detection of every object (`instances`) with its own score.
 
         Returns:
             Detections with boxes, masks, `class_id` and, as `confidence`, the score; empty for an empty mask.
@@ -307,7 +336,15 @@ class Segmentation:
             MissingPackageError: supervision is not installed (`pip install "diffup[supervision]"`), or scikit-image,
                 which `instances` needs.
         """
-        return to_detections(self.mask, self.score, class_id, class_name, instances)
+        masks, scores = self._objects(instances)
+        return to_detections(masks, scores, class_id, class_name)
+
+    def _objects(self, apart: bool) -> tuple[list[npt.NDArray[np.bool_]], list[float]]:
+        """Masks and scores of the objects, or of the whole mask."""
+        if not apart:
+            return [self.mask], [self.score]
+        found = self.instances(smallest=0)
+        return [item.mask for item in found], [item.score for item in found]
 
     def summary(self) -> dict[str, Any]:
         """Summarise the result in numbers that can be written as JSON.
@@ -335,10 +372,10 @@ class Segmentation:
         }
 
     def overview(self, height: int = 256) -> Image.Image:
-        """Draw the overlay, prior, probability, standard deviation over the ensemble and error map side by side.
+        """Draw supports, mask and maps side by side, each with a title and a legend.
 
-        Prior and probability are grey, from black (0) to white (1). The deviation goes from black (0) to pale yellow
-        (0.5, the maximum); the error map from blue (-2, falsely marked) over white (0) to red (2, missed).
+        The supports are shown with their annotations as they were given, up to three of them. The maps are those of
+        `panels`.
 
         Args:
             height: height of each picture in pixels, 1 or more.
@@ -347,17 +384,24 @@ class Segmentation:
             ImageError: `height` is below 1.
         """
         _check_positive(height, "height")
-        prior, probability, variance, error_map = (
-            pictures.shrink(getattr(self, name), height) for name in ("prior", "probability", "variance", "error_map")
-        )
-        panels = [
-            ("mask", np.asarray(self.overlay())),
-            ("prior", pictures.grey(prior)),
-            ("probability", pictures.grey(probability)),
-            ("deviation", pictures.heat(2 * np.sqrt(variance.clip(min=0)))),
-            ("error map", pictures.signed(error_map / 2)),
-        ]
-        return pictures.strip(panels, height)
+        given, found = support_panels(self.supports), mask_panel(self.image, self.mask, self.score, height)
+        return strip([*given, found, *self.panels(height).values()], height)
+
+    def panels(self, height: int) -> dict[str, Panel]:
+        """Paint the maps, each with its colour scale.
+
+        Prior and probability are grey, from black (0) to white (1). The deviation, the standard deviation over the
+        ensemble, goes from black (0) to pale yellow (its 99 % quantile and all above). The expected
+        error goes from blue (-1, too much) over white (0) to red (1, missed), and is pale up to 1/2, where the mask is
+        right rather than wrong.
+
+        Args:
+            height: greatest height of a picture in pixels.
+
+        Returns:
+            "prior", "probability", "deviation" and "expected error".
+        """
+        return map_panels(self.prior, self.probability, self.variance, self.expected_error, height)
 
     def trace_picture(self, count: int = 8, height: int = 128) -> Image.Image:
         """Draw evenly spaced states `x_t` of the sampling, from noise to mask (paper, Fig. 7).
@@ -374,13 +418,24 @@ class Segmentation:
         _check_positive(count, "count")
         _check_positive(height, "height")
         chosen = np.unique(np.linspace(len(self.trace) - 1, 0, count).round().astype(int))
-        panels = [(f"t = {self.trace_timesteps[i]}", pictures.grey((self.trace[i] + 1) / 2)) for i in chosen]
-        return pictures.strip(panels, height)
+        panels = [Panel(f"t = {self.trace_timesteps[i]}", GREY.paint((self.trace[i] + 1) / 2)) for i in chosen]
+        return strip(panels, height)
 
 
 def _check_positive(value: int, name: str) -> None:
     if value < 1:
         raise ImageError(f"{name}: expected at least 1, got {value}.")
+
+
+def odds_over(probability: torch.Tensor, threshold: float) -> torch.Tensor:
+    """Compute odds relative to the odds at the threshold; they exceed 1 where the probability exceeds the threshold.
+
+    Args:
+        probability: probabilities, of any shape; they are clamped to [0, 1] and kept away from its ends.
+        threshold: probability in (0, 1) at which the odds are 1.
+    """
+    clipped = probability.clamp(_EPS, 1 - _EPS)
+    return clipped / (1 - clipped) * ((1 - threshold) / threshold)
 
 
 def enlarge(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

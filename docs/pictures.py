@@ -1,11 +1,17 @@
 """Draw the pictures of the documentation: `python docs/pictures.py` writes docs/images.
 
-The photos come with scikit-image and the weights with the package: nothing is downloaded.
+The photos come with scikit-image and the weights with the package: nothing is downloaded. The screenshots of the web
+page need Chromium. `made_with.json`, beside the pictures, records the decoder of each; `python docs/pictures.py
+--check` compares it with the package's.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -17,34 +23,38 @@ from skimage import data
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "examples"))
 
-from quickstart import Scene, coins, motorcycle, person, score, support_picture  # noqa: E402
+from quickstart import Scene, coins, motorcycle, person, score  # noqa: E402
 
 from diffup import Box, DiffUp, Mask, Points  # noqa: E402
+from diffup.decoder.weights import decoder_hash, load_decoder  # noqa: E402
 from diffup.inputs.annotations import Annotation  # noqa: E402
-from diffup.utils.pictures import Bytes, strip  # noqa: E402
+from diffup.inputs.support_picture import draw_annotation  # noqa: E402
+from diffup.model import RELEASED  # noqa: E402
+from diffup.utils.files import write_text  # noqa: E402
+from diffup.utils.panels import Panel, stack, strip  # noqa: E402
 
 ENCODERS = ("bundled:efficientnet_lite0", "bundled:efficientnet_lite1", "bundled:efficientnet_lite2")
-HEIGHT = 190
+HEIGHT, LARGE = 190, 400
+RECORD = "made_with.json"
 WIDTH, LABEL, GAP, PAIR_GAP = 1440, 34, 6, 20
 """Sizes in the first picture, in pixels; it is displayed at half its width."""
 
 
-def grid(rows: list[list[tuple[str, Bytes]]]) -> Image.Image:
-    """Arrange labelled panels in rows."""
-    strips = [strip(row, HEIGHT) for row in rows]
-    sheet = Image.new("RGB", (max(row.width for row in strips), sum(row.height for row in strips)), "white")
-    top = 0
-    for row in strips:
-        sheet.paste(row, (0, top))
-        top += row.height
-    return sheet
+def grid(rows: list[list[Panel]]) -> Image.Image:
+    """Arrange titled panels in rows."""
+    return stack([strip(row, HEIGHT) for row in rows])
 
 
-def answer(model: DiffUp, scene: Scene, annotation: Annotation | None, label: str) -> tuple[str, Bytes]:
+def given(scene: Scene, annotation: Annotation | None, label: str) -> Panel:
+    """Draw the support with its annotation."""
+    return Panel(label, draw_annotation(scene.support, annotation, LARGE))
+
+
+def answer(model: DiffUp, scene: Scene, annotation: Annotation | None, label: str) -> Panel:
     """Segment the query and draw the mask on it."""
     result = model.segment(scene.query, support=scene.support, annotation=annotation)
     iou = score(result, scene.truth)
-    return label if scene.truth is None else f"{label}: IoU {iou}", np.asarray(result.overlay())
+    return Panel(label if scene.truth is None else f"{label}: IoU {iou}", np.asarray(result.overlay()))
 
 
 def annotations(model: DiffUp) -> Image.Image:
@@ -55,14 +65,14 @@ def annotations(model: DiffUp) -> Image.Image:
         "points": Points([(225, 100), (220, 380)]),
         "none": None,
     }
-    above = [(kind, scene.support if a is None else support_picture(scene.support, a)) for kind, a in kinds.items()]
+    above = [given(scene, annotation, kind) for kind, annotation in kinds.items()]
     return grid([above, [answer(model, scene, annotation, kind) for kind, annotation in kinds.items()]])
 
 
 def encoders(models: list[DiffUp]) -> Image.Image:
     """Draw results of the same decoder with three encoders: support one coin, query the others."""
     scene = coins()
-    row = [("support", support_picture(scene.support, scene.annotations["mask"]))]
+    row = [given(scene, scene.annotations["mask"], "support")]
     return grid([row + [answer(m, scene, scene.annotations["mask"], m.backbone.name.split("_")[-1]) for m in models]])
 
 
@@ -93,8 +103,7 @@ def failures(model: DiffUp) -> Image.Image:
     panels = []
     for label, scene in (("thin strokes", letters()), ("no cat there", absent()), ("no annotation", bare)):
         annotation = next(iter(scene.annotations.values()), None)
-        support = scene.support if annotation is None else support_picture(scene.support, annotation)
-        panels += [("support", support), answer(model, scene, annotation, label)]
+        panels += [given(scene, annotation, "support"), answer(model, scene, annotation, label)]
     return grid([panels[:2], panels[2:]])
 
 
@@ -133,39 +142,78 @@ def front(model: DiffUp) -> Image.Image:
             result = model.segment(scene.query, scene.support, scene.annotations["box"])
             found = "found" if name != "person" else "failure"
             iou = "" if scene.truth is None else f", IoU {score(result, scene.truth)}"
-            row.append((f"given: {name}", support_picture(scene.support, scene.annotations["box"])))
-            row.append((found + iou, np.asarray(result.overlay())))
+            row.append(given(scene, scene.annotations["box"], f"given: {name}"))
+            row.append(Panel(found + iou, np.asarray(result.overlay())))
         rows.append(_justified(row))
-    sheet = Image.new("RGB", (WIDTH, sum(row.height for row in rows)), "white")
-    top = 0
-    for picture in rows:
-        sheet.paste(picture, (0, top))
-        top += picture.height
-    return sheet
+    return stack(rows)
 
 
 FRONT = {"coin": coins, "motorcycle": motorcycle, "face": face, "person": person, "wheel": wheels, "eye": eye}
 
 
-def _justified(panels: list[tuple[str, Bytes]]) -> Image.Image:
+def _justified(panels: list[Panel]) -> Image.Image:
     """Arrange labelled panels of one height over the full width; every second gap, between tasks, is wider."""
     gaps = [PAIR_GAP if i % 2 else GAP for i in range(len(panels) - 1)]
-    aspects = [picture.shape[1] / picture.shape[0] for _, picture in panels]
+    aspects = [picture.shape[1] / picture.shape[0] for picture in (panel.pixels for panel in panels)]
     height = round((WIDTH - sum(gaps)) / sum(aspects))
     row = Image.new("RGB", (WIDTH, LABEL + height + GAP), "white")
     draw, font, left = ImageDraw.Draw(row), ImageFont.load_default(26), 0
-    for (label, picture), aspect, gap in zip(panels, aspects, [*gaps, 0], strict=True):
+    for panel, aspect, gap in zip(panels, aspects, [*gaps, 0], strict=True):
         size = round(height * aspect), height
-        row.paste(Image.fromarray(picture).convert("RGB").resize(size, Image.Resampling.LANCZOS), (left, LABEL))
-        draw.text((left, 2), label, "#b00020" if label.startswith("failure") else "black", font)
+        row.paste(Image.fromarray(panel.pixels).resize(size, Image.Resampling.LANCZOS), (left, LABEL))
+        draw.text((left, 2), panel.title, "#b00020" if panel.title.startswith("failure") else "black", font)
         left += size[0] + gap
     return row
+
+
+def screenshots(folder: Path) -> list[str]:
+    """Take the screenshots of the web page, as the test in the browser does; the names of the files."""
+    test = "tests/test_demo_browser.py::test_a_drawn_scribble_gives_what_the_library_gives"
+    environment = {**os.environ, "DIFFUP_SCREENSHOTS": str(folder.resolve())}
+    names = ["demo_desktop.png", "demo_phone.png"]
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
+    subprocess.run([sys.executable, "-m", "pytest", "-q", test], cwd=ROOT, env=environment, check=True)
+    missing = [name for name in names if not (folder / name).exists()]
+    if missing:
+        raise SystemExit(f"{', '.join(missing)}: not made, for want of Chromium or of the extra dev")
+    return names
+
+
+def record(folder: Path, names: list[str], decoder: str) -> None:
+    """Record the decoder of pictures, and hashes by which these are recognised."""
+    made = {name: {"decoder": decoder, "sha256": digest(folder / name)} for name in sorted(names)}
+    write_text(folder / RECORD, json.dumps(made, indent=2) + "\n")
+
+
+def outdated(folder: Path, decoder: str) -> list[str]:
+    """Names of the pictures in a folder that are not recorded as made with a decoder, and of recorded ones not there.
+
+    Args:
+        folder: folder of the pictures and their record.
+        decoder: hash of the decoder (`decoder_hash`).
+    """
+    made = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    there = {path.name for path in folder.iterdir() if path.suffix in (".jpg", ".png")}
+    current = {
+        name for name in there & set(made) if made[name] == {"decoder": decoder, "sha256": digest(folder / name)}
+    }
+    return sorted((there | set(made)) - current)
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "images", help="folder for the pictures")
+    parser.add_argument("--check", action="store_true", help="make nothing, and fail if a picture is of other weights")
     args = parser.parse_args(argv)
+    if args.check:
+        old = outdated(args.output, decoder_hash(load_decoder(RELEASED)))
+        raise SystemExit(f"not of the released decoder: {', '.join(old)}; run docs/pictures.py" if old else 0)
     args.output.mkdir(parents=True, exist_ok=True)
     model = DiffUp.from_pretrained(backbone=ENCODERS[0])
     models = [model, *(model.upgrade(name) for name in ENCODERS[1:])]
@@ -180,6 +228,8 @@ def main(argv: list[str] | None = None) -> None:
         path = args.output / f"{name}.jpg"
         make().convert("RGB").save(path, quality=65 if name == "front" else 85, optimize=True)
         print(path)
+    names = [f"{name}.jpg" for name in pictures] + screenshots(args.output)
+    record(args.output, names, decoder_hash(model.decoder))
 
 
 if __name__ == "__main__":

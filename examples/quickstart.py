@@ -16,16 +16,18 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 from scipy import ndimage
 from skimage import data, draw, filters, segmentation
 
 from diffup import Box, DiffUp, Mask, Scribble, Segmentation
-from diffup.inputs.annotations import Annotation, pair_supports
-from diffup.inputs.images import to_pil
-from diffup.utils.pictures import Bytes, strip, tint
+from diffup.inputs.annotations import Annotation
+from diffup.inputs.support_picture import draw_annotation
+from diffup.utils.panels import Panel, stack, strip
 
 ENCODERS = ("bundled:efficientnet_lite0", "bundled:efficientnet_lite2")  # the decoder was not trained with the second
+
+HEIGHT = 240
+"""Height of the pictures in pixels."""
 
 CAMERAMAN = (
     "0,238 22,222 42,200 62,157 82,140 105,126 130,123 152,107 160,104 164,92 172,78 196,65 216,66 240,75 258,90 "
@@ -82,17 +84,11 @@ def score(result: Segmentation, truth: npt.NDArray[np.bool_] | None) -> str:
     return f"{(result.mask & truth).sum() / (result.mask | truth).sum():.2f}"
 
 
-def support_picture(image: npt.NDArray[np.uint8], annotation: Annotation) -> Bytes:
-    """Draw the support image with its annotation in green."""
-    support = pair_supports(image, annotation)[0]
-    return tint(np.asarray(to_pil(support.image)), support.regions.foreground.numpy() > 0.5, (40, 200, 80), 0.45)
-
-
 def show(name: str, scene: Scene, models: list[DiffUp], folder: Path) -> None:
     """Segment a scene with every annotation and encoder, print a line for each, and write one sheet of pictures."""
     rows = []
     for kind, annotation in scene.annotations.items():
-        panels = [(f"support: {kind}", support_picture(scene.support, annotation))]
+        panels = [Panel(f"support: {kind}", draw_annotation(scene.support, annotation, HEIGHT))]
         for model in models:
             start = time.perf_counter()
             result = model.segment(scene.query, support=scene.support, annotation=annotation)
@@ -100,14 +96,9 @@ def show(name: str, scene: Scene, models: list[DiffUp], folder: Path) -> None:
             iou, encoder = score(result, scene.truth), model.backbone.name
             print(f"{name:11} {kind:9} {encoder:27} {iou:>5} {result.quality:8.2f} {seconds:6.1f} s", flush=True)
             label = encoder if scene.truth is None else f"{encoder}, IoU {iou}"
-            panels.append((label, np.asarray(result.overlay())))
-        rows.append(strip(panels, height=240))
-    sheet = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), "white")
-    top = 0
-    for row in rows:
-        sheet.paste(row, (0, top))
-        top += row.height
-    sheet.save(folder / f"{name}.png")
+            panels.append(Panel(label, np.asarray(result.overlay())))
+        rows.append(strip(panels, HEIGHT))
+    stack(rows).save(folder / f"{name}.png")
 
 
 def main(argv: list[str] | None = None) -> None:

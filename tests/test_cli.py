@@ -72,6 +72,7 @@ def test_segment_writes_its_results(photos: Path, decoder: Path, capsys: pytest.
     result = DiffUp(load_decoder(decoder), device="cpu").segment("query.png", "a.png", "a_mask.png")
     assert (np.asarray(Image.open("out/mask.png")) == result.mask * 255).all()
     assert (np.asarray(Image.open("out/overlay.png")) == np.asarray(result.overlay())).all()
+    assert (np.asarray(Image.open("out/overview.png")) == np.asarray(result.overview())).all() and result.supports
     facts = json.loads(Path("out/result.json").read_text())
     assert result.summary().items() <= facts.items()
     assert facts["support"] == [

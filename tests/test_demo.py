@@ -243,10 +243,10 @@ def test_views(encoders: Encoders, taught: Session) -> None:
     pictures = {view: np.asarray(views.draw(first, "disc", view)) for view in views.VIEWS}
     size = (round(512 * 80 / 96), 512)
     assert pictures["overlay"].shape == (*size, 3)  # the names are in `legend`
-    shown = Image.fromarray(pictures["probability"][..., 0]).resize((96, 80), Image.Resampling.BOX)
+    shown = Image.fromarray(pictures["probability"][: size[0], :, 0]).resize((96, 80), Image.Resampling.BOX)
     assert abs(np.asarray(shown) / 255 - first["disc"].probability).mean() < 0.01
     for view in ("probability", "uncertainty", "missing / too much", "prior"):
-        assert pictures[view].shape == (*size, 3)
+        assert pictures[view].shape == (size[0] + 16, size[1], 3), "a scale below the map"
     assert pictures["denoising"].shape[1] == 4 * 192 + 3 * 4  # three steps and the mask, in one row
     with pytest.raises(PrototypesError, match="no class"):
         views.draw(first, "cat", "prior")
@@ -317,7 +317,7 @@ def test_names_cannot_write_html(encoders: Encoders) -> None:
 
 def test_trace_grid_has_rows_of_four() -> None:
     trace = np.stack([np.full((64, 64), value, np.float32) for value in np.linspace(-1, 1, 11)])
-    grid = views.trace_grid(trace, (*range(250, 0, -25), -1))
+    grid = np.asarray(views.trace_grid(trace, (*range(250, 0, -25), -1)))
     assert grid.shape == (2 * (192 + 18), 4 * 192 + 3 * 4, 3)
     assert grid[100, 100].tolist() == [0, 0, 0] and grid[-100, -100].tolist() == [255, 255, 255]
 

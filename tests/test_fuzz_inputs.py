@@ -245,7 +245,7 @@ def test_segment(model: DiffUp, episode: tuple[object, list[object], list[object
     if result is not None:
         assert result.probability.shape == result.mask.shape == read_image(query).shape[1:]
         assert np.isfinite(result.probability).all()
-        assert result.overview(32).width <= 5 * (8 * 32 + 4)
+        assert result.overview(32).width <= (3 + 5) * (8 * 32 + 4)
         assert result.overlay().size == result.mask.shape[::-1]
 
 

@@ -135,6 +135,29 @@ def test_coco_polygons(model: DiffUp, classes: list[Prototypes], photos: Path, t
     assert {path.name for path in tmp_path.iterdir()} == {RECORD, "annotations.json"}
 
 
+@pytest.mark.parametrize("overlap", [False, True])
+def test_separate_objects(
+    model: DiffUp,
+    classes: list[Prototypes],
+    photos: Path,
+    tmp_path: Path,
+    expected: dict[str, LabelMap],
+    overlap: bool,
+) -> None:
+    plan = LabelPlan(formats=("coco", "yolo"), instances=True, overlap=overlap)
+    label_folder(model, photos, classes, tmp_path, plan)
+    document = json.loads((tmp_path / "annotations.json").read_text())
+    for entry in document["images"]:
+        result = expected[entry["file_name"]]
+        objects = list(result.instances(overlap, smallest=0))
+        written = [found for found in document["annotations"] if found["image_id"] == entry["id"]]
+        assert [found["category_id"] for found in written] == [label for label, _ in objects]
+        assert [found["area"] for found in written] == [item.area for _, item in objects]
+        assert [found["score"] for found in written] == pytest.approx([item.score for _, item in objects], abs=1e-5)
+        lines = (tmp_path / "yolo" / "labels" / entry["file_name"]).with_suffix(".txt").read_text().splitlines()
+        assert [int(line.split()[0]) + 1 for line in lines] == [label for label, _ in result.instances(smallest=0)]
+
+
 def test_yolo(whole: Path, expected: dict[str, LabelMap]) -> None:
     from diffup.formats import yolo_lines
 

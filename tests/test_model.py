@@ -31,6 +31,7 @@ from diffup.decoder.quality import expected_iou
 from diffup.decoder.weights import CONFIG, WEIGHTS
 from diffup.errors import AnnotationError, BackboneError, ConfigError, ImageError, WeightsError
 from diffup.inputs.annotations import pair_supports
+from diffup.inputs.support_picture import draw_annotation
 from diffup.priors.support import encode_supports
 from diffup.result import Segmentation as Result
 from diffup.result import enlarge
@@ -82,6 +83,17 @@ def test_every_kind_of_annotation_gives_a_result_of_the_querys_size(model: DiffU
     assert_sound(result, (70, 100))
     assert np.array_equal(result.image, QUERY)
     assert result.backbone == model.backbone.name and result.trace is None
+
+
+def test_a_result_shows_its_supports_as_they_were_given(model: DiffUp) -> None:
+    given = [BOX, ANNOTATIONS["points"]]
+    result = model.segment(SECOND, [SUPPORT, SUPPORT], given)
+    for picture, annotation in zip(result.supports, given, strict=True):
+        np.testing.assert_array_equal(picture, draw_annotation(SUPPORT, annotation))
+    plain = model.segment(SECOND, model.prototypes([SUPPORT, SUPPORT], given))
+    assert plain.supports == ()
+    shown = sum(picture.shape[1] + 4 for picture in result.supports)
+    assert result.overview().width == plain.overview().width + shown
 
 
 def test_kinds_may_be_mixed(model: DiffUp) -> None:

@@ -16,6 +16,7 @@ from skimage import data
 
 from diffup.errors import FormatError, ImageError, MissingPackageError
 from diffup.result import Segmentation
+from diffup.utils.panels import HEAT, Scale
 
 HEIGHT, WIDTH = 90, 120
 
@@ -72,13 +73,15 @@ def test_maps_are_enlarged_when_they_are_read(result: Segmentation) -> None:
 def test_the_overlay_tints_the_mask_outlines_it_and_leaves_the_rest(result: Segmentation) -> None:
     pixels = np.asarray(result.overlay(colour=(0, 255, 0), alpha=0.5))
     assert pixels.shape == (HEIGHT, WIDTH, 3)
-    np.testing.assert_array_equal(pixels[~result.mask], result.image[~result.mask])
-    inner = np.s_[21:59, 31:79]
-    expected = result.image[inner] * 0.5 + np.array([0, 127.5, 0])
-    assert np.abs(pixels[inner] - expected).max() < 1
-    edge = result.mask.copy()
-    edge[inner] = False
-    assert (pixels[edge] == (0, 255, 0)).all()
+    ring = np.zeros((4, HEIGHT, WIDTH), dtype=bool)  # dark edge, colour, light edge, tint
+    for part, margin in zip(ring, (-1, 0, 2, 3), strict=True):
+        part[20 + margin : 60 - margin, 30 + margin : 80 - margin] = True
+    np.testing.assert_array_equal(pixels[~ring[0]], result.image[~ring[0]])
+    assert not pixels[ring[0] & ~ring[1]].any()
+    assert (pixels[ring[1] & ~ring[2]] == (0, 255, 0)).all()
+    assert (pixels[ring[2] & ~ring[3]] == 255).all()
+    expected = result.image[ring[3]] * 0.5 + np.array([0, 127.5, 0])
+    assert np.abs(pixels[ring[3]] - expected).max() < 1
 
 
 def test_an_empty_mask_and_a_full_one_have_no_outline(result: Segmentation) -> None:
@@ -144,17 +147,46 @@ def test_the_summary_is_json(result: Segmentation) -> None:
     assert marked(result, np.zeros_like(result.mask)).summary()["box"] is None
 
 
-def test_the_overview_shows_five_pictures(result: Segmentation) -> None:
+def test_the_overview_shows_supports_mask_and_maps(result: Segmentation) -> None:
     picture = np.asarray(result.overview(height=HEIGHT))
-    label = picture.shape[0] - HEIGHT
-    assert picture.shape[1] == 5 * WIDTH + 4 * 4
-    panels = [picture[label:, i * (WIDTH + 4) : i * (WIDTH + 4) + WIDTH] for i in range(5)]
+    above, below = picture[:18], picture[18 + HEIGHT :]
+    assert picture.shape[1] == 5 * WIDTH + 4 * 4 and len(below) == 16
+    panels = [picture[18 : 18 + HEIGHT, i * (WIDTH + 4) : i * (WIDTH + 4) + WIDTH] for i in range(5)]
     np.testing.assert_array_equal(panels[0], np.asarray(result.overlay()))
     assert (panels[1][30, 40] == round(0.4 * 255)).all() and (panels[2][30, 40] == round(0.8 * 255)).all()
-    assert (panels[3] == panels[3][0, 0]).all() and panels[3].any(), "a constant deviation of 0.2 is one colour"
-    assert panels[4][0, 0, 2] > panels[4][0, 0, 0], "too much is blue"
-    assert panels[4][-1, -1, 0] > panels[4][-1, -1, 2], "missing is red"
-    assert (picture[:label] < 128).any(), "labels are written"
+    assert (panels[3] == HEAT.stops[-1]).all(), "a constant deviation of 0.2 is the end of its scale"
+    assert panels[4][25, 40, 2] > panels[4][25, 40, 0], "too much is blue"
+    assert panels[4][-1, -1, 0] > panels[4][-1, -1, 2], "missed is red"
+    for row in (above, below):
+        assert all((row[:, i * (WIDTH + 4) : i * (WIDTH + 4) + WIDTH] < 128).any() for i in range(5)), "texts"
+    given = [np.full((HEIGHT, 50, 3), value, dtype=np.uint8) for value in (10, 20, 30, 40)]
+    more = np.asarray(replace(result, supports=tuple(given)).overview(height=HEIGHT))
+    assert more.shape == (*picture.shape[:1], 3 * 54 + picture.shape[1], 3)
+    for index, support in enumerate(given[:3]):
+        np.testing.assert_array_equal(more[18 : 18 + HEIGHT, index * 54 : index * 54 + 50], support)
+    np.testing.assert_array_equal(more[:, 3 * 54 :], picture)
+
+
+def test_the_expected_error_is_of_the_mask(result: Segmentation) -> None:
+    """Within the mask nothing can be missed, outside of it nothing can be too much."""
+    error = result.expected_error
+    assert error.dtype == np.float32 and np.abs(error).max() <= 1
+    assert (error[result.mask] <= 0).all() and (error[~result.mask] >= 0).all()
+    maps = result.maps.copy()
+    maps[2] = 0
+    for threshold, odds in ((0.5, 4.0), (0.2, 16.0)):
+        right = replace(result, maps=maps, threshold=threshold).expected_error
+        np.testing.assert_allclose(right[result.mask], odds / (1 + odds) - 1, rtol=1e-5)
+        assert right[~result.mask].max() < 1e-5
+
+
+def test_the_deviation_fills_its_scale(result: Segmentation) -> None:
+    maps = result.maps.copy()
+    maps[1], maps[1, :5] = 0.0001, 0.0025
+    scale = replace(result, maps=maps).panels(HEIGHT)["deviation"].legend
+    assert isinstance(scale, Scale) and (scale.low, scale.high) == (0, 0.05)
+    maps[1] = 0
+    assert replace(result, maps=maps).panels(HEIGHT)["deviation"].legend.high == 0.01, "no noise is enlarged"
 
 
 def test_the_outline_grows_with_the_image(result: Segmentation) -> None:
@@ -163,7 +195,7 @@ def test_the_outline_grows_with_the_image(result: Segmentation) -> None:
 
     grown = replace(result, image=large(result.image), maps=np.stack([large(map_) for map_ in result.maps]))
     outlined = (np.asarray(grown.overlay(colour=(1, 2, 3), alpha=0)) == (1, 2, 3)).all(axis=2)
-    width = round(0.004 * 16 * HEIGHT)
+    width = 2 * round(0.0025 * 16 * HEIGHT)
     assert width > 1
     rows, columns = np.s_[20 * 16 : 60 * 16], np.s_[30 * 16 : 80 * 16]
     expected = np.zeros_like(grown.mask)

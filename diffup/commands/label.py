@@ -40,7 +40,9 @@ def add(commands: Any) -> None:
     written.add_argument(
         "--coco-encoding", default="rle", metavar="E", help="format of COCO masks: rle (default) or polygon"
     )
-    written.add_argument("--instances", action="store_true", help="make every connected part a COCO object")
+    written.add_argument(
+        "--instances", action="store_true", help="write separate objects to COCO and YOLO, touching ones divided"
+    )
     written.add_argument(
         "--overlap", action="store_true", help="also write each class's own mask, which may overlap with others'"
     )

@@ -12,9 +12,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from diffup.errors import AnnotationError, ImageError
 from diffup.formats.contours import connected_components
-from diffup.inputs.annotations import Annotation, Box, Mask, Scribble, rasterise
+from diffup.inputs.annotations import Annotation, Box, Mask, Scribble
 from diffup.inputs.masks import bounding_box
-from diffup.utils import pictures
+from diffup.inputs.support_picture import draw_annotation
 from diffup.utils.optional import need
 
 WORD = "word"
@@ -51,10 +51,7 @@ class Example:
             card = Image.new("RGB", (_CARD, _CARD), (235, 238, 242))
             ImageDraw.Draw(card).text((_CARD / 2, _CARD / 2), "Aa", "black", ImageFont.load_default(54), anchor="mm")
             return card
-        marked = rasterise(self.annotation, (self.image.shape[0], self.image.shape[1])).foreground.numpy() > 0
-        strength = 0.9 if self.kind == "scribble" else 0.45  # strokes are thin and hide little of the image
-        shown = self.image if self.annotation is None else pictures.tint(self.image, marked, (40, 200, 80), strength)
-        picture = Image.fromarray(shown)
+        picture = Image.fromarray(draw_annotation(self.image, self.annotation, _CARD))
         picture.thumbnail((2 * _CARD, _CARD))
         return picture
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from diffup.label_map import LabelMap
 from diffup.result import Segmentation
 from diffup.utils import pictures
 from diffup.utils.fonts import legend_key
-from diffup.utils.pictures import Bytes
+from diffup.utils.panels import GREY, Panel, stack, strip, with_legend
 
 SMALL, SIDE = 512, 1024
 """Minimum and maximum length of the longer side of a picture on the page, in pixels."""
@@ -38,7 +38,10 @@ def draw(result: LabelMap, name: str, view: str) -> Image.Image:
     """
     if view == "overlay":
         return _fit(result.overlay(legend=False))
-    return _fit(Image.fromarray(_DRAWERS[view](result[name])))
+    if view == "denoising":
+        return _fit(_trace(result[name]))
+    panel = result[name].panels(SIDE)[_MAPS[view]]
+    return with_legend(_fit(Image.fromarray(panel.pixels)), panel.legend)
 
 
 def legend(result: LabelMap, view: str) -> str:
@@ -103,7 +106,7 @@ def compare(first: LabelMap, second: LabelMap) -> str:
     return f"Agreement of the two encoders (IoU of their masks): {', '.join(parts)}. The decoder is the same."
 
 
-def trace_grid(trace: npt.NDArray[np.float32], timesteps: Sequence[int]) -> Bytes:
+def trace_grid(trace: npt.NDArray[np.float32], timesteps: Sequence[int]) -> Image.Image:
     """Draw the states of the sampling from noise to mask, in rows of four.
 
     Args:
@@ -112,32 +115,29 @@ def trace_grid(trace: npt.NDArray[np.float32], timesteps: Sequence[int]) -> Byte
     """
     chosen = np.unique(np.linspace(len(trace) - 1, 0, _STATES).round().astype(int))
     labels = [f"t = {timesteps[i]}" if timesteps[i] >= 0 else "mask" for i in chosen]
-    panels = [(label, pictures.grey((trace[i] + 1) / 2)) for label, i in zip(labels, chosen, strict=True)]
-    rows = [pictures.strip(panels[i : i + _A_ROW], _STATE_HEIGHT) for i in range(0, len(panels), _A_ROW)]
-    canvas = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), "white")
-    for index, row in enumerate(rows):
-        canvas.paste(row, (0, index * rows[0].height))
-    return np.asarray(canvas)
+    panels = [Panel(label, GREY.paint((trace[i] + 1) / 2)) for label, i in zip(labels, chosen, strict=True)]
+    rows = [strip(panels[i : i + _A_ROW], _STATE_HEIGHT) for i in range(0, len(panels), _A_ROW)]
+    return stack(rows)
 
 
-def _trace(result: Segmentation) -> Bytes:
+def _trace(result: Segmentation) -> Image.Image:
     assert result.trace is not None, "the page always records it"
     return trace_grid(result.trace, result.trace_timesteps)
 
 
-_DRAWERS: dict[str, Callable[[Segmentation], Bytes]] = {
-    "probability": lambda result: pictures.grey(pictures.shrink(result.probability, SIDE)),
-    "uncertainty": lambda result: pictures.heat(2 * np.sqrt(pictures.shrink(result.variance, SIDE).clip(min=0))),
-    "missing / too much": lambda result: pictures.signed(pictures.shrink(result.error_map, SIDE) / 2),
-    "prior": lambda result: pictures.grey(pictures.shrink(result.prior, SIDE)),
-    "denoising": _trace,
+_MAPS = {
+    "probability": "probability",
+    "uncertainty": "deviation",
+    "missing / too much": "expected error",
+    "prior": "prior",
 }
+"""The views that show a map (`Segmentation.panels`)."""
 
 VIEWS = {
     "overlay": "The classes over the photo, in their colours.",
     "probability": "The mean over the samples: black is 0, white is 1.",
-    "uncertainty": "Standard deviation over the samples: black is 0, pale yellow 0.5. With one sample there is none.",
-    "missing / too much": "The decoder's own guess of its error: red is missing, blue is too much.",
+    "uncertainty": "Standard deviation over the samples. With one sample there is none.",
+    "missing / too much": "The expected error of the mask: red is missed, blue is too much.",
     "prior": "What the encoder alone says, before the decoder.",
     "denoising": "The first sample from noise to mask. One step is the default; raise the steps to see more.",
 }

@@ -23,7 +23,7 @@ from diffup.inputs.annotations import pair_supports
 from diffup.model import DiffUp
 from diffup.priors.support import encode_supports
 from diffup.result import Segmentation
-from diffup.utils import pictures
+from diffup.utils.panels import GREY, SIGNED, Panel, strip
 
 KINDS: tuple[AnnotationKind, ...] = ("mask", "box", "scribble", "points", "none")
 """Annotation kinds that the pictures show; several supports with masks are the sixth scenario."""
@@ -83,7 +83,7 @@ def sampling_strip(result: Segmentation, height: int = 96) -> Image.Image:
         height: height of each picture in pixels.
     """
     trace = result.trace_picture(TRACE_STEPS + 1, height)
-    overlay = pictures.strip([("mask", np.asarray(result.overlay()))], height)
+    overlay = strip([Panel("mask", np.asarray(result.overlay()))], height)
     joined = Image.new("RGB", (trace.width + 4 + overlay.width, trace.height), "white")
     joined.paste(trace, (0, 0))
     joined.paste(overlay, (trace.width + 4, 0))
@@ -133,14 +133,14 @@ def error_strips(
         x = diffusion.observe(diffusion.add_noise(x0, noise, t), condition.prior, t)
         predicted, quality = model.decoder.judge(x, condition.image, condition.prior)
         panels = [
-            ("query", query.pixels),
-            (f"x_t, t = {int(t)}", pictures.grey(_map(x) / 2 + 0.5)),
-            ("predicted error", pictures.signed(_map(predicted) / 2)),
-            ("true error", pictures.signed(_map(x0 - x) / 2)),
+            Panel("query", query.pixels),
+            Panel(f"x_t, t = {int(t)}", GREY.paint(_map(x) / 2 + 0.5)),
+            Panel("predicted error", SIGNED.paint(_map(predicted) / 2)),
+            Panel("true error", SIGNED.paint(_map(x0 - x) / 2)),
         ]
         true = float(mask_iou(x, x0)[0])
         caption = f"{label} noise: IoU of x_t {true:.2f}, predicted {float(quality[0]):.2f}"
-        strips.append((caption, pictures.strip(panels, height)))
+        strips.append((caption, strip(panels, height)))
     return strips
 
 

@@ -74,7 +74,8 @@ def coco_annotations(
         image_id: id of the image.
         category_ids: category id of each label (label i + 1 has `category_ids[i]`) or of each mask.
         encoding: "rle" (exact and short) or "polygon" (which labelling tools can edit; exact if `tolerance` is 0).
-        instances: make an object of every connected component, instead of one object per category.
+        instances: make an object of every connected component, instead of one object per category; touching objects
+            are separated by `LabelMap.instances` instead.
         tolerance: greatest distance in pixels between a polygon and the exact outline; 0 is exact.
         scores: score of each category's mask in [0, 1], such as `Segmentation.score`, written to the field `score`;
             None writes none.

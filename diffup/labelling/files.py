@@ -122,6 +122,7 @@ def write_files(
     output: Path,
     formats: Iterable[str],
     own: npt.NDArray[np.bool_] | None = None,
+    instances: bool = False,
 ) -> dict[str, str]:
     """Write the files of one image. A partial file is never left, and a file of other content is never replaced.
 
@@ -134,6 +135,7 @@ def write_files(
         output: folder of the results.
         formats: formats to write; those without a file per image are skipped.
         own: (C, H, W) bool, the classes' own masks, written to a file each; None for no such files.
+        instances: whether touching objects are separated in files that hold objects (`yolo`).
 
     Returns:
         The hash of each file's content, by the file's path relative to `output`.
@@ -143,7 +145,7 @@ def write_files(
         StorageError: a file cannot be written.
     """
     made = {}
-    for path, content in _contents(name, photo, result, output, formats, own):
+    for path, content in _contents(name, photo, result, output, formats, own, instances):
         with replacing(path) as unfinished:
             unfinished.write_bytes(content)
             digest = digest_of(unfinished)
@@ -162,6 +164,7 @@ def _contents(
     output: Path,
     formats: Iterable[str],
     own: npt.NDArray[np.bool_] | None,
+    instances: bool,
 ) -> Iterator[tuple[Path, bytes]]:
     """Path and content of each file of an image."""
     for written in formats:
@@ -176,11 +179,16 @@ def _contents(
             document = labelme_document(result.labels, result.names, path_from(path.parent, photo))
             yield path, f"{json.dumps(document)}\n".encode()
         else:
-            lines = yolo_lines(result.labels, range(len(result.names)))
+            lines = _object_lines(result) if instances else yolo_lines(result.labels, range(len(result.names)))
             yield path, "".join(f"{line}\n" for line in lines).encode()
     if own is not None:
         for path, mask in zip(own_files_of(output, result.names, name), own, strict=True):
             yield path, _encoded(Image.fromarray(mask.astype(np.uint8) * np.uint8(255)), format="PNG")
+
+
+def _object_lines(result: LabelMap) -> list[str]:
+    """YOLO's lines of all objects."""
+    return [line for label, item in result.instances(smallest=0) for line in yolo_lines([item.mask], [label - 1])]
 
 
 def _encoded(picture: Image.Image, **options: Any) -> bytes:

@@ -12,6 +12,8 @@ from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -59,7 +61,7 @@ SUMMARIES = {
 _OF_A_NAME = {errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
 """Error numbers that the name of a single file can cause; other errors would occur again with the next file."""
 
-REVISION = 1
+REVISION = 2
 """Revision of the written files; raise it when the same settings would give other files."""
 
 
@@ -72,7 +74,8 @@ class LabelPlan(SamplingOptions):
             (files of polygons), `label-studio` (one file of tasks with predictions), `overlay` (pictures), `csv` (table
             of what each image needs review for).
         encoding: format of COCO's masks, `rle` (exact and short) or `polygon` (editable in labelling tools).
-        instances: whether every connected part is a COCO object of its own, instead of one object per class and image.
+        instances: whether COCO's and YOLO's files hold the separate objects (`LabelMap.instances`). Otherwise COCO's
+            has one object per class and image, and YOLO's the connected parts.
         overlap: whether each class's own mask, which may overlap with those of others, is written to `own/` too, and to
             COCO's file instead of the class's pixels in the label map.
 
@@ -414,6 +417,17 @@ def _refuse_strangers(output: Path, images: Sequence[str], classes: Sequence[str
         )
 
 
+def _coco_of(result: LabelMap, own: npt.NDArray[np.bool_] | None, plan: LabelPlan) -> list[dict[str, Any]]:
+    """COCO annotations of one image, whose image id is set when all images are known."""
+    if plan.instances:
+        objects = result.instances(plan.overlap, smallest=0)
+        each = (coco_annotations([o.mask], 0, [n], encoding=plan.encoding, scores=[o.score]) for n, o in objects)
+        return [annotation for annotations in each for annotation in annotations]
+    ids, scores = range(1, len(result.names) + 1), list(result.score.values())
+    masks = result.labels if own is None else own
+    return coco_annotations(masks, 0, ids, encoding=plan.encoding, scores=scores)
+
+
 def _label(
     path: Path, image: str, name: str, result: object, photo: PhotoFacts | None, output: Path, plan: LabelPlan
 ) -> dict[str, Any]:
@@ -424,7 +438,7 @@ def _label(
         raise TypeError(f"a list of prototypes gives label maps, not {type(result).__name__}")
     own = result.masks if plan.overlap else None
     try:
-        files = write_files(name, path, result, output, plan.formats, own)
+        files = write_files(name, path, result, output, plan.formats, own, plan.instances)
     except DataError as error:
         return {"image": image, "error": str(error)}
     except StorageError as error:
@@ -434,14 +448,7 @@ def _label(
     photo_facts = None if photo is None else astuple(photo)
     entry = {"image": image, "photo": photo_facts, "name": name, "files": files, **result.summary()}
     if "coco" in plan.formats:
-        entry["coco"] = coco_annotations(
-            result.labels if own is None else own,
-            image_id=0,  # set when all images are known
-            category_ids=range(1, len(result.names) + 1),
-            encoding=plan.encoding,
-            instances=plan.instances,
-            scores=list(result.score.values()),
-        )
+        entry["coco"] = _coco_of(result, own, plan)
     if "label-studio" in plan.formats:
         entry["label_studio"] = label_studio_prediction(
             result.labels,

@@ -41,6 +41,16 @@ def font_for(text: str, size: float | None = None) -> Font | None:
     return next((font for font in fonts if font is not None and _covers(font, text)), None)
 
 
+def fitting_text(text: str, width: float) -> str:
+    """Return a text cut to a width, or the form in which Python escapes it if no available font can show it.
+
+    Args:
+        text: the text.
+        width: greatest width in pixels.
+    """
+    return _cut(text if font_for(text) else text.encode("unicode_escape").decode(), width)
+
+
 def legend_texts(names: Sequence[str], width: float) -> list[str]:
     """The text that a legend shows for each class name: the name cut to the width, or its number and an escaped form.
 

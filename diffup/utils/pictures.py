@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import colorsys
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -12,36 +13,47 @@ from PIL import Image, ImageDraw, ImageFont
 from diffup.utils.fonts import font_for, legend_key, legend_texts
 
 Bytes: TypeAlias = npt.NDArray[np.uint8]
+Colour: TypeAlias = tuple[int, int, int]
 
-_HEAT = ((0, 0, 0), (60, 20, 110), (190, 55, 80), (250, 150, 30), (255, 255, 190))
-_SIGNED = ((40, 80, 200), (255, 255, 255), (200, 40, 40))
-_LABEL_HEIGHT = 18
+RED: Colour = (255, 60, 40)
+"""Colour of what was found."""
+
+GREEN: Colour = (40, 210, 80)
+"""Colour of what was given."""
+
+_GOLDEN = 0.5 * (5**0.5 - 1)  # turns of the hue by this part of the circle come near to each other latest
+
 WIDEST = 8
-"""Greatest width of a picture in a strip, relative to the strip's height."""
+"""Greatest width of a picture, relative to the height that is asked for."""
 
-_GAP = 4
+_LABEL_HEIGHT, _GAP = 18, 4
 _COMMENT = 65_000  # bytes; JPEG allows 65533
 
 
-def grey(values: npt.NDArray[Any]) -> Bytes:
-    """Turn (H, W) values in [0, 1] into (H, W, 3) grey."""
-    return _scale(values, ((0, 0, 0), (255, 255, 255)))
+def class_colours(count: int) -> list[Colour]:
+    """Colours that stand out on dark and light photos: bright, and far apart in hue from their neighbours in the list.
+
+    Args:
+        count: number of colours, 0 to 256; all differ.
+
+    Returns:
+        Colours (red, green, blue), 0 to 255 each; the first is `RED`.
+    """
+    hue, saturation, value = colorsys.rgb_to_hsv(*(part / 255 for part in RED))
+    colours = []
+    for index in range(count):
+        fade = 0.15 * (index // 8 % 4)  # neighbours in hue differ in saturation
+        part = colorsys.hsv_to_rgb((hue + index * _GOLDEN) % 1, saturation - fade, value)
+        colours.append((round(255 * part[0]), round(255 * part[1]), round(255 * part[2])))
+    return colours
 
 
-def heat(values: npt.NDArray[Any]) -> Bytes:
-    """Turn (H, W) values in [0, 1] into (H, W, 3) colours: black, violet, red, orange, pale yellow."""
-    return _scale(values, _HEAT)
+def tint(image: Bytes, mask: npt.NDArray[np.bool_], colour: Colour, alpha: float) -> Bytes:
+    """Blend a colour over the masked pixels of an image, and draw the mask's contour.
 
-
-def signed(values: npt.NDArray[Any]) -> Bytes:
-    """Turn (H, W) values in [-1, 1] into (H, W, 3) colours: blue below zero, white at zero, red above."""
-    return _scale((np.asarray(values) + 1) / 2, _SIGNED)
-
-
-def tint(image: Bytes, mask: npt.NDArray[np.bool_], colour: tuple[int, int, int], alpha: float) -> Bytes:
-    """Blend a colour over the masked pixels of an image, and draw the mask's contour in full colour.
-
-    The contour lies within the mask; its width is 0.4 % of the image's shorter side, at least a pixel.
+    The contour has the full colour between a light and a dark edge, one of which stands out on any photo. Colour and
+    light edge lie within the mask, the dark edge around it. An edge is 0.25 % of the image's shorter side wide, at
+    least a pixel, and the colour twice that.
 
     Args:
         image: (H, W, 3) uint8.
@@ -52,36 +64,18 @@ def tint(image: Bytes, mask: npt.NDArray[np.bool_], colour: tuple[int, int, int]
     Returns:
         (H, W, 3) uint8.
     """
-    flat = Image.new("RGB", (mask.shape[1], mask.shape[0]), colour)
     picture = Image.fromarray(image)
+    flat = Image.new("RGB", picture.size, colour)
     picture.paste(Image.blend(picture, flat, alpha), mask=Image.fromarray(mask))
-    contour = mask & _spread(~mask, max(1, round(0.004 * min(mask.shape))))
-    picture.paste(flat, mask=Image.fromarray(contour))
+    edge = max(1, round(0.0025 * min(mask.shape)))
+    around = ~mask
+    for line, part in (
+        ("white", mask & spread(around, 3 * edge)),
+        (colour, mask & spread(around, 2 * edge)),
+        ("black", around & spread(mask, edge)),
+    ):
+        picture.paste(line, mask=Image.fromarray(part))
     return np.asarray(picture)
-
-
-def strip(pictures: Sequence[tuple[str, Bytes]], height: int) -> Image.Image:
-    """Set labelled pictures side by side on white.
-
-    Args:
-        pictures: pairs of a label and an (H, W, 3) uint8 image of any size.
-        height: height in pixels that each picture is resized to, keeping its proportions; a picture more than `WIDEST`
-            times as wide as high becomes `WIDEST * height` wide, and lower.
-    """
-    resized = []
-    for label, pixels in pictures:
-        scale = min(height / pixels.shape[0], WIDEST * height / pixels.shape[1])
-        size = max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale))
-        method = Image.Resampling.BILINEAR if scale < 1 else Image.Resampling.NEAREST
-        resized.append((label, Image.fromarray(pixels).resize(size, method)))
-    total = sum(picture.width + _GAP for _, picture in resized) - _GAP
-    canvas = Image.new("RGB", (total, height + _LABEL_HEIGHT), "white")
-    draw, font, left = ImageDraw.Draw(canvas), ImageFont.load_default(), 0
-    for label, picture in resized:
-        canvas.paste(picture, (left, _LABEL_HEIGHT))
-        draw.text((left + 2, 3), label, fill="black", font=font)
-        left += picture.width + _GAP
-    return canvas
 
 
 def add_legend(
@@ -130,6 +124,19 @@ def legend_width(width: int) -> int:
     return width - _LABEL_HEIGHT - _GAP
 
 
+def fitted_size(size: tuple[int, int], height: int) -> tuple[int, int]:
+    """Return the (height, width) of a picture that is resized to a height, keeping its proportions.
+
+    A picture more than `WIDEST` times as wide as high becomes `WIDEST * height` wide, and lower.
+
+    Args:
+        size: height and width of the picture in pixels.
+        height: new height in pixels.
+    """
+    scale = min(height / size[0], WIDEST * height / size[1])
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
 def shrink(values: npt.NDArray[np.float32], height: int) -> npt.NDArray[np.float32]:
     """Shrink values to a height with antialiasing, keeping their proportions; lower ones are unchanged.
 
@@ -143,16 +150,13 @@ def shrink(values: npt.NDArray[np.float32], height: int) -> npt.NDArray[np.float
     return np.asarray(Image.fromarray(values).resize((width, height), Image.Resampling.BILINEAR))
 
 
-def _scale(values: npt.NDArray[Any], stops: Sequence[tuple[int, int, int]]) -> Bytes:
-    """Map (H, W) values in [0, 1] to (H, W, 3) uint8 by a piecewise linear colour scale."""
-    position = np.linspace(0.0, 1.0, len(stops))
-    clipped = np.clip(np.asarray(values, dtype=np.float32), 0.0, 1.0)
-    channels = [np.interp(clipped, position, [stop[channel] for stop in stops]) for channel in range(3)]
-    return np.rint(np.stack(channels, axis=-1)).astype(np.uint8)
+def spread(mask: npt.NDArray[np.bool_], reach: int) -> npt.NDArray[np.bool_]:
+    """Dilate a mask by some pixels in all eight directions, in steps that double.
 
-
-def _spread(mask: npt.NDArray[np.bool_], reach: int) -> npt.NDArray[np.bool_]:
-    """Dilate an (H, W) mask by `reach` pixels in all eight directions, in steps that double."""
+    Args:
+        mask: (H, W) bool.
+        reach: number of pixels.
+    """
     done = 0
     while done < reach:
         step = min(done + 1, reach - done)
