@@ -26,10 +26,10 @@ from diffup.priors.condition import (
     build_condition,
     fused_priors,
     mean_prior,
-    possible_share,
 )
 from diffup.priors.config import PRIOR_KINDS, PriorConfig
-from diffup.priors.level import annotation_at_level, calibrated_contrast, pool_to_grid
+from diffup.priors.features import possible_share
+from diffup.priors.level import annotation_at_level, pool_to_grid
 from diffup.priors.similarity import resize_weights
 from diffup.priors.support import plan_views, support_features, view_regions
 from diffup.priors.views import warp
@@ -330,8 +330,7 @@ def test_the_calibrated_contrast_is_on_the_supports_own_scale() -> None:
     config = PriorConfig(affinity=False, grid=32)
     own = [level[:, 0] for level in support.levels]
     foreground = resize_weights(support.foreground[:, 0], (16, 16)).flatten(1)
-    placed = annotation_at_level(support.levels[0], support.foreground, support.background, support.annotated, config)
-    map_of_itself = calibrated_contrast(own[0], None, support.levels[0], placed, support.valid, config)[:, 0]
+    map_of_itself = fused_priors(own, support, config)[0][:, CONTRAST].flatten(1)
     # Means over foreground and background are what the scale is made of; only what lies beyond it is cut off.
     assert float((map_of_itself * foreground).sum() / foreground.sum()) == pytest.approx(2 / 3, abs=0.01)
     assert float((map_of_itself * (1 - foreground)).sum() / (1 - foreground).sum()) == pytest.approx(1 / 3, abs=0.02)
