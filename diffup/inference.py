@@ -24,10 +24,11 @@ from diffup.decoder.quality import calibrated_quality, calibrated_score, expecte
 from diffup.decoder.sampling import Ensemble, sample_batches, sample_ensemble
 from diffup.inputs.images import ImageLike, read_image, resize_image, to_bytes
 from diffup.priors import build_condition
-from diffup.priors.condition import EDGE_SIDE, Condition, SupportFeatures, query_affinity
+from diffup.priors.condition import EDGE_SIDE, Condition, assemble, class_maps
+from diffup.priors.features import SupportFeatures
 from diffup.priors.level import pool_to_grid
-from diffup.priors.support import change_support
-from diffup.priors.text import text_maps, text_similarity
+from diffup.priors.prepared import prepare_query
+from diffup.priors.text import text_affinities, text_maps, text_similarity
 from diffup.prototypes import Prototypes
 from diffup.result import Segmentation
 from diffup.text.space import TextSpace, dense_features
@@ -94,6 +95,7 @@ def text_prior_maps(
     backbone: Backbone,
     text_space: TextSpace,
     config: DecoderConfig,
+    affinities: Sequence[Tensor] | None = None,
 ) -> Tensor:
     """Compute prior maps of a class from its text prompts, one map for each prompt.
 
@@ -104,13 +106,31 @@ def text_prior_maps(
         backbone: the encoder that computed `levels`.
         text_space: the encoder that computed `dense` and `embeddings`.
         config: config of the decoder.
+        affinities: precomputed result of `query_text_affinities`, shared by all classes; None computes it.
 
     Returns:
         (B, V, h, w) in [-2, 2].
     """
     similar = text_similarity(dense, embeddings.to(dense.device), text_space.vocabulary_mean())
+    last, widths = _text_level(levels, backbone, config)
+    return text_maps(similar, last, widths, affinities)
+
+
+def query_text_affinities(levels: Sequence[Tensor], backbone: Backbone, config: DecoderConfig) -> list[Tensor]:
+    """Affinities of the queries that enhance the text prompts' maps of any class.
+
+    Args:
+        levels: four tensors (B, C_l, h_l, w_l), the queries' features.
+        backbone: the encoder that computed `levels`.
+        config: config of the decoder.
+    """
+    return text_affinities(*_text_level(levels, backbone, config))
+
+
+def _text_level(levels: Sequence[Tensor], backbone: Backbone, config: DecoderConfig) -> tuple[Tensor, tuple[int, ...]]:
+    """The features that text maps are enhanced by, and the channels of each member of a joint backbone."""
     members = members_of(backbone)
-    return text_maps(similar, pool_to_grid(levels[-1], config.priors.grid), members[-1] if members else ())
+    return pool_to_grid(levels[-1], config.priors.grid), members[-1] if members else ()
 
 
 def condition(
@@ -120,7 +140,6 @@ def condition(
     backbone: Backbone,
     config: DecoderConfig,
     text: Tensor | None = None,
-    affinity: tuple[Tensor, ...] | None = None,
 ) -> Condition:
     """Build the decoder's condition for encoded queries.
 
@@ -131,10 +150,9 @@ def condition(
         backbone: the encoder that computed the features of queries and supports.
         config: config of the decoder.
         text: (B, V, h, w), prior maps of the text prompts from `text_prior_maps`; None without text.
-        affinity: self-affinities of the queries, shared by all classes; None computes them if the decoder needs them.
     """
     low_level = bool(config.low_level_channels)
-    return build_condition(levels, support, small, config.priors, low_level, text, members_of(backbone), affinity)
+    return build_condition(levels, support, small, config.priors, low_level, text, members_of(backbone))
 
 
 def query_condition(
@@ -171,9 +189,9 @@ def decode(
 
     Negatives of a class are segmented like a class, and what is more likely them than it is taken from it (`opposed`).
 
-    Each query is encoded once. The decoder then samples the masks of (query, class) pairs in batches
-    (`decoder_batches`). The starting noise is the same for every pair, so a result does not depend on the other pairs
-    in its batch.
+    Each query is encoded once, and what does not depend on the class is computed once. The decoder then samples the
+    masks of (query, class) pairs in batches (`decoder_batches`). The starting noise is the same for every pair, so a
+    result does not depend on the other pairs in its batch.
 
     Args:
         queries: the images to segment, read by `read_query`; B is their number.
@@ -194,15 +212,18 @@ def decode(
     small = torch.stack([query.small for query in queries]).to(device)
     for_text = [query.for_text for query in queries if query.for_text is not None]
     dense = dense_features(text_space, for_text) if text_space is not None and for_text else None
-    affinity = query_affinity(levels, config.priors, members_of(backbone))
+    affinities = None if dense is None else query_text_affinities(levels, backbone, config)
+    members = members_of(backbone)
+    prepared = prepare_query(levels, small, config.priors, bool(config.low_level_channels), members)
 
     def condition_of(prototypes: Prototypes) -> Condition:
-        support, text = prototypes.features, None
+        support, text = prototypes.prepared(config.priors, members, device), None
         if support is not None:
-            support = change_support(support, lambda t: t.to(device).expand(len(queries), *t.shape[1:]))
+            support = support.each(lambda t: t.expand(len(queries), *t.shape[1:]))
         if prototypes.text_prompt is not None and text_space is not None and dense is not None:
-            text = text_prior_maps(levels, dense, prototypes.text_prompt.embeddings, backbone, text_space, config)
-        return condition(levels, support, small, backbone, config, text, affinity)
+            embeddings = prototypes.text_prompt.embeddings
+            text = text_prior_maps(levels, dense, embeddings, backbone, text_space, config, affinities)
+        return assemble(class_maps(prepared, support, config.priors, text), config.priors)
 
     kept = [kept_levels(levels, row) if keep_levels else () for row in range(len(queries))]
     found: list[list[Segmentation]] = [[] for _ in queries]

@@ -12,11 +12,13 @@ from torch import Tensor
 
 from diffup.decoder.quality import calibrated_quality, expected_iou
 from diffup.decoder.sampling import draw_noise, sample_ensemble
-from diffup.priors.condition import SupportFeatures, build_condition, presence_evidence
+from diffup.priors.condition import build_condition, prior_maps
 from diffup.priors.config import PriorConfig
-from diffup.priors.presence import support_evidence, text_evidence
+from diffup.priors.features import Members, SupportFeatures
+from diffup.priors.presence import MatchedQuery, MatchedSupport, support_evidence, text_evidence
 
 SYSTEMS = ("diffusion", "one_step", "gan", "prior")
+IMAGES = torch.rand(2, 3, 128, 128, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
@@ -38,7 +40,7 @@ def test_the_presence_is_the_weighted_evidence_whatever_the_ensemble(system: str
 def test_the_evidence_of_supports_is_its_definition() -> None:
     query, views = noise(2, 6, 3, 4), noise(2, 3, 6, 2, 5, seed=1)
     foreground, valid = noise(2, 3, 10, seed=2).abs(), torch.tensor([[True, True, False], [True, False, False]])
-    found = support_evidence(query, views, foreground, valid)
+    found = support_evidence(MatchedQuery.of(query), MatchedSupport.of(views, foreground, valid))
     for row in range(2):
         for column, centred in enumerate((True, False)):
             means = []
@@ -54,7 +56,8 @@ def test_the_evidence_of_supports_is_its_definition() -> None:
 
 def test_the_evidence_of_a_photo_that_is_the_support_is_1() -> None:
     features, foreground = noise(1, 6, 4, 4), torch.ones(1, 1, 16)
-    found = support_evidence(features, features[:, None], foreground, torch.ones(1, 1, dtype=torch.bool))
+    matched = MatchedSupport.of(features[:, None], foreground, torch.ones(1, 1, dtype=torch.bool))
+    found = support_evidence(MatchedQuery.of(features), matched)
     assert torch.allclose(found, torch.ones(1, 2), atol=1e-5)
 
 
@@ -63,8 +66,17 @@ def test_the_evidence_of_text_is_the_greatest_of_the_mean_over_the_prompts() -> 
     assert text_evidence(maps).tolist() == pytest.approx([0.2, -0.625])
 
 
-def evidence(query: list[Tensor], support: SupportFeatures | None, **given: Tensor | None) -> Tensor:
-    return presence_evidence(query[-1], support, PriorConfig(), given.get("text"))
+def evidence(
+    query: list[Tensor], support: SupportFeatures | None, text: Tensor | None = None, members: Members = ()
+) -> Tensor:
+    levels, config = [query[-1]] * 4, PriorConfig(grid=8)
+    maps = prior_maps(levels, None if support is None else only_last(support), IMAGES, config, False, text, members)
+    return maps.evidence
+
+
+def only_last(support: SupportFeatures) -> SupportFeatures:
+    """The last level in place of all."""
+    return dataclasses.replace(support, levels=support.levels[-1:] * 4)
 
 
 def test_each_source_has_its_own_values() -> None:
@@ -108,22 +120,17 @@ def replace_last(support: SupportFeatures, views: Tensor) -> SupportFeatures:
 
 def test_members_of_a_joint_backbone_are_averaged() -> None:
     query, support, _ = random_episode()
-    first, second = (slice(0, 10), slice(10, None))
-    joint = presence_evidence(query[-1], support, PriorConfig(), None, (10, query[-1].shape[1] - 10))
-    each = [
-        presence_evidence(
-            query[-1][:, part], replace_last(support, support.levels[-1][:, :, part]), PriorConfig(), None
-        )
-        for part in (first, second)
-    ]
+    width = query[-1].shape[1]
+    joint = evidence(query, support, members=((10, width - 10),) * 4)
+    parts = (slice(0, 10), slice(10, None))
+    each = [evidence([query[-1][:, part]], replace_last(support, support.levels[-1][:, :, part])) for part in parts]
     assert torch.allclose(joint, torch.stack(each).mean(dim=0), atol=1e-5)
 
 
 def test_the_condition_has_the_evidence_of_its_queries() -> None:
     query, support, images = random_episode()
-    config = tiny_config().priors
-    condition = build_condition(query, support, images, config)
-    assert torch.allclose(condition.evidence, presence_evidence(query[-1], support, config, None))
+    condition = build_condition(query, support, images, tiny_config().priors)
+    assert torch.allclose(condition.evidence, evidence(query, support), atol=1e-5)
     assert torch.equal(condition.repeat(2).evidence, condition.evidence.repeat(2, 1))
     assert torch.equal(condition.rows(slice(1, 2)).evidence, condition.evidence[1:])
     assert torch.equal(type(condition).cat([condition, condition]).evidence, condition.repeat(2).evidence)

@@ -6,6 +6,9 @@ of the supports' foreground answer: where the class is missing, parts of it find
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
 import torch
 from einops import rearrange
 from torch import Tensor
@@ -22,30 +25,99 @@ only without supports.
 _EPS = 1e-6
 
 
-def support_evidence(query: Tensor, views: Tensor, foreground: Tensor, valid: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class MatchedQuery:
+    """Unit features of B queries at P positions.
+
+    Attributes:
+        centred: (B, C, P), of features from which each image's mean is subtracted.
+        plain: (B, C, P), of the features themselves.
+    """
+
+    centred: Tensor
+    plain: Tensor
+
+    @classmethod
+    def of(cls, features: Tensor) -> MatchedQuery:
+        """Take features (B, C, h, w)."""
+        flat = features.flatten(2)
+        return cls(unit(flat - flat.mean(dim=2, keepdim=True), dim=1), unit(flat, dim=1))
+
+
+@dataclass(frozen=True)
+class MatchedSupport:
+    """Unit features of the support views of B episodes, at P positions in all.
+
+    Attributes:
+        centred: (B, P, C), of features from which each view's mean is subtracted.
+        plain: (B, P, C), of the features themselves.
+        weights: (B, P) in [0, 1], weights of the class, which sum to 1.
+    """
+
+    centred: Tensor
+    plain: Tensor
+    weights: Tensor
+
+    @classmethod
+    def of(cls, views: Tensor, foreground: Tensor, valid: Tensor) -> MatchedSupport:
+        """Weigh each valid view equally.
+
+        Args:
+            views: (B, K, C, h, w), features of the support views.
+            foreground: (B, K, h * w) in [0, 1], weights of the class.
+            valid: (B, K) bool, False for padding.
+        """
+        weights = foreground / foreground.sum(dim=2, keepdim=True).clamp_min(_EPS) * valid[..., None]
+        weights = weights / valid.sum(dim=1).clamp_min(1)[:, None, None]
+        flat = views.flatten(3)
+        sides = (unit(side, dim=2) for side in (flat - flat.mean(dim=3, keepdim=True), flat))
+        return cls(*(rearrange(side, "b k c p -> b (k p) c") for side in sides), weights.flatten(1))
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> MatchedSupport:
+        """Apply a function to every tensor.
+
+        Args:
+            change: function of one tensor; the first dimension of all is B.
+        """
+        return MatchedSupport(change(self.centred), change(self.plain), change(self.weights))
+
+
+def presence_evidence(
+    query: Sequence[MatchedQuery], support: Sequence[MatchedSupport] | None, text: Tensor | None
+) -> Tensor:
+    """Collect what tells whether queries show the class.
+
+    Args:
+        query: features of the queries at the last level, of each member of a joint backbone or of the only encoder.
+        support: features of the supports likewise, a batch of the same size; None for zero-shot.
+        text: (B, V, h, w), maps of V text prompts (`diffup.priors.text.text_maps`); None without text.
+
+    Returns:
+        (B, 5), values of `EVIDENCE`.
+    """
+    found = query[0].plain.new_zeros(len(query[0].plain), EVIDENCE)
+    if support is not None:
+        pairs = zip(query, support, strict=True)
+        found[:, :2] = torch.stack([support_evidence(*pair) for pair in pairs]).mean(dim=0)
+        found[:, 2] = 1
+    elif text is not None:
+        found[:, 3], found[:, 4] = text_evidence(text), 1
+    return found
+
+
+def support_evidence(query: MatchedQuery, support: MatchedSupport) -> Tensor:
     """Mean similarity of the supports' foreground positions to their best matches in the query.
 
     Args:
-        query: (B, C, h, w), features of the queries.
-        views: (B, K, C, h', w'), features of the support views at the same level.
-        foreground: (B, K, h' * w') in [0, 1], weights of the class.
-        valid: (B, K) bool, False for padding.
+        query: features of the queries.
+        support: features of the support views, a batch of the same size.
 
     Returns:
-        (B, 2) in [-1, 1], means over the valid views: of cosines of features from which each image's mean is
-        subtracted, and of cosines of the features themselves.
+        (B, 2) in [-1, 1], means over the valid views of the cosines of centred features, and of plain ones.
     """
-    weights = foreground / foreground.sum(dim=2, keepdim=True).clamp_min(_EPS) * valid[..., None]
-    weights = weights / valid.sum(dim=1).clamp_min(1)[:, None, None]
-    found = []
-    for centred in (True, False):
-        ours, theirs = query.flatten(2), views.flatten(3)
-        if centred:
-            ours, theirs = ours - ours.mean(dim=2, keepdim=True), theirs - theirs.mean(dim=3, keepdim=True)
-        positions = rearrange(unit(theirs, dim=2), "b k c p -> b (k p) c")
-        best = torch.bmm(positions, unit(ours, dim=1)).amax(dim=2)
-        found.append((best * weights.flatten(1)).sum(dim=1))
-    return torch.stack(found, dim=1)
+    pairs = ((query.centred, support.centred), (query.plain, support.plain))
+    best = [torch.bmm(theirs, ours).amax(dim=2) for ours, theirs in pairs]
+    return torch.stack([(similar * support.weights).sum(dim=1) for similar in best], dim=1)
 
 
 def text_evidence(maps: Tensor) -> Tensor:

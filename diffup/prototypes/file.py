@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from diffup.errors import PrototypesError
-from diffup.priors.condition import EDGE_SIDE, SupportFeatures
+from diffup.priors.condition import EDGE_SIDE
 from diffup.priors.config import LEVELS
+from diffup.priors.features import SupportFeatures
 from diffup.priors.support import change_support
 from diffup.text.prompts import TextPrompt
 

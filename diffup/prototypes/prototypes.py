@@ -12,6 +12,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -21,7 +22,9 @@ from diffup.decoder.config import DecoderConfig
 from diffup.errors import AnnotationError, ConfigError, ImageError, PrototypesError
 from diffup.inputs.annotations import AnnotationLike, Support, pair_supports
 from diffup.inputs.images import ImageLike
-from diffup.priors.condition import SupportFeatures
+from diffup.priors.config import PriorConfig
+from diffup.priors.features import Members, SupportFeatures
+from diffup.priors.prepared import PreparedSupport, prepare_support
 from diffup.priors.support import change_support, encode_supports, join_views, plain_views, pool_support
 from diffup.prototypes.file import (
     FORMAT,
@@ -119,6 +122,31 @@ class Prototypes:
         if self.negative is not None:
             parts.append(f"{self.negative.shots} negative")
         return f"Prototypes({self.name!r}, {', '.join(parts)}{', images kept' if self.kept_supports else ''})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled: the fields, without what `prepared` keeps, which can be computed again."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    def prepared(self, config: PriorConfig, members: Members, device: torch.device) -> PreparedSupport | None:
+        """Everything in the priors that does not depend on the query; it is computed once and kept for the next query.
+
+        Args:
+            config: config of the priors.
+            members: for each level, channels of each member of a joint backbone; empty for a single encoder.
+            device: device of the result.
+
+        Returns:
+            A batch of one; None without support images.
+        """
+        if self.features is None:
+            return None
+        key = (config, members, device)
+        kept: tuple[Any, PreparedSupport] | None = vars(self).get(_PREPARED)
+        if kept is None or kept[0] != key:
+            features = change_support(self.features, lambda tensor: tensor.to(device))
+            kept = (key, prepare_support(features, config, members))
+            vars(self)[_PREPARED] = kept
+        return kept[1]
 
     def check(self, model: PrototypeEncoder) -> None:
         """Check that the prototypes were made with a model's encoder, input size, prior grid and text space.
@@ -500,6 +528,7 @@ MAX_CLASSES = 255
 
 _BULK = ("features", "text_prompt", "kept_supports", "negative")
 _NEGATIVE = "negative."  # prefix of the negatives' tensors in the file
+_PREPARED = "_prepared"  # where `Prototypes.prepared` keeps its last result
 _NO_IMAGES = (
     "build them from the support images: model.prototypes(support, annotation). With keep_images=True they keep the "
     "images and follow a change of the encoder by prototypes.rebuild(model)"

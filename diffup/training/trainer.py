@@ -26,8 +26,9 @@ from diffup.decoder.diffusion import Diffusion
 from diffup.decoder.losses import Losses, decoder_loss
 from diffup.decoder.weights import load_decoder, save_decoder
 from diffup.errors import ConfigError, TrainingError
-from diffup.priors.condition import Condition, Members, assemble, prior_maps
+from diffup.priors.condition import Condition, assemble, prior_maps
 from diffup.priors.config import PriorConfig
+from diffup.priors.features import Members
 from diffup.priors.level import pool_to_grid
 from diffup.priors.text import text_maps
 from diffup.text.space import TextSpace
