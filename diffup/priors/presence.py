@@ -70,8 +70,8 @@ class MatchedSupport:
         weights = foreground / foreground.sum(dim=2, keepdim=True).clamp_min(_EPS) * valid[..., None]
         weights = weights / valid.sum(dim=1).clamp_min(1)[:, None, None]
         flat = views.flatten(3)
-        sides = (unit(side, dim=2) for side in (flat - flat.mean(dim=3, keepdim=True), flat))
-        return cls(*(rearrange(side, "b k c p -> b (k p) c") for side in sides), weights.flatten(1))
+        centred = flat - flat.mean(dim=3, keepdim=True)
+        return cls(_positions(centred), _positions(flat), weights.flatten(1))
 
     def each(self, change: Callable[[Tensor], Tensor]) -> MatchedSupport:
         """Apply a function to every tensor.
@@ -80,6 +80,12 @@ class MatchedSupport:
             change: function of one tensor; the first dimension of all is B.
         """
         return MatchedSupport(change(self.centred), change(self.plain), change(self.weights))
+
+
+def _positions(views: Tensor) -> Tensor:
+    """Unit features of all positions: (B, K, C, P) -> (B, K * P, C)."""
+    positions: Tensor = rearrange(unit(views, dim=2), "b k c p -> b (k p) c")
+    return positions
 
 
 def presence_evidence(

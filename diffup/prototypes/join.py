@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from diffup.errors import PrototypesError
-from diffup.priors.condition import SupportFeatures
+from diffup.priors.features import SupportFeatures
 from diffup.priors.support import change_support, join_views
 from diffup.prototypes.prototypes import Prototypes
 
