@@ -1,7 +1,8 @@
 """Cost of all operations in encoder passes, as a table next to the last accepted figures.
 
 The unit is one forward pass of the encoder on one image at its input size, so that figures are comparable between
-machines. Each figure is the median of calls that alternate with encoder passes in one run.
+machines. Each figure is the median of calls that alternate with encoder passes in one run; those in passes are printed
+by both clocks, CPU time and wall time.
 
     python benchmarks/speed.py                          everything
     python benchmarks/speed.py --parts jobs classes     some of it
@@ -33,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
 
 from fakes import FakeBackbone, make_folder, random_decoder, tiny_config  # noqa: E402
-from timing import ACCEPTED, CLOCKS, Figure, Figures, accept, read_accepted, rows, take_turns  # noqa: E402
+from timing import ACCEPTED, CLOCKS, Figure, Figures, accept, both_clocks, read_accepted, rows, take_turns  # noqa: E402
 
 from diffup import DiffUp, Mask, Prototypes  # noqa: E402
 from diffup.backbones.encode import encode  # noqa: E402
@@ -127,9 +128,15 @@ class Bench:
             jobs: functions to measure, by name.
             rounds: number of timed calls; by default that of the bench.
         """
-        taken = take_turns({"": self.encode, **jobs}, rounds or self.rounds, CLOCKS[self.clock])
-        unit = Figure.of(taken.pop(""), "s").value
-        return {name: Figure.of(values, "passes", unit) for name, values in taken.items()}
+        taken = take_turns({"": self.encode, **jobs}, rounds or self.rounds, both_clocks)
+        seconds = {name: dict(zip(CLOCKS, np.array(values).T.tolist(), strict=True)) for name, values in taken.items()}
+        unit = {clock: Figure.of(values, "s").value for clock, values in seconds.pop("").items()}
+        found = {}
+        for name, by_clock in seconds.items():
+            figures = {clock: Figure.of(values, "passes", unit[clock]) for clock, values in by_clock.items()}
+            (other,) = (figure.value for clock, figure in figures.items() if clock != self.clock)
+            found[name] = replace(figures[self.clock], other=other)
+        return found
 
 
 def jobs(bench: Bench) -> Figures:
@@ -298,7 +305,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--clock",
         choices=CLOCKS,
         default="cpu",
-        help="clock; wall for several threads on an idle machine; default: cpu",
+        help="clock of the accepted figures; wall for several threads on an idle machine; default: cpu",
     )
     parser.add_argument("--quick", action="store_true", help="tiny random models, one round")
     parser.add_argument("--write", action="store_true", help="store the figures as accepted")
@@ -314,7 +321,7 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"{bench.model}, input {bench.model.backbone.input_size}, {args.threads} threads, {args.clock} time")
     for part in args.parts:
         figures = PARTS[part](bench)
-        print("\n".join(rows(part, figures, accepted)), flush=True)
+        print("\n".join(rows(part, figures, accepted, args.clock)), flush=True)
         if args.write:
             accept(part, about(part), figures, bench.model.backbone.name, args.clock, args.accepted)
 

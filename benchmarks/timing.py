@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from marked import put_between
 
@@ -37,11 +39,13 @@ class Figure:
         value: median of the measurements.
         unit: unit of the value, such as `passes` (of the encoder).
         spread: half the interquartile range relative to the median; 0 for values that are counted, not timed.
+        other: the value by the other clock; None if it was taken by one alone.
     """
 
     value: float
     unit: str
     spread: float = 0.0
+    other: float | None = None
 
     @classmethod
     def of(cls, values: list[float], unit: str, scale: float = 1.0) -> Figure:
@@ -60,7 +64,12 @@ class Figure:
 Figures = dict[str, Figure]
 
 
-def take_turns(jobs: Mapping[str, Callable[[], object]], rounds: int, clock: Callable[[], float]) -> dict[str, Any]:
+def both_clocks() -> npt.NDArray[np.float64]:
+    """Return the time in seconds by each of `CLOCKS`."""
+    return np.array([clock() for clock in CLOCKS.values()])
+
+
+def take_turns(jobs: Mapping[str, Callable[[], object]], rounds: int, clock: Callable[[], Any]) -> dict[str, Any]:
     """Measure the seconds of every call of each job, except the first, which is the warm-up.
 
     The jobs alternate, so that a change of the machine's load affects all of them.
@@ -68,9 +77,9 @@ def take_turns(jobs: Mapping[str, Callable[[], object]], rounds: int, clock: Cal
     Args:
         jobs: functions to measure, by name.
         rounds: number of timed calls of each job.
-        clock: function that returns the time in seconds.
+        clock: function that returns the time in seconds, or the times by several clocks as an array.
     """
-    taken: dict[str, list[float]] = {name: [] for name in jobs}
+    taken: dict[str, list[Any]] = {name: [] for name in jobs}
     for turn in range(rounds + 1):
         for name, job in jobs.items():
             start = clock()
@@ -130,7 +139,7 @@ def accept(part: str, about: str, figures: Figures, backbone: str, clock: str, p
         "commit": commit(),
         "backbone": backbone,
         "machine": machine(clock),
-        "figures": {name: asdict(figure) for name, figure in figures.items()},
+        "figures": {name: _without_none(asdict(figure)) for name, figure in figures.items()},
     }
     accepted = read_accepted(path) | {part: facts}
     write_text(path, json.dumps(accepted, indent=1) + "\n")
@@ -148,9 +157,12 @@ def tables(accepted: Mapping[str, Any]) -> str:
     for part, facts in accepted.items():
         on = facts["machine"]
         lines = [f"### {part.capitalize()}", "", facts["about"], "", "| | figure | | +- |", "|---|---|---|---|"]
+        if any("other" in figure for figure in facts["figures"].values()):
+            lines[-2:] = [f"| | figure | | +- | {_other(on['clock'])} time |", "|---|---|---|---|---|"]
         for name, figure in facts["figures"].items():
             spread = f"{figure['spread']:.0%}" if figure["spread"] else ""
-            lines.append(f"| {name} | {figure['value']:.4g} | {figure['unit']} | {spread} |")
+            other = f" {figure['other']:.4g} |" if "other" in figure else ""
+            lines.append(f"| {name} | {figure['value']:.4g} | {figure['unit']} | {spread} |{other}")
         lines += [
             "",
             f"{facts['date']}, commit `{facts['commit']}`, {facts['backbone']}; {on['cpu']} ({on['instructions']}), "
@@ -172,21 +184,31 @@ def commit() -> str:
         return ""
 
 
-def rows(part: str, figures: Figures, accepted: Mapping[str, Any]) -> list[str]:
-    """Format the lines of the printed table: each figure, the accepted figure, and their ratio.
+def rows(part: str, figures: Figures, accepted: Mapping[str, Any], clock: str) -> list[str]:
+    """Format the lines of the printed table: each figure, the accepted one, their ratio, and the other clock's figure.
 
     Args:
         part: name of the part.
         figures: measured figures.
         accepted: content of the file of accepted figures.
+        clock: name of the clock, one of `CLOCKS`.
     """
     known = accepted.get(part, {}).get("figures", {})
     lines = [f"\n{part:50s} {'now':>9s} {'+-':>5s} {'accepted':>9s} {'ratio':>6s}"]
     for name, figure in figures.items():
         before = known.get(name, {}).get("value")
         beside = "" if before is None else f"{before:9.4g} {figure.value / before:6.2f}" if before else f"{before:9.4g}"
-        lines.append(f"  {name:48s} {figure.value:9.4g} {figure.spread:5.0%} {beside:16s} {figure.unit}")
+        other = "" if figure.other is None else f" ({figure.other:.4g} by {_other(clock)} time)"
+        lines.append(f"  {name:48s} {figure.value:9.4g} {figure.spread:5.0%} {beside:16s} {figure.unit}{other}")
     return lines
+
+
+def _other(clock: str) -> str:
+    return next(name for name in CLOCKS if name != clock)
+
+
+def _without_none(facts: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in facts.items() if value is not None}
 
 
 def _lines(path: str) -> list[str]:

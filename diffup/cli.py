@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from diffup import __version__
-from diffup.commands import backbones, demo, evaluate, export, label, push, segment, teach, train, upgrade_report
+from diffup.commands import backbones, demo, evaluate, export, label, push, segment, serve, teach, train, upgrade_report
 from diffup.commands.spelling import CommandParser, check_spelling, refuse_extra
 from diffup.commands.streams import printing
 from diffup.errors import DiffUpError
@@ -69,7 +69,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     parser = argparse.ArgumentParser(prog="diffup", description="Few-shot segmentation with an exchangeable encoder.")
     parser.add_argument("--version", action="version", version=f"diffup {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=CommandParser)
-    for command in (segment, teach, label, train, evaluate, upgrade_report, export, push, demo, backbones):
+    for command in (segment, teach, label, train, evaluate, upgrade_report, export, push, demo, serve, backbones):
         command.add(commands)
     return parser, dict(commands.choices)
 

@@ -7,7 +7,7 @@ and servers call the same code.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from diffup.backbones import Backbone, members_of
 from diffup.backbones.encode import encode
+from diffup.correct import kept_levels
 from diffup.decoder.base import Decoder
 from diffup.decoder.config import DecoderConfig
 from diffup.decoder.options import Sampling
@@ -23,10 +24,11 @@ from diffup.decoder.quality import calibrated_quality, calibrated_score, expecte
 from diffup.decoder.sampling import Ensemble, sample_batches, sample_ensemble
 from diffup.inputs.images import ImageLike, read_image, resize_image, to_bytes
 from diffup.priors import build_condition
-from diffup.priors.condition import EDGE_SIDE, Condition, SupportFeatures, query_affinity
+from diffup.priors.condition import EDGE_SIDE, Condition, assemble, class_maps
+from diffup.priors.features import SupportFeatures
 from diffup.priors.level import pool_to_grid
-from diffup.priors.support import change_support
-from diffup.priors.text import text_maps, text_similarity
+from diffup.priors.prepared import prepare_query
+from diffup.priors.text import text_affinities, text_maps, text_similarity
 from diffup.prototypes import Prototypes
 from diffup.result import Segmentation
 from diffup.text.space import TextSpace, dense_features
@@ -39,6 +41,8 @@ The number of samples in a pass of the decoder has a limit of its own (`diffup.d
 
 CPU_DECODER_BATCH = 8
 """The same limit per CPU thread: larger batches do not fit in the processor's cache and are slower."""
+
+_EPS = 1e-6  # distance from 0 and 1 to which probabilities are clamped, so that their log-odds are finite
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +95,7 @@ def text_prior_maps(
     backbone: Backbone,
     text_space: TextSpace,
     config: DecoderConfig,
+    affinities: Sequence[Tensor] | None = None,
 ) -> Tensor:
     """Compute prior maps of a class from its text prompts, one map for each prompt.
 
@@ -101,13 +106,31 @@ def text_prior_maps(
         backbone: the encoder that computed `levels`.
         text_space: the encoder that computed `dense` and `embeddings`.
         config: config of the decoder.
+        affinities: precomputed result of `query_text_affinities`, shared by all classes; None computes it.
 
     Returns:
         (B, V, h, w) in [-2, 2].
     """
     similar = text_similarity(dense, embeddings.to(dense.device), text_space.vocabulary_mean())
+    last, widths = _text_level(levels, backbone, config)
+    return text_maps(similar, last, widths, affinities)
+
+
+def query_text_affinities(levels: Sequence[Tensor], backbone: Backbone, config: DecoderConfig) -> list[Tensor]:
+    """Affinities of the queries that enhance the text prompts' maps of any class.
+
+    Args:
+        levels: four tensors (B, C_l, h_l, w_l), the queries' features.
+        backbone: the encoder that computed `levels`.
+        config: config of the decoder.
+    """
+    return text_affinities(*_text_level(levels, backbone, config))
+
+
+def _text_level(levels: Sequence[Tensor], backbone: Backbone, config: DecoderConfig) -> tuple[Tensor, tuple[int, ...]]:
+    """The features that text maps are enhanced by, and the channels of each member of a joint backbone."""
     members = members_of(backbone)
-    return text_maps(similar, pool_to_grid(levels[-1], config.priors.grid), members[-1] if members else ())
+    return pool_to_grid(levels[-1], config.priors.grid), members[-1] if members else ()
 
 
 def condition(
@@ -117,7 +140,6 @@ def condition(
     backbone: Backbone,
     config: DecoderConfig,
     text: Tensor | None = None,
-    affinity: tuple[Tensor, ...] | None = None,
 ) -> Condition:
     """Build the decoder's condition for encoded queries.
 
@@ -128,10 +150,9 @@ def condition(
         backbone: the encoder that computed the features of queries and supports.
         config: config of the decoder.
         text: (B, V, h, w), prior maps of the text prompts from `text_prior_maps`; None without text.
-        affinity: self-affinities of the queries, shared by all classes; None computes them if the decoder needs them.
     """
     low_level = bool(config.low_level_channels)
-    return build_condition(levels, support, small, config.priors, low_level, text, members_of(backbone), affinity)
+    return build_condition(levels, support, small, config.priors, low_level, text, members_of(backbone))
 
 
 def query_condition(
@@ -161,13 +182,16 @@ def decode(
     decoder: Decoder,
     text_space: TextSpace | None = None,
     trace: bool = False,
+    keep_levels: bool = False,
     on_step: Callable[[], object] | None = None,
 ) -> list[list[Segmentation]]:
     """Segment every class in every query.
 
-    Each query is encoded once. The decoder then samples the masks of (query, class) pairs in batches
-    (`decoder_batches`). The starting noise is the same for every pair, so a result does not depend on the other pairs
-    in its batch.
+    Negatives of a class are segmented like a class, and what is more likely them than it is taken from it (`opposed`).
+
+    Each query is encoded once, and what does not depend on the class is computed once. The decoder then samples the
+    masks of (query, class) pairs in batches (`decoder_batches`). The starting noise is the same for every pair, so a
+    result does not depend on the other pairs in its batch.
 
     Args:
         queries: the images to segment, read by `read_query`; B is their number.
@@ -177,6 +201,7 @@ def decode(
         decoder: the decoder, on the encoder's device.
         text_space: the encoder that embeds text prompts; needed if a class has one.
         trace: whether to record the noisy masks of the first sample.
+        keep_levels: whether results keep the features of their query, so that they can be corrected.
         on_step: called after every sampling step of every batch; `decoder_rounds` gives the number of batches.
 
     Returns:
@@ -187,23 +212,28 @@ def decode(
     small = torch.stack([query.small for query in queries]).to(device)
     for_text = [query.for_text for query in queries if query.for_text is not None]
     dense = dense_features(text_space, for_text) if text_space is not None and for_text else None
-    affinity = query_affinity(levels, config.priors, members_of(backbone))
+    affinities = None if dense is None else query_text_affinities(levels, backbone, config)
+    members = members_of(backbone)
+    prepared = prepare_query(levels, small, config.priors, bool(config.low_level_channels), members)
 
     def condition_of(prototypes: Prototypes) -> Condition:
-        support, text = prototypes.features, None
+        support, text = prototypes.prepared(config.priors, members, device), None
         if support is not None:
-            support = change_support(support, lambda t: t.to(device).expand(len(queries), *t.shape[1:]))
+            support = support.each(lambda t: t.expand(len(queries), *t.shape[1:]))
         if prototypes.text_prompt is not None and text_space is not None and dense is not None:
-            text = text_prior_maps(levels, dense, prototypes.text_prompt.embeddings, backbone, text_space, config)
-        return condition(levels, support, small, backbone, config, text, affinity)
+            embeddings = prototypes.text_prompt.embeddings
+            text = text_prior_maps(levels, dense, embeddings, backbone, text_space, config, affinities)
+        return assemble(class_maps(prepared, support, config.priors, text), config.priors)
 
+    kept = [kept_levels(levels, row) if keep_levels else () for row in range(len(queries))]
     found: list[list[Segmentation]] = [[] for _ in queries]
-    for group in decoder_batches(len(queries), len(classes), device):
-        together = Condition.cat([condition_of(classes[index]) for index in group])
+    everything = [*classes, *(item.negative for item in classes if item.negative is not None)]
+    for group in decoder_batches(len(queries), len(everything), device):
+        together = Condition.cat([condition_of(everything[index]) for index in group])
         starts = noise.to(device).expand(len(together.prior), *noise.shape)
         samples = sample_ensemble(decoder, together, starts, sampling.steps, trace, on_step)
         maps = _maps(samples, together)
-        pairs = [(classes[index], query) for index in group for query in range(len(queries))]
+        pairs = [(everything[index], query) for index in group for query in range(len(queries))]
         thresholds = [sampling.threshold(prototypes.threshold) for prototypes, _ in pairs]
         judged = trust(samples, torch.tensor(thresholds, device=device), config)
         for row, ((_, query), threshold) in enumerate(zip(pairs, thresholds, strict=True)):
@@ -220,9 +250,45 @@ def decode(
                     refine=sampling.refine,
                     trace=None if samples.trace is None else samples.trace[row].cpu().numpy(),
                     trace_timesteps=() if samples.trace is None else (*samples.timesteps, -1),
+                    levels=kept[query],
                 )
             )
-    return found
+    return [opposed(results, classes) for results in found]
+
+
+def opposed(results: Sequence[Segmentation], classes: Sequence[Prototypes]) -> list[Segmentation]:
+    """Take from each class what is more likely its negatives.
+
+    At every position a class loses the log-odds by which its negatives exceed their threshold, so that it remains in
+    the mask where it exceeds its own by more, as among the classes of a label map. The log-odds by which the presence
+    of the negatives is higher than that of the class are added to theirs, and lost by its presence.
+
+    Args:
+        results: results of C classes and then of the negatives of those that have any, in the same query.
+        classes: the C classes.
+
+    Returns:
+        The results of the classes.
+    """
+    others = iter(results[len(classes) :])
+    return [
+        own if item.negative is None else _opposed(own, next(others))
+        for own, item in zip(results, classes, strict=False)
+    ]
+
+
+def _opposed(own: Segmentation, other: Segmentation) -> Segmentation:
+    logits, rival = (torch.from_numpy(result.maps[0]).logit(eps=_EPS) for result in (own, other))
+    presence, rivals = _logit(own.presence), _logit(other.presence)
+    lead = (rival - _logit(other.threshold) + rivals - presence).clamp_min(0)
+    maps = own.maps.copy()
+    maps[0] = np.where(lead > 0, torch.sigmoid(logits - lead), maps[0])
+    left = min(own.presence, float(torch.sigmoid(presence - (rivals - presence))))
+    return replace(own, maps=maps, presence=left, score=own.score * left / max(own.presence, _EPS))
+
+
+def _logit(probability: float) -> Tensor:
+    return torch.tensor(probability).logit(eps=_EPS)
 
 
 def decoder_batches(queries: int, classes: int, device: torch.device) -> list[range]:

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from diffup.correct import Correction
 from diffup.errors import ImageError, PrototypesError
 from diffup.formats.png import encode_label_png, write_label_png
 from diffup.instances import SMALLEST, Instance, find_instances
@@ -119,6 +120,27 @@ class LabelMap:
         if name not in self.names:
             raise PrototypesError(f"there is no class {name!r}; the classes are {', '.join(map(repr, self.names))}")
         return dataclasses.replace(self.results[self.names.index(name)])  # a copy: its enlarged maps are freed with it
+
+    def correct(self, name: str, *corrections: Correction) -> LabelMap:
+        """Correct the mask of one class by what is marked on the query (`Segmentation.correct`).
+
+        A pixel that is marked as the class is taken from the others.
+
+        Args:
+            name: name of the class.
+            *corrections: `Points`, `Scribble` and `Box` with coordinates of the query, one or more.
+
+        Returns:
+            A new label map.
+
+        Raises:
+            PrototypesError: there is no such class.
+            AnnotationError: a correction is of another kind, leaves the query, or marks nothing.
+            ConfigError: the results keep no features of the query, as those of `segment_many`.
+        """
+        better = self[name].correct(*corrections)
+        results = [better if other == name else item for other, item in zip(self.names, self.results, strict=True)]
+        return LabelMap.of(self.names, results)
 
     def overlay(self, alpha: float = 0.45, legend: bool = True) -> Image.Image:
         """Draw the query with each class tinted and outlined in its colour.

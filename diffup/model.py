@@ -14,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 from diffup.backbones import Backbone, load_backbone
+from diffup.correct import Correction, check_correction
 from diffup.decoder.base import Decoder
 from diffup.decoder.config import DecoderConfig
 from diffup.decoder.options import Sampling, SamplingKeywords, SamplingOptions, sampling_options
@@ -21,10 +22,18 @@ from diffup.decoder.weights import fetch_decoder, load_decoder, save_decoder
 from diffup.errors import AnnotationError, BackboneError
 from diffup.inference import Query, decode, decoder_rounds, read_query
 from diffup.inputs.annotations import AnnotationLike
-from diffup.inputs.drawing import draw_support
 from diffup.inputs.images import ImageLike
+from diffup.inputs.support_picture import draw_support
 from diffup.label_map import LabelMap, to_result
-from diffup.prototypes import Prototypes, check_classes, has_text, read_supports, teach
+from diffup.prototypes import (
+    Prototypes,
+    check_classes,
+    has_text,
+    read_negatives,
+    read_supports,
+    teach,
+    with_negatives,
+)
 from diffup.result import Segmentation
 from diffup.stream import Outcome, check_stream, stream
 from diffup.text.load import find_text_space
@@ -206,6 +215,8 @@ class DiffUp:
         *,
         text: str | Sequence[str] | None = None,
         templates: Templates | None = None,
+        negatives: ImageLike | Sequence[ImageLike] | None = None,
+        negative_annotation: AnnotationLike | Sequence[AnnotationLike] = None,
         name: str | None = None,
         threshold: float | None = None,
         keep_images: bool = False,
@@ -219,6 +230,9 @@ class DiffUp:
             text: name of the class, or a list of synonyms.
             templates: sentences with `{}` where the name goes: a list, one sentence, or `"clip7"` or `"clip80"`; by
                 default `"a photo of a {}."`.
+            negatives: one or more images of what looks like the class and is not, such as dogs for wolves. A pixel that
+                is more likely that than the class is not marked.
+            negative_annotation: annotation of each negative image: where that is; None for its salient part.
             name: name of the class in results, different for each class; by default the first of `text`, or else
                 `"object"`.
             threshold: probability in (0, 1) above which a pixel is in the mask of this class; by default the decoder's.
@@ -237,7 +251,8 @@ class DiffUp:
         supports, words = read_supports(self, support, annotation, text, templates)
         if name is None:
             name = "object" if text is None else resolve_names(text)[0]
-        return teach(self, supports, words, name, threshold, keep_images)
+        opposed = read_negatives(negatives, negative_annotation)
+        return with_negatives(teach(self, supports, words, name, threshold, keep_images), self, opposed)
 
     @overload
     def segment(
@@ -260,6 +275,7 @@ class DiffUp:
         *,
         text: str | Sequence[str] | None = None,
         templates: Templates | None = None,
+        correction: Correction | Sequence[Correction] = (),
         options: SamplingOptions | None = None,
         trace: bool = False,
         progress: bool = False,
@@ -274,6 +290,7 @@ class DiffUp:
         *,
         text: str | Sequence[str] | None = None,
         templates: Templates | None = None,
+        correction: Correction | Sequence[Correction] = (),
         options: SamplingOptions | None = None,
         trace: bool = False,
         progress: bool = False,
@@ -290,6 +307,8 @@ class DiffUp:
             text: name of the class, such as `"a red bus"`, or a list of synonyms; with or without supports.
             templates: sentences with `{}` where the name goes: a list, one sentence, or `"clip7"` or `"clip80"`; by
                 default `"a photo of a {}."`. Each sentence is a view of the query (UAPF).
+            correction: what is marked on the query itself, in turn: `Points`, `Scribble` or `Box`, or a list of them,
+                positive, negative or both (`Segmentation.correct`). For one class only.
             options: sampling options.
             trace: whether to record the noisy masks of the first sample.
             progress: whether to show a progress bar.
@@ -314,7 +333,12 @@ class DiffUp:
         for argument, value in (("annotation", annotation), ("text", text), ("templates", templates)):
             if learnt and value is not None:
                 raise AnnotationError(f"{argument}: prototypes have theirs inside; make them with it")
+        marks = cast("list[Correction]", list(correction) if isinstance(correction, list | tuple) else [correction])
+        if several and marks:
+            raise AnnotationError("correction: of which class? Correct one of the label map: result.correct(name, ...)")
         image = self._query_reader(text is not None or has_text(support))(query, "query")
+        for index, item in enumerate(marks):
+            check_correction(item, image.size, f"correction[{index}]")
         if learnt:
             classes = check_classes(support, self)
         else:
@@ -322,12 +346,15 @@ class DiffUp:
             supports, prompt = read_supports(self, images, annotation, text, templates)
             classes = [teach(self, supports, prompt, "object")]
         ensemble = 1 if self.config.deterministic else chosen.ensemble
-        rounds = chosen.steps * decoder_rounds(1, len(classes), ensemble, self.device)
+        decoded = len(classes) + sum(item.negative is not None for item in classes)
+        rounds = chosen.steps * decoder_rounds(1, decoded, ensemble, self.device)
         with tqdm(total=rounds, desc="sampling", disable=not progress) as bar:
-            (found,) = self._decode([image], classes, chosen, trace, on_step=lambda: bar.update(1))
+            (found,) = self._decode([image], classes, chosen, trace, keep_levels=True, on_step=lambda: bar.update(1))
         if learnt:
-            return to_result(found, [item.name for item in classes] if several else None)
-        return dataclasses.replace(found[0], supports=tuple(map(draw_support, supports)))
+            result = to_result(found, [item.name for item in classes] if several else None)
+        else:
+            result = dataclasses.replace(found[0], supports=tuple(map(draw_support, supports)))
+        return result.correct(*marks) if marks and isinstance(result, Segmentation) else result
 
     def segment_many(
         self,
@@ -394,6 +421,7 @@ class DiffUp:
         classes: Sequence[Prototypes],
         sampling: Sampling,
         trace: bool = False,
+        keep_levels: bool = False,
         on_step: Callable[[], object] | None = None,
     ) -> list[list[Segmentation]]:
         """Call `diffup.inference.decode` with this model's encoder and decoder, and its text space if it is needed."""
@@ -405,6 +433,7 @@ class DiffUp:
             decoder=self.decoder,
             text_space=self.text_space if has_text(classes) else None,
             trace=trace,
+            keep_levels=keep_levels,
             on_step=on_step,
         )
 

@@ -28,7 +28,7 @@ def support_panels(supports: Sequence[pictures.Bytes]) -> list[Panel]:
     """Panels of the first supports, and a line about the others.
 
     Args:
-        supports: pictures of the supports with their annotations (`diffup.inputs.drawing.draw_support`).
+        supports: pictures of the supports with their annotations (`diffup.inputs.support_picture.draw_support`).
     """
     given = [Panel("support", picture, "green: as given") for picture in supports[:_SHOWN]]
     if len(supports) > _SHOWN:

@@ -92,13 +92,14 @@ class Guide:
         return self.pixels.shape[0], self.pixels.shape[1]
 
 
-def refine(probability: Tensor, guide: Guide, threshold: float) -> Tensor:
+def refine(probability: Tensor, guide: Guide, threshold: float, weight: float = WEIGHT) -> Tensor:
     """Refine probabilities of classes to the outlines of an image.
 
     Args:
         probability: (N, h, w) in [0, 1], coarse probabilities of N classes, at any size.
         guide: guide of the image (`Guide.of`).
         threshold: probability in (0, 1) that divides a class from the rest. Neighbours pull away from it.
+        weight: weight of the neighbours against the coarse logit.
 
     Returns:
         (N, H, W) float32 in [0, 1], probabilities at the image's size, on the CPU.
@@ -106,7 +107,7 @@ def refine(probability: Tensor, guide: Guide, threshold: float) -> Tensor:
     small = (guide.colours.shape[1], guide.colours.shape[2])
     coarse = resize_maps(probability.detach().cpu().float()[None], small)[0]
     divide = math.log(threshold / (1 - threshold))
-    refined = mean_field(coarse.clamp(CLIP, 1 - CLIP).logit() - divide, guide.kernel)
+    refined = mean_field(coarse.clamp(CLIP, 1 - CLIP).logit() - divide, guide.kernel, weight)
     slope, offset = guided_filter(SHARPNESS * refined + divide, guide)
     return evaluate_bands(slope, offset, guide.pixels)
 
@@ -134,27 +135,31 @@ def similarity_kernel(colours: Tensor) -> Tensor:
     Returns:
         (WINDOW * WINDOW, h * w), the weights; columns are positions.
     """
-    distance = torch.zeros(())
-    for channel in colours:
-        distance = distance + (neighbours(channel, outside=_FAR) - channel.flatten()).square_()
+    distance = torch.stack([(near - colours).square_().sum(dim=0) for near in neighbours(colours, outside=_FAR)])
+    distance = distance.flatten(1)
     # Bounded, because processors are slow with numbers that are nearly 0.
     kernel = distance.mul_(-0.5 / COLOUR**2).clamp_(min=_LEAST).exp_()
     kernel[WINDOW * WINDOW // 2] = 0
     return kernel / (kernel.sum(dim=0) + _NONE)
 
 
-def neighbours(values: Tensor, outside: float = 0.0) -> Tensor:
-    """Gather the neighbours of each position: (h, w) -> (WINDOW * WINDOW, h * w).
+def neighbours(maps: Tensor, outside: float = 0.0) -> list[Tensor]:
+    """Shift maps to each of the WINDOW * WINDOW neighbours of a position; the tensors share their memory.
 
     Args:
-        values: (h, w), values of the positions.
+        maps: (C, h, w), values of the positions.
         outside: value outside of the image.
+
+    Returns:
+        Tensors (C, h, w), one of each neighbour.
     """
-    padded = F.pad(values, (WINDOW // 2 * DILATION,) * 4, value=outside)
-    return F.unfold(padded[None, None], WINDOW, dilation=DILATION)[0]
+    height, width = maps.shape[1:]
+    padded = F.pad(maps, (WINDOW // 2 * DILATION,) * 4, value=outside)
+    offsets = range(0, WINDOW * DILATION, DILATION)
+    return [padded[:, y : y + height, x : x + width] for y in offsets for x in offsets]
 
 
-def mean_field(logits: Tensor, kernel: Tensor) -> Tensor:
+def mean_field(logits: Tensor, kernel: Tensor, weight: float = WEIGHT) -> Tensor:
     """Solve the CRF by mean-field inference.
 
     Each update adds to the coarse logit the weighted mean of the neighbours' expected labels, from -1 (background) to 1
@@ -163,22 +168,27 @@ def mean_field(logits: Tensor, kernel: Tensor) -> Tensor:
     Args:
         logits: (N, h, w), coarse logits relative to the threshold's.
         kernel: (WINDOW * WINDOW, h * w), from `similarity_kernel`.
+        weight: weight of the neighbours against the coarse logit.
 
     Returns:
         (N, h, w), logits relative to the threshold's.
     """
-    solved = []
-    for unary in logits:
-        x = unary
-        for _ in range(ITERATIONS):
-            x = unary + WEIGHT * (kernel * neighbours(torch.tanh(x / 2))).sum(dim=0).view_as(unary)
-        solved.append(x)
-    return torch.stack(solved)
+    weights = weight * kernel.view(-1, *logits.shape[1:])
+    solved = logits
+    for _ in range(ITERATIONS):
+        update = logits.clone()
+        # One product after the other: a tensor of all neighbours would not fit the caches.
+        for share, near in zip(weights, neighbours(torch.tanh(solved / 2)), strict=True):
+            update.addcmul_(share, near)
+        solved = update
+    return solved
 
 
 def box_mean(maps: Tensor) -> Tensor:
     """Average over windows of `RADIUS`, clipped at the border: (C, h, w) -> (C, h, w)."""
-    return F.avg_pool2d(maps[None], 2 * RADIUS + 1, stride=1, padding=RADIUS, count_include_pad=False)[0]
+    side = 2 * RADIUS + 1
+    rows = F.avg_pool2d(maps[None], (1, side), stride=1, padding=(0, RADIUS), count_include_pad=False)
+    return F.avg_pool2d(rows, (side, 1), stride=1, padding=(RADIUS, 0), count_include_pad=False)[0]
 
 
 def inverse_3x3(matrices: Tensor) -> Tensor:

@@ -14,7 +14,8 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from diffup.errors import ImageError
+from diffup.correct import Corrected, Correction
+from diffup.errors import AnnotationError, ConfigError, ImageError
 from diffup.formats.coco import coco_annotations
 from diffup.formats.detections import to_detections
 from diffup.inputs.masks import bounding_box
@@ -53,6 +54,9 @@ class Segmentation:
         trace: (S, h, w) float32, the noisy mask `x_t` of the first sample at S steps, about -1 to 1; None if it was not
             recorded.
         trace_timesteps: time step t of each of the S states.
+        levels: four tensors (C_l, h_l, w_l) float32, features of the query, which corrections need; empty in results of
+            `segment_many`.
+        corrected: state of the corrections (`correct`); None without any.
         supports: pictures of the supports with their annotations, (h, w, 3) uint8 each, which the overview shows; none
             for a class given by prototypes or text.
 
@@ -72,6 +76,8 @@ class Segmentation:
     refine: bool = REFINE
     trace: npt.NDArray[np.float32] | None = None
     trace_timesteps: tuple[int, ...] = ()
+    levels: tuple[torch.Tensor, ...] = ()
+    corrected: Corrected | None = None
     supports: tuple[pictures.Bytes, ...] = ()
 
     def __post_init__(self) -> None:
@@ -155,6 +161,43 @@ class Segmentation:
         """(H, W) float32 in [0, 1], mean of the fused priors, the estimate before the decoder (eq. 12)."""
         return self._enlarged("prior")
 
+    def correct(self, *corrections: Correction) -> Segmentation:
+        """Correct the mask by what is marked on the query, positive, negative or both, in turn.
+
+        Nothing is encoded again. A clicked pixel, the pixels of a stroke and those of a negative box get their label;
+        around them the mask follows by distance and likeness. Of a box of the class only the middle is sure to be it.
+        `result.correct(a).correct(b)` equals `result.correct(a, b)`.
+
+        Args:
+            *corrections: `Points`, `Scribble` and `Box` with coordinates of the query, one or more; `negative=` of each
+                says what is not the class.
+
+        Returns:
+            A new result with another mask and probability; presence, quality, score and the other maps remain the
+            decoder's, but for the presence, which is 1 once something was marked as the class.
+
+        Raises:
+            AnnotationError: there is no correction, or one is of another kind, leaves the query, or marks nothing.
+            ConfigError: the result keeps no features of the query, as one of `segment_many`.
+
+        Examples:
+            >>> better = result.correct(Points([(120, 80)], negative=[(30, 40)]))
+        """
+        if not corrections:
+            raise AnnotationError("correction: nothing is marked. Give Points, Scribble or Box on the query.")
+        if not self.levels:
+            raise ConfigError(
+                "correct: this result keeps no features of its query, to save memory in a stream of results; segment "
+                "the image by itself: model.segment(query, prototypes).correct(...)"
+            )
+        state = self.corrected
+        if state is None:
+            state = Corrected.start(self.image, torch.from_numpy(self.maps[:1]), self.levels)
+        for index, item in enumerate(corrections):
+            state = state.turn(item, self.threshold, f"correction[{index}]")
+        presence = 1.0 if bool((state.seeds.label > 0).any()) else self.presence
+        return dataclasses.replace(self, corrected=state, presence=presence)
+
     def full_probability(self, guide: Guide | None = None) -> torch.Tensor:
         """Compute the probability of the class at the query's size, without storing it.
 
@@ -164,10 +207,12 @@ class Segmentation:
         Returns:
             (H, W) float32 in [0, 1].
         """
-        coarse = torch.from_numpy(self.maps[:1])
-        if not self.refine:
-            return enlarge(coarse, self.size)[0]
-        return refine(coarse, Guide.of(self.image) if guide is None else guide, self.threshold)[0]
+        if self.corrected is None:
+            coarse = torch.from_numpy(self.maps[:1])
+            if not self.refine:
+                return enlarge(coarse, self.size)[0]
+            return refine(coarse, Guide.of(self.image) if guide is None else guide, self.threshold)[0]
+        return self.corrected.probability(self.threshold, self.refine)
 
     def _enlarged(self, name: str) -> npt.NDArray[np.float32]:
         index = MAPS.index(name)

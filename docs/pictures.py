@@ -28,7 +28,7 @@ from quickstart import Scene, coins, motorcycle, person, score  # noqa: E402
 from diffup import Box, DiffUp, Mask, Points  # noqa: E402
 from diffup.decoder.weights import decoder_hash, load_decoder  # noqa: E402
 from diffup.inputs.annotations import Annotation  # noqa: E402
-from diffup.inputs.drawing import draw_annotation  # noqa: E402
+from diffup.inputs.support_picture import draw_annotation  # noqa: E402
 from diffup.model import RELEASED  # noqa: E402
 from diffup.utils.files import write_text  # noqa: E402
 from diffup.utils.panels import Panel, stack, strip  # noqa: E402

@@ -75,7 +75,7 @@ def sample(
     y = condition["noise"][0][:, None]
     count = len(y) if config["system"] != "one_step" else 1
     y = y[:count]
-    names = [name for name in condition if name not in ("noise", "size")]
+    names = [name for name in condition if name not in ("noise", "size", "evidence")]
     inputs = {name: np.repeat(condition[name], count, axis=0) for name in names}
     prior = inputs["prior"]
     mask = np.zeros_like(y)
@@ -94,17 +94,14 @@ def sample(
     return mask[:, 0] * 0.5 + 0.5, error[:, 0], float(iou.mean())
 
 
-def presence(graph: Graph, condition: dict[str, Array], config: dict[str, Any]) -> float:
+def presence(condition: dict[str, Array], config: dict[str, Any]) -> float:
     """Compute the calibrated probability that the query shows the class at all.
 
     Args:
-        graph: the graph of presence.onnx.
         condition: arrays of condition.npz.
         config: content of config.json.
     """
-    factor, offset = config["presence_calibration"]
-    (logits,) = graph(level2=condition["level2"])
-    return sigmoid(factor * float(logits[0]) + offset)
+    return sigmoid(float(condition["evidence"][0] @ np.array(config["presence_calibration"])))
 
 
 def expected_quality(probability: Array, iou: float, config: dict[str, Any]) -> float:
@@ -147,10 +144,10 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     config = json.loads((args.folder / "config.json").read_text(encoding="utf-8"))
     condition = dict(np.load(args.folder / "condition.npz", allow_pickle=False))
-    network, quality, shown = (load_graph(args.folder / f"{name}.onnx") for name in ("network", "quality", "presence"))
+    network, quality = (load_graph(args.folder / f"{name}.onnx") for name in ("network", "quality"))
     probability, _, iou = sample(network, quality, condition, config, args.steps)
     height, width = (int(side) for side in condition["size"])
-    mean, present = probability.mean(axis=0), presence(shown, condition, config)
+    mean, present = probability.mean(axis=0), presence(condition, config)
     mask = (enlarge(mean, (height, width)) > config["threshold"]) & (present >= config["min_presence"])
     Image.fromarray(mask.astype(np.uint8) * np.uint8(255)).save(args.output)
     print(f"{args.output}: {mask.mean():.1%} of {width} x {height} pixels marked")

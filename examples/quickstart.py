@@ -21,7 +21,7 @@ from skimage import data, draw, filters, segmentation
 
 from diffup import Box, DiffUp, Mask, Scribble, Segmentation
 from diffup.inputs.annotations import Annotation
-from diffup.inputs.drawing import draw_annotation
+from diffup.inputs.support_picture import draw_annotation
 from diffup.utils.panels import Panel, stack, strip
 
 ENCODERS = ("bundled:efficientnet_lite0", "bundled:efficientnet_lite2")  # the decoder was not trained with the second

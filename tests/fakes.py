@@ -22,6 +22,7 @@ from diffup.decoder.weights import save_decoder
 from diffup.priors.affinity import HEADS, KEY_SIDE
 from diffup.priors.condition import Condition, SupportFeatures
 from diffup.priors.config import PriorConfig
+from diffup.priors.presence import EVIDENCE
 from diffup.text import TextSpace
 
 TINY = {"channels": (8, 8, 16, 16), "condition_hidden": 8, "quality_hidden": 8}
@@ -192,7 +193,9 @@ def random_condition(config: PriorConfig, batch: int = 2, seed: int = 0) -> Cond
         return torch.rand(batch, channels, side, side, generator=generator) * 2 - 1
 
     levels = tuple(noise(config.condition_channels, s) for s in (64, 32, 16, 8))
-    return Condition(levels, noise(1, 64), noise(3, 64), random_affinity(batch, seed) if config.self_affinity else ())
+    prior, image, evidence = noise(1, 64), noise(3, 64), noise(EVIDENCE, 1)[:, :, 0, 0]
+    affinity = random_affinity(batch, seed) if config.self_affinity else ()
+    return Condition(levels, prior, image, evidence, affinity)
 
 
 def random_affinity(queries: int, seed: int = 0) -> tuple[Tensor, ...]:

@@ -145,9 +145,36 @@ def test_the_forms_of_boxes_points_and_strokes() -> None:
 
 
 def test_annotations_are_short_in_print() -> None:
-    assert repr(Box(1, 2, 3, 4)) == "Box(boxes=((1.0, 2.0, 3.0, 4.0),))"
+    assert repr(Box(1, 2, 3, 4)) == "Box(boxes=((1.0, 2.0, 3.0, 4.0),), negative=())"
     assert repr(Mask(np.ones(SIZE))) == "Mask(a torch tensor of shape (20, 30) and type float32)"
     assert repr(Scribble([(1, 2)], width=3)) == "Scribble(1 polylines, width=3.0)"
+
+
+def test_what_is_marked_as_negative_is_background_even_under_other_marks() -> None:
+    clicks = rasterise(Points([(5, 5), (20, 10)], radius=3, negative=[(7, 5)]), SIZE)
+    positive, negative = (rasterise(Points(points, 3), SIZE).foreground for points in ([(5, 5), (20, 10)], (7, 5)))
+    assert torch.equal(clicks.background, negative)
+    assert torch.equal(clicks.foreground, positive * (1 - negative))
+    strokes = rasterise(Scribble([(2, 3), (25, 3)], width=3, negative=[[(2, 15), (25, 15)]]), SIZE)
+    assert torch.equal(strokes.background, rasterise(Scribble([(2, 15), (25, 15)], width=3), SIZE).foreground)
+    boxes = rasterise(Box(2, 2, 12, 12, negative=(8, 8, 20, 16)), SIZE)
+    whole = rasterise(Box(2, 2, 12, 12), SIZE)
+    assert (boxes.foreground[8:16, 8:20] == 0).all()
+    assert torch.equal(boxes.foreground[:8], whole.foreground[:8])
+    assert (boxes.background[8:16, 8:20] == 1).all()
+    assert torch.equal(boxes.background[:8], whole.background[:8])
+
+
+def test_negatives_alone_correct_but_support_nothing() -> None:
+    for alone in (Points(negative=(3, 4)), Scribble(negative=[(3, 4), (9, 9)]), Box(negative=(3, 4, 9, 9))):
+        with pytest.raises(AnnotationError, match="marks no pixel of the class"):
+            rasterise(alone, SIZE)
+    assert Points(negative=[(3, 4)]).negative == ((3.0, 4.0),)
+    assert Box(negative=np.array([(3, 4, 9, 9)])).boxes == ()
+    with pytest.raises(AnnotationError, match="fractions"):
+        Points([(30, 40)], negative=[(0.5, 0.25)])
+    with pytest.raises(AnnotationError, match=r"annotation: point 0 .*outside"):
+        rasterise(Points([(3, 4)], negative=[(30, 4)]), SIZE)
 
 
 def test_loose_input_is_a_mask(tmp_path: Path) -> None:

@@ -75,7 +75,9 @@ def test_segment_writes_its_results(photos: Path, decoder: Path, capsys: pytest.
     assert (np.asarray(Image.open("out/overview.png")) == np.asarray(result.overview())).all() and result.supports
     facts = json.loads(Path("out/result.json").read_text())
     assert result.summary().items() <= facts.items()
-    assert facts["support"] == [{"image": "a.png", "kind": "mask", "values": ["a_mask.png"]}]
+    assert facts["support"] == [
+        {"image": "a.png", "kind": "mask", "values": ["a_mask.png"], "negative": [], "opposed": False}
+    ]
     assert facts["settings"]["steps"] == 3 and facts["settings"]["ensemble"] == 2
     assert facts["settings"]["backbone_fingerprint"] == FakeBackbone(input_size=(64, 64)).fingerprint
     assert facts["versions"]["diffup"] == __version__
@@ -104,6 +106,32 @@ def test_segment_pairs_annotations_with_the_support_before_them(photos: Path, de
     )
     assert (np.asarray(Image.open("out/mask.png")) == expected.mask * 255).all()
     assert json.loads(Path("out/result.json").read_text())["quality"] == expected.quality
+
+
+def test_segment_takes_negatives_of_supports_and_corrections_of_the_query(photos: Path, decoder: Path) -> None:
+    supports = ["--support", "a.png", "--points", "20,30", "--not-points", "60,60 70,60", "--support", "b.png"]
+    boxes = ["--box", "10,10,60,60", "--not-box", "40,40,60,60"]
+    marks = ["--click", "20,30 40,30", "--not-stroke", "5,5 5,40", "--area", "30,30,50,50", "--not-click", "60,40"]
+    assert segment(decoder, *supports, *boxes, *marks, "--min-presence", "0") == 0
+    expected = DiffUp(load_decoder(decoder), device="cpu").segment(
+        "query.png",
+        ["a.png", "b.png"],
+        [
+            Points([(20, 30)], negative=[(60, 60), (70, 60)]),
+            Box(10, 10, 60, 60, negative=(40, 40, 60, 60)),
+        ],
+        correction=[
+            Points([(20, 30), (40, 30)]),
+            Scribble(negative=[(5, 5), (5, 40)]),
+            Box(30, 30, 50, 50),
+            Points(negative=[(60, 40)]),
+        ],
+        min_presence=0,
+    )
+    assert (np.asarray(Image.open("out/mask.png")) == expected.mask * 255).all()
+    facts = json.loads(Path("out/result.json").read_text())
+    assert facts["corrections"][3] == {"option": "--not-click", "value": "60,40"}
+    assert facts["support"][0]["negative"] == ["60,60 70,60"]
 
 
 def test_segment_options_reach_encoder_and_sampler(
@@ -169,6 +197,10 @@ def test_segment_seed(photos: Path, decoder: Path) -> None:
         (["--support", "a.png", "--box", "0,0,97,80"], "leaves its image"),
         (["--support", "a.png", "--points", "10 20"], "--points: expected x,y"),
         (["--support", "a.png", "--points", ""], "--points: expected x,y"),
+        (["--support", "a.png", "--not-points", "5,5"], "--not-points: a.png has no --points that marks the class"),
+        (["--support", "a.png", "--click", "5,5", "--not-click", "5"], "--not-click: expected x,y"),
+        (["--support", "a.png", "--click", "5,5", "--not-area", "1,2,3"], "--not-area: expected x0,y0,x1,y1"),
+        (["--support", "a.png", "--click", "5,5", "--not-click", "5000,5"], "--not-click: point 0 is (5000, 5)"),
         (["--support", "a.png", "--points", "96,2"], "outside of its image"),
         (["--support", "a.png", "--scribble", "1,2 3"], "--scribble: expected x,y"),
         (["--support", "a.png", "--scribble", "strokes.png"], "there is no file 'strokes.png'"),
@@ -209,6 +241,7 @@ def test_segment_does_not_overwrite_its_input(photos: Path, decoder: Path, capsy
     [
         (["--box", "1,2,3,4", "--support", "a.png"], "there is none"),
         (["--support", "a.png", "--box", "1,2,3,4", "--points", "5,6"], "one kind"),
+        (["--support", "a.png", "--points", "5,5", "--not-box", "1,2,3,4"], "one kind"),
         (["--support", "a.png", "--seed", "-1"], "0 or more"),
         (["--support", "a.png", "--seed", "x"], "invalid number value"),
         (["--supp", "a.png"], "there is no option --supp; did you mean --support?"),
@@ -413,7 +446,19 @@ def test_interruption(
     assert capsys.readouterr().err == "diffup: interrupted\n"
 
 
-COMMANDS = ("segment", "teach", "label", "train", "evaluate", "upgrade-report", "export", "push", "demo", "backbones")
+COMMANDS = (
+    "segment",
+    "teach",
+    "label",
+    "train",
+    "evaluate",
+    "upgrade-report",
+    "export",
+    "push",
+    "demo",
+    "serve",
+    "backbones",
+)
 
 
 @pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])

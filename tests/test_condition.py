@@ -26,14 +26,13 @@ from diffup.priors.condition import (
     build_condition,
     fused_priors,
     mean_prior,
-    possible_share,
 )
 from diffup.priors.config import PRIOR_KINDS, PriorConfig
-from diffup.priors.level import annotation_at_level, calibrated_contrast, pool_to_grid
+from diffup.priors.features import possible_share
+from diffup.priors.level import annotation_at_level, pool_to_grid
 from diffup.priors.similarity import resize_weights
 from diffup.priors.support import plan_views, support_features, view_regions
 from diffup.priors.views import warp
-from diffup.utils.resize import resize_maps
 
 CONFIGS = {
     "default": PriorConfig(grid=8),
@@ -330,8 +329,7 @@ def test_the_calibrated_contrast_is_on_the_supports_own_scale() -> None:
     config = PriorConfig(affinity=False, grid=32)
     own = [level[:, 0] for level in support.levels]
     foreground = resize_weights(support.foreground[:, 0], (16, 16)).flatten(1)
-    placed = annotation_at_level(support.levels[0], support.foreground, support.background, support.annotated, config)
-    map_of_itself = calibrated_contrast(own[0], None, support.levels[0], placed, support.valid, config)[:, 0]
+    map_of_itself = fused_priors(own, support, config)[0][:, CONTRAST].flatten(1)
     # Means over foreground and background are what the scale is made of; only what lies beyond it is cut off.
     assert float((map_of_itself * foreground).sum() / foreground.sum()) == pytest.approx(2 / 3, abs=0.01)
     assert float((map_of_itself * (1 - foreground)).sum() / (1 - foreground).sum()) == pytest.approx(1 / 3, abs=0.02)
@@ -459,24 +457,19 @@ def test_only_absolute_priors_see_that_the_class_is_absent() -> None:
         level += 0.1 * torch.randn(level.shape, generator=torch.Generator().manual_seed(0))
     config = PriorConfig(grid=32, calibration=False, layout="own")
     with_class, without = (fused_priors(shown, support, config)[3][0] for shown in (query, empty))
-    absolute = slice(config.absolute_channel, config.absolute_channel + len(PRIOR_KINDS))
+    absolute = config.absolute_maps
     assert without[0].max() > 0.99  # stretched
     assert (with_class[absolute].amax(dim=(1, 2)) > without[absolute].amax(dim=(1, 2)) + 0.1).all()
 
 
-@pytest.mark.parametrize("layout", ["own", "all"])
 @pytest.mark.parametrize("kinds", [("match",), PRIOR_KINDS])
 @pytest.mark.parametrize("calibration", [True, False])
-def test_the_absolute_channel_is_where_the_condition_has_the_first_kinds_absolute_prior(
-    layout: str, kinds: tuple[str, ...], calibration: bool
-) -> None:
-    config = PriorConfig(kinds=kinds, layout=layout, calibration=calibration, grid=8)
-    query, support, images = random_episode()
-    shown = build_condition(query, support, images, config).levels[3][:, config.absolute_channel]
-    position = config.prior_channels - 1 - len(kinds)  # before the other kinds' and the saliency
-    expected = fused_priors(query, support, config)[3][:, position : position + 1]
-    assert torch.allclose(shown, resize_maps(expected, (8, 8))[:, 0] * 2 - 1, atol=1e-6)
-    assert replace(config, absolute=False).absolute_channel is None
+def test_the_absolute_maps_are_before_the_saliency(kinds: tuple[str, ...], calibration: bool) -> None:
+    config = PriorConfig(kinds=kinds, calibration=calibration)
+    last = config.prior_channels - 1
+    assert config.absolute_maps == slice(last - len(kinds), last)
+    without = replace(config, absolute=False).absolute_maps
+    assert without.start == without.stop == last - len(kinds)
 
 
 def test_absolute_priors_of_a_joint_encoder_are_the_mean_of_its_members() -> None:

@@ -93,9 +93,9 @@ def test_every_switch_leaves_a_decoder_that_trains_to_its_last_parameter(name: s
     mask, eps, t = noise(4, 1, 64, 64, seed=1).sign(), noise(4, 1, 64, 64, seed=2), torch.tensor([0, 9, 30, 49])
     mask[3] = -1  # a query without the class
     x = diffusion.observe(diffusion.add_noise(mask, eps, t), condition.prior, t)
-    denoised, presence = decoder(x, t / diffusion.timesteps, condition), decoder.presence(condition)
+    denoised = decoder(x, t / diffusion.timesteps, condition)
     judged, target = [(x, denoised.error, denoised.iou)], diffusion.target(mask, eps, t)
-    losses = decoder_loss(denoised.output, judged, presence, mask, target, torch.ones_like(mask), config)
+    losses = decoder_loss(denoised.output, judged, mask, target, torch.ones_like(mask), config)
     losses.total.backward()
     untouched = [key for key, value in decoder.named_parameters() if value.grad is None or not value.grad.any()]
     # Without the error map the convolutions over it see zeros; without any modulation nothing embeds the IoU.
@@ -144,7 +144,7 @@ def test_the_noise_loss_does_not_pull_the_quality_branch() -> None:
     decoder, condition = random_decoder(config), random_condition(config.priors)
     answer = decoder(noise(2, 1, 64, 64), torch.rand(2), condition)
     answer.output.square().mean().backward()
-    for branch in (decoder.error_branch, decoder.iou_regressor, decoder.presence_head):
+    for branch in (decoder.error_branch, decoder.iou_regressor):
         assert all(parameter.grad is None for parameter in branch.parameters())
 
 
@@ -267,7 +267,8 @@ def only(condition: Condition, row: int) -> Condition:
     """The condition of a single row of a batch."""
     at = slice(row, row + 1)
     affinity = tuple(tensor[row % len(tensor)][None] for tensor in condition.affinity)
-    return Condition(tuple(level[at] for level in condition.levels), condition.prior[at], condition.image[at], affinity)
+    maps = tuple(level[at] for level in condition.levels), condition.prior[at], condition.image[at]
+    return Condition(*maps, condition.evidence[at], affinity)
 
 
 @pytest.mark.parametrize("most", [4, 5, 64])
@@ -345,8 +346,7 @@ configs = st.builds(
     prediction=st.sampled_from(["x0"]),
     loss=st.sampled_from(["mse", "bce_dice"]),
     iou_weight=st.floats(0, 10),
-    presence_weight=st.floats(0, 10),
-    presence_calibration=st.tuples(*[st.floats(-9, 9)] * 2),
+    presence_calibration=st.tuples(*[st.floats(-9, 9)] * 5),
     quality_calibration=st.tuples(*[st.floats(-9, 9)] * 3),
     steps=st.integers(1, 50),
     threshold=st.floats(0.01, 0.99),
@@ -387,9 +387,8 @@ def test_a_config_from_json_needs_only_what_differs_from_the_defaults() -> None:
         ('{"shift": "cubic"}', "shift='cubic'"),
         ('{"error_weight": NaN}', "error_weight"),
         ('{"iou_weight": Infinity}', "iou_weight"),
-        ('{"presence_weight": NaN}', "presence_weight"),
         ('{"presence_calibration": 1}', "presence_calibration must be a list"),
-        ('{"presence_calibration": [1]}', r"presence_calibration=\(1\.0,\): give 2"),
+        ('{"presence_calibration": [1]}', r"presence_calibration=\(1\.0,\): give 5"),
         ('{"quality_calibration": [1, 0]}', r"quality_calibration=\(1\.0, 0\.0\): give 3"),
         ('{"quality_calibration": [1, 0, NaN]}', "quality_calibration"),
         ('{"quality_calibration": [1, "0", 0]}', r"quality_calibration\[1\] must be of type float"),
@@ -415,7 +414,6 @@ def test_broken_configs_are_refused_by_the_name_of_the_field(text: str, named: s
         ({"ensemble": 0}, "ensemble=0"),
         ({"error_weight": -0.1}, "error_weight=-0.1"),
         ({"iou_weight": -1.0}, "iou_weight=-1.0"),
-        ({"presence_weight": -1.0}, "presence_weight=-1.0"),
         ({"signal_scale": 0.0}, "signal_scale=0.0"),
         ({"signal_scale": 1.1}, "signal_scale=1.1"),
         ({"threshold": 0.0}, "threshold=0.0"),
@@ -446,8 +444,8 @@ def test_weights_outlast_a_change_of_what_they_do_not_depend_on() -> None:
     config = tiny_config()
     for change in (
         {"steps": 5, "ensemble": 9, "threshold": 0.2, "backbone": "other"},
-        {"error_weight": 0.0, "iou_weight": 0.0, "presence_weight": 0.0},
-        {"presence_calibration": (2.0, 1.0), "quality_calibration": (0.0, 1.0, 2.0)},
+        {"error_weight": 0.0, "iou_weight": 0.0, "min_presence": 0.5},
+        {"presence_calibration": (2.0, 1.0, 0.5, 0.0, -1.0), "quality_calibration": (0.0, 1.0, 2.0)},
     ):
         assert config.same_network(dataclasses.replace(config, **change))
     for name in ("absolute", "self_affinity"):

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from diffup.inputs.images import read_image, resize_image
-from diffup.priors.condition import EDGE_SIDE, edge_maps
-from diffup.priors.edges import _hysteresis, canny, sobel, to_grey
+from diffup.priors.condition import EDGE_SIDE
+from diffup.priors.edges import _hysteresis, canny, edge_maps, sobel, to_grey
 
 skimage_data = pytest.importorskip("skimage.data")
 ndimage = pytest.importorskip("scipy.ndimage")

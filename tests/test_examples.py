@@ -108,3 +108,17 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytes
     assert sum(isinstance(value, Image.Image) for value in shown) >= 5
     assert shown[-1] == ["decoder/config.json", "decoder/model.safetensors", "mask.png"]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_scenes_of_the_label_studio_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each photo has two of each thing, and the masks that are sent come back as they are."""
+    from skimage.measure import label
+
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    session = runpy.run_path(str(EXAMPLES / "label_studio_session.py"))
+    for seed in (0, 7):
+        image, truth = session["scene"](seed)
+        assert image.shape == (*truth.shape, 3) and (session["scene"](seed)[0] == image).all()
+        assert [label(truth == value).max() for value in (1, 2, 3)] == [2, 2, 2]
+        assert (session["masks_of"](session["annotation"](truth)) == truth).all()
+        assert session["iou"](truth, truth) == 1

@@ -49,7 +49,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         decoder = random_decoder(tiny_config(**VARIANTS[request.param]))
     folder = tmp_path_factory.mktemp("exported")
     written = export_decoder(decoder, folder, ("onnx",))
-    graphs = {"network.onnx", "quality.onnx", "presence.onnx"}
+    graphs = {"network.onnx", "quality.onnx"}
     assert {path.name for path in folder.iterdir()} == {*graphs, "config.json"}
     assert {path.name for path in written} == graphs
     assert max(written.values()) < TOLERANCE
@@ -70,9 +70,7 @@ def test_numpy_samples_the_same_masks(exported: tuple[Decoder, Path], tmp_path: 
     steps = min(3, decoder.config.max_steps)
     expected = by_torch(decoder, tmp_path, steps)
     condition = dict(np.load(tmp_path / "condition.npz"))
-    *graphs, shown = (
-        program["load_graph"](folder / f"{name}.onnx", threads=1) for name in ("network", "quality", "presence")
-    )
+    graphs = [program["load_graph"](folder / f"{name}.onnx", threads=1) for name in ("network", "quality")]
     config = json.loads((folder / "config.json").read_text())
     assert config["format_version"] == FORMAT
     probability, error, iou = program["sample"](*graphs, condition, config, steps)
@@ -80,7 +78,7 @@ def test_numpy_samples_the_same_masks(exported: tuple[Decoder, Path], tmp_path: 
     assert np.abs(probability - expected.probability[0].numpy()).max() < TOLERANCE
     assert np.abs(error.mean(axis=0) - expected.error[0].numpy()).max() < 2 * TOLERANCE
     assert iou == pytest.approx(float(expected.iou[0]), abs=TOLERANCE)
-    assert program["presence"](shown, condition, config) == pytest.approx(float(expected.presence[0]), abs=TOLERANCE)
+    assert program["presence"](condition, config) == pytest.approx(float(expected.presence[0]), abs=TOLERANCE)
 
 
 def test_the_condition_has_every_input_of_the_network(exported: tuple[Decoder, Path], tmp_path: Path) -> None:
@@ -93,7 +91,7 @@ def test_the_condition_has_every_input_of_the_network(exported: tuple[Decoder, P
     assert names == network_inputs(decoder.config)
     assert ("affinity0" in names) == decoder.config.priors.self_affinity
     with np.load(tmp_path / "condition.npz") as arrays:
-        assert set(arrays) == {*names[2:], "noise", "size"}
+        assert set(arrays) == {*names[2:], "evidence", "noise", "size"}
         for entry in session.get_inputs()[2:]:
             assert arrays[entry.name].shape == (1, *entry.shape[1:])
 

@@ -159,7 +159,6 @@ def test_stopped_and_gone_on_with_generator_and_discriminator_are_the_same_bit_f
         "diffusion",
         "error",
         "iou",
-        "presence",
         "adversarial",
         "learning_rate",
         "gradient_norm",

@@ -14,7 +14,7 @@ from diffup.decoder.config import DecoderConfig
 from diffup.decoder.losses import Losses, bce_dice, decoder_loss, present
 from diffup.decoder.quality import mask_iou
 
-WEIGHTS = {"error_weight": 0.5, "iou_weight": 0.25, "presence_weight": 0.125}
+WEIGHTS = {"error_weight": 0.5, "iou_weight": 0.25}
 MSE = DecoderConfig(prediction="epsilon", loss="mse", **WEIGHTS)
 BCE = DecoderConfig(prediction="x0", loss="bce_dice", **WEIGHTS)
 
@@ -26,7 +26,6 @@ class Batch:
     output: Tensor
     error: Tensor
     iou: Tensor
-    presence: Tensor
     x: Tensor
     mask: Tensor
     target: Tensor
@@ -34,7 +33,7 @@ class Batch:
 
     def losses(self, config: DecoderConfig) -> Losses:
         judged = [(self.x, self.error, self.iou)]
-        return decoder_loss(self.output, judged, self.presence, self.mask, self.target, self.valid, config)
+        return decoder_loss(self.output, judged, self.mask, self.target, self.valid, config)
 
 
 def batch(**changes: Tensor) -> Batch:
@@ -43,14 +42,8 @@ def batch(**changes: Tensor) -> Batch:
     valid = torch.ones(shape)
     valid[0, :, :3] = 0
     valid[1, :, 5] = 0.5
-    iou, presence = torch.tensor([0.1, 0.5, 0.9]), torch.tensor([0.3, -1.0, 2.0])
-    return replace(Batch(output, error, iou, presence, x, mask.sign(), target, valid), **changes)
-
-
-def entropy(logit: float, shown: bool) -> float:
-    """Binary cross-entropy, by its definition."""
-    probability = 1 / (1 + math.exp(-logit))
-    return -math.log(probability if shown else 1 - probability)
+    iou = torch.tensor([0.1, 0.5, 0.9])
+    return replace(Batch(output, error, iou, x, mask.sign(), target, valid), **changes)
 
 
 def test_every_part_is_its_definition() -> None:
@@ -60,8 +53,7 @@ def test_every_part_is_its_definition() -> None:
     assert torch.allclose(losses.error, ((b.error - (b.mask - b.x)) ** 2 * b.valid).sum() / count)
     overlap = [((b.x[n] > 0) & (b.mask[n] > 0)).sum() / ((b.x[n] > 0) | (b.mask[n] > 0)).sum() for n in range(3)]
     assert torch.allclose(losses.iou, ((b.iou - torch.stack(overlap)) ** 2).mean())
-    assert float(losses.presence) == pytest.approx(sum(entropy(logit, True) for logit in (0.3, -1.0, 2.0)) / 3)
-    expected = losses.diffusion + 0.5 * losses.error + 0.25 * losses.iou + 0.125 * losses.presence
+    expected = losses.diffusion + 0.5 * losses.error + 0.25 * losses.iou
     assert torch.allclose(losses.total, expected) and losses.adversarial is None
 
 
@@ -69,9 +61,9 @@ def test_judgements_are_averaged() -> None:
     b = batch()
     once, right = b.losses(MSE), (b.x, b.mask - b.x, mask_iou(b.x, b.mask))
     judged = [right, (b.x, b.error, b.iou)]
-    twice = decoder_loss(b.output, judged, b.presence, b.mask, b.target, b.valid, MSE)
+    twice = decoder_loss(b.output, judged, b.mask, b.target, b.valid, MSE)
     assert torch.allclose(twice.error, once.error / 2) and torch.allclose(twice.iou, once.iou / 2)
-    assert torch.equal(twice.diffusion, once.diffusion) and torch.equal(twice.presence, once.presence)
+    assert torch.equal(twice.diffusion, once.diffusion)
 
 
 def test_a_query_without_the_class_has_no_iou_to_learn() -> None:
@@ -83,15 +75,12 @@ def test_a_query_without_the_class_has_no_iou_to_learn() -> None:
     assert torch.allclose(losses.iou, ((b.iou[0] - true[0]) ** 2 + (b.iou[2] - true[2]) ** 2) / 2)
     losses.total.backward()
     assert b.iou.grad is not None and (b.iou.grad != 0).tolist() == [True, False, True]
-    expected = (entropy(0.3, True) + entropy(-1.0, False) + entropy(2.0, True)) / 3
-    assert float(losses.presence) == pytest.approx(expected)
     assert torch.allclose(losses.error, ((b.error - (mask - b.x)) ** 2 * b.valid).sum() / b.valid.sum())
 
 
 def test_a_batch_without_the_class_has_no_iou_loss() -> None:
     losses = batch(mask=torch.full((3, 1, 8, 8), -1.0)).losses(BCE)
     assert float(losses.iou) == 0 and losses.total.isfinite()
-    assert float(losses.presence) == pytest.approx(sum(entropy(logit, False) for logit in (0.3, -1.0, 2.0)) / 3)
 
 
 def test_a_sliver_of_the_class_is_the_class() -> None:
@@ -119,7 +108,7 @@ def test_a_perfect_answer_costs_nothing() -> None:
     b = batch()
     mask = b.mask.clone()
     mask[1] = -1
-    sure = {"mask": mask, "error": mask - b.x, "iou": mask_iou(b.x, mask), "presence": torch.tensor([40.0, -40, 40])}
+    sure = {"mask": mask, "error": mask - b.x, "iou": mask_iou(b.x, mask)}
     assert float(batch(**sure, output=b.target).losses(MSE).total) == pytest.approx(0, abs=1e-10)
     assert float(batch(**sure, output=40 * mask).losses(BCE).total) == pytest.approx(0, abs=1e-5)
 
@@ -153,7 +142,7 @@ def test_extreme_logits_stay_finite() -> None:
 
 def test_half_precision_answers_are_scored_in_full() -> None:
     b = batch()
-    low = {name: getattr(b, name).bfloat16() for name in ("output", "error", "iou", "presence")}
+    low = {name: getattr(b, name).bfloat16() for name in ("output", "error", "iou")}
     for config in (MSE, BCE):
         losses = batch(**low).losses(config)
         assert losses.total.dtype == torch.float32

@@ -31,7 +31,7 @@ from diffup.decoder.quality import expected_iou
 from diffup.decoder.weights import CONFIG, WEIGHTS
 from diffup.errors import AnnotationError, BackboneError, ConfigError, ImageError, WeightsError
 from diffup.inputs.annotations import pair_supports
-from diffup.inputs.drawing import draw_annotation
+from diffup.inputs.support_picture import draw_annotation
 from diffup.priors.support import encode_supports
 from diffup.result import Segmentation as Result
 from diffup.result import enlarge

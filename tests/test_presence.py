@@ -10,98 +10,130 @@ import torch
 from fakes import noise, random_condition, random_decoder, random_episode, tiny_config
 from torch import Tensor
 
-from diffup.decoder.build import build_decoder
-from diffup.decoder.quality import PresenceHead, calibrated_quality, expected_iou
+from diffup.decoder.quality import calibrated_quality, expected_iou
 from diffup.decoder.sampling import draw_noise, sample_ensemble
-from diffup.priors.condition import build_condition
+from diffup.priors.condition import build_condition, prior_maps
 from diffup.priors.config import PriorConfig
+from diffup.priors.features import Members, SupportFeatures
+from diffup.priors.presence import MatchedQuery, MatchedSupport, support_evidence, text_evidence
 
 SYSTEMS = ("diffusion", "one_step", "gan", "prior")
+IMAGES = torch.rand(2, 3, 128, 128, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
-def test_the_presence_is_the_calibrated_logit_whatever_the_ensemble(system: str) -> None:
+def test_the_presence_is_the_weighted_evidence_whatever_the_ensemble(system: str) -> None:
     steps = 2 if system == "diffusion" else 1
-    config = tiny_config(system=system, steps=steps, presence_calibration=(2.0, -0.5))
+    factors = (2.0, -1.0, 0.5, 3.0, -0.25)
+    config = tiny_config(system=system, steps=steps, presence_calibration=factors)
     decoder, condition = random_decoder(config).eval(), random_condition(config.priors, 3)
-    with torch.no_grad():
-        logit = decoder.presence(condition)
-    assert logit.shape == (3,)
+    expected = torch.sigmoid(condition.evidence @ torch.tensor(factors))
     for count, seed in ((1, 0), (4, 1)):
         noise = draw_noise(condition, count, torch.Generator().manual_seed(seed))
         found = sample_ensemble(decoder, condition, noise, steps).presence
-        assert torch.allclose(found, torch.sigmoid(2 * logit - 0.5), atol=1e-6)
+        assert torch.allclose(found, expected, atol=1e-6)
 
 
-def test_the_presence_does_not_depend_on_the_order_of_the_supports_or_the_queries() -> None:
-    config = tiny_config()
-    decoder = random_decoder(config).eval()
-    query, support, images = random_episode(shots=3)
+# --- evidence --------------------------------------------------------------------------------------------------------
+
+
+def test_the_evidence_of_supports_is_its_definition() -> None:
+    query, views = noise(2, 6, 3, 4), noise(2, 3, 6, 2, 5, seed=1)
+    foreground, valid = noise(2, 3, 10, seed=2).abs(), torch.tensor([[True, True, False], [True, False, False]])
+    found = support_evidence(MatchedQuery.of(query), MatchedSupport.of(views, foreground, valid))
+    for row in range(2):
+        for column, centred in enumerate((True, False)):
+            means = []
+            for view in range(int(valid[row].sum())):
+                ours, theirs = query[row].flatten(1), views[row, view].flatten(1)
+                if centred:
+                    ours, theirs = ours - ours.mean(dim=1, keepdim=True), theirs - theirs.mean(dim=1, keepdim=True)
+                cosines = torch.cosine_similarity(theirs[:, :, None], ours[:, None, :], dim=0)
+                best, weights = cosines.max(dim=1).values, foreground[row, view]
+                means.append(float((best * weights).sum() / weights.sum()))
+            assert float(found[row, column]) == pytest.approx(sum(means) / len(means), abs=1e-5)
+
+
+def test_the_evidence_of_a_photo_that_is_the_support_is_1() -> None:
+    features, foreground = noise(1, 6, 4, 4), torch.ones(1, 1, 16)
+    matched = MatchedSupport.of(features[:, None], foreground, torch.ones(1, 1, dtype=torch.bool))
+    found = support_evidence(MatchedQuery.of(features), matched)
+    assert torch.allclose(found, torch.ones(1, 2), atol=1e-5)
+
+
+def test_the_evidence_of_text_is_the_greatest_of_the_mean_over_the_prompts() -> None:
+    maps = torch.tensor([[[[0.1, 0.5]], [[0.3, -0.3]]], [[[-1.0, -0.5]], [[-0.25, -1.5]]]])
+    assert text_evidence(maps).tolist() == pytest.approx([0.2, -0.625])
+
+
+def evidence(
+    query: list[Tensor], support: SupportFeatures | None, text: Tensor | None = None, members: Members = ()
+) -> Tensor:
+    levels, config = [query[-1]] * 4, PriorConfig(grid=8)
+    maps = prior_maps(levels, None if support is None else only_last(support), IMAGES, config, False, text, members)
+    return maps.evidence
+
+
+def only_last(support: SupportFeatures) -> SupportFeatures:
+    """The last level in place of all."""
+    return dataclasses.replace(support, levels=support.levels[-1:] * 4)
+
+
+def test_each_source_has_its_own_values() -> None:
+    query, support, _ = random_episode(shots=2)
+    text = noise(2, 3, 4, 4)
+    by_support, by_text = evidence(query, support), evidence(query, None, text=text)
+    assert (by_support[:, 2] == 1).all() and (by_support[:, 3:] == 0).all() and (by_support[:, :2] != 0).all()
+    assert (by_text[:, :3] == 0).all() and (by_text[:, 4] == 1).all()
+    assert torch.equal(by_text[:, 3], text_evidence(text))
+    assert torch.equal(evidence(query, support, text=text), by_support), "text counts only without supports"
+
+
+def test_the_evidence_does_not_depend_on_the_encoder() -> None:
+    """Features rotated or padded, of any scale, and supports in another order give the same."""
+    query, support, _ = random_episode(shots=3)
+    expected = evidence(query, support)
+    width = query[-1].shape[1]
+    rotation = torch.linalg.qr(noise(width, width, seed=9))[0]
+    turned = [torch.einsum("dc,bchw->bdhw", rotation, level) for level in query[-1:]]
+    views = torch.einsum("dc,bkchw->bkdhw", rotation, support.levels[-1])
+    assert torch.allclose(evidence(turned, replace_last(support, views)), expected, atol=1e-5)
+    padded = [torch.nn.functional.pad(query[-1], (0, 0, 0, 0, 0, 7))]
+    views = torch.nn.functional.pad(support.levels[-1], (0, 0, 0, 0, 0, 7))
+    assert torch.allclose(evidence(padded, replace_last(support, views)), expected, atol=1e-5)
+    large = replace_last(support, support.levels[-1] * 1e30)
+    assert torch.allclose(evidence([query[-1] * 1e30], large), expected, atol=1e-5)
     order = [2, 0, 1]
-    levels = tuple(level[:, order] for level in support.levels)
     names = ("foreground", "background", "valid", "annotated")
-    shuffled = dataclasses.replace(support, levels=levels, **{n: getattr(support, n)[:, order] for n in names})
-    one, other = (build_condition(query, side, images, config.priors) for side in (support, shuffled))
-    with torch.no_grad():
-        found = decoder.presence(one)
-        assert torch.allclose(found, decoder.presence(other), atol=1e-4)
-        assert torch.allclose(found[1:], decoder.presence(one.rows(slice(1, 2))), atol=1e-5)
-    assert float((found[0] - found[1]).abs()) > 1e-3
+    shuffled = dataclasses.replace(
+        support,
+        levels=tuple(level[:, order] for level in support.levels),
+        **{name: getattr(support, name)[:, order] for name in names},
+    )
+    assert torch.allclose(evidence(query, shuffled), expected, atol=1e-5)
+    assert float((expected[0] - expected[1]).abs().max()) > 1e-3, "queries differ"
 
 
-def test_the_presence_depends_on_one_level_of_the_condition_alone() -> None:
-    config = tiny_config()
-    decoder, condition = random_decoder(config).eval(), random_condition(config.priors)
-    with torch.no_grad():
-        before = decoder.presence(condition)
-        for level in range(4):
-            levels = tuple(-part if index == level else part for index, part in enumerate(condition.levels))
-            after = decoder.presence(dataclasses.replace(condition, levels=levels))
-            assert torch.equal(before, after) is (level != 2)
+def replace_last(support: SupportFeatures, views: Tensor) -> SupportFeatures:
+    return dataclasses.replace(support, levels=(*support.levels[:-1], views))
 
 
-def test_the_presence_head_is_its_definition() -> None:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        head = PresenceHead(channels=3)
-    level = noise(2, 3, 16, 16)
-    maps = level.flatten(2)
-    with torch.no_grad():
-        pooled = torch.cat([maps.mean(dim=2), maps.max(dim=2).values], dim=1)
-        expected = (pooled * head.linear.weight[0]).sum(dim=1) + head.linear.bias
-        assert torch.allclose(head(level), expected, atol=1e-6)
-        # Nothing is normalised: lower similarities of the same shape are another answer.
-        assert not torch.allclose(head(level), head(level * 0.5), atol=1e-4)
+def test_members_of_a_joint_backbone_are_averaged() -> None:
+    query, support, _ = random_episode()
+    width = query[-1].shape[1]
+    joint = evidence(query, support, members=((10, width - 10),) * 4)
+    parts = (slice(0, 10), slice(10, None))
+    each = [evidence([query[-1][:, part]], replace_last(support, support.levels[-1][:, :, part])) for part in parts]
+    assert torch.allclose(joint, torch.stack(each).mean(dim=0), atol=1e-5)
 
 
-# --- the bare prior --------------------------------------------------------------------------------------------------
-
-
-def bare(**priors: object) -> tuple[object, PriorConfig]:
-    config = tiny_config(system="prior", priors=PriorConfig(grid=8, **priors))
-    return build_decoder(config), config.priors
-
-
-def with_absolute(priors: PriorConfig, level: Tensor) -> Tensor:
-    """Logits of the bare prior for absolute priors (B, 8, 8) in [0, 1]."""
-    condition = random_condition(priors, len(level))
-    levels = [part.clone() for part in condition.levels]
-    levels[-1][:, priors.absolute_channel] = level * 2 - 1
-    decoder = build_decoder(tiny_config(system="prior", priors=priors))
-    return decoder.presence(dataclasses.replace(condition, levels=tuple(levels)))
-
-
-@pytest.mark.parametrize("layout", ["own", "all"])
-def test_the_bare_prior_goes_by_its_greatest_absolute_prior(layout: str) -> None:
-    level = torch.full((3, 8, 8), 0.2)
-    level[0, 3, 5], level[1, 7, 0] = 0.9, 0.5
-    found = torch.sigmoid(with_absolute(PriorConfig(grid=8, layout=layout), level))
-    assert found.tolist() == pytest.approx([0.9, 0.5, 0.2], abs=1e-5)
-
-
-def test_the_bare_prior_without_absolute_priors_says_nothing() -> None:
-    decoder, priors = bare(absolute=False)
-    assert decoder.presence(random_condition(priors, 3)).tolist() == [0.0, 0.0, 0.0]
+def test_the_condition_has_the_evidence_of_its_queries() -> None:
+    query, support, images = random_episode()
+    condition = build_condition(query, support, images, tiny_config().priors)
+    assert torch.allclose(condition.evidence, evidence(query, support), atol=1e-5)
+    assert torch.equal(condition.repeat(2).evidence, condition.evidence.repeat(2, 1))
+    assert torch.equal(condition.rows(slice(1, 2)).evidence, condition.evidence[1:])
+    assert torch.equal(type(condition).cat([condition, condition]).evidence, condition.repeat(2).evidence)
 
 
 # --- quality ---------------------------------------------------------------------------------------------------------

@@ -268,7 +268,7 @@ def test_curves_of_a_killed_run_go_on(
         time.sleep(0.05)
     run(tmp_path, tensorboard=True)
     curves = accumulator.EventAccumulator(str(tmp_path / CURVES)).Reload()
-    names = {"total", "diffusion", "error", "iou", "presence", "learning_rate", "gradient_norm", "samples_per_second"}
+    names = {"total", "diffusion", "error", "iou", "learning_rate", "gradient_norm", "samples_per_second"}
     assert set(curves.Tags()["scalars"]) == names
     for name in names:
         assert [point.step for point in curves.Scalars(name)] == [1, 2, 3, 4, 5, 6]

@@ -15,7 +15,6 @@ from fakes import build_fake, save_tiny_decoder, shape_image, tiny_config, tiny_
 
 from diffup import DiffUp
 from diffup.data.folder import LabelledFolder
-from diffup.decoder.build import build_decoder
 from diffup.decoder.quality import calibrated_score
 from diffup.decoder.sampling import Ensemble
 from diffup.decoder.weights import CONFIG, save_decoder
@@ -29,12 +28,16 @@ from diffup.evaluation.trust import (
     calibrate,
     calibration_error,
     fit_logistic,
-    fit_presence,
     gather,
+    join,
     report,
     spearman,
 )
 from diffup.inference import trust
+from diffup.priors.presence import EVIDENCE
+
+PLAIN = (1.0, 0.5, -0.75, 2.0, -1.0)
+"""Factors of evidence that no decoder was fitted to."""
 
 
 def sigmoid(values: Any) -> Any:
@@ -77,12 +80,13 @@ def test_results_have_the_decoders_calibrations() -> None:
     query, _ = shape_image((1, 2), seed=3)
     support, labels = shape_image((1,), seed=4)
     calibrations = {
-        "presence_calibration": (2.0, 0.5),
+        "presence_calibration": (2.0, 1.0, -1.0, 4.0, -2.0),  # twice those, and 1/2 more for supports
         "quality_calibration": (0.5, 1.5, -1.0),
         "score_calibration": (3.0, 0.25),
     }
     plain, judged = (
-        tiny_model(**changes).segment(query, support, labels == 1, threshold=0.05) for changes in ({}, calibrations)
+        tiny_model(**changes).segment(query, support, labels == 1, threshold=0.05)
+        for changes in ({"presence_calibration": PLAIN}, calibrations)
     )
     assert np.array_equal(plain.mask, judged.mask)
     assert judged.presence == pytest.approx(float(sigmoid(2 * logit(plain.presence) + 0.5)), abs=1e-5)
@@ -137,32 +141,32 @@ def test_a_logistic_regression_of_what_is_separable_is_finite() -> None:
 
 
 def made_up(seed: int = 0, count: int = 500) -> Evidence:
-    """Evidence whose calibrations are known: of the presence 2 and 1, of the quality 0.8, 0.4 and -0.2."""
+    """Evidence whose calibrations are known: of the presence 2, -1 and 1, of the quality 0.8, 0.4 and -0.2."""
     rng = np.random.default_rng(seed)
-    logits = rng.normal(-0.5, 1, size=4 * count)
-    there = rng.random(4 * count) < sigmoid(2 * logits + 1)  # half of them
-    shown, absent = logits[there][:count], logits[~there][:count]
+    rows = np.zeros((4 * count, EVIDENCE))
+    rows[:, :2], rows[:, 2] = rng.normal((-0.5, 0), 1, size=(4 * count, 2)), 1
+    there = rng.random(4 * count) < sigmoid(rows[:, :3] @ (2, -1, 1))  # half of them
+    shown, absent = rows[there][:count], rows[~there][:count]
     expected, predicted = rng.uniform(0.05, 0.95, (2, count))
     iou = sigmoid(0.8 * logit(expected) + 0.4 * logit(predicted) - 0.2)
-    pooled = np.stack([*shown, *absent])[:, None] * [0.5, 0.0] + [3.0, 1.0]  # the logit and a constant
-    return Evidence(shown, absent, expected, predicted, iou, pooled, tuple(map(str, range(count))))
+    return Evidence(shown, absent, expected, predicted, iou, tuple(map(str, range(count))))
 
 
-def test_the_presence_head_is_fitted_to_evidence() -> None:
-    evidence, decoder = made_up(), build_decoder(tiny_config())
-    channels = decoder.presence_head.linear.in_features
-    rng = np.random.default_rng(1)
-    pooled = rng.normal(size=(2 * len(evidence.shown), channels))
-    pooled[:, 3] = 0.5 * np.concatenate([evidence.shown, evidence.absent]) + 2  # all others say nothing
-    fitted = fit_presence(decoder, dataclasses.replace(evidence, pooled=pooled))
-    weight = decoder.presence_head.linear.weight[0].detach().numpy()
-    # The logit is 2 * logit + 1 = 4 * pooled - 7; standard errors of 1000 draws are about 0.1 a unit of the input.
-    assert weight[3] == pytest.approx(4, abs=0.7) and np.abs(np.delete(weight, 3)).max() < 0.4
-    own = torch.from_numpy(pooled).float() @ decoder.presence_head.linear.weight[0] + decoder.presence_head.linear.bias
-    assert np.allclose(own.detach().numpy(), np.concatenate([fitted.shown, fitted.absent]), atol=1e-4)
-    assert auc(fitted.shown, fitted.absent) > auc(evidence.shown, evidence.absent) - 0.02
-    bare = tiny_config(system="prior")
-    assert fit_presence(build_decoder(bare), evidence) is evidence, "a decoder without a head stays as it is"
+def test_supports_and_text_are_calibrated_apart() -> None:
+    evidence = made_up()
+    by_text = dataclasses.replace(evidence, **{name: of_text(getattr(evidence, name)) for name in ("shown", "absent")})
+    config = tiny_config()
+    alone = calibrate(by_text, config)
+    assert alone.presence_calibration[:3] == config.presence_calibration[:3]
+    assert alone.presence_calibration[3] > 1, "the first similarity tells presence"
+    both = calibrate(join([evidence, by_text]), config)
+    assert both.presence_calibration[:3] == pytest.approx(calibrate(evidence, config).presence_calibration[:3])
+    assert both.presence_calibration[3:] == pytest.approx(alone.presence_calibration[3:])
+
+
+def of_text(rows: np.ndarray) -> np.ndarray:
+    """The first similarity, as evidence of text."""
+    return np.stack([*[np.zeros(len(rows))] * 3, rows[:, 0], np.ones(len(rows))], axis=1)
 
 
 @pytest.mark.parametrize("recall", [0.9, 0.5])
@@ -171,9 +175,9 @@ def test_calibrations_are_fitted_and_the_recall_is_what_was_asked_for(recall: fl
     found = calibrate(evidence, config, recall)
     assert found.quality_calibration == pytest.approx((0.8, 0.4, -0.2), abs=1e-3)
     assert found.same_network(config) and found.backbone == "x"
-    factor, offset = found.presence_calibration
-    assert (factor, offset) == pytest.approx((2, 1), abs=0.25)  # standard errors of 1000 draws are about 0.1
-    shown, absent = (sigmoid(factor * part + offset) for part in (evidence.shown, evidence.absent))
+    assert found.presence_calibration[:3] == pytest.approx((2, -1, 1), abs=0.4)  # standard errors are about 0.13
+    assert found.presence_calibration[3:] == config.presence_calibration[3:], "there is no evidence of text"
+    shown, absent = (sigmoid(part @ found.presence_calibration) for part in (evidence.shown, evidence.absent))
     assert np.mean([*shown, *absent]) == pytest.approx(0.5, abs=1e-3), "as many show the class as do not"
     assert (shown >= found.min_presence).mean() == pytest.approx(recall, abs=0.01)
     assert round(found.min_presence, 3) == found.min_presence
@@ -182,11 +186,10 @@ def test_calibrations_are_fitted_and_the_recall_is_what_was_asked_for(recall: fl
 
 
 def test_the_report_by_hand() -> None:
-    config = tiny_config(presence_calibration=(2.0, 0.0), min_presence=0.5)
+    config = tiny_config(presence_calibration=(0.0, 0.0, 0.0, 2.0, 0.0), min_presence=0.5)
     evidence = Evidence(
-        pooled=np.zeros((8, 2)),
-        shown=logit(np.array([0.5, 0.6, 0.7, 0.8])) / 2,
-        absent=logit(np.array([0.1, 0.2, 0.55, 0.5])) / 2,
+        shown=of_text(logit(np.array([0.5, 0.6, 0.7, 0.8]))[:, None] / 2),
+        absent=of_text(logit(np.array([0.1, 0.2, 0.55, 0.5]))[:, None] / 2),
         expected=np.array([0.9, 0.0, 0.6, 0.3]),
         predicted=np.array([0.1, 0.9, 0.5, 0.2]),
         iou=np.array([0.8, 0.0, 0.7, 0.4]),
@@ -246,8 +249,8 @@ def test_evidence_is_of_photos_with_and_without_the_class(
             )
             for query in (episode.query, other.query)
         )
-        assert sigmoid(found.shown[index]) == pytest.approx(shown.presence, abs=1e-5)
-        assert sigmoid(found.absent[index]) == pytest.approx(absent.presence, abs=1e-5)
+        for rows, result in ((found.shown, shown), (found.absent, absent)):
+            assert sigmoid(rows[index] @ model.config.presence_calibration) == pytest.approx(result.presence, abs=1e-5)
         assert found.expected[index] == pytest.approx(shown.quality, abs=1.1e-3)  # which is cut at 0.001 and 0.999
         labels = folder.mask(episode.query)
         counted, target = labels != folder.ignore, labels == episode.class_id
@@ -263,8 +266,7 @@ def test_evidence_is_that_of_its_seed(folder: LabelledFolder) -> None:
         for seed in (0, 0, 1)
     )
     for name in ("shown", "absent", "expected", "predicted", "iou"):
-        assert np.array_equal(getattr(first, name), getattr(again, name)) and getattr(first, name).shape == (4,)
-    assert np.array_equal(first.pooled, again.pooled) and first.pooled.shape[0] == 8
+        assert np.array_equal(getattr(first, name), getattr(again, name)) and len(getattr(first, name)) == 4
     assert first.photos == again.photos and not np.array_equal(first.shown, other.shown)
 
 
@@ -283,25 +285,33 @@ def decoder(families: Callable[..., None], tmp_path: Path) -> Path:
     return save_tiny_decoder(tmp_path / "decoder", backbone="fake", steps=1, ensemble=1)
 
 
+def printed(capsys: pytest.CaptureFixture[str]) -> dict[str, float]:
+    """Figures of the only setting."""
+    [figures] = json.loads(capsys.readouterr().out).values()
+    return figures
+
+
 def test_calibrations_are_written_and_used(
     decoder: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = [str(decoder), str(shapes), "--episodes", "12", "--fold", "0", "--fold", "1"]
     before = (decoder / CONFIG).read_bytes()
     assert evidence_of.main(options) == 0
-    uncalibrated = json.loads(capsys.readouterr().out)
+    uncalibrated = printed(capsys)
     assert (decoder / CONFIG).read_bytes() == before and uncalibrated["recall"] == 1.0, "nothing is refused as yet"
     assert evidence_of.main([*options, "--write"]) == 0
-    figures = json.loads(capsys.readouterr().out)
+    figures = printed(capsys)
     assert set(figures) == set(report(made_up(), tiny_config()))
     assert figures["recall"] >= 0.8 and figures["error"] < uncalibrated["error"]
 
     model = DiffUp.from_pretrained(decoder)
     config = model.config
     assert config.min_presence > 0 and config.same_network(tiny_config()) and config.backbone == "fake"
-    assert config.presence_calibration != (1.0, 0.0) and config.score_calibration != (1.0, 0.0)
+    before_it = tiny_config()
+    assert config.presence_calibration[:3] != before_it.presence_calibration[:3]
+    assert config.score_calibration != before_it.score_calibration
     neutral = {
-        "presence_calibration": (1.0, 0.0),
+        "presence_calibration": before_it.presence_calibration,
         "quality_calibration": (1.0, 0.0, 0.0),
         "score_calibration": (1.0, 0.0),
         "min_presence": 0.0,
@@ -312,10 +322,19 @@ def test_calibrations_are_written_and_used(
     judged, plain = (
         DiffUp.from_pretrained(path).segment(query, support, labels == 1) for path in (decoder, tmp_path / "plain")
     )
-    factor, offset = config.presence_calibration
     assert judged.min_presence == config.min_presence and plain.min_presence == 0
-    assert judged.presence == pytest.approx(float(sigmoid(factor * logit(plain.presence) + offset)), abs=1e-4)
+    assert judged.presence != plain.presence
     assert np.array_equal(judged.probability, plain.probability)
+
+
+def test_several_annotations_are_told_apart_and_together(
+    decoder: Path, shapes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [str(decoder), str(shapes), "--episodes", "3", "--annotation", "mask", "--annotation", "box"]
+    assert evidence_of.main(options) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [name.split()[-1] for name in found] == ["mask", "box", "all"]
+    assert len({json.dumps(figures) for figures in found.values()}) == 3
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,22 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--device", help="cpu, cuda, ...; default: cuda if available")
 
 
+def add_listening(parser: argparse.ArgumentParser, port: int) -> None:
+    """Add the options of a server: where it listens, and the size of what it takes.
+
+    Args:
+        parser: parser of the command.
+        port: port by default.
+    """
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; default: 127.0.0.1")
+    parser.add_argument(
+        "--port", type=int, default=port, help=f"port to listen on, 0 for any free one; default: {port}"
+    )
+    parser.add_argument(
+        "--max-upload", type=int, default=20, metavar="MIB", help="maximum size of an upload, in MiB; default: 20"
+    )
+
+
 def add_decoding(parser: argparse.ArgumentParser) -> None:
     """Add the sampling options."""
     sampling = parser.add_argument_group("sampling; defaults come from the decoder")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from diffup.commands.arguments import add_command, add_model, load_model
+from diffup.commands.arguments import add_command, add_listening, add_model, load_model
 
 EXAMPLES = """examples:
   diffup demo
@@ -23,11 +23,7 @@ docs/demo.md tells more. Ctrl-C ends it."""
 def add(commands: Any) -> None:
     """Add the command's parser."""
     parser = add_command(commands, "demo", run, "try it in a browser (pip install 'diffup[demo]')", EXAMPLES)
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; default: 127.0.0.1")
-    parser.add_argument("--port", type=int, default=7860, help="port to listen on, 0 for any free one; default: 7860")
-    parser.add_argument(
-        "--max-upload", type=int, default=20, metavar="MIB", help="maximum size of an upload, in MiB; default: 20"
-    )
+    add_listening(parser, port=7860)
     parser.add_argument(
         "--offer",
         nargs="+",

@@ -19,7 +19,7 @@ EXAMPLES = """examples:
   diffup export -o exported --decoder runs/fold0/decoder --format onnx
   diffup export -o exported --condition query.jpg --support dog.jpg --mask dog_mask.png
 
-The folder gets network.onnx, quality.onnx, presence.onnx, the same as .pt2, and config.json; with --condition also
+The folder gets network.onnx, quality.onnx, the same as .pt2, and config.json; with --condition also
 condition.npz, from which examples/onnx_numpy.py makes the mask without torch. docs/export.md describes inputs and
 outputs."""
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffup import __version__
 from diffup.commands.arguments import add_command, add_decoding, add_model, add_text, load_model, templates_of
+from diffup.commands.corrections import add_corrections, corrections_as_given, read_correction
 from diffup.commands.paths import existing_file, output_folder
 from diffup.commands.supports import add_supports, as_given, read_annotation
 from diffup.errors import AnnotationError, ConfigError
@@ -30,6 +31,7 @@ EXAMPLES = """examples:
   diffup segment query.jpg --support a.jpg --mask a.png --support b.jpg --scribble "30,40 60,80" --support c.jpg -o out
   diffup segment query.jpg --support dog.jpg --points "30,40 60,80" --backbone bundled:efficientnet_lite2 -o out
   diffup segment query.jpg --text "a red bus" --text-backbone conse:efficientnet_lite2 -o out
+  diffup segment query.jpg --support dog.jpg --mask dog_mask.png --click 120,80 --not-click "30,40 200,90" -o out
 
 An annotation belongs to the last --support before it; an image without one shows the class somewhere. Coordinates are
 pixels of that image, x to the right and y down; a box is left,top,right,bottom."""
@@ -47,6 +49,7 @@ def add(commands: Any) -> None:
     parser.add_argument("query", metavar="QUERY", help="the photo to segment")
     parser.add_argument("-o", "--output", metavar="OUT", type=Path, required=True, help="folder for the results")
     add_supports(parser)
+    add_corrections(parser)
     add_text(parser)
     add_model(parser)
     add_decoding(parser)
@@ -61,16 +64,18 @@ def run(args: argparse.Namespace) -> None:
     output_folder(args.output)
     existing_file(args.query, "QUERY", _MANY)
     annotations = [read_annotation(support) for support in args.supports]
+    corrections = [read_correction(given) for given in args.corrections]
     files = _output_files(args)
     model = load_model(args)
     start = time.perf_counter()
-    with as_given(args.supports):
+    with as_given(args.supports), corrections_as_given(args.corrections):
         result = model.segment(
             args.query,
             [support.image for support in args.supports] or None,
             annotations or None,
             text=args.text,
             templates=templates_of(args),
+            correction=corrections,
             steps=args.steps,
             ensemble=args.ensemble,
             threshold=args.threshold,
@@ -131,6 +136,7 @@ def _facts(args: argparse.Namespace, model: DiffUp, result: Segmentation, second
         "query": args.query,
         "support": [asdict(support) for support in args.supports],
         "text": args.text,
+        "corrections": [asdict(given) for given in args.corrections],
         "settings": {
             "decoder": args.decoder or "released",
             "backbone": model.backbone.name,

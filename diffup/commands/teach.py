@@ -19,6 +19,7 @@ EXAMPLES = """examples:
   diffup teach --from export.json --label dog --images photos -o dog.safetensors
   diffup teach --text "a red bus" --text-backbone conse:efficientnet_lite2 --name bus -o bus.safetensors
   diffup teach --add dog.safetensors --support c.jpg --mask c.png -o dog.safetensors
+  diffup teach --support wolf.jpg --mask wolf_mask.png --not dog.jpg --mask dog_mask.png --name wolf -o wolf.safetensors
 
 --from takes the files that Label Studio, LabelMe, CVAT or COCO tools write, as a person has drawn or corrected them.
 An annotation belongs to the last --support before it; an image without one shows the class somewhere. `diffup label`
@@ -33,7 +34,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--add", metavar="FILE", type=Path, help="prototype file to add the supports to")
     parser.add_argument("--class-threshold", metavar="P", type=float, help="the class's own probability threshold")
     parser.add_argument("--keep-images", action="store_true", help="store images and annotations in the file")
-    add_supports(parser)
+    add_supports(parser, negatives=True)
     add_labelled(parser)
     add_text(parser)
     add_model(parser)
@@ -43,7 +44,8 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> None:
     """Compute prototypes, or add supports to existing ones."""
     check_labelled(args)
-    if not args.supports and not args.files and not args.text:
+    shown, opposed = ([item for item in args.supports if item.opposed == side] for side in (False, True))
+    if not shown and not args.files and not args.text and not (args.add and opposed):
         raise AnnotationError(
             "give at least one image that shows the class, --support IMG, a file of a labelling tool, --from FILE, or "
             "the name of the class, --text NAME"
@@ -54,9 +56,14 @@ def run(args: argparse.Namespace) -> None:
         raise PrototypesError("give either --name, for a new class, or --add FILE, for one that there is")
     if args.add is not None and (args.keep_images or args.class_threshold is not None):
         raise PrototypesError("--keep-images and --class-threshold are for a new class; --add FILE keeps what it has")
-    images: list[Any] = [support.image for support in args.supports]
-    annotations: list[Any] = [read_annotation(support) for support in args.supports]
-    words = {"text": args.text, "templates": templates_of(args)}
+    images: list[Any] = [support.image for support in shown]
+    annotations: list[Any] = [read_annotation(support) for support in shown]
+    words = {
+        "text": args.text,
+        "templates": templates_of(args),
+        "negatives": [support.image for support in opposed] or None,
+        "negative_annotation": [read_annotation(support) for support in opposed] or None,
+    }
     before = None if args.add is None else load_prototypes(args.add, "--add")
     labelled = read_labelled(args, args.label or args.name or getattr(before, "name", None))
     if labelled is not None:

@@ -8,11 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from diffup.decoder.config import DecoderConfig
-from diffup.decoder.quality import ErrorBranch, IoURegressor, PresenceHead
+from diffup.decoder.quality import ErrorBranch, IoURegressor
 from diffup.priors.condition import Condition
-
-PRESENCE_LEVEL = 2
-"""Level of the condition that tells whether the class is there: 16 x 16 positions."""
 
 
 @dataclass(frozen=True)
@@ -43,18 +40,16 @@ class Decoder(nn.Module, ABC):
 
     error_branch: ErrorBranch
     iou_regressor: IoURegressor
-    presence_head: PresenceHead
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.config = config
 
     def add_quality_branch(self) -> None:
-        """Add the modules of `judge` and `presence`."""
+        """Add the modules of `judge`."""
         hidden = self.config.quality_hidden
         self.error_branch = ErrorBranch(hidden)
         self.iou_regressor = IoURegressor(hidden)
-        self.presence_head = PresenceHead(self.config.priors.condition_channels)
 
     @abstractmethod
     def forward(self, x: Tensor, time: Tensor, condition: Condition) -> Denoised:
@@ -80,15 +75,3 @@ class Decoder(nn.Module, ABC):
         error = self.error_branch(mask, image, prior)
         # Each branch learns from its own loss alone.
         return error, self.iou_regressor(mask, image, error.detach(), prior)
-
-    def presence(self, condition: Condition) -> Tensor:
-        """Predict whether the queries show the class.
-
-        Args:
-            condition: condition of B queries.
-
-        Returns:
-            (B,), logits, not calibrated.
-        """
-        logit: Tensor = self.presence_head(condition.levels[PRESENCE_LEVEL])
-        return logit

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 from diffup import __version__
 from diffup.errors import ConfigError
 from diffup.priors.config import LEVELS, PriorConfig
+from diffup.priors.presence import EVIDENCE
 
 Prediction = Literal["epsilon", "x0", "v"]
 Loss = Literal["mse", "bce_dice"]
@@ -22,8 +23,10 @@ System = Literal["diffusion", "one_step", "gan", "prior"]
 MAX_ENSEMBLE = 1000
 """Greatest number of samples of a query."""
 
+PRESENCE_CALIBRATION = (16.9, 4.75, -5.06, 16.7, -2.31)
+"""Factors of `Condition.evidence` (`diffup.priors.presence.EVIDENCE`), fitted to the bundled encoders."""
 
-FORMAT = 3
+FORMAT = 4
 """Version of a decoder folder's `config.json`. A new one is due whenever a file that is read as before would mean
 another decoder: a field renamed, removed, or with a default that is not what files without it meant."""
 
@@ -56,10 +59,11 @@ class DecoderConfig:
         loss: `mse` on the prediction, or `bce_dice`, binary cross-entropy plus Dice on the x0 estimate.
         error_weight: weight of the error map's loss (eq. 21).
         iou_weight: weight of the IoU's loss (eq. 21).
-        presence_weight: weight of the loss of the presence, binary cross-entropy.
-        presence_calibration: factor and offset of the presence's logit, fitted on queries that were not trained on.
+        presence_calibration: factors of the evidence (`Condition.evidence`), whose sum is the logit of the presence, by
+            default those of the released decoder: evidence comes from the encoder alone.
         quality_calibration: factors of the logits of the mask's expected IoU and of the predicted IoU, and offset; the
-            sum is the logit of the quality (`diffup.decoder.quality.calibrated_quality`). Fitted in the same way.
+            sum is the logit of the quality (`diffup.decoder.quality.calibrated_quality`). Fitted on queries that were
+            not trained on (`diffup.evaluation.trust`).
         score_calibration: factor and offset of the quality's logit; the sum is the logit of an IoU above 1/2. Fitted in
             the same way.
         steps: default number of DDIM steps.
@@ -95,8 +99,7 @@ class DecoderConfig:
     loss: Loss = "bce_dice"
     error_weight: float = 0.1
     iou_weight: float = 0.1
-    presence_weight: float = 0.1
-    presence_calibration: tuple[float, float] = (1.0, 0.0)
+    presence_calibration: tuple[float, ...] = PRESENCE_CALIBRATION
     quality_calibration: tuple[float, float, float] = (1.0, 0.0, 0.0)
     score_calibration: tuple[float, float] = (1.0, 0.0)
     steps: int = 1
@@ -121,7 +124,7 @@ class DecoderConfig:
         for name in ("condition_hidden", "quality_hidden", "timesteps", "steps", "ensemble"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}: it must be 1 or more")
-        for name in ("error_weight", "iou_weight", "presence_weight"):
+        for name in ("error_weight", "iou_weight"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{name}={getattr(self, name)}: it must be 0 or more and finite")
         if self.quality_hidden % 8:
@@ -226,8 +229,8 @@ class DecoderConfig:
                 of the losses and the calibrations.
         """
         choices = (
-            *("steps", "ensemble", "threshold", "backbone", "error_weight", "iou_weight", "presence_weight"),
-            *("min_presence", *_CALIBRATIONS),
+            *("steps", "ensemble", "threshold", "min_presence", "backbone", "error_weight", "iou_weight"),
+            *_CALIBRATIONS,
         )
         return dataclasses.replace(other, **{name: getattr(self, name) for name in choices}) == self
 
@@ -265,7 +268,7 @@ class DecoderConfig:
 
 ConfigT = typing.TypeVar("ConfigT")
 
-_CALIBRATIONS = {"presence_calibration": 2, "quality_calibration": 3, "score_calibration": 2}
+_CALIBRATIONS = {"presence_calibration": EVIDENCE, "quality_calibration": 3, "score_calibration": 2}
 """Calibrations, and how many numbers each has."""
 
 _LARGEST = 2**63

@@ -23,7 +23,6 @@ class Losses:
         diffusion: scalar, loss of the prediction, or of the predicted mask for systems without diffusion.
         error: scalar, MSE of the predicted error map.
         iou: scalar, MSE of the predicted IoU over the queries that show the class.
-        presence: scalar, binary cross-entropy of the presence.
         adversarial: scalar, adversarial loss of a GAN's generator; None for other systems.
     """
 
@@ -31,7 +30,6 @@ class Losses:
     diffusion: Tensor
     error: Tensor
     iou: Tensor
-    presence: Tensor
     adversarial: Tensor | None = None
 
 
@@ -42,7 +40,6 @@ Judged: TypeAlias = tuple[Tensor, Tensor, Tensor]
 def decoder_loss(
     output: Tensor,
     judged: Sequence[Judged],
-    presence: Tensor,
     mask: Tensor,
     target: Tensor,
     valid: Tensor,
@@ -53,7 +50,6 @@ def decoder_loss(
     Args:
         output: (B, 1, s, s), prediction of the network.
         judged: masks that the quality branch saw, each with its predictions; their losses are averaged.
-        presence: (B,), logits of the presence.
         mask: (B, 1, s, s) in [-1, 1], true mask x0; -1 everywhere in a query without the class.
         target: (B, 1, s, s), target of the prediction (`Diffusion.target`).
         valid: (B, 1, s, s) in [0, 1], weight of each pixel; 0 where the ground truth is ignored.
@@ -62,9 +58,8 @@ def decoder_loss(
     prediction = _prediction_loss(output, mask, target, valid, config)
     parts = [quality_losses(error, iou, x, mask, valid) for x, error, iou in judged]
     error, iou = (torch.stack(part).mean() for part in zip(*parts, strict=True))
-    shown = F.binary_cross_entropy_with_logits(presence.float(), present(mask).float())
-    weighted = config.error_weight * error + config.iou_weight * iou + config.presence_weight * shown
-    return Losses(prediction + weighted, prediction, error, iou, shown)
+    weighted = config.error_weight * error + config.iou_weight * iou
+    return Losses(prediction + weighted, prediction, error, iou)
 
 
 def present(mask: Tensor) -> Tensor:

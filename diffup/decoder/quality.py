@@ -1,4 +1,4 @@
-"""The quality branch (DQM, paper section III-D, eqs. 18-20), and the presence of the class.
+"""The quality branch (DQM, paper section III-D, eqs. 18-20), and the calibration of its answers.
 
 Unlike the paper's, the branch sees the mean prior beside the mask and the image: a mask may be well-formed and yet mark
 another object.
@@ -82,31 +82,6 @@ class IoURegressor(nn.Module):
         return torch.sigmoid(self.head(pooled)[:, 0])
 
 
-class PresenceHead(nn.Module):
-    """Predicts whether a query shows the class: a logistic regression on means and maxima of a condition level.
-
-    So few parameters can be fitted exactly after training (`diffup.evaluation.trust`), and learn no photos by heart.
-    Nothing is normalised: whether similarities are high at all is what tells a query without the class.
-
-    Args:
-        channels: channels of the condition level.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(2 * channels, 1)
-
-    def forward(self, level: Tensor) -> Tensor:
-        """(B, channels, s, s), condition level -> (B,), logit of the presence."""
-        logit: Tensor = self.linear(self.pool(level))
-        return logit[:, 0]
-
-    @staticmethod
-    def pool(level: Tensor) -> Tensor:
-        """(B, channels, s, s), condition level -> (B, 2 * channels), mean and maximum of each channel."""
-        return torch.cat([level.mean(dim=(2, 3)), level.amax(dim=(2, 3))], dim=1)
-
-
 def expected_iou(probability: Tensor, threshold: Tensor | float) -> Tensor:
     """Expected IoU of a mask b, the positions above a threshold, if the probabilities p are right.
 
@@ -123,6 +98,19 @@ def expected_iou(probability: Tensor, threshold: Tensor | float) -> Tensor:
     marked = (flat > torch.as_tensor(threshold, device=flat.device).reshape(-1, 1)).to(flat)
     overlap = (flat * marked).sum(dim=1)
     return overlap / ((flat + marked).sum(dim=1) - overlap).clamp_min(1e-6)
+
+
+def calibrated_presence(evidence: Tensor, calibration: Sequence[float]) -> Tensor:
+    """Probability that queries show the class.
+
+    Args:
+        evidence: (B, 5), `Condition.evidence`.
+        calibration: factors of the evidence (`DecoderConfig.presence_calibration`).
+
+    Returns:
+        (B,) in [0, 1].
+    """
+    return torch.sigmoid(evidence.float() @ torch.tensor(calibration, device=evidence.device))
 
 
 def calibrated_quality(expected: Tensor, predicted: Tensor, calibration: Sequence[float]) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from diffup.decoder.base import Decoder
 from diffup.decoder.diffusion import Diffusion
+from diffup.decoder.quality import calibrated_presence
 from diffup.errors import WeightsError
 from diffup.priors.condition import Condition
 
@@ -125,8 +126,7 @@ def sample(
         if on_step is not None:
             on_step()
     error, iou = decoder.judge(mask, repeated.image, repeated.prior)
-    factor, offset = decoder.config.presence_calibration
-    presence = torch.sigmoid(factor * decoder.presence(condition).float() + offset)
+    presence = calibrated_presence(condition.evidence, decoder.config.presence_calibration)
     if not all(bool(part.isfinite().all()) for part in (mask, error, iou, presence)):
         raise WeightsError(
             "the decoder's answer holds NaN or infinity: its weights are too large, or of another precision than the "

@@ -13,8 +13,8 @@ from PIL import Image, ImageDraw, ImageFont
 from diffup.errors import AnnotationError, ImageError
 from diffup.formats.contours import connected_components
 from diffup.inputs.annotations import Annotation, Box, Mask, Scribble
-from diffup.inputs.drawing import draw_annotation
 from diffup.inputs.masks import bounding_box
+from diffup.inputs.support_picture import draw_annotation
 from diffup.utils.optional import need
 
 WORD = "word"

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
-import socket
 import tempfile
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
-from PIL import Image
-
 from diffup.demo.encoders import Encoders
 from diffup.demo.page import build
-from diffup.demo.session import MAX_PIXELS
-from diffup.errors import ConfigError
 from diffup.utils.optional import need
+from diffup.utils.serving import cannot_listen, check_listening, free_port, images_limited, termination_interrupts
 
 SESSIONS = 50
 """Maximum number of visitors whose work is in memory; the one idle for longest is dropped first."""
@@ -66,9 +61,8 @@ def running(encoders: Encoders, host: str = "127.0.0.1", port: int = 7860, max_u
         ConfigError: the port is taken or the host cannot be listened on, or a number is out of range.
         MissingPackageError: Gradio is not installed.
     """
-    if max_upload < 1 or not 0 <= port <= 65535:
-        raise ConfigError(f"port={port}, max_upload={max_upload}: give a port up to 65535 and at least 1 MiB")
-    with tempfile.TemporaryDirectory(prefix="diffup-demo-") as folder, _settings(folder):
+    check_listening(port, max_upload)
+    with tempfile.TemporaryDirectory(prefix="diffup-demo-") as folder, _settings(folder), images_limited():
         gr = need("gradio", "the web page", extra="demo")
         page = build(encoders)
         theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
@@ -77,7 +71,7 @@ def running(encoders: Encoders, host: str = "127.0.0.1", port: int = 7860, max_u
         try:
             _, address, _ = page.launch(
                 server_name=host,
-                server_port=port or _free_port(host),
+                server_port=port or free_port(host),
                 max_file_size=f"{max_upload}mb",
                 share=False,
                 quiet=True,
@@ -94,7 +88,7 @@ def running(encoders: Encoders, host: str = "127.0.0.1", port: int = 7860, max_u
                 css=CSS,
             )
         except OSError as error:
-            raise ConfigError(f"host={host!r}, port={port}: cannot listen there ({error}); try another") from error
+            raise cannot_listen(host, port, error) from error
         try:
             yield address
         finally:
@@ -115,27 +109,21 @@ def serve(encoders: Encoders, host: str, port: int, max_upload: int, ready: Call
         ConfigError: the port is taken or the host cannot be listened on, or a number is out of range.
         MissingPackageError: Gradio is not installed.
     """
-    before = signal.signal(signal.SIGTERM, _interrupt)  # so that the folder of uploads is removed then too
-    try:
-        with running(encoders, host, port, max_upload) as address:
-            ready(address)
-            while not threading.Event().wait(3600):
-                pass
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    with termination_interrupts(), running(encoders, host, port, max_upload) as address:  # the uploads are removed too
+        ready(address)
+        while not threading.Event().wait(3600):
+            pass
 
 
 @contextlib.contextmanager
 def _settings(folder: str) -> Iterator[None]:
-    """Apply settings of the process while the page runs: folder of Gradio's files, no analytics, image size limit."""
+    """Apply settings of the process while the page runs: folder of Gradio's files, no analytics."""
     changes = {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
-    before, limit = {name: os.environ.get(name) for name in changes}, Image.MAX_IMAGE_PIXELS
+    before = {name: os.environ.get(name) for name in changes}
     os.environ.update(changes)
-    Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Pillow warns above it and refuses above twice as much
     try:
         yield
     finally:
-        Image.MAX_IMAGE_PIXELS = limit
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
 
@@ -160,13 +148,3 @@ def _policy() -> Any:
             await self.app(scope, receive, with_policy)
 
     return middleware.Middleware(Policy)
-
-
-def _free_port(host: str) -> int:
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt

@@ -18,9 +18,7 @@ from diffup.inputs.images import read_image, to_pil
 from diffup.label_map import LabelMap
 from diffup.model import DiffUp
 from diffup.prototypes import Prototypes
-
-MAX_PIXELS = 2**24
-"""Maximum number of pixels of an image: 4096 x 4096."""
+from diffup.utils.serving import MAX_PIXELS
 
 TOO_LARGE = f"the image has more than the {MAX_PIXELS // 10**6} million pixels that this page takes. Shrink it first."
 

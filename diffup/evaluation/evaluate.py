@@ -32,7 +32,8 @@ from diffup.inference import condition, text_prior_maps, trust
 from diffup.inputs.annotations import Support, rasterise
 from diffup.inputs.images import resize_image, to_bytes
 from diffup.model import DiffUp
-from diffup.priors.condition import EDGE_SIDE, Condition, SupportFeatures
+from diffup.priors.condition import EDGE_SIDE, Condition
+from diffup.priors.features import SupportFeatures
 from diffup.priors.level import pool_to_grid
 from diffup.priors.support import plan_views, support_features
 from diffup.priors.views import IDENTITY, View, warp

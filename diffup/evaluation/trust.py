@@ -2,7 +2,8 @@
 
 Each episode is judged twice with the same supports: on its query, which shows the class, and on a photo that does not.
 
-    python -m diffup.evaluation.trust DECODER DATA [DATA ...] --split train --fold 0 --fold 1 --write
+    python -m diffup.evaluation.trust DECODER DATA [DATA ...] --split train --fold 0 --fold 1 --annotation mask \
+        --annotation box --backbone bundled:efficientnet_lite0 --backbone bundled:efficientnet_lite2 --write
 """
 
 from __future__ import annotations
@@ -18,10 +19,9 @@ import numpy.typing as npt
 import torch
 
 from diffup.data.folder import LabelledFolder
-from diffup.decoder.base import PRESENCE_LEVEL, Decoder
 from diffup.decoder.config import DecoderConfig
 from diffup.decoder.options import SamplingOptions
-from diffup.decoder.quality import PresenceHead, calibrated_quality, calibrated_score, expected_iou
+from diffup.decoder.quality import calibrated_presence, calibrated_quality, calibrated_score, expected_iou
 from diffup.decoder.sampling import draw_noise, sample_ensemble
 from diffup.decoder.weights import save_decoder
 from diffup.errors import ConfigError, DataError, DiffUpError
@@ -39,10 +39,10 @@ that has to be deleted."""
 RIDGE = 1e-3
 """Weight of the squared factors of a calibration, which keeps those of separable evidence finite."""
 
-PRESENCE_RIDGE = 10.0
-"""The same of the presence head, which has many inputs; they are standardised."""
+SOURCES = (slice(0, 3), slice(3, 5))
+"""Values of `Condition.evidence` that supports give, and those that text gives; the last of each is 1."""
 
-_ROUNDS, _LEAST = 50, 1e-3
+_ROUNDS = 50
 
 Floats = npt.NDArray[np.float64]
 
@@ -52,12 +52,11 @@ class Evidence:
     """What a decoder says of N queries that show the class and of N that do not, and what is true.
 
     Attributes:
-        shown: (N,), logits of the presence in queries that show the class, not calibrated.
-        absent: (N,), the same in photos that do not show it.
+        shown: (N, 5), `Condition.evidence` of queries that show the class.
+        absent: (N, 5), the same of photos that do not show it.
         expected: (N,) in [0, 1], expected IoU of the masks in the first ones.
         predicted: (N,) in [0, 1], their IoU as the quality branch predicts it.
         iou: (N,) in [0, 1], their true IoU.
-        pooled: (2 N, F), what the presence is computed from (`PresenceHead.pool`), the first ones first.
         photos: N names of the first ones.
     """
 
@@ -66,7 +65,6 @@ class Evidence:
     expected: Floats
     predicted: Floats
     iou: Floats
-    pooled: Floats
     photos: tuple[str, ...]
 
 
@@ -107,8 +105,8 @@ def gather(
     others = [_absent(episode, labels, data, rng) for episode in drawn]
     evaluator = Evaluator(model, data)
     sampling = SamplingOptions(min_presence=0.0).resolve(model.config)
-    shown, absent, expected, predicted, iou = (list[float]() for _ in range(5))
-    pools: list[list[npt.NDArray[np.float32]]] = []
+    shown, absent = list[Floats](), list[Floats]()
+    expected, predicted, iou = (list[float]() for _ in range(3))
     for index, (episode, other) in enumerate(zip(drawn, others, strict=True)):
         weak, noise = episode_generators(seed, index)
         condition = evaluator.condition(episode, annotation, weak)
@@ -118,12 +116,8 @@ def gather(
         score = evaluator.compare(index, episode, condition, samples, 0, sampling)
         weak, _ = episode_generators(seed, index)
         without = evaluator.condition(replace(episode, query=other), annotation, weak)
-        with torch.no_grad():
-            for values, one in ((shown, condition), (absent, without)):
-                values.append(float(model.decoder.presence(one)))
-            pools.append(
-                [PresenceHead.pool(one.levels[PRESENCE_LEVEL])[0].cpu().numpy() for one in (condition, without)]
-            )
+        for values, one in ((shown, condition), (absent, without)):
+            values.append(one.evidence[0].cpu().double().numpy())
         expected.append(float(expected_iou(samples.mean.float(), sampling.threshold())))
         predicted.append(float(samples.iou[0]))
         iou.append(score.mask[0] / max(score.mask[1], 1))
@@ -133,64 +127,40 @@ def gather(
         expected=np.array(expected),
         predicted=np.array(predicted),
         iou=np.array(iou),
-        pooled=np.concatenate(list(zip(*pools, strict=True))).astype(float),
         photos=tuple(episode.query for episode in drawn),
     )
 
 
 def join(parts: Sequence[Evidence]) -> Evidence:
-    """Join evidence of several data sets."""
-    halves = [np.split(part.pooled, 2) for part in parts]
+    """Join evidence of several data sets, annotations or encoders."""
     return Evidence(
         shown=np.concatenate([part.shown for part in parts]),
         absent=np.concatenate([part.absent for part in parts]),
         expected=np.concatenate([part.expected for part in parts]),
         predicted=np.concatenate([part.predicted for part in parts]),
         iou=np.concatenate([part.iou for part in parts]),
-        pooled=np.concatenate([*(shown for shown, _ in halves), *(absent for _, absent in halves)]),
         photos=tuple(name for part in parts for name in part.photos),
     )
 
 
-def fit_presence(decoder: Decoder, evidence: Evidence) -> Evidence:
-    """Fit a decoder's presence head to evidence, in place.
-
-    Args:
-        decoder: the decoder; one without a presence head (`system="prior"`) stays as it is.
-        evidence: evidence from queries that the decoder was not trained on.
-
-    Returns:
-        The evidence with the logits of the fitted head.
-    """
-    if decoder.config.system == "prior":
-        return evidence
-    truth = np.repeat([1.0, 0.0], len(evidence.shown))
-    mean, scale = evidence.pooled.mean(axis=0), evidence.pooled.std(axis=0) + _LEAST
-    fitted = np.array(fit_logistic((evidence.pooled - mean) / scale, truth, PRESENCE_RIDGE))
-    weights = fitted[:-1] / scale
-    offset = fitted[-1] - float(mean @ weights)
-    linear = decoder.presence_head.linear
-    with torch.no_grad():
-        linear.weight.copy_(torch.from_numpy(weights)[None])
-        linear.bias.fill_(offset)
-    shown, absent = np.split(evidence.pooled @ weights + offset, 2)
-    return replace(evidence, shown=shown, absent=absent)
-
-
 def calibrate(evidence: Evidence, config: DecoderConfig, recall: float = KEPT) -> DecoderConfig:
-    """Fit the calibrations of a decoder, and the minimum presence.
+    """Fit the calibrations of a decoder, and the minimum presence. Evidence that is not given leaves its factors.
 
     Args:
         evidence: evidence from queries that the decoder was not trained on, of classes that it was not trained on.
         config: the decoder's config.
         recall: share of the queries with the class whose presence reaches the minimum.
     """
-    logits = np.concatenate([evidence.shown, evidence.absent])
-    truth = np.concatenate([np.ones_like(evidence.shown), np.zeros_like(evidence.absent)])
-    factor, offset = fit_logistic(logits[:, None], truth)
+    given = np.concatenate([evidence.shown, evidence.absent])
+    truth = np.repeat([1.0, 0.0], len(evidence.shown))
+    factors = np.array(config.presence_calibration)
+    for source in SOURCES:
+        rows = given[:, source.stop - 1] == 1
+        if rows.any():
+            factors[source] = fit_logistic(given[rows, source][:, :-1], truth[rows])
     estimates = np.stack([_logit(evidence.expected), _logit(evidence.predicted)], axis=1)
     first, second, shift = fit_logistic(estimates, evidence.iou)
-    judged = replace(config, presence_calibration=(factor, offset), quality_calibration=(first, second, shift))
+    judged = replace(config, presence_calibration=tuple(factors.tolist()), quality_calibration=(first, second, shift))
     slope, start = fit_logistic(_logit(qualities(evidence, judged))[:, None], (evidence.iou > 0.5).astype(float))
     lowest = float(np.quantile(presences(evidence.shown, judged), 1 - recall))
     return replace(judged, score_calibration=(slope, start), min_presence=round(lowest, 3))
@@ -215,7 +185,7 @@ def report(evidence: Evidence, config: DecoderConfig) -> dict[str, float]:
     right = calibrated_score(torch.from_numpy(quality), torch.ones(len(quality)), config.score_calibration).numpy()
     floor = np.quantile(shown, 1 - RECALL)
     return {
-        "auc": auc(evidence.shown, evidence.absent),
+        "auc": auc(shown, absent),
         "recall": float((shown >= config.min_presence).mean()),
         "false_alarms": float((absent >= config.min_presence).mean()),
         "false_alarms_at_recall": float((absent >= floor).mean()),
@@ -226,10 +196,10 @@ def report(evidence: Evidence, config: DecoderConfig) -> dict[str, float]:
     }
 
 
-def presences(logits: Floats, config: DecoderConfig) -> Floats:
-    """Calibrated presence of logits, (N,) in [0, 1]."""
-    factor, offset = config.presence_calibration
-    return np.asarray(1 / (1 + np.exp(-(factor * logits + offset))))
+def presences(evidence: Floats, config: DecoderConfig) -> Floats:
+    """Presence from `Condition.evidence`: (N, 5) -> (N,) in [0, 1]."""
+    rows = torch.from_numpy(evidence).float()
+    return calibrated_presence(rows, config.presence_calibration).double().numpy()
 
 
 def qualities(evidence: Evidence, config: DecoderConfig) -> Floats:
@@ -312,31 +282,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--fold", type=int, action="append", default=[], help="fold to draw from; default: all classes")
     parser.add_argument("--episodes", type=int, default=400, help="episodes of each data set; default: 400")
     parser.add_argument("--shots", type=int, default=1)
-    parser.add_argument("--annotation", default="mask")
-    parser.add_argument("--backbone", help="encoder; default: the decoder's")
+    parser.add_argument(
+        "--annotation", action="append", help="kind of the annotations, as of `evaluate`; default: mask"
+    )
+    parser.add_argument("--backbone", action="append", help="encoder; default: the decoder's")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--write", action="store_true", help="fit the calibrations and write them to the decoder")
     args = parser.parse_args(arguments)
     try:
-        model = DiffUp.from_pretrained(args.decoder, backbone=args.backbone)
-        evidence = join([_gather_folder(model, folder, args) for folder in args.data])
-        config = model.config
+        found = {}
+        for backbone in args.backbone or [None]:
+            model = DiffUp.from_pretrained(args.decoder, backbone=backbone)
+            for annotation in args.annotation or ["mask"]:
+                parts = [_gather_folder(model, folder, annotation, args) for folder in args.data]
+                found[f"{model.backbone.name} {annotation}"] = join(parts)
+        evidence, config = join(list(found.values())), model.config
         if args.write:
-            evidence = fit_presence(model.decoder, evidence)
             config = calibrate(evidence, config)
             save_decoder(args.decoder, model.decoder.state_dict(), config, torch.float16)
     except (DiffUpError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2  # as `diffup` does
-    print(json.dumps({name: round(value, 3) for name, value in report(evidence, config).items()}, indent=2))
+    if len(found) > 1:
+        found["all"] = evidence
+    figures = {
+        name: {what: round(value, 3) for what, value in report(part, config).items()} for name, part in found.items()
+    }
+    print(json.dumps(figures, indent=2))
     return 0
 
 
-def _gather_folder(model: DiffUp, folder: str, args: argparse.Namespace) -> Evidence:
+def _gather_folder(model: DiffUp, folder: str, annotation: str, args: argparse.Namespace) -> Evidence:
     data = LabelledFolder.open(folder)
     classes = [c for fold in args.fold for c in data.fold(fold)] or list(data.classes)
-    options = {name: getattr(args, name) for name in ("split", "episodes", "annotation", "shots", "seed")}
-    return gather(model, data, classes, **options)
+    options = {name: getattr(args, name) for name in ("split", "episodes", "shots", "seed")}
+    return gather(model, data, classes, annotation=annotation, **options)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,7 @@ import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
-from xml.parsers import expat
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +40,7 @@ from diffup.formats.supports import (
     stated_size,
     upright_size,
 )
+from diffup.formats.xml import visit_elements
 
 SHAPE_TYPES: dict[str, Kind] = {
     "mask": "mask",
@@ -124,8 +124,8 @@ def read_cvat(
 
 
 def _parse(path: str | os.PathLike[str]) -> list[_Image]:
-    """The images of a file and their shapes. Nothing but elements is read: no entity, and no other file."""
-    name, images, above = os.fspath(path), list[_Image](), list[str]()
+    """The images of a file and their shapes."""
+    name, images = os.fspath(path), list[_Image]()
     try:
         content = Path(path).read_bytes()
     except (OSError, ValueError) as error:
@@ -133,10 +133,7 @@ def _parse(path: str | os.PathLike[str]) -> list[_Image]:
     if content.startswith(b"PK"):
         raise FormatError(f"{name}: a ZIP archive; unpack it, and give the annotations.xml in it")
 
-    def refuse(*declaration: Any) -> None:
-        raise FormatError(f"{name}: declares a document type, which CVAT's files do not; remove the <!DOCTYPE ...>")
-
-    def start(tag: str, fields: dict[str, str]) -> None:
+    def visit(above: list[str], tag: str, fields: dict[str, str]) -> None:
         if not above and tag != "annotations":
             raise FormatError(f"{name}: expected <annotations> as CVAT writes it, got <{tag[:40]}>")
         if len(above) == 1 and tag == "track":
@@ -145,18 +142,8 @@ def _parse(path: str | os.PathLike[str]) -> list[_Image]:
             images.append(_Image(fields, []))
         if len(above) == 2 and above[1] == "image" and tag in _DRAWN:
             images[-1].shapes.append(_Shape(tag, fields))
-        above.append(tag)
 
-    parser = expat.ParserCreate()
-    parser.StartDoctypeDeclHandler = refuse
-    parser.StartElementHandler = start
-    parser.EndElementHandler = lambda tag: above.pop()
-    try:
-        parser.Parse(content, True)
-    except (expat.ExpatError, LookupError, ValueError) as error:
-        if isinstance(error, FormatError):
-            raise
-        raise FormatError(f"{name}: cannot be read as XML ({error})") from error
+    visit_elements(content, name, visit)
     return images
 
 

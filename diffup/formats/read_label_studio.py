@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -116,7 +116,7 @@ def read_label_studio(
             if regions:
                 _check_one_image(regions, where)
                 image, size = _image(task, where, photos)
-                readings = (partial(_read, *region, size) for region in regions)
+                readings = (partial(read_region, *region, size) for region in regions)
                 found.add(image, together(readings, size, where, pixels=False))
     return found.shots(f"{name}: no task has a region with {described(label, shape_types)}", shots)
 
@@ -133,13 +133,10 @@ def _regions(task: Any, label: str, where: str, found: Gathering) -> Iterator[tu
     at, results = annotation
     for index, region in enumerate(results):
         place = f"{at}.result[{index}]"
-        kind, value = field(region, "type", str, place), region.get("value")
-        labels = value.get(kind) if isinstance(value, dict) else None
-        if not kind.endswith("labels") or not isinstance(labels, list):
-            continue
+        labels = region_labels(region, place)
         found.saw(labels)
         if label in labels:
-            yield place, _shape_type(value, kind, place), region
+            yield place, shape_type(region["value"], region["type"], place), region
 
 
 def _annotation(task: dict[str, Any], where: str) -> tuple[str, list[Any]] | None:
@@ -157,7 +154,32 @@ def _annotation(task: dict[str, Any], where: str) -> tuple[str, list[Any]] | Non
     return max(valid, key=lambda item: item[:3])[3] if valid else None
 
 
-def _shape_type(value: dict[str, Any], kind: str, where: str) -> str:
+def region_labels(region: Any, where: str) -> list[Any]:
+    """The labels of a region; none of a region that marks no place in an image, such as a choice.
+
+    Args:
+        region: the region.
+        where: name of the region in error messages.
+
+    Raises:
+        FormatError: it is no region.
+    """
+    kind, value = field(region, "type", str, where), region.get("value")
+    labels = value.get(kind) if isinstance(value, dict) else None
+    return labels if kind.endswith("labels") and isinstance(labels, list) else []
+
+
+def shape_type(value: Mapping[str, Any], kind: str, where: str) -> str:
+    """The shape type of a region, one of `SHAPE_TYPES`.
+
+    Args:
+        value: value of the region.
+        kind: type of the region, such as "brushlabels", for the error message.
+        where: name of the region in error messages.
+
+    Raises:
+        FormatError: regions of this type cannot be read.
+    """
     found = (shape for shape, fields in _FIELDS.items() if all(name in value for name in fields))
     shape = next(found, None)
     if shape is None:
@@ -195,8 +217,20 @@ def _is_image(text: str) -> bool:
     return is_image_name(text.partition("?")[0] if is_url(text) else text)
 
 
-def _read(where: str, shape: str, region: dict[str, Any], size: tuple[int, int]) -> Reading:
-    """Read one region, whose positions are percent of the image's width and height."""
+def read_region(where: str, shape: str, region: dict[str, Any], size: tuple[int, int]) -> Reading:
+    """Read one region, whose positions are percent of the image's width and height.
+
+    Args:
+        where: name of the region in error messages.
+        shape: shape type of the region, from `shape_type`.
+        region: the region.
+        size: (height, width) of the image in pixels.
+
+    Raises:
+        MarksNothing: it has no area.
+        FormatError: a field is missing or faulty, the image has another size than the region says, or is turned there.
+        MissingPackageError: polygons need pycocotools (`pip install "diffup[formats]"`).
+    """
     check_size(stated_size(region, "original_height", "original_width", where), size, where)
     turned = number(region.get("image_rotation") or 0, f"{where}.image_rotation")
     if turned % 360:

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from diffup.errors import AnnotationError
 from diffup.inputs.coordinates import check_beyond_first_pixel, check_not_fractions, kind_of_numbers
+from diffup.inputs.drawing import Boxes, Strokes, cover_boxes, draw_points, draw_strokes, fill_boxes
 from diffup.inputs.images import ImageLike, describe, read_image
 from diffup.inputs.masks import MaskLike, check_mask_size, name_mask, read_mask, seems_inverted
-from diffup.inputs.strokes import mark_discs, mark_polyline
 
 Polyline: TypeAlias = Sequence[tuple[float, float]] | npt.NDArray[Any]
 
@@ -71,28 +71,29 @@ class Box:
     (width, height). `Box(0, 0, width, height)` is the whole image, and x1 - x0 is the box's width.
 
     Args:
-        *box: four numbers, or a sequence or (N, 4) array of boxes.
+        *box: four numbers, or a sequence or (N, 4) array of boxes. None are needed if there are negative ones.
+        negative: boxes that hold nothing of the class: four numbers, or a sequence or (N, 4) array of boxes.
 
     Attributes:
         boxes: the boxes (x0, y0, x1, y1) in pixels.
+        negative: the negative boxes (x0, y0, x1, y1) in pixels.
 
     Raises:
         AnnotationError: not four finite numbers per box, an inverted or empty box, no box at all, or fractions of the
             image (all numbers within [0, 1] and not all whole) instead of pixels.
     """
 
-    boxes: tuple[tuple[float, float, float, float], ...]
+    boxes: Boxes
+    negative: Boxes
 
-    def __init__(self, *box: float | Sequence[Any] | npt.NDArray[Any] | Tensor) -> None:
-        table = _number_table(box[0] if len(box) == 1 else box, 4, "Box", "(x0, y0, x1, y1)")
-        check_not_fractions(np.array(table), "Box")
-        for index, (x0, y0, x1, y1) in enumerate(table):
-            if x0 >= x1 or y0 >= y1:
-                raise AnnotationError(
-                    f"Box: box {index} is ({x0:g}, {y0:g}, {x1:g}, {y1:g}), which is inverted or empty. "
-                    "Give (left, top, right, bottom) with left < right and top < bottom."
-                )
-        object.__setattr__(self, "boxes", tuple((x0, y0, x1, y1) for x0, y0, x1, y1 in table))
+    def __init__(
+        self,
+        *box: float | Sequence[Any] | npt.NDArray[Any] | Tensor,
+        negative: Sequence[Any] | npt.NDArray[Any] | Tensor = (),
+    ) -> None:
+        object.__setattr__(self, "negative", () if _is_empty(negative) else _read_boxes(negative))
+        alone = not box and self.negative
+        object.__setattr__(self, "boxes", () if alone else _read_boxes(box[0] if len(box) == 1 else box))
 
 
 @dataclass(frozen=True, eq=False, init=False)
@@ -104,11 +105,13 @@ class Scribble:
             array of shape (N, 2) is a polyline unless it is bool). A polyline of one vertex is a dot.
         width: line width of the polylines in pixels; `None` is 2 % of the image's shorter side. Not used for a stroke
             image.
+        negative: strokes over what is not the class, in the same forms; strokes over the object are then not needed.
 
     Attributes:
         strokes: polylines, each an (N, 2) float64 array of (x, y) in pixels, where (0, 0) is the centre of the top left
             pixel; or an (H, W) float32 stroke image in [0, 1].
         width: line width of the polylines in pixels, or `None`.
+        negative: strokes over what is not the class, likewise.
         name: name of a stroke image in error messages.
 
     Raises:
@@ -116,18 +119,26 @@ class Scribble:
             fractions of the image instead of pixels.
     """
 
-    strokes: tuple[npt.NDArray[np.float64], ...] | Tensor
+    strokes: Strokes
     width: float | None
+    negative: Strokes
     name: str
 
-    def __init__(self, strokes: Polyline | Sequence[Polyline] | MaskLike, width: float | None = None) -> None:
-        object.__setattr__(self, "strokes", _read_strokes(strokes))
+    def __init__(
+        self,
+        strokes: Polyline | Sequence[Polyline] | MaskLike = (),
+        width: float | None = None,
+        negative: Polyline | Sequence[Polyline] | MaskLike = (),
+    ) -> None:
+        object.__setattr__(self, "negative", () if _is_empty(negative) else _read_strokes(negative))
+        alone = _is_empty(strokes) and not _is_empty(negative)
+        object.__setattr__(self, "strokes", () if alone else _read_strokes(strokes))
         object.__setattr__(self, "name", name_mask(strokes).replace("mask", "stroke image"))
         object.__setattr__(self, "width", _positive(width, "Scribble", "width"))
 
     def __repr__(self) -> str:
-        given = describe(self.strokes) if isinstance(self.strokes, Tensor) else f"{len(self.strokes)} polylines"
-        return f"Scribble({given}, width={self.width})"
+        negative = "" if _is_empty(self.negative) else f", negative={_describe_strokes(self.negative)}"
+        return f"Scribble({_describe_strokes(self.strokes)}, width={self.width}{negative})"
 
 
 @dataclass(frozen=True, init=False)
@@ -138,10 +149,12 @@ class Points:
         points: one (x, y) or several in pixels, a sequence or an (N, 2) array; (0, 0) is the centre of the top left
             pixel.
         radius: radius of the discs in pixels; `None` is 2 % of the image's shorter side.
+        negative: clicks on what is not the class, in the same forms; clicks on the object are then not needed.
 
     Attributes:
         points: the clicks (x, y) in pixels.
         radius: radius of the discs in pixels, or `None`.
+        negative: the negative clicks (x, y) in pixels.
 
     Raises:
         AnnotationError: not two finite numbers per point, no point at all, a radius that is not positive, or fractions
@@ -150,11 +163,14 @@ class Points:
 
     points: tuple[tuple[float, float], ...]
     radius: float | None
+    negative: tuple[tuple[float, float], ...]
 
-    def __init__(self, points: Polyline | Tensor, radius: float | None = None) -> None:
-        table = _number_table(points, 2, "Points", "(x, y)")
-        check_not_fractions(np.array(table), "Points")
-        object.__setattr__(self, "points", tuple((x, y) for x, y in table))
+    def __init__(
+        self, points: Polyline | Tensor = (), radius: float | None = None, negative: Polyline | Tensor = ()
+    ) -> None:
+        object.__setattr__(self, "negative", () if _is_empty(negative) else _read_points(negative))
+        alone = _is_empty(points) and self.negative
+        object.__setattr__(self, "points", () if alone else _read_points(points))
         object.__setattr__(self, "radius", _positive(radius, "Points", "radius"))
 
 
@@ -232,8 +248,9 @@ def rasterise(annotation: Annotation, size: tuple[int, int], argument: str = "an
 
     A mask's background is the rest of the image. A box weights every pixel that it touches, most in its middle, since
     objects rarely reach into the corners; everything outside the boxes is background, and boxes that leave nothing
-    outside say as little as `None`. Scribbles and points say nothing about the other pixels. `None` marks the whole
-    image and no background; `diffup.priors.level.annotation_at_level` then marks the class by saliency.
+    outside say as little as `None`. Scribbles and points say nothing about the other pixels. What is marked as negative
+    is background, even where the annotation marks the class too. `None` marks the whole image and no background;
+    `diffup.priors.level.annotation_at_level` then marks the class by saliency.
 
     Args:
         annotation: annotation object, or `None`.
@@ -250,22 +267,56 @@ def rasterise(annotation: Annotation, size: tuple[int, int], argument: str = "an
         return Regions(torch.ones(size), torch.zeros(size), annotated=False)
     if isinstance(annotation, Mask):
         check_mask_size(annotation.mask.shape, size, annotation.name, argument)
-        foreground = annotation.mask
-    elif isinstance(annotation, Box):
-        return _fill_boxes(annotation, size, argument)
-    elif isinstance(annotation, Points):
-        foreground = _draw_points(annotation, size, argument)
+        foreground, background = annotation.mask, 1 - annotation.mask
     else:
-        foreground = _draw_scribble(annotation, size, argument)
+        foreground, background = _draw(annotation, size, argument)
     if not foreground.any():
-        black = not isinstance(annotation, Points) and f"{annotation.name} is 0 everywhere (black), so it"
-        shown = black or repr(annotation)
+        shown = repr(annotation)
+        if isinstance(annotation, Mask) or (isinstance(annotation, Scribble) and len(annotation.strokes)):
+            shown = f"{annotation.name} is 0 everywhere (black), so it"
         raise AnnotationError(
             f"{argument}: {shown} marks no pixel of the class. Mark at least one, or give None if the class is "
             "somewhere in the image."
         )
-    background = 1 - foreground if isinstance(annotation, Mask) else torch.zeros(size)
+    if isinstance(annotation, Box) and not background.any():
+        return Regions(torch.ones(size), background, annotated=False)
     return Regions(foreground, background, annotated=bool((foreground < 1).any()))
+
+
+def marked(annotation: Box | Scribble | Points, size: tuple[int, int], argument: str = "annotation") -> Tensor:
+    """Rasterise what an annotation marks as the class and as not the class, without a guess about the rest.
+
+    Args:
+        annotation: boxes, strokes or clicks.
+        size: (height, width) of the annotated image in pixels.
+        argument: name of the argument in error messages.
+
+    Returns:
+        (2, height, width) in [0, 1], weights of the class and of the negatives; boxes weight the class most in their
+        middle.
+
+    Raises:
+        AnnotationError: a box, point or vertex outside of the image, or a stroke image of another size.
+    """
+    if isinstance(annotation, Box):
+        return torch.stack(
+            [fill_boxes(annotation.boxes, size, argument), cover_boxes(annotation.negative, size, argument)]
+        )
+    if isinstance(annotation, Points):
+        radius = annotation.radius or DEFAULT_STROKE * min(size)
+        both = (annotation.points, annotation.negative)
+        return torch.stack([draw_points(points, radius, size, argument) for points in both])
+    width = annotation.width or DEFAULT_STROKE * min(size)
+    strokes = (annotation.strokes, annotation.negative)
+    return torch.stack([draw_strokes(lines, width, annotation.name, size, argument) for lines in strokes])
+
+
+def _draw(annotation: Box | Scribble | Points, size: tuple[int, int], argument: str) -> tuple[Tensor, Tensor]:
+    """Foreground and background of a support: around boxes there is nothing of the class."""
+    foreground, negative = marked(annotation, size, argument)
+    if isinstance(annotation, Box) and annotation.boxes:
+        negative = torch.maximum(negative, 1 - cover_boxes(annotation.boxes, size, argument))
+    return foreground * (1 - negative), negative
 
 
 def pair_supports(
@@ -307,7 +358,7 @@ def pair_supports(
         image = read_image(source, image_name)
         size = (image.shape[1], image.shape[2])
         parsed = parse_annotation(value, name, size)
-        _check_pixels(parsed, size, name)
+        check_pixels(parsed, size, name)
         supports.append(Support(image, parsed, rasterise(parsed, size, name)))
         if isinstance(parsed, Mask) and seems_inverted(parsed.mask):
             inverted.append(f"{name} ({parsed.name})")
@@ -321,14 +372,37 @@ def pair_supports(
     return supports
 
 
-def _check_pixels(annotation: Annotation, size: tuple[int, int], argument: str) -> None:
-    """Refuse boxes, clicks and strokes that all lie within the first pixel of a larger image."""
+def check_pixels(annotation: Annotation, size: tuple[int, int], argument: str) -> None:
+    """Refuse boxes, clicks and strokes that all lie within the first pixel of a larger image.
+
+    Args:
+        annotation: annotation object, or `None`.
+        size: (height, width) of the annotated image in pixels.
+        argument: name of the argument in error messages.
+
+    Raises:
+        AnnotationError: all of them lie within the first pixel, so that they are probably fractions of the image.
+    """
+    kind = type(annotation).__name__
+    for table in _coordinates(annotation):
+        check_beyond_first_pixel(table, kind, size, argument)
+
+
+def _coordinates(annotation: Annotation) -> list[npt.NDArray[np.float64]]:
+    """Tables of the coordinates of an annotation, those of the class and the negative ones; none of masks."""
     if isinstance(annotation, Box):
-        check_beyond_first_pixel(np.array(annotation.boxes), "Box", size, argument)
+        both: tuple[Any, ...] = (annotation.boxes, annotation.negative)
     elif isinstance(annotation, Points):
-        check_beyond_first_pixel(np.array(annotation.points), "Points", size, argument)
-    elif isinstance(annotation, Scribble) and not isinstance(annotation.strokes, Tensor):
-        check_beyond_first_pixel(np.concatenate(annotation.strokes), "Scribble", size, argument)
+        both = (annotation.points, annotation.negative)
+    elif isinstance(annotation, Scribble):
+        both = (annotation.strokes, annotation.negative)
+    else:
+        return []
+    return [
+        np.concatenate(rows) if isinstance(annotation, Scribble) else np.array(rows)
+        for rows in both
+        if not isinstance(rows, Tensor) and rows
+    ]
 
 
 def _itemise(value: Any, argument: str) -> tuple[list[Any], list[str]]:
@@ -353,6 +427,33 @@ def _number_table(rows: Any, columns: int, kind: str, row_form: str) -> list[lis
     if not np.isfinite(table).all():
         raise AnnotationError(f"{kind}: {describe(rows)} contains NaN or infinity. Give finite pixel coordinates.")
     return [[float(number) for number in row] for row in table]
+
+
+def _is_empty(values: Any) -> bool:
+    """Whether a list or tuple of coordinates is empty; arrays are not asked, so that they are read and refused."""
+    return isinstance(values, list | tuple) and not values
+
+
+def _read_points(points: Any) -> tuple[tuple[float, float], ...]:
+    table = _number_table(points, 2, "Points", "(x, y)")
+    check_not_fractions(np.array(table), "Points")
+    return tuple((x, y) for x, y in table)
+
+
+def _read_boxes(boxes: Any) -> Boxes:
+    table = _number_table(boxes, 4, "Box", "(x0, y0, x1, y1)")
+    check_not_fractions(np.array(table), "Box")
+    for index, (x0, y0, x1, y1) in enumerate(table):
+        if x0 >= x1 or y0 >= y1:
+            raise AnnotationError(
+                f"Box: box {index} is ({x0:g}, {y0:g}, {x1:g}, {y1:g}), which is inverted or empty. "
+                "Give (left, top, right, bottom) with left < right and top < bottom."
+            )
+    return tuple((x0, y0, x1, y1) for x0, y0, x1, y1 in table)
+
+
+def _describe_strokes(strokes: Strokes) -> str:
+    return describe(strokes) if isinstance(strokes, Tensor) else f"{len(strokes)} polylines"
 
 
 def _positive(value: float | None, kind: str, name: str) -> float | None:
@@ -397,59 +498,3 @@ def _nested(value: Any) -> bool:
     return isinstance(value, list | tuple) and any(
         isinstance(item, list | tuple | np.ndarray | Tensor) for item in value
     )
-
-
-def _fill_boxes(annotation: Box, size: tuple[int, int], argument: str) -> Regions:
-    height, width = size
-    foreground, background = torch.zeros(size), torch.ones(size)
-    for index, (x0, y0, x1, y1) in enumerate(annotation.boxes):
-        if x0 < 0 or y0 < 0 or x1 > width or y1 > height:
-            raise AnnotationError(
-                f"{argument}: box {index} is ({x0:g}, {y0:g}, {x1:g}, {y1:g}) and leaves its image, which spans "
-                f"(0, 0, {width}, {height}). Give (left, top, right, bottom) in pixels within the image."
-            )
-        inside = slice(math.floor(y0), math.ceil(y1)), slice(math.floor(x0), math.ceil(x1))
-        bump = torch.outer(*(_bump(side.stop - side.start) for side in inside))
-        foreground[inside] = torch.maximum(foreground[inside], bump)
-        background[inside] = 0.0
-    if not background.any():
-        return Regions(torch.ones(size), background, annotated=False)
-    return Regions(foreground, background, annotated=True)
-
-
-def _bump(pixels: int) -> Tensor:
-    """Weights along a side of a box of so many pixels: a parabola, 1 in the middle and 0 at the edges."""
-    middles = (torch.arange(pixels) + 0.5) / pixels * 2 - 1
-    return 1 - middles.square()
-
-
-def _draw_points(annotation: Points, size: tuple[int, int], argument: str) -> Tensor:
-    radius = annotation.radius or DEFAULT_STROKE * min(size)
-    points = np.array(annotation.points)
-    _check_inside(points, size, argument, "point")
-    canvas = np.zeros(size, dtype=bool)
-    mark_discs(canvas, points, radius)
-    return torch.from_numpy(canvas).float()
-
-
-def _draw_scribble(annotation: Scribble, size: tuple[int, int], argument: str) -> Tensor:
-    if isinstance(annotation.strokes, Tensor):
-        check_mask_size(annotation.strokes.shape, size, annotation.name, argument)
-        return annotation.strokes
-    width = annotation.width or DEFAULT_STROKE * min(size)
-    canvas = np.zeros(size, dtype=bool)
-    for index, polyline in enumerate(annotation.strokes):
-        _check_inside(polyline, size, argument, f"stroke {index}, vertex")
-        mark_polyline(canvas, polyline, width / 2)
-    return torch.from_numpy(canvas).float()
-
-
-def _check_inside(points: npt.NDArray[np.float64], size: tuple[int, int], argument: str, what: str) -> None:
-    outside = (points < 0).any(axis=1) | (points >= (size[1], size[0])).any(axis=1)
-    if outside.any():
-        index = int(outside.argmax())
-        x, y = points[index]
-        raise AnnotationError(
-            f"{argument}: {what} {index} is ({x:g}, {y:g}), outside of its image of {size[1]} x {size[0]} pixels. "
-            "Give (x, y) in pixels within the image."
-        )

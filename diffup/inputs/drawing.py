@@ -1,110 +1,141 @@
-"""Pictures of support images that show the annotation as it was given: boxes, clicks, strokes, masks."""
+"""Boxes, clicks and strokes as maps of pixels."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
-from diffup.inputs.annotations import (
-    DEFAULT_STROKE,
-    Annotation,
-    AnnotationLike,
-    Box,
-    Mask,
-    Points,
-    Scribble,
-    Support,
-    pair_supports,
-)
-from diffup.inputs.images import ImageLike, resize_image, to_bytes
+from diffup.errors import AnnotationError
+from diffup.inputs.masks import check_mask_size
 from diffup.inputs.strokes import mark_discs, mark_polyline
-from diffup.utils.pictures import GREEN, Bytes, fitted_size, tint
-from diffup.utils.resize import resize_maps
 
-HEIGHT = 256
-"""Default height of a picture in pixels."""
+Boxes: TypeAlias = tuple[tuple[float, float, float, float], ...]
+"""Boxes (x0, y0, x1, y1) in pixels."""
 
-_LEAST_DOT = 3.0  # pixels of the picture, radius of a click and half width of a stroke; thinner ones would vanish
-_STROKE = 0.8  # opacity of strokes and clicks, which hide little of the image
-_AREA = 0.3  # opacity of a mask
+Strokes: TypeAlias = tuple[npt.NDArray[np.float64], ...] | Tensor
+"""Polylines, (N, 2) positions (x, y) in pixels each, or an (H, W) float32 stroke image in [0, 1]."""
 
 
-def draw_annotation(image: ImageLike, annotation: AnnotationLike = None, height: int = HEIGHT) -> Bytes:
-    """Draw an image with its annotation in green (`draw_support`).
+def fill_boxes(boxes: Boxes, size: tuple[int, int], argument: str) -> Tensor:
+    """Weights of the class in boxes, most in the middle of each.
 
     Args:
-        image: the annotated image, in any form that `diffup.inputs.images.read_image` takes.
-        annotation: its annotation, or a mask in any form that `Mask` takes; None without.
-        height: height of the picture in pixels.
+        boxes: the boxes.
+        size: (height, width) of the image in pixels.
+        argument: name of the annotation in error messages.
 
     Returns:
-        (height, width, 3) uint8.
+        (height, width) in [0, 1].
 
     Raises:
-        ImageError: the image cannot be read.
-        AnnotationError: the annotation does not fit the image.
+        AnnotationError: a box leaves the image.
     """
-    return draw_support(pair_supports([image], [annotation])[0], height)
+    weights = torch.zeros(size)
+    for inside in _insides(boxes, size, argument):
+        bump = torch.outer(*(_bump(side.stop - side.start) for side in inside))
+        weights[inside] = torch.maximum(weights[inside], bump)
+    return weights
 
 
-def draw_support(support: Support, height: int = HEIGHT) -> Bytes:
-    """Draw a support image with its annotation in green.
-
-    Boxes are drawn as their outlines, clicks as dots, strokes as strokes, and a mask as a tinted, outlined area. An
-    image without annotation is left as it is.
+def cover_boxes(boxes: Boxes, size: tuple[int, int], argument: str) -> Tensor:
+    """1 at the pixels that a box touches, else 0.
 
     Args:
-        support: support image and annotation.
-        height: height of the picture in pixels; it is lower if the image is very wide (`diffup.utils.pictures.WIDEST`).
+        boxes: the boxes.
+        size: (height, width) of the image in pixels.
+        argument: name of the annotation in error messages.
 
     Returns:
-        (height, width, 3) uint8.
+        (height, width) in [0, 1].
+
+    Raises:
+        AnnotationError: a box leaves the image.
     """
-    own = (support.image.shape[1], support.image.shape[2])
-    size = fitted_size(own, height)
-    picture = to_bytes(resize_image(support.image, size))
-    for area, opacity in _areas(support.annotation, own, size):
-        picture = tint(picture, area, GREEN, opacity)
-    return picture
+    covered = torch.zeros(size)
+    for inside in _insides(boxes, size, argument):
+        covered[inside] = 1.0
+    return covered
 
 
-def _areas(
-    annotation: Annotation, own: tuple[int, int], size: tuple[int, int]
-) -> list[tuple[npt.NDArray[np.bool_], float]]:
-    """Areas of a picture of some size, (H, W) bool, that an annotation of an image marks, and their opacities."""
-    scale = np.array([size[1] / own[1], size[0] / own[0]])  # of x and y
-    if annotation is None:
-        return []
-    if isinstance(annotation, Box):
-        return [(_rectangle(np.array(box).reshape(2, 2) * scale, size), 0.0) for box in annotation.boxes]
-    if isinstance(annotation, Mask):
-        return [(_resized(annotation.mask, size) > 0.5, _AREA)]
-    if isinstance(annotation, Scribble) and isinstance(annotation.strokes, torch.Tensor):
-        return [(_resized(annotation.strokes, size) > 0.25, _STROKE)]  # thin strokes fade when the image shrinks
-    marks = np.zeros(size, dtype=bool)
-    if isinstance(annotation, Points):
-        radius = annotation.radius or DEFAULT_STROKE * min(own)
-        mark_discs(marks, _moved(np.array(annotation.points), scale), max(radius * scale.min(), _LEAST_DOT))
-    else:
-        width = annotation.width or DEFAULT_STROKE * min(own)
-        for stroke in annotation.strokes:
-            mark_polyline(marks, _moved(np.asarray(stroke), scale), max(width / 2 * scale.min(), _LEAST_DOT))
-    return [(marks, _STROKE)]
+def _insides(boxes: Boxes, size: tuple[int, int], argument: str) -> list[tuple[slice, slice]]:
+    """Rows and columns of the pixels that each box touches."""
+    height, width = size
+    for index, (x0, y0, x1, y1) in enumerate(boxes):
+        if x0 < 0 or y0 < 0 or x1 > width or y1 > height:
+            raise AnnotationError(
+                f"{argument}: box {index} is ({x0:g}, {y0:g}, {x1:g}, {y1:g}) and leaves its image, which spans "
+                f"(0, 0, {width}, {height}). Give (left, top, right, bottom) in pixels within the image."
+            )
+    return [(slice(math.floor(y0), math.ceil(y1)), slice(math.floor(x0), math.ceil(x1))) for x0, y0, x1, y1 in boxes]
 
 
-def _rectangle(corners: npt.NDArray[np.float64], size: tuple[int, int]) -> npt.NDArray[np.bool_]:
-    """Fill a box with corners (x0, y0) and (x1, y1) in pixels of a picture, at least a pixel of it."""
-    (left, top), (right, bottom) = np.rint(corners).astype(int)
-    area = np.zeros(size, dtype=bool)
-    area[min(top, size[0] - 1) : max(bottom, top + 1), min(left, size[1] - 1) : max(right, left + 1)] = True
-    return area
+def _bump(pixels: int) -> Tensor:
+    """Weights along a side of a box of so many pixels: a parabola, 1 in the middle and 0 at the edges."""
+    middles = (torch.arange(pixels) + 0.5) / pixels * 2 - 1
+    return 1 - middles.square()
 
 
-def _moved(centres: npt.NDArray[np.float64], scale: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Move (N, 2) positions between images, in which (0, 0) is the centre of the top left pixel."""
-    return np.maximum((centres + 0.5) * scale - 0.5, 0.0)
+def draw_points(points: Sequence[Any], radius: float, size: tuple[int, int], argument: str) -> Tensor:
+    """1 in discs around points, else 0.
+
+    Args:
+        points: positions (x, y) in pixels; none draws nothing.
+        radius: radius of the discs in pixels.
+        size: (height, width) of the image in pixels.
+        argument: name of the annotation in error messages.
+
+    Returns:
+        (height, width), 0 or 1.
+
+    Raises:
+        AnnotationError: a point is outside of the image.
+    """
+    canvas = np.zeros(size, dtype=bool)
+    if points:
+        centres = np.array(points)
+        _check_inside(centres, size, argument, "point")
+        mark_discs(canvas, centres, radius)
+    return torch.from_numpy(canvas).float()
 
 
-def _resized(weights: torch.Tensor, size: tuple[int, int]) -> npt.NDArray[np.float32]:
-    return np.asarray(resize_maps(weights[None, None], size)[0, 0].numpy())
+def draw_strokes(strokes: Strokes, width: float, name: str, size: tuple[int, int], argument: str) -> Tensor:
+    """1 along strokes, else 0; a stroke image as it is.
+
+    Args:
+        strokes: polylines, none of which draws nothing, or a stroke image.
+        width: width of the polylines in pixels.
+        name: name of a stroke image in error messages.
+        size: (height, width) of the image in pixels.
+        argument: name of the annotation in error messages.
+
+    Returns:
+        (height, width) in [0, 1].
+
+    Raises:
+        AnnotationError: a vertex is outside of the image, or a stroke image has another size.
+    """
+    if isinstance(strokes, Tensor):
+        check_mask_size(strokes.shape, size, name, argument)
+        return strokes
+    canvas = np.zeros(size, dtype=bool)
+    for index, polyline in enumerate(strokes):
+        _check_inside(polyline, size, argument, f"stroke {index}, vertex")
+        mark_polyline(canvas, polyline, width / 2)
+    return torch.from_numpy(canvas).float()
+
+
+def _check_inside(points: npt.NDArray[np.float64], size: tuple[int, int], argument: str, what: str) -> None:
+    outside = (points < 0).any(axis=1) | (points >= (size[1], size[0])).any(axis=1)
+    if outside.any():
+        index = int(outside.argmax())
+        x, y = points[index]
+        raise AnnotationError(
+            f"{argument}: {what} {index} is ({x:g}, {y:g}), outside of its image of {size[1]} x {size[0]} pixels. "
+            "Give (x, y) in pixels within the image."
+        )

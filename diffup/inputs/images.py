@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import ExifTags, Image, ImageOps, TiffImagePlugin
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from diffup.errors import ImageError
@@ -196,6 +196,7 @@ def upright_size(
             height, width = _upright_size(source)
         else:
             with Image.open(io.BytesIO(source) if isinstance(source, bytes) else _existing(source, argument)) as image:
+                _check_size(image.height, image.width, source, argument, max_pixels)  # before Pillow decodes a PNG file
                 height, width = _upright_size(image)
     except ImageError:
         raise
@@ -259,6 +260,8 @@ def check_dense(tensor: Tensor, argument: str) -> None:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):  # whose text names a file, or an object in memory
+        return "UnidentifiedImageError: its format is unknown"
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 

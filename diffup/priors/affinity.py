@@ -65,9 +65,14 @@ def self_affinities(query: Sequence[Tensor], members: Sequence[Sequence[int]] = 
     found = []
     for side, heads in HEADS.items():
         similar = {level: _cosines(query[level], side, members[level] if members else ()) for level, _ in heads}
-        weights = torch.stack([similar[level].clamp_min(0) ** power for level, power in heads], dim=1)
-        found.append(weights / weights.sum(dim=3, keepdim=True).clamp_min(_TINY))
+        weights = torch.stack([_power(similar[level], power) for level, power in heads], dim=1)
+        found.append(weights.div_(weights.sum(dim=3, keepdim=True).clamp_min(_TINY)))
     return tuple(found)
+
+
+def _power(similar: Tensor, exponent: float) -> Tensor:
+    """Raise similarities to a power, negative ones as 0; so are results that processors are slow with, nearly 0."""
+    return F.threshold(similar, _TINY ** (1 / exponent), 0.0) ** exponent
 
 
 def _cosines(features: Tensor, side: int, widths: Sequence[int]) -> Tensor:
@@ -77,13 +82,16 @@ def _cosines(features: Tensor, side: int, widths: Sequence[int]) -> Tensor:
     centred = features - features.mean(dim=(2, 3), keepdim=True)
     found = []
     for part in torch.split(centred, list(widths) or features.shape[1], dim=1):
-        positions, cells = (unit(_at_side(part, s).flatten(2), dim=1) for s in (side, KEY_SIDE))
+        positions = unit(_at_side(part, side).flatten(2), dim=1)
+        cells = positions if side == KEY_SIDE else unit(_at_side(part, KEY_SIDE).flatten(2), dim=1)
         found.append(torch.bmm(positions.mT, cells))
     return torch.stack(found).mean(dim=0) if len(found) > 1 else found[0]
 
 
 def _at_side(features: Tensor, side: int) -> Tensor:
     """Features (B, C, h, w) at (side, side): their mean over cells, or interpolated where they are coarser."""
+    if features.shape[2] == features.shape[3] == side:
+        return features
     if min(features.shape[2:]) >= side:
         return F.adaptive_avg_pool2d(features, side)
     return F.interpolate(features, (side, side), mode="bilinear", align_corners=False)

@@ -7,26 +7,27 @@ Nothing after the `Condition` knows the encoder; nothing before it knows the dec
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import TypeAlias
+from dataclasses import dataclass
 
 import torch
 from einops import rearrange, repeat
 from torch import Tensor
 
-from diffup.priors.affinity import self_affinities
 from diffup.priors.config import PriorConfig
-from diffup.priors.edges import canny, sobel
+from diffup.priors.features import Members, SupportFeatures
 from diffup.priors.fusion import fuse, nearest_views
-from diffup.priors.level import (
-    affinity_of,
-    annotation_at_level,
+from diffup.priors.prepared import (
+    PreparedQuery,
+    PreparedSupport,
+    QueryLevel,
+    SupportLevel,
     calibrated_contrast,
-    pool_to_grid,
-    salient_map,
-    scale_down_large_features,
-    view_priors,
+    level_priors,
+    prepare_query,
+    prepare_support,
+    query_levels,
 )
+from diffup.priors.presence import presence_evidence
 from diffup.priors.text import text_views
 from diffup.utils.resize import resize_maps
 
@@ -39,9 +40,6 @@ EDGE_SIDE = 128
 TEXT_WEIGHT = 3.0
 """Total weight of a class's text prompts in the fusion; each of the three views of a single support has weight 1."""
 
-Members: TypeAlias = tuple[tuple[int, ...], ...]
-"""For each of the four levels, channels of each member of a joint backbone; empty for a single backbone."""
-
 
 @dataclass(frozen=True)
 class Condition:
@@ -51,6 +49,7 @@ class Condition:
         levels: four tensors (B, C, s, s), s in `SIZES`, C = `PriorConfig.condition_channels`.
         prior: (B, 1, 64, 64), fused mean prior that shifts the diffusion (eq. 13).
         image: (B, 3, 64, 64), query images, for the quality branch (DQM).
+        evidence: (B, 5), similarities that tell whether the queries show the class (`diffup.priors.presence.EVIDENCE`).
         affinity: for each side s in `priors.affinity.HEADS` a tensor (A, heads, s * s, 16 * 16), self-affinities of the
             queries; B is a multiple of A, and row i of the batch has the affinities i % A: classes and samples of the
             same queries share them. Empty unless `PriorConfig.self_affinity`.
@@ -61,16 +60,18 @@ class Condition:
     levels: tuple[Tensor, ...]
     prior: Tensor
     image: Tensor
+    evidence: Tensor
     affinity: tuple[Tensor, ...] = ()
     low_level: Tensor | None = None
 
     def _each(self, change: Callable[[Tensor], Tensor], affinity: tuple[Tensor, ...]) -> Condition:
         low_level = None if self.low_level is None else change(self.low_level)
-        return Condition(tuple(map(change, self.levels)), change(self.prior), change(self.image), affinity, low_level)
+        maps = tuple(map(change, self.levels)), change(self.prior), change(self.image)
+        return Condition(*maps, change(self.evidence), affinity, low_level)
 
     def repeat(self, times: int) -> Condition:
         """Repeat the whole batch `times` times along the batch dimension: (times * B, ...)."""
-        return self._each(lambda tensor: tensor.repeat(times, 1, 1, 1), self.affinity)
+        return self._each(lambda tensor: tensor.repeat(times, *[1] * (tensor.dim() - 1)), self.affinity)
 
     def first(self, count: int) -> Condition:
         """The condition of the first `count` queries of the batch."""
@@ -100,6 +101,7 @@ class Condition:
             tuple(torch.cat(levels) for levels in zip(*(condition.levels for condition in conditions), strict=True)),
             torch.cat([condition.prior for condition in conditions]),
             torch.cat([condition.image for condition in conditions]),
+            torch.cat([condition.evidence for condition in conditions]),
             affinity,
             torch.cat(features) if features else None,
         )
@@ -116,26 +118,6 @@ def _of_rows(affinity: Tensor, rows: range) -> Tensor:
 
 
 @dataclass(frozen=True)
-class SupportFeatures:
-    """Features and annotations of the support views of B episodes, K views each.
-
-    Args:
-        levels: four tensors (B, K, C_l, h_l, w_l), features of the views.
-        foreground: (B, K, H, W) in [0, 1], weights of the class.
-        background: (B, K, H, W) in [0, 1], weights of what is known not to be the class; all zero if unknown.
-        valid: (B, K) bool, False for the padding of episodes with fewer views.
-        annotated: (B, K) bool, False if the annotation does not say where the class is, so that saliency marks it. All
-            views of a support share it, even a magnified view that a mask fills.
-    """
-
-    levels: tuple[Tensor, ...]
-    foreground: Tensor
-    background: Tensor
-    valid: Tensor
-    annotated: Tensor
-
-
-@dataclass(frozen=True)
 class PriorMaps:
     """The maps that `assemble` turns into a condition. Training augments them at random before.
 
@@ -144,6 +126,7 @@ class PriorMaps:
         images: (B, 3, H, W) in [0, 1], query images.
         edges: (B, 2, H, W) in [0, 1], Canny and Sobel edges; unused if `PriorConfig.edges` is off.
         share: (B,) in [0, 1], result of `possible_share`; unused if `PriorConfig.calibration` is off.
+        evidence: (B, 5), as `Condition.evidence`.
         affinity: self-affinities of the queries, as `Condition.affinity`; empty unless `PriorConfig.self_affinity`.
         low_level: (B, C_0, h_0, w_0), first feature level of the queries; None except for DiffUp+LFE.
     """
@@ -152,24 +135,9 @@ class PriorMaps:
     images: Tensor
     edges: Tensor
     share: Tensor
+    evidence: Tensor
     affinity: tuple[Tensor, ...] = ()
     low_level: Tensor | None = None
-
-
-def possible_share(support: SupportFeatures) -> Tensor:
-    """Fraction of the supports' area that may be the class, that is, is not known to be background.
-
-    Args:
-        support: support features and annotations of B episodes.
-
-    Returns:
-        (B,) in [0, 1] on a logarithmic scale: 1 for the whole image (or if no background is known), lower by 1/3 for
-        every tenfold smaller fraction, 0 from a thousandth on.
-    """
-    valid = support.valid.to(support.background)
-    share = (1 - support.background).mean(dim=(2, 3))
-    logs = 1 + share.clamp(1e-3, 1).log10() / 3
-    return (logs * valid).sum(dim=1) / valid.sum(dim=1).clamp_min(1)
 
 
 def fused_priors(
@@ -194,57 +162,49 @@ def fused_priors(
         Four tensors (B, `config.prior_channels`, h, w) in [0, 1], at each level's own resolution: the mean of each
         kind, the variance of each kind, the extra priors, the calibrated contrast, the absolute priors, the saliency.
     """
+    prepared = None if support is None else prepare_support(support, config, members)
+    return _fused(query_levels(query, config, members), prepared, config, text)
+
+
+def _fused(
+    query: tuple[tuple[QueryLevel, ...], ...], support: PreparedSupport | None, config: PriorConfig, text: Tensor | None
+) -> list[Tensor]:
+    """Fused priors of every level, of prepared features: as `fused_priors`."""
     levels = []
-    for index, grid in enumerate(config.grids):
-        features = query[index].float()
-        widths = members[index] if members else (features.shape[1],)
-        sides: list[SupportFeatures] | list[None] = [None] * len(widths)
-        if support is not None:
-            sides = [
-                replace(support, levels=(part,))
-                for part in torch.split(support.levels[index].float(), list(widths), dim=2)
-            ]
-        parts = zip(torch.split(features, list(widths), dim=1), sides, strict=True)
-        priors, once = zip(*(_member_priors(part, side, text, grid, config) for part, side in parts), strict=True)
-        channels = _fuse_views(torch.cat(priors, dim=1), _weights(support, text).repeat(1, len(widths)), config)
+    for index, parts in enumerate(query):
+        sides = [None] * len(parts) if support is None else support.levels[index]
+        valid = None if support is None else support.valid
+        pairs = zip(parts, sides, strict=True)
+        priors, once = zip(*(_member_priors(part, side, valid, text, config) for part, side in pairs), strict=True)
+        channels = _fuse_views(torch.cat(priors, dim=1), _weights(valid, text).repeat(1, len(parts)), config)
         maps = torch.cat([*channels, torch.stack(once).mean(dim=0)], dim=1)
-        levels.append(rearrange(maps, "b n (h w) -> b n h w", h=min(features.shape[2], grid)))
+        levels.append(rearrange(maps, "b n (h w) -> b n h w", h=parts[0].size[0]))
     return levels
 
 
 def _member_priors(
-    features: Tensor, support: SupportFeatures | None, text: Tensor | None, grid: int, config: PriorConfig
+    query: QueryLevel, support: SupportLevel | None, valid: Tensor | None, text: Tensor | None, config: PriorConfig
 ) -> tuple[Tensor, Tensor]:
-    """Priors of one backbone at one level: maps of every view (B, V, M, P), and maps without views (B, N, P).
-
-    `support` holds only this backbone's features of this level.
-    """
-    features, views = scale_down_large_features(features, features if support is None else support.levels[0])
-    features = pool_to_grid(features, grid)
-    spread = affinity_of(features, config) if config.affinity else None
-    once = [features.new_zeros(len(features), 0, features.shape[2] * features.shape[3])]
+    """Priors of one backbone at one level: maps of every view (B, V, M, P), and maps without views (B, N, P)."""
+    once = [query.features.new_zeros(len(query.features), 0, query.features.shape[2])]
     priors = []
-    if support is not None:
-        pooled = pool_to_grid(rearrange(views, "b k c h w -> (b k) c h w"), grid)
-        views = rearrange(pooled, "(b k) c h w -> b k c h w", b=len(views))
-        regions = (support.foreground, support.background, support.annotated)
-        level_annotation = annotation_at_level(views, *regions, config)
-        stretched, similar = view_priors(features, spread, views, *regions, level_annotation, config)
+    if support is not None and valid is not None:
+        stretched, similar = level_priors(query, support, config)
         priors.append(stretched)
         if config.calibration:
-            once.append(calibrated_contrast(features, spread, views, level_annotation, support.valid, config))
+            once.append(calibrated_contrast(query, support, similar, valid, config))
         if config.absolute:
-            once.append(absolute_priors(similar, support.valid))
+            once.append(absolute_priors(similar, valid))
     if text is not None:
-        stretched, similar = text_views(text, features, spread, len(config.kinds), config.normalisation)
+        stretched, similar = text_views(text, query.size, query.spread, len(config.kinds), config.normalisation)
         priors.append(stretched)
         if config.calibration and support is None:
             # Text has no support scores to calibrate by: its maps are assumed to span background to foreground.
             once.append(stretched[:, :, 0].mean(dim=1, keepdim=True) / 3 + 1 / 3)
         if config.absolute and support is None:
             once.append(absolute_priors(similar, similar.new_ones(similar.shape[:2])))
-    if config.saliency:
-        once.append(salient_map(features, config, spread)[:, None])
+    if query.salient is not None:
+        once.append(query.salient[:, None])
     return torch.cat(priors, dim=1), torch.cat(once, dim=1)
 
 
@@ -263,9 +223,9 @@ def absolute_priors(similar: Tensor, valid: Tensor) -> Tensor:
     return (mean * 0.5 + 0.5).clamp(0, 1)
 
 
-def _weights(support: SupportFeatures | None, text: Tensor | None) -> Tensor:
+def _weights(valid: Tensor | None, text: Tensor | None) -> Tensor:
     """Weights of the views (B, V): 1 for each valid support view, `TEXT_WEIGHT` for all text views together."""
-    found = [] if support is None else [support.valid.float()]
+    found = [] if valid is None else [valid.float()]
     if text is not None:
         found.append(torch.full(text.shape[:2], TEXT_WEIGHT / text.shape[1], device=text.device))
     return torch.cat(found, dim=1)
@@ -279,30 +239,6 @@ def _fuse_views(priors: Tensor, weights: Tensor, config: PriorConfig) -> list[Te
     return channels
 
 
-def edge_maps(images: Tensor) -> Tensor:
-    """Canny and Sobel edges of query images: (B, 3, H, W) in [0, 1] -> (B, 2, H, W) in [0, 1]."""
-    return torch.cat([canny(images), sobel(images)], dim=1)
-
-
-def query_affinity(query: Sequence[Tensor], config: PriorConfig, members: Members = ()) -> tuple[Tensor, ...]:
-    """Compute the self-affinities of queries from their features, pooled as for the priors.
-
-    Features that were pooled before, as in training and evaluation, give the same.
-
-    Args:
-        query: four tensors (B, C_l, h_l, w_l), features of the queries.
-        config: config of the priors.
-        members: for each level, channels of each member of a joint backbone; empty for a single backbone.
-
-    Returns:
-        `Condition.affinity`; empty if the config has none.
-    """
-    if not config.self_affinity:
-        return ()
-    pooled = [pool_to_grid(level, grid) for level, grid in zip(query, config.grids, strict=True)]
-    return self_affinities(pooled, members)
-
-
 def prior_maps(
     query: Sequence[Tensor],
     support: SupportFeatures | None,
@@ -312,7 +248,6 @@ def prior_maps(
     text: Tensor | None = None,
     members: Members = (),
     edges: Tensor | None = None,
-    affinity: tuple[Tensor, ...] | None = None,
 ) -> PriorMaps:
     """Compute all maps that a condition is assembled from.
 
@@ -325,19 +260,30 @@ def prior_maps(
         text: (B, V, h, w), one map of each text prompt (`text_maps`); None without text.
         members: for each level, channels of each member of a joint backbone; empty for a single backbone.
         edges: (B, 2, H, W) in [0, 1], precomputed result of `edge_maps`; None computes it.
-        affinity: precomputed result of `query_affinity`; None computes it.
     """
-    if affinity is None:
-        affinity = query_affinity(query, config, members)
-    if edges is None:
-        edges = edge_maps(images) if config.edges else images.new_zeros(())
+    prepared = prepare_query(query, images, config, low_level, members, edges)
+    return class_maps(prepared, None if support is None else prepare_support(support, config, members), config, text)
+
+
+def class_maps(
+    query: PreparedQuery, support: PreparedSupport | None, config: PriorConfig, text: Tensor | None = None
+) -> PriorMaps:
+    """Compute the maps of one class in prepared queries.
+
+    Args:
+        query: the queries, from `prepare_query`.
+        support: the class, from `prepare_support`, a batch of the same size; None for zero-shot.
+        config: config of the priors.
+        text: (B, V, h, w), one map of each text prompt (`text_maps`); None without text.
+    """
     return PriorMaps(
-        fused=tuple(fused_priors(query, support, config, text, members)),
-        images=images,
-        edges=edges,
-        share=images.new_ones(len(images)) if support is None else possible_share(support),
-        affinity=affinity,
-        low_level=pool_to_grid(query[0].float(), config.grid) if low_level else None,
+        fused=tuple(_fused(query.levels, support, config, text)),
+        images=query.images,
+        edges=query.edges,
+        share=query.images.new_ones(len(query.images)) if support is None else support.share,
+        evidence=presence_evidence(query.matched, None if support is None else support.matched, text),
+        affinity=query.affinity,
+        low_level=query.low_level,
     )
 
 
@@ -359,7 +305,7 @@ def assemble(maps: PriorMaps, config: PriorConfig) -> Condition:
         levels.append(torch.cat(channels, dim=1) * 2 - 1)
     prior = mean_prior(maps.fused, SIZES[0], len(config.kinds))
     image = resize_maps(maps.images, (SIZES[0], SIZES[0]))
-    return Condition(tuple(levels), prior * 2 - 1, image * 2 - 1, maps.affinity, maps.low_level)
+    return Condition(tuple(levels), prior * 2 - 1, image * 2 - 1, maps.evidence, maps.affinity, maps.low_level)
 
 
 def mean_prior(fused: Sequence[Tensor], side: int, kinds: int) -> Tensor:
@@ -386,7 +332,6 @@ def build_condition(
     low_level: bool = False,
     text: Tensor | None = None,
     members: Members = (),
-    affinity: tuple[Tensor, ...] | None = None,
 ) -> Condition:
     """Build the condition from features: `prior_maps`, then `assemble`.
 
@@ -398,7 +343,5 @@ def build_condition(
         low_level: whether to include the queries' first feature level, for DiffUp+LFE (Table 9).
         text: (B, V, h, w), one map of each text prompt (`text_maps`); None without text.
         members: for each level, channels of each member of a joint backbone; empty for a single backbone.
-        affinity: precomputed result of `query_affinity`; None computes it.
     """
-    maps = prior_maps(query, support, images, config, low_level, text, members, affinity=affinity)
-    return assemble(maps, config)
+    return assemble(prior_maps(query, support, images, config, low_level, text, members), config)

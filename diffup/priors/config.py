@@ -104,18 +104,6 @@ class PriorConfig:
         return slice(start, start + self.absolute * len(self.kinds))
 
     @property
-    def absolute_channel(self) -> int | None:
-        """Index, in the coarsest condition level, of the first kind's absolute prior of the last backbone level.
-
-        None without absolute priors.
-        """
-        if not self.absolute:
-            return None
-        last = (LEVELS - 1) * self.prior_channels if self.layout == "all" else 0
-        first: int = self.absolute_maps.start
-        return last + first
-
-    @property
     def condition_channels(self) -> int:
         """Channels of every condition level."""
         return self.prior_channels * (LEVELS if self.layout == "all" else 1) + 2 * self.edges + self.calibration

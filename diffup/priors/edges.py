@@ -14,6 +14,11 @@ _SOBEL = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]]) / 
 _LUMA = torch.tensor([0.299, 0.587, 0.114])
 
 
+def edge_maps(images: Tensor) -> Tensor:
+    """Canny and Sobel edges of query images: (B, 3, H, W) in [0, 1] -> (B, 2, H, W) in [0, 1]."""
+    return torch.cat([canny(images), sobel(images)], dim=1)
+
+
 def to_grey(images: Tensor) -> Tensor:
     """Luminance of RGB images: (B, 3, H, W) -> (B, 1, H, W), same range."""
     return (images * _LUMA.to(images)[None, :, None, None]).sum(dim=1, keepdim=True)

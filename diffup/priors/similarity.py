@@ -115,8 +115,32 @@ def pairwise_similarity(
         ConfigError: metric and conversion cannot be combined.
     """
     check_metric(metric, conversion)
-    if metric in ("cosine", "l2_unit"):
-        vectors, features = unit(vectors, dim=2), unit(features, dim=1)
+    return compare(comparable(vectors, 2, metric), comparable(features, 1, metric), metric, conversion)
+
+
+def comparable(features: Tensor, dim: int, metric: Metric) -> Tensor:
+    """Bring features to the form that `compare` takes: unit vectors for `cosine` and `l2_unit`, else as they are.
+
+    Args:
+        features: tensor of any shape.
+        dim: channel dimension.
+        metric: comparison of features.
+    """
+    return unit(features, dim) if metric in ("cosine", "l2_unit") else features
+
+
+def compare(vectors: Tensor, features: Tensor, metric: Metric, conversion: Conversion) -> Tensor:
+    """Similarity of vectors to positions, both from `comparable`, so that it is called once for many comparisons.
+
+    Args:
+        vectors: (N, V, C), such as prototypes.
+        features: (N, C, P), features of P positions.
+        metric: comparison of features, as `pairwise_similarity` takes it.
+        conversion: conversion of a distance to a similarity.
+
+    Returns:
+        (N, V, P); in [-1, 1] for the cosine.
+    """
     if metric == "cosine":
         return vectors @ features
     order = 1.0 if metric == "l1" else 2.0

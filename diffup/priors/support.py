@@ -13,7 +13,8 @@ from diffup.backbones import Backbone
 from diffup.backbones.encode import encode
 from diffup.inputs.annotations import Support
 from diffup.inputs.images import resize_image
-from diffup.priors.condition import EDGE_SIDE, SupportFeatures
+from diffup.priors.condition import EDGE_SIDE
+from diffup.priors.features import SupportFeatures
 from diffup.priors.level import pool_to_grid
 from diffup.priors.similarity import resize_weights
 from diffup.priors.views import IDENTITY, ONE_SHOT_VIEWS, View, warp

@@ -32,26 +32,42 @@ def text_similarity(features: Tensor, embeddings: Tensor, vocabulary_mean: Tenso
     return torch.einsum("vc,bchw->bvhw", embeddings - vocabulary_mean, unit(features.float(), dim=1))
 
 
-def text_maps(similar: Tensor, query: Tensor, widths: Sequence[int] = ()) -> Tensor:
+def text_affinities(query: Tensor, widths: Sequence[int] = ()) -> list[Tensor]:
+    """Affinities of the queries' positions by which maps of any class are enhanced, one for each encoder.
+
+    Args:
+        query: (B, C, h, w), features of the queries at the visual encoder's last level.
+        widths: channels of each member of a joint backbone; empty for a single one.
+
+    Returns:
+        Tensors (B, h * w, h * w).
+    """
+    centred = (query - query.mean(dim=(2, 3), keepdim=True)).flatten(2)
+    return [affinity(member, _POWER) for member in torch.split(centred, list(widths) or query.shape[1], dim=1)]
+
+
+def text_maps(
+    similar: Tensor, query: Tensor, widths: Sequence[int] = (), affinities: Sequence[Tensor] | None = None
+) -> Tensor:
     """Prior maps of the named class, one for each text prompt: similarities enhanced with the affinity (eq. 11).
 
     Args:
         similar: (B, V, h', w'), similarities of V text prompts (`text_similarity`).
         query: (B, C, h, w), features of the queries at the visual encoder's last level, for the affinity.
         widths: channels of each member of a joint backbone, whose enhanced maps are averaged; empty for a single one.
+        affinities: precomputed result of `text_affinities`; None computes it.
 
     Returns:
         (B, V, h, w) in [-2, 2].
     """
-    centred = (query - query.mean(dim=(2, 3), keepdim=True)).flatten(2)
+    affinities = text_affinities(query, widths) if affinities is None else affinities
     resized = resize_maps(similar, (query.shape[2], query.shape[3])).flatten(2)
-    members = torch.split(centred, list(widths) or query.shape[1], dim=1)
-    spread = torch.stack([enhance(resized, affinity(member, _POWER)) for member in members]).mean(dim=0)
+    spread = torch.stack([enhance(resized, member) for member in affinities]).mean(dim=0)
     return spread.view(*spread.shape[:2], *query.shape[2:])
 
 
 def text_views(
-    maps: Tensor, features: Tensor, spread: Tensor | None, kinds: int, method: Normalisation
+    maps: Tensor, size: tuple[int, int], spread: Tensor | None, kinds: int, method: Normalisation
 ) -> tuple[Tensor, Tensor]:
     """Text maps as views of the query at one level: the same map under every prior kind.
 
@@ -60,7 +76,7 @@ def text_views(
 
     Args:
         maps: (B, V, h', w'), maps of V text prompts (`text_maps`).
-        features: (B, C, h, w), query features of the level.
+        size: (h, w), resolution of the level in positions.
         spread: (B, h * w, h * w), affinity of the query's positions; None does not enhance the maps.
         kinds: number of prior kinds M.
         method: method that normalises maps to [0, 1].
@@ -68,7 +84,7 @@ def text_views(
     Returns:
         Two tensors (B, V, M, h * w): the maps in [0, 1], and the similarities that they are stretched from.
     """
-    similar = resize_maps(maps, (features.shape[2], features.shape[3])).flatten(2)
+    similar = resize_maps(maps, size).flatten(2)
     similar = similar if spread is None else enhance(similar, spread)
     stretched = normalise(similar, method)
     return stretched[:, :, None].expand(-1, -1, kinds, -1), similar[:, :, None].expand(-1, -1, kinds, -1)

@@ -1,5 +1,6 @@
 """Prototypes of a class, computed once from supports and text prompts, saved, and used on any number of queries."""
 
+from diffup.prototypes.join import join_prototypes
 from diffup.prototypes.prototypes import (
     MAX_CLASSES,
     PrototypeEncoder,
@@ -7,8 +8,10 @@ from diffup.prototypes.prototypes import (
     check_classes,
     distinct_classes,
     has_text,
+    read_negatives,
     read_supports,
     teach,
+    with_negatives,
 )
 
 __all__ = [
@@ -18,6 +21,9 @@ __all__ = [
     "check_classes",
     "distinct_classes",
     "has_text",
+    "join_prototypes",
+    "read_negatives",
     "read_supports",
     "teach",
+    "with_negatives",
 ]

@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 
 from diffup.errors import PrototypesError
-from diffup.priors.condition import EDGE_SIDE, SupportFeatures
+from diffup.priors.condition import EDGE_SIDE
 from diffup.priors.config import LEVELS
+from diffup.priors.features import SupportFeatures
 from diffup.priors.support import change_support
 from diffup.text.prompts import TextPrompt
 
 FORMAT = "diffup-prototypes"
-VERSION = 1
-"""Version of the file format; raise it when an older diffup cannot read a newer file."""
+VERSION, VERSION_OF_NEGATIVES = 1, 2
+"""Versions of the file format, without and with negatives, which an older diffup cannot read."""
 
 _HALF_ERROR = 1e-3  # relative to a tensor's largest value; a tensor that loses more in float16 is saved in float32
 
@@ -50,10 +51,10 @@ def read_facts(metadata: dict[str, str] | None, path: Path) -> dict[str, Any]:
     if not isinstance(facts, dict):
         raise ValueError(f"its facts are {type(facts).__name__}, not an object")
     version = facts.pop("version")
-    if version > VERSION:
+    if version > VERSION_OF_NEGATIVES:
         raise PrototypesError(
-            f"{path} has version {version} of the format, this diffup reads up to {VERSION}: upgrade diffup, or make "
-            "the prototypes again"
+            f"{path} has version {version} of the format, this diffup reads up to {VERSION_OF_NEGATIVES}: upgrade "
+            "diffup, or make the prototypes again"
         )
     return dict(facts)
 

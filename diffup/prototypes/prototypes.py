@@ -5,23 +5,36 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from diffup.backbones import Backbone
 from diffup.decoder.config import DecoderConfig
-from diffup.errors import AnnotationError, ConfigError, PrototypesError
+from diffup.errors import AnnotationError, ConfigError, ImageError, PrototypesError
 from diffup.inputs.annotations import AnnotationLike, Support, pair_supports
 from diffup.inputs.images import ImageLike
-from diffup.priors.condition import SupportFeatures
+from diffup.priors.config import PriorConfig
+from diffup.priors.features import Members, SupportFeatures
+from diffup.priors.prepared import PreparedSupport, prepare_support
 from diffup.priors.support import change_support, encode_supports, join_views, plain_views, pool_support
-from diffup.prototypes.file import FORMAT, VERSION, feature_tensors, read_facts, read_features, read_text_prompt
+from diffup.prototypes.file import (
+    FORMAT,
+    VERSION,
+    VERSION_OF_NEGATIVES,
+    feature_tensors,
+    read_facts,
+    read_features,
+    read_text_prompt,
+)
 from diffup.prototypes.kept_supports import KeptSupport, pack, unpack
 from diffup.text.prompts import TextPrompt, embed_text_prompts
 from diffup.text.space import TextSpace
@@ -70,6 +83,7 @@ class Prototypes:
         text_prompt: text prompts and their embeddings; None without text.
         threshold: probability in (0, 1) above which a pixel is in the mask; None for the decoder's own.
         kept_supports: the stored support images; empty if they are not stored.
+        negative: prototypes of what looks like the class and is not; None without any.
 
     Raises:
         PrototypesError: the name is empty or not printable, the threshold is out of range, or there is neither support
@@ -86,6 +100,7 @@ class Prototypes:
     text_prompt: TextPrompt | None = None
     threshold: float | None = None
     kept_supports: tuple[KeptSupport, ...] = ()
+    negative: Prototypes | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.strip() or not self.name.isprintable():
@@ -104,7 +119,34 @@ class Prototypes:
         if self.text_prompt is not None:
             count = len(self.text_prompt.sentences)
             parts += [f"{count} sentence{'s' if count > 1 else ''}", self.text_prompt.space]
+        if self.negative is not None:
+            parts.append(f"{self.negative.shots} negative")
         return f"Prototypes({self.name!r}, {', '.join(parts)}{', images kept' if self.kept_supports else ''})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled: the fields, without what `prepared` keeps, which can be computed again."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    def prepared(self, config: PriorConfig, members: Members, device: torch.device) -> PreparedSupport | None:
+        """Everything in the priors that does not depend on the query; it is computed once and kept for the next query.
+
+        Args:
+            config: config of the priors.
+            members: for each level, channels of each member of a joint backbone; empty for a single encoder.
+            device: device of the result.
+
+        Returns:
+            A batch of one; None without support images.
+        """
+        if self.features is None:
+            return None
+        key = (config, members, device)
+        kept: tuple[Any, PreparedSupport] | None = vars(self).get(_PREPARED)
+        if kept is None or kept[0] != key:
+            features = change_support(self.features, lambda tensor: tensor.to(device))
+            kept = (key, prepare_support(features, config, members))
+            vars(self)[_PREPARED] = kept
+        return kept[1]
 
     def check(self, model: PrototypeEncoder) -> None:
         """Check that the prototypes were made with a model's encoder, input size, prior grid and text space.
@@ -144,8 +186,10 @@ class Prototypes:
         *,
         text: str | Sequence[str] | None = None,
         templates: Templates | None = None,
+        negatives: ImageLike | Sequence[ImageLike] | None = None,
+        negative_annotation: AnnotationLike | Sequence[AnnotationLike] = None,
     ) -> Prototypes:
-        """Add support images, text prompts or both to the class; nothing is computed again.
+        """Add support images, text prompts or negatives to the class; nothing is computed again.
 
         The result equals that of all images given at once. A single support, stored as three views, contributes only
         its unchanged view as soon as it is one of several. (After `load`, earlier features have the precision of the
@@ -158,6 +202,8 @@ class Prototypes:
             text: name of the class, or a list of synonyms; prompts that are already present are not added twice.
             templates: sentences with `{}` where the name goes: a list, one sentence, or `"clip7"` or `"clip80"`; by
                 default `"a photo of a {}."`.
+            negatives: one or more images of what looks like the class and is not.
+            negative_annotation: annotation of each negative image: where that is; None for its salient part.
 
         Returns:
             New prototypes; they store the new images if these store theirs.
@@ -171,13 +217,22 @@ class Prototypes:
             ConfigError: the templates are invalid.
         """
         self.check(model)
-        supports, text_prompt = read_supports(model, support, annotation, text, templates)
+        opposed = with_negatives(self, model, read_negatives(negatives, negative_annotation))
+        if support is None and text is None and negatives is not None and annotation is None:
+            return opposed
+        return opposed._with_supports(model, *read_supports(model, support, annotation, text, templates))
+
+    def _with_supports(
+        self, model: PrototypeEncoder, supports: Sequence[Support], text_prompt: TextPrompt | None
+    ) -> Prototypes:
         if self.text_prompt is not None:
             text_prompt = self.text_prompt if text_prompt is None else self.text_prompt.join(text_prompt)
         if not supports:
             return dataclasses.replace(self, text_prompt=text_prompt)
         if self.features is None:
-            return teach(model, supports, text_prompt, self.name, self.threshold)
+            return dataclasses.replace(
+                teach(model, supports, text_prompt, self.name, self.threshold), negative=self.negative
+            )
         old = change_support(self.features, lambda tensor: tensor[:, : self.shots])  # the unchanged view comes first
         new = pool_support(
             encode_supports(model.backbone, supports, plain_views(len(supports))), model.config.priors.grids
@@ -205,15 +260,18 @@ class Prototypes:
                 missing or cannot be loaded.
         """
         text_prompt = None if self.text_prompt is None else self.text_prompt.rebuild(model.text_space)
+        negative = None if self.negative is None else self.negative.rebuild(model)
         if not self.kept_supports:
             if not self._fits(model):
                 raise PrototypesError(
                     f"prototypes {self.name!r} keep no images, so they cannot be rebuilt; {_NO_IMAGES}"
                 )
-            return dataclasses.replace(self, text_prompt=text_prompt)
+            return dataclasses.replace(self, text_prompt=text_prompt, negative=negative)
         supports = [item.support(f"kept[{index}]") for index, item in enumerate(self.kept_supports)]
         return dataclasses.replace(
-            teach(model, supports, text_prompt, self.name, self.threshold), kept_supports=self.kept_supports
+            teach(model, supports, text_prompt, self.name, self.threshold),
+            kept_supports=self.kept_supports,
+            negative=negative,
         )
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -232,17 +290,34 @@ class Prototypes:
             StorageError: the file cannot be written.
         """
         path = checked_ending(path, ".safetensors")
+        facts, tensors = self._packed()
+        if self.negative is not None:
+            facts["negative"], more = self.negative._packed()
+            tensors |= {f"{_NEGATIVE}{name}": tensor for name, tensor in more.items()}
+        facts["version"] = VERSION if self.negative is None else VERSION_OF_NEGATIVES
+        with replacing(path) as temporary:
+            save_file(tensors, temporary, metadata={FORMAT: json.dumps(facts)})
+        return path
+
+    def _packed(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """The JSON fields and the tensors of the file, without the negatives and the version."""
         facts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in _BULK}
-        facts |= {"version": VERSION, "kept": len(self.kept_supports), "words": None}
+        facts |= {"kept": len(self.kept_supports), "words": None}
         tensors = pack(self.kept_supports)
         if self.features is not None:
             tensors |= feature_tensors(self.features)
         if self.text_prompt is not None:
             tensors["embeddings"] = self.text_prompt.embeddings.contiguous()
             facts["words"] = {name: getattr(self.text_prompt, name) for name in ("sentences", "space", "fingerprint")}
-        with replacing(path) as temporary:
-            save_file(tensors, temporary, metadata={FORMAT: json.dumps(facts)})
-        return path
+        return facts, tensors
+
+    @classmethod
+    def _unpacked(cls, facts: dict[str, Any], tensors: dict[str, Tensor], negative: Prototypes | None) -> Prototypes:
+        kept_supports = unpack(tensors, facts.pop("kept"))
+        text_prompt = read_text_prompt(tensors, facts.pop("words", None))
+        facts["input_size"] = (int(facts["input_size"][0]), int(facts["input_size"][1]))
+        features = read_features(tensors, facts["shots"]) if facts["shots"] else None
+        return cls(features=features, text_prompt=text_prompt, kept_supports=kept_supports, negative=negative, **facts)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Prototypes:
@@ -261,11 +336,11 @@ class Prototypes:
             with named_in_utf8(path) as readable, safe_open(readable, framework="pt") as file:
                 facts = read_facts(file.metadata(), path)
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-            kept_supports = unpack(tensors, facts.pop("kept"))
-            text_prompt = read_text_prompt(tensors, facts.pop("words", None))
-            facts["input_size"] = (int(facts["input_size"][0]), int(facts["input_size"][1]))
-            features = read_features(tensors, facts["shots"]) if facts["shots"] else None
-            return cls(features=features, text_prompt=text_prompt, kept_supports=kept_supports, **facts)
+            others, negative = facts.pop("negative", None), None
+            if others is not None:
+                named = {name.removeprefix(_NEGATIVE): t for name, t in tensors.items() if name.startswith(_NEGATIVE)}
+                negative = cls._unpacked(others, named, None)
+            return cls._unpacked(facts, tensors, negative)
         except PrototypesError:
             raise
         except (SafetensorError, LookupError, ValueError, TypeError, OverflowError, RecursionError) as error:
@@ -351,6 +426,48 @@ def teach(
     )
 
 
+def read_negatives(
+    negatives: ImageLike | Sequence[ImageLike] | None,
+    annotation: AnnotationLike | Sequence[AnnotationLike],
+) -> list[Support]:
+    """Read images of what looks like a class and is not, with their annotations.
+
+    Args:
+        negatives: one or more images; None without any.
+        annotation: annotation of each image.
+
+    Raises:
+        ImageError: an image cannot be read; the message names it, such as `negatives[1]`.
+        AnnotationError: an annotation does not fit its image, or there is no image.
+    """
+    if negatives is None:
+        if annotation is not None:
+            raise AnnotationError("negative_annotation: there is no image that it belongs to; give negatives=")
+        return []
+    try:
+        return list(pair_supports(negatives, annotation))
+    except (AnnotationError, ImageError) as error:
+        message = re.sub("^annotation", "negative_annotation", re.sub("^support", "negatives", str(error)))
+        raise type(error)(message) from error
+
+
+def with_negatives(prototypes: Prototypes, model: PrototypeEncoder, supports: Sequence[Support]) -> Prototypes:
+    """Add negatives to prototypes.
+
+    Args:
+        prototypes: the prototypes of a class.
+        model: the model that they were made with.
+        supports: images of what looks like the class and is not, annotated.
+    """
+    if not supports:
+        return prototypes
+    if prototypes.negative is not None:
+        negative = prototypes.negative._with_supports(model, supports, None)
+    else:
+        negative = teach(model, supports, None, f"not {prototypes.name}", None, bool(prototypes.kept_supports))
+    return dataclasses.replace(prototypes, negative=negative)
+
+
 def check_classes(given: object, model: PrototypeEncoder) -> list[Prototypes]:
     """Return prototypes as a list of classes, after checking that they fit the model and each other.
 
@@ -409,7 +526,9 @@ def has_text(given: object) -> bool:
 
 MAX_CLASSES = 255
 
-_BULK = ("features", "text_prompt", "kept_supports")
+_BULK = ("features", "text_prompt", "kept_supports", "negative")
+_NEGATIVE = "negative."  # prefix of the negatives' tensors in the file
+_PREPARED = "_prepared"  # where `Prototypes.prepared` keeps its last result
 _NO_IMAGES = (
     "build them from the support images: model.prototypes(support, annotation). With keep_images=True they keep the "
     "images and follow a change of the encoder by prototypes.rebuild(model)"

@@ -22,13 +22,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from diffup.decoder.base import PRESENCE_LEVEL, Decoder
+from diffup.decoder.base import Decoder
 from diffup.decoder.config import DecoderConfig
 from diffup.decoder.diffusion import Diffusion
 from diffup.decoder.weights import CONFIG
 from diffup.errors import ConfigError, ExportError, MissingPackageError
 from diffup.priors.affinity import HEADS, KEY_SIDE
 from diffup.priors.condition import SIZES, Condition
+from diffup.priors.presence import EVIDENCE
 from diffup.utils.files import replacing, write_text
 
 Format = Literal["onnx", "pt2"]
@@ -39,9 +40,6 @@ NETWORK = "network"
 
 QUALITY = "quality"
 """File name, without ending, of the quality branch, which maps `QUALITY_INPUTS` to `OUTPUTS[1:]`."""
-
-PRESENCE = "presence"
-"""File name, without ending, of the presence: from the condition's level `level2` to the logit `presence` (B,)."""
 
 INPUTS = ("x", "time", "level0", "level1", "level2", "level3", "prior", "image")
 """Names of the inputs of every network, the arguments of `Decoder.forward` and the fields of `Condition`; B is the
@@ -110,7 +108,9 @@ class Network(nn.Module):
         for tensor in affinity:
             # Tells the tracer that rows share no affinities: with another number of them, B could not vary freely.
             torch._check(tensor.shape[0] == x.shape[0])
-        denoised = self.decoder(x, time, Condition((level0, level1, level2, level3), prior, image, affinity))
+        evidence = x.new_zeros(x.shape[0], EVIDENCE)  # the network does not read it
+        condition = Condition((level0, level1, level2, level3), prior, image, evidence, affinity)
+        denoised = self.decoder(x, time, condition)
         return denoised.output, denoised.error, denoised.iou
 
 
@@ -139,30 +139,13 @@ class Quality(nn.Module):
         return self.decoder.judge(mask, image, prior)
 
 
-class Presence(nn.Module):
-    """The part of a decoder that predicts whether a query shows the class.
-
-    Args:
-        decoder: the decoder to export.
-    """
-
-    def __init__(self, decoder: Decoder) -> None:
-        super().__init__()
-        self.head = decoder.presence_head
-
-    def forward(self, level2: Tensor) -> Tensor:
-        """Predict the presence from the condition's third level: (B, M, 16, 16) in [-1, 1] -> (B,), logits."""
-        logit: Tensor = self.head(level2)
-        return logit
-
-
 def export_decoder(
     decoder: Decoder, folder: str | os.PathLike[str], formats: Sequence[Format] = FORMATS
 ) -> dict[Path, float]:
     """Export a decoder, and compare the results of each file with the original on random input.
 
-    The folder then holds `network`, `quality` and `presence`, each as `.onnx` and `.pt2`, and the decoder's
-    `config.json`, which has the sampling settings. A file is put in place only after its results have been found equal.
+    The folder then holds `network` and `quality`, each as `.onnx` and `.pt2`, and the decoder's `config.json`, which
+    has the sampling settings and calibrations. A file is put in place only after its results have been found equal.
 
     Args:
         decoder: a decoder of any system but `prior`, without low-level features.
@@ -170,8 +153,8 @@ def export_decoder(
         formats: formats to write: `onnx` (needs `diffup[onnx]`), `pt2` (`torch.export`), or both.
 
     Returns:
-        The written files, each with the maximum difference from the original: of the probability of the mask or of the
-        presence, the IoU, or half the error map.
+        The written files, each with the maximum difference from the original: of the mask's probability, the IoU, or
+        half the error map.
 
     Raises:
         ConfigError: a format is unknown, or the decoder cannot be exported.
@@ -193,7 +176,7 @@ def export_decoder(
     decoder = copy.deepcopy(decoder).eval()  # the caller's decoder stays unchanged
     folder = Path(folder)
     written: dict[Path, float] = {}
-    modules = {NETWORK: Network(decoder), QUALITY: Quality(decoder), PRESENCE: Presence(decoder)}
+    modules = {NETWORK: Network(decoder), QUALITY: Quality(decoder)}
     for stem, module in modules.items():
         program = _trace(module, decoder)
         for name in formats:
@@ -225,7 +208,7 @@ def save_condition(path: str | os.PathLike[str], condition: Condition, noise: Te
         raise ConfigError("condition: it holds low-level features, which exported decoders do not take")
     arrays = {f"level{index}": level for index, level in enumerate(condition.levels)}
     arrays |= {f"affinity{index}": affinity for index, affinity in enumerate(condition.affinity)}
-    arrays |= {"prior": condition.prior, "image": condition.image, "noise": noise}
+    arrays |= {"prior": condition.prior, "image": condition.image, "evidence": condition.evidence, "noise": noise}
     numbers = {name: tensor.float().cpu().numpy() for name, tensor in arrays.items()}
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(file, size=np.array(size), **numbers)  # type: ignore[arg-type]
@@ -263,7 +246,7 @@ def _names(stem: str, config: DecoderConfig) -> tuple[tuple[str, ...], tuple[str
     """Names of the inputs and of the outputs of a graph."""
     if stem == NETWORK:
         return network_inputs(config), OUTPUTS
-    return (QUALITY_INPUTS, OUTPUTS[1:]) if stem == QUALITY else ((f"level{PRESENCE_LEVEL}",), (PRESENCE,))
+    return QUALITY_INPUTS, OUTPUTS[1:]
 
 
 def _inputs_of(module: nn.Module, decoder: Decoder, batch: int, seed: int = 0) -> tuple[Tensor, ...]:
@@ -271,8 +254,6 @@ def _inputs_of(module: nn.Module, decoder: Decoder, batch: int, seed: int = 0) -
     if isinstance(module, Network):
         return inputs
     given = dict(zip(INPUTS, inputs, strict=False))
-    if isinstance(module, Presence):
-        return (given[f"level{PRESENCE_LEVEL}"],)
     return given["prior"].flip(0, 2), given["image"], given["prior"]  # any mask in [-1, 1] but the prior itself
 
 
@@ -310,7 +291,7 @@ def _check(module: nn.Module, path: Path, kind: Format, decoder: Decoder) -> flo
     for batch in (1, 3):
         inputs = _inputs_of(module, decoder, batch, seed=batch)
         with torch.no_grad():
-            expected = _several(module(*inputs))
+            expected = module(*inputs)
             found = _run(path, kind, inputs)
         for index, (a, b) in enumerate(zip(expected, found, strict=True)):
             a, b = (_comparable(value, module, index, decoder) for value in (a, b))
@@ -323,15 +304,8 @@ def _check(module: nn.Module, path: Path, kind: Format, decoder: Decoder) -> flo
     return greatest
 
 
-def _several(results: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
-    """Results of a module: a graph with one output gives a tensor."""
-    return (results,) if isinstance(results, Tensor) else results
-
-
 def _comparable(value: Tensor, module: nn.Module, index: int, decoder: Decoder) -> Tensor:
     """Convert an output to what `TOLERANCE` is about: a probability, an IoU, or half an error map."""
-    if isinstance(module, Presence):
-        return torch.sigmoid(value)
     if isinstance(module, Network) and index == 0:  # the probability that it gives at the last step
         diffusion = Diffusion(decoder.config)
         last = torch.full((len(value),), diffusion.timesteps - 1)
@@ -341,7 +315,8 @@ def _comparable(value: Tensor, module: nn.Module, index: int, decoder: Decoder) 
 
 def _run(path: Path, kind: Format, inputs: tuple[Tensor, ...]) -> Sequence[Tensor]:
     if kind == "pt2":
-        return _several(torch.export.load(path).module()(*inputs))
+        found: Sequence[Tensor] = torch.export.load(path).module()(*inputs)
+        return found
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])

@@ -26,7 +26,8 @@ from diffup.backbones import Backbone, check_pyramid
 from diffup.data.folder import square_mask
 from diffup.errors import BackboneError
 from diffup.inputs.images import resize_image
-from diffup.priors.condition import EDGE_SIDE, edge_maps
+from diffup.priors.condition import EDGE_SIDE
+from diffup.priors.edges import edge_maps
 from diffup.priors.level import pool_to_grid
 from diffup.priors.text import text_similarity
 from diffup.priors.views import View, warp

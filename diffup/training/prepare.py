@@ -18,7 +18,7 @@ from diffup.data.base import TrainingData
 from diffup.data.joined import JoinedData
 from diffup.errors import DataError, TrainingError
 from diffup.inputs.images import is_image_name
-from diffup.priors.condition import Members
+from diffup.priors.features import Members
 from diffup.priors.views import IDENTITY, ONE_SHOT_VIEWS, View
 from diffup.text.prompts import embed
 from diffup.text.space import TextSpace

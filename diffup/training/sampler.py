@@ -14,7 +14,8 @@ from torch import Tensor
 from diffup.data.weak import AnnotationKind, weaken
 from diffup.errors import TrainingError
 from diffup.inputs.annotations import rasterise
-from diffup.priors.condition import SIZES, SupportFeatures
+from diffup.priors.condition import SIZES
+from diffup.priors.features import SupportFeatures
 from diffup.priors.views import ONE_SHOT_VIEWS, warp
 from diffup.training.bank import Bank
 from diffup.training.config import EpisodesConfig

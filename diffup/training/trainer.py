@@ -26,8 +26,9 @@ from diffup.decoder.diffusion import Diffusion
 from diffup.decoder.losses import Losses, decoder_loss
 from diffup.decoder.weights import load_decoder, save_decoder
 from diffup.errors import ConfigError, TrainingError
-from diffup.priors.condition import Condition, Members, assemble, prior_maps
+from diffup.priors.condition import Condition, assemble, prior_maps
 from diffup.priors.config import PriorConfig
+from diffup.priors.features import Members
 from diffup.priors.level import pool_to_grid
 from diffup.priors.text import text_maps
 from diffup.text.space import TextSpace
@@ -386,14 +387,13 @@ class Trainer:
         """
         answer = answer.detach()
         with self._autocast():
-            presence = self.model.presence(condition)
             judged = [(answer, *self.model.judge(answer, condition.image, condition.prior))]
         if self.adversary is None:
             judged.append((x, denoised.error, denoised.iou))
-        output, presence, target = self.processes.whole(denoised.output, presence, target)
+        output, target = self.processes.whole(denoised.output, target)
         mask, valid = self.processes.whole(episodes.mask, episodes.valid)
         whole: list[Any] = [self.processes.whole(*part) for part in judged]
-        return decoder_loss(output, whole, presence, mask, target, valid, self.config.decoder)
+        return decoder_loss(output, whole, mask, target, valid, self.config.decoder)
 
     def _self_aligned(self, mask: Tensor, condition: Condition, generator: torch.Generator) -> Tensor:
         """Return the masks from which x_t is made: for some samples the decoder's own estimate from pure noise."""

@@ -35,18 +35,3 @@ class PriorDecoder(Decoder):
             Error map (B, 1, 64, 64), all zero, and IoU (B,) in [0, 1].
         """
         return torch.zeros_like(mask), expected_iou(mask * 0.5 + 0.5, self.config.threshold)
-
-    def presence(self, condition: Condition) -> Tensor:
-        """Logit of the greatest absolute prior of the last level; 0, which says nothing, without absolute priors.
-
-        Args:
-            condition: condition of B queries.
-
-        Returns:
-            (B,), logits.
-        """
-        channel = self.config.priors.absolute_channel
-        if channel is None:
-            return condition.prior.new_zeros(len(condition.prior))
-        similar = condition.levels[-1][:, channel] * 0.5 + 0.5
-        return torch.logit(similar.flatten(1).amax(dim=1), eps=1e-6)

@@ -8,7 +8,7 @@ import torch
 
 from diffup.errors import AnnotationError
 from diffup.inputs.annotations import Annotation, Box, Mask, Points, Scribble
-from diffup.inputs.drawing import draw_annotation
+from diffup.inputs.support_picture import draw_annotation
 from diffup.utils.pictures import GREEN, WIDEST
 
 HEIGHT, WIDTH = 100, 160
@@ -42,6 +42,23 @@ def test_a_box_is_a_rectangle_with_nothing_in_it() -> None:
 def test_overlapping_boxes_are_two_rectangles() -> None:
     _, green = drawn(Box([(10, 10, 80, 60), (40, 30, 140, 90)]))
     assert green[59, 20] and green[59, 70] and green[45, 40] and green[30, 60], "the lines within the other box too"
+
+
+def test_what_is_not_the_class_is_red() -> None:
+    """Where it were green if it were the class; what is the class stays green."""
+    box, clicks, stroke = (20, 20, 60, 50), [(30, 40)], [(20, 40), (60, 30)]
+    pairs = (
+        (Box(box), Box(100, 60, 140, 90, negative=box)),
+        (Points(clicks), Points([(120, 80)], negative=clicks)),
+        (Scribble(stroke), Scribble([(100, 80), (140, 70)], negative=stroke)),
+    )
+    for alone, both in pairs:
+        green, mixed = (draw_annotation(image(), annotation, HEIGHT).astype(int) for annotation in (alone, both))
+        shown, left = (green != 120).any(axis=2), slice(None, WIDTH // 2)
+        np.testing.assert_array_equal((mixed != 120).any(axis=2)[:, left], shown[:, left])
+        marked = green[..., 1] - green[..., 0] > 50
+        assert marked.any() and (mixed[..., 0] - mixed[..., 1] > 50)[marked].all()
+        assert (mixed[..., 1] - mixed[..., 0] > 50)[:, WIDTH // 2 :].any()
 
 
 def test_a_box_is_scaled_with_its_image() -> None:

@@ -1,0 +1,138 @@
+"""Evidence that a query shows the class at all: similarities that are not stretched to the query's own range.
+
+Priors tell where in a query the class is most likely. Whether it is there is another question, which the best matches
+of the supports' foreground answer: where the class is missing, parts of it find nothing like them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from diffup.priors.similarity import unit
+
+EVIDENCE = 5
+"""Number of values of each query: two similarities to the supports and 1, then one to the text prompts and 1.
+
+The logit of the presence is a linear function of them. Values of a source that a class does not have are 0; text counts
+only without supports.
+"""
+
+_EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class MatchedQuery:
+    """Unit features of B queries at P positions.
+
+    Attributes:
+        centred: (B, C, P), of features from which each image's mean is subtracted.
+        plain: (B, C, P), of the features themselves.
+    """
+
+    centred: Tensor
+    plain: Tensor
+
+    @classmethod
+    def of(cls, features: Tensor) -> MatchedQuery:
+        """Take features (B, C, h, w)."""
+        flat = features.flatten(2)
+        return cls(unit(flat - flat.mean(dim=2, keepdim=True), dim=1), unit(flat, dim=1))
+
+
+@dataclass(frozen=True)
+class MatchedSupport:
+    """Unit features of the support views of B episodes, at P positions in all.
+
+    Attributes:
+        centred: (B, P, C), of features from which each view's mean is subtracted.
+        plain: (B, P, C), of the features themselves.
+        weights: (B, P) in [0, 1], weights of the class, which sum to 1.
+    """
+
+    centred: Tensor
+    plain: Tensor
+    weights: Tensor
+
+    @classmethod
+    def of(cls, views: Tensor, foreground: Tensor, valid: Tensor) -> MatchedSupport:
+        """Weigh each valid view equally.
+
+        Args:
+            views: (B, K, C, h, w), features of the support views.
+            foreground: (B, K, h * w) in [0, 1], weights of the class.
+            valid: (B, K) bool, False for padding.
+        """
+        weights = foreground / foreground.sum(dim=2, keepdim=True).clamp_min(_EPS) * valid[..., None]
+        weights = weights / valid.sum(dim=1).clamp_min(1)[:, None, None]
+        flat = views.flatten(3)
+        centred = flat - flat.mean(dim=3, keepdim=True)
+        return cls(_positions(centred), _positions(flat), weights.flatten(1))
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> MatchedSupport:
+        """Apply a function to every tensor.
+
+        Args:
+            change: function of one tensor; the first dimension of all is B.
+        """
+        return MatchedSupport(change(self.centred), change(self.plain), change(self.weights))
+
+
+def _positions(views: Tensor) -> Tensor:
+    """Unit features of all positions: (B, K, C, P) -> (B, K * P, C)."""
+    positions: Tensor = rearrange(unit(views, dim=2), "b k c p -> b (k p) c")
+    return positions
+
+
+def presence_evidence(
+    query: Sequence[MatchedQuery], support: Sequence[MatchedSupport] | None, text: Tensor | None
+) -> Tensor:
+    """Collect what tells whether queries show the class.
+
+    Args:
+        query: features of the queries at the last level, of each member of a joint backbone or of the only encoder.
+        support: features of the supports likewise, a batch of the same size; None for zero-shot.
+        text: (B, V, h, w), maps of V text prompts (`diffup.priors.text.text_maps`); None without text.
+
+    Returns:
+        (B, 5), values of `EVIDENCE`.
+    """
+    found = query[0].plain.new_zeros(len(query[0].plain), EVIDENCE)
+    if support is not None:
+        pairs = zip(query, support, strict=True)
+        found[:, :2] = torch.stack([support_evidence(*pair) for pair in pairs]).mean(dim=0)
+        found[:, 2] = 1
+    elif text is not None:
+        found[:, 3], found[:, 4] = text_evidence(text), 1
+    return found
+
+
+def support_evidence(query: MatchedQuery, support: MatchedSupport) -> Tensor:
+    """Mean similarity of the supports' foreground positions to their best matches in the query.
+
+    Args:
+        query: features of the queries.
+        support: features of the support views, a batch of the same size.
+
+    Returns:
+        (B, 2) in [-1, 1], means over the valid views of the cosines of centred features, and of plain ones.
+    """
+    pairs = ((query.centred, support.centred), (query.plain, support.plain))
+    best = [torch.bmm(theirs, ours).amax(dim=2) for ours, theirs in pairs]
+    return torch.stack([(similar * support.weights).sum(dim=1) for similar in best], dim=1)
+
+
+def text_evidence(maps: Tensor) -> Tensor:
+    """Greatest similarity of the query's positions to the text prompts.
+
+    Args:
+        maps: (B, V, h, w), maps of V text prompts (`diffup.priors.text.text_maps`).
+
+    Returns:
+        (B,) in [-2, 2], that of the mean over the prompts.
+    """
+    return maps.float().mean(dim=1).flatten(1).amax(dim=1)
