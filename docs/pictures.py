@@ -166,6 +166,23 @@ def _justified(panels: list[Panel]) -> Image.Image:
     return row
 
 
+def draw(folder: Path, model: DiffUp) -> list[str]:
+    """Draw all pictures but the screenshots, in a folder that exists; the names of the files."""
+    models = [model, *(model.upgrade(name) for name in ENCODERS[1:])]
+    pictures = {
+        "front": lambda: front(model),
+        "annotations": lambda: annotations(model),
+        "encoders": lambda: encoders(models),
+        "result": lambda: result_maps(model),
+        "failures": lambda: failures(model),
+    }
+    for name, make in pictures.items():
+        path = folder / f"{name}.jpg"
+        make().convert("RGB").save(path, quality=58 if name == "front" else 85, optimize=True)
+        print(path)
+    return [f"{name}.jpg" for name in pictures]
+
+
 def screenshots(folder: Path) -> list[str]:
     """Take the screenshots of the web page, as the test in the browser does; the names of the files."""
     test = "tests/test_demo_browser.py::test_a_drawn_scribble_gives_what_the_library_gives"
@@ -177,6 +194,8 @@ def screenshots(folder: Path) -> list[str]:
     missing = [name for name in names if not (folder / name).exists()]
     if missing:
         raise SystemExit(f"{', '.join(missing)}: not made, for want of Chromium or of the extra dev")
+    for name in names:  # a third of the size, and hardly a visible difference
+        Image.open(folder / name).convert("RGB").quantize(64).save(folder / name, optimize=True)
     return names
 
 
@@ -216,20 +235,7 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit(f"not of the released decoder: {', '.join(old)}; run docs/pictures.py" if old else 0)
     args.output.mkdir(parents=True, exist_ok=True)
     model = DiffUp.from_pretrained(backbone=ENCODERS[0])
-    models = [model, *(model.upgrade(name) for name in ENCODERS[1:])]
-    pictures = {
-        "front": lambda: front(model),
-        "annotations": lambda: annotations(model),
-        "encoders": lambda: encoders(models),
-        "result": lambda: result_maps(model),
-        "failures": lambda: failures(model),
-    }
-    for name, make in pictures.items():
-        path = args.output / f"{name}.jpg"
-        make().convert("RGB").save(path, quality=65 if name == "front" else 85, optimize=True)
-        print(path)
-    names = [f"{name}.jpg" for name in pictures] + screenshots(args.output)
-    record(args.output, names, decoder_hash(model.decoder))
+    record(args.output, draw(args.output, model) + screenshots(args.output), decoder_hash(model.decoder))
 
 
 if __name__ == "__main__":
