@@ -316,7 +316,12 @@ def _write(module: PhotoModel, support: Mapping[str, Tensor], facts: Facts, path
                 module, (example_photo(96, 128), *support.values()), dynamic_shapes=shapes, strict=False
             )
             exported = torch.onnx.export(
-                program, input_names=[PHOTO, *support], output_names=OUTPUTS, dynamo=True, verbose=False
+                program,
+                input_names=[PHOTO, *support],
+                output_names=OUTPUTS,
+                dynamo=True,
+                verbose=False,
+                optimize=False,  # runtimes do it themselves, in a fraction of the time
             )
     except Exception as error:  # the exporter has no common class of errors
         reason = str(error).strip().splitlines()
@@ -330,15 +335,18 @@ def _write(module: PhotoModel, support: Mapping[str, Tensor], facts: Facts, path
 
 
 def example_photo(height: int, width: int, seed: int = 0) -> Tensor:
-    """Draw a photo of coloured blobs: (1, 3, height, width) uint8.
+    """Draw a photo of coloured blobs with noise: (1, 3, height, width) uint8.
+
+    Without noise many neighbours would be equal, and rounding would decide which of them is an edge.
 
     Args:
         height: height in pixels.
         width: width in pixels.
         seed: seed of the random numbers.
     """
-    blobs = torch.rand(1, 3, 6, 8, generator=torch.Generator().manual_seed(seed))
-    return (resize_maps(blobs, (height, width)) * 255).to(torch.uint8)
+    generator = torch.Generator().manual_seed(seed)
+    blobs = resize_maps(torch.rand(1, 3, 6, 8, generator=generator), (height, width))
+    return (blobs * 195 + torch.rand(blobs.shape, generator=generator) * 60).to(torch.uint8)
 
 
 def _difference(module: PhotoModel, path: Path, support: Mapping[str, Tensor]) -> float:
