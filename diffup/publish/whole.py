@@ -22,6 +22,7 @@ from diffup.errors import ConfigError, ExportError
 from diffup.inference import trust
 from diffup.priors.condition import EDGE_SIDE, Condition, assemble, class_maps
 from diffup.priors.prepared import PreparedSupport, SupportLevel, prepare_query
+from diffup.priors.presence import MatchedSupport
 from diffup.prototypes import Prototypes
 from diffup.publish.export import TOLERANCE, check_packages, quiet
 from diffup.utils.files import checked_ending, replacing
@@ -40,6 +41,10 @@ TENSORS = ("prototypes", "contrast", "positions", "inside", "outside", "known", 
 """Fields of a `SupportLevel` that are tensors, in the order of a graph's inputs."""
 
 
+MATCHED = ("centred", "plain", "weights")
+"""Fields of a `MatchedSupport`, in the order of a graph's inputs, whose names begin with `matched_`."""
+
+
 def support_inputs(support: PreparedSupport) -> dict[str, Tensor]:
     """Tensors of a prepared class by the names of a graph's inputs.
 
@@ -49,7 +54,8 @@ def support_inputs(support: PreparedSupport) -> dict[str, Tensor]:
     named = {
         f"{name}{index}": getattr(level[0], name) for index, level in enumerate(support.levels) for name in TENSORS
     }
-    return named | {"valid": support.valid, "share": support.share}
+    matched = {f"matched_{name}": getattr(support.matched[0], name) for name in MATCHED}
+    return named | matched | {"valid": support.valid, "share": support.share}
 
 
 def support_of(tensors: Sequence[Tensor]) -> PreparedSupport:
@@ -58,9 +64,11 @@ def support_of(tensors: Sequence[Tensor]) -> PreparedSupport:
     Args:
         tensors: the tensors, in the order of `support_inputs`.
     """
-    *levels, valid, share = tensors
+    *levels, centred, plain, weights, valid, share = tensors
     parts = [levels[start : start + len(TENSORS)] for start in range(0, len(levels), len(TENSORS))]
-    return PreparedSupport(tuple((SupportLevel(*part),) for part in parts), valid, share)
+    members = [SupportLevel(**dict(zip(TENSORS, part, strict=True))) for part in parts]  # type: ignore[arg-type]
+    matched = MatchedSupport(centred, plain, weights)
+    return PreparedSupport(tuple((member,) for member in members), valid, share, (matched,))
 
 
 class PhotoModel(nn.Module):
@@ -175,7 +183,7 @@ class Facts:
         refined: whether the probability is refined to the outlines of the photo; always False.
     """
 
-    classes: list[dict[str, str | float]]
+    classes: list[dict[str, object]]
     encoder: dict[str, str]
     encoder_licence: str | None
     decoder: str
@@ -321,7 +329,6 @@ def _write(module: PhotoModel, support: Mapping[str, Tensor], facts: Facts, path
                 output_names=OUTPUTS,
                 dynamo=True,
                 verbose=False,
-                optimize=False,  # runtimes do it themselves, in a fraction of the time
             )
     except Exception as error:  # the exporter has no common class of errors
         reason = str(error).strip().splitlines()
