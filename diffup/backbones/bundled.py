@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
-DEFAULT_VARIANT = "efficientnet_lite0"
+DEFAULT_VARIANT = "efficientnet_lite2"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""`diffup export`: writes the decoder as ONNX and `torch.export`, and a query's condition as numpy arrays."""
+"""`diffup export`: the decoder as ONNX and `torch.export`, a query's condition as numpy arrays, or the whole model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffup.commands.arguments import add_command, add_model, at_least, load_model, several
-from diffup.commands.paths import existing_file, output_folder
+from diffup.commands.paths import existing_file, output_file, output_folder
+from diffup.commands.prototypes import check_prototypes, load_classes
 from diffup.commands.supports import add_supports, as_given, read_annotation
 from diffup.errors import ConfigError
 
@@ -18,29 +19,55 @@ EXAMPLES = """examples:
   diffup export -o exported
   diffup export -o exported --decoder runs/fold0/decoder --format onnx
   diffup export -o exported --condition query.jpg --support dog.jpg --mask dog_mask.png
+  diffup export --whole --prototypes dog.safetensors cat.safetensors -o pets.onnx
+  diffup export --whole --prototypes dog.safetensors --prototypes-as-inputs -o any.onnx
 
 The folder gets network.onnx, quality.onnx, the same as .pt2, and config.json; with --condition also
-condition.npz, from which examples/onnx_numpy.py makes the mask without torch. docs/export.md describes inputs and
-outputs."""
+condition.npz, from which examples/onnx_numpy.py makes the mask without torch. With --whole, encoder, priors and decoder
+are one file, which examples/onnx_whole.py runs. docs/export.md describes inputs and outputs."""
 
 
 def add(commands: Any) -> None:
     """Add the command's parser."""
     parser = add_command(commands, "export", run, "export the decoder to ONNX and torch.export", EXAMPLES)
     parser.set_defaults(supports=[])
-    parser.add_argument("-o", "--output", metavar="OUT", type=Path, required=True, help="folder for the files")
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="OUT",
+        type=Path,
+        required=True,
+        help="folder for the files; with --whole, the .onnx file",
+    )
     parser.add_argument("--format", dest="formats", help="formats to write, onnx or pt2; default: both", **several(str))
     parser.add_argument(
         "--condition", metavar="QUERY", help="also write the condition and the noise of this photo, as condition.npz"
     )
     parser.add_argument("--seed", type=at_least(0), default=0, help="seed of the noise; default: 0")
     add_supports(parser)
+    whole = parser.add_argument_group("encoder, priors and decoder in one file")
+    whole.add_argument("--whole", action="store_true", help="write one ONNX file from photo to probability")
+    whole.add_argument("--prototypes", metavar="FILE", help="prototype files, one for each class", **several(Path))
+    whole.add_argument(
+        "--prototypes-as-inputs",
+        action="store_true",
+        help="make the class an input, so that the file serves any; the classes given are written beside it as .npz",
+    )
+    whole.add_argument("--steps", type=at_least(1), help="sampling steps; default: the decoder's")
+    whole.add_argument("--ensemble", type=at_least(1), help="samples that are averaged; default: the decoder's")
+    whole.add_argument("--encoder-licence", metavar="TEXT", help="licence of the encoder's weights, for the metadata")
     add_model(parser)
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
 
 
 def run(args: argparse.Namespace) -> None:
     """Export the decoder, and the condition of a query if one is named."""
+    if args.whole:
+        _export_whole(args)
+        return
+    alone = [name for name in _OF_WHOLE if getattr(args, name) not in (None, False)]
+    if alone:
+        raise ConfigError(f"--{alone[0].replace('_', '-')}: it belongs to the whole model; add --whole")
     from diffup.publish.export import FORMATS, export_decoder
 
     if bool(args.supports) != (args.condition is not None):
@@ -54,6 +81,38 @@ def run(args: argparse.Namespace) -> None:
             print(f"{path}  (differs from the original by at most {difference:.1g})")
         if args.condition is not None:
             print(condition)
+
+
+_OF_WHOLE = ("prototypes", "prototypes_as_inputs", "steps", "ensemble", "encoder_licence")
+"""Names of the options that need `--whole`."""
+
+
+def _export_whole(args: argparse.Namespace) -> None:
+    """Export encoder, priors and decoder as one file."""
+    if not args.prototypes:
+        raise ConfigError("--whole: give the classes, --prototypes FILE; `diffup teach` makes such files")
+    if args.supports or args.condition is not None or args.formats:
+        raise ConfigError("--whole: it writes one ONNX file; --condition, --support and --format are for the decoder")
+    output_file(args.output, ".onnx")
+    from diffup.decoder.options import SamplingOptions
+    from diffup.publish.whole import export_whole
+
+    classes = load_classes(args.prototypes)
+    args.device = "cpu"
+    model = load_model(args)
+    for path, item in classes.items():
+        check_prototypes(item, path, "--prototypes", model)
+    difference = export_whole(
+        model.backbone,
+        model.decoder,
+        list(classes.values()),
+        args.output,
+        options=SamplingOptions(steps=args.steps, ensemble=args.ensemble, seed=args.seed),
+        as_inputs=args.prototypes_as_inputs,
+        encoder_licence=args.encoder_licence,
+    )
+    if not args.quiet:
+        print(f"{args.output}  (differs from the original by at most {difference:.1g})")
 
 
 def _load_decoder(args: argparse.Namespace) -> Decoder:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,10 +33,11 @@ class Diffusion:
         self.config = config
         self.timesteps = config.timesteps
         scale = 1000 / config.timesteps
-        betas = torch.linspace(
-            config.beta_start * scale, config.beta_end * scale, config.timesteps, dtype=torch.float64
-        )
-        self.alphas_bar = torch.cumprod(1 - betas, dim=0)
+        # By numpy, so that the tables are constants where sampling is traced to a graph.
+        betas = np.linspace(config.beta_start * scale, config.beta_end * scale, config.timesteps)
+        products = np.cumprod(1 - betas)
+        self._products: list[float] = products.tolist()
+        self.alphas_bar = torch.from_numpy(products)
         root = self.alphas_bar.sqrt()
         self.shifts = {"none": torch.zeros_like(root), "prior": 1 - root, "quadratic": root * (1 - root)}[config.shift]
 
@@ -131,8 +133,8 @@ class Diffusion:
             (B, 1, s, s), y at the step `previous`.
         """
         b = self.config.signal_scale
-        abar = float(self.alphas_bar[t])
-        abar_previous = float(self.alphas_bar[previous]) if previous >= 0 else 1.0
+        abar = self._products[t]
+        abar_previous = self._products[previous] if previous >= 0 else 1.0
         noise = (y - math.sqrt(abar) * b * mask) / math.sqrt(1 - abar)
         return math.sqrt(abar_previous) * b * mask + math.sqrt(1 - abar_previous) * noise
 

@@ -127,7 +127,10 @@ def sample(
             on_step()
     error, iou = decoder.judge(mask, repeated.image, repeated.prior)
     presence = calibrated_presence(condition.evidence, decoder.config.presence_calibration)
-    if not all(bool(part.isfinite().all()) for part in (mask, error, iou, presence)):
+    # A graph that is exported cannot branch on values.
+    if not torch.compiler.is_exporting() and not all(
+        bool(part.isfinite().all()) for part in (mask, error, iou, presence)
+    ):
         raise WeightsError(
             "the decoder's answer holds NaN or infinity: its weights are too large, or of another precision than the "
             "device computes well in; take other weights, or float32"

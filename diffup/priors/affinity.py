@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffup.priors.similarity import unit
+from diffup.utils.resize import average_pool
 
 _EPS = 1e-6
 _TINY = 1e-30
@@ -78,7 +79,7 @@ def _power(similar: Tensor, exponent: float) -> Tensor:
 def _cosines(features: Tensor, side: int, widths: Sequence[int]) -> Tensor:
     """Centred cosines of positions and cells, the mean over members: (B, C, h, w) -> (B, side * side, 16 * 16)."""
     features = features.float()
-    features = features / features.abs().amax().clamp_min(_TINY)  # squares of large ones would overflow
+    features = features / features.abs().max().clamp_min(_TINY)  # squares of large ones would overflow
     centred = features - features.mean(dim=(2, 3), keepdim=True)
     found = []
     for part in torch.split(centred, list(widths) or features.shape[1], dim=1):
@@ -93,7 +94,7 @@ def _at_side(features: Tensor, side: int) -> Tensor:
     if features.shape[2] == features.shape[3] == side:
         return features
     if min(features.shape[2:]) >= side:
-        return F.adaptive_avg_pool2d(features, side)
+        return average_pool(features, (side, side))
     return F.interpolate(features, (side, side), mode="bilinear", align_corners=False)
 
 

@@ -10,6 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+EXPORTED_ROUNDS = 128
+"""Pixels by which strong edges grow along weak ones in an exported graph; few weak edges are longer."""
+
 _SOBEL = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]]) / 8
 _LUMA = torch.tensor([0.299, 0.587, 0.114])
 
@@ -92,7 +95,15 @@ def _is_ridge(gradient: Tensor, magnitude: Tensor) -> Tensor:
 
 
 def _hysteresis(weak: Tensor, strong: Tensor) -> Tensor:
-    """Grow the strong edges along the weak ones (8-neighbourhood) until nothing changes."""
+    """Grow the strong edges along the weak ones (8-neighbourhood) until nothing changes.
+
+    A graph that is exported cannot stop early; its number of rounds is fixed.
+    """
+    if torch.compiler.is_exporting():
+        marked, allowed = strong.float(), weak.float()
+        for _ in range(EXPORTED_ROUNDS):
+            marked = allowed * F.max_pool2d(marked, 3, stride=1, padding=1)
+        return marked > 0
     while True:
         grown = weak & _widen(strong)
         if torch.equal(grown, strong):

@@ -43,7 +43,10 @@ def nearest_views(views: Tensor, valid: Tensor, mean: Tensor, count: int) -> Ten
     distance = (views - mean[:, None]).square().mean(dim=2)
     # Rounding errors must not decide between equal distances, so each is increased by 1 % times the view's own mean.
     distance = (distance * (1 + 0.01 * views.mean(dim=2))).masked_fill(~valid, torch.inf)
-    order = distance.argsort(dim=1, stable=True)
+    if torch.compiler.is_exporting():  # ONNX has no stable sort, and only equal views need it
+        order = distance.topk(distance.shape[1], dim=1, largest=False).indices
+    else:
+        order = distance.argsort(dim=1, stable=True)
     position = torch.arange(count, device=views.device)[None] % valid.sum(dim=1, keepdim=True)
     chosen = order.gather(1, position)
     return views.gather(1, chosen[:, :, None].expand(-1, -1, views.shape[2]))

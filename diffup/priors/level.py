@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from diffup.priors.affinity import affinity, enhance
@@ -11,6 +10,7 @@ from diffup.priors.config import PriorConfig
 from diffup.priors.normalisation import normalise
 from diffup.priors.saliency import saliency
 from diffup.priors.similarity import masked_average_pooling, resize_weights
+from diffup.utils.resize import average_pool
 
 LARGEST = 1e6
 """Greatest feature value that is not scaled down: squares of 1e19 would overflow, and similarity ignores scale."""
@@ -29,14 +29,16 @@ def pool_to_grid(features: Tensor, grid: int) -> Tensor:
     size = (min(features.shape[-2], grid), min(features.shape[-1], grid))
     if size == tuple(features.shape[-2:]):
         return features
-    peak = _peak(features)
-    if not bool(peak > LARGEST):
-        return F.adaptive_avg_pool2d(features, size)
-    return F.adaptive_avg_pool2d(features / peak, size) * peak  # sums of large ones would overflow
+    scale = scale_of(features)
+    if scale == 1:
+        return average_pool(features, size)
+    return average_pool(features / scale, size) * scale  # sums of large ones would overflow
 
 
 def scale_of(features: Tensor) -> float:
     """Factor by which features are divided before they are compared: their greatest value above `LARGEST`, else 1."""
+    if torch.compiler.is_exporting():
+        return 1.0  # a graph cannot branch on values
     peak = _peak(features)
     return float(peak) if bool(peak > LARGEST) else 1.0
 

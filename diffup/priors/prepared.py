@@ -176,8 +176,8 @@ class SupportLevel:
 
     Attributes:
         prototypes: (B, K, C), prototype of the class in each view, of centred features.
-        contrast: (B, 2 K, C), prototypes of the class, then those of the background.
-        positions: (B, K * S, C), features of S positions of each view, for the match prior; S = 0 without it.
+        contrast: (B, 2, K, C), prototypes of the class, then those of the background.
+        positions: (B, K, S, C), features of S positions of each view, for the match prior.
         inside: (B, K, S) in [0, 1], weights of the class at the positions.
         outside: (B, K, S) in [0, 1], weights of the background at the positions.
         known: (B, K) bool, whether the background is known.
@@ -211,17 +211,17 @@ class SupportLevel:
         regions = (support.foreground, support.background, support.annotated)
         weights, complement = annotation_at_level(views, *regions, config)
         flat, centred = views.flatten(3), _centred(views, config).flatten(3)
-        contrast = torch.cat(contrast_prototypes(flat, weights, complement), dim=1)
+        contrast = torch.stack(contrast_prototypes(flat, weights, complement), dim=1)
         low, high = _own_contrast(flat, contrast, weights, config)
         coarse, inside, outside = views, weights, complement
         if max(views.shape[3:]) > MATCH_GRID:
             coarse = _pooled(views, MATCH_GRID)
             inside, outside = annotation_at_level(coarse, *regions, config)
-        positions = rearrange(_centred(coarse, config), "b k c h w -> b (k h w) c")
+        positions = rearrange(_centred(coarse, config), "b k c h w -> b k (h w) c")
         return cls(
             prototypes=comparable(masked_average_pooling(centred, weights), 2, config.metric),
-            contrast=comparable(contrast, 2, config.metric),
-            positions=comparable(positions, 2, config.metric),
+            contrast=comparable(contrast, 3, config.metric),
+            positions=comparable(positions, 3, config.metric),
             inside=inside,
             outside=outside,
             known=complement.amax(dim=2) > 0,
@@ -310,7 +310,7 @@ def level_priors(query: QueryLevel, support: SupportLevel, config: PriorConfig) 
         elif kind == "contrast":
             maps.append(_contrast(query, support, config))
         else:
-            similar = _compared(support.positions, query.centred, query, support, config)
+            similar = _compared(support.positions.flatten(1, 2), query.centred, query, support, config)
             similar = rearrange(similar, "b (k s) p -> b k s p", k=shots)
             maps.append(best_match(similar, support.inside, support.outside, support.known))
     priors = torch.stack(maps, dim=2)
@@ -350,16 +350,17 @@ def calibrated_contrast(
 
 def _contrast(query: QueryLevel, support: SupportLevel, config: PriorConfig) -> Tensor:
     """Similarity to the class minus similarity to the background: (B, K, P)."""
-    of_class, of_background = _compared(support.contrast, query.features, query, support, config).chunk(2, dim=1)
+    similar = _compared(support.contrast.flatten(1, 2), query.features, query, support, config)
+    of_class, of_background = similar.unflatten(1, support.contrast.shape[1:3]).unbind(dim=1)
     return of_class - of_background
 
 
 def _own_contrast(features: Tensor, contrast: Tensor, weights: Tensor, config: PriorConfig) -> tuple[Tensor, Tensor]:
     """Mean contrast of support views on their own background and class.
 
-    Takes features (B, K, C, P), prototypes (B, 2 K, C) and weights (B, K, P); returns two tensors (B, K, 1).
+    Takes features (B, K, C, P), prototypes (B, 2, K, C) and weights (B, K, P); returns two tensors (B, K, 1).
     """
-    vectors = rearrange(contrast, "b (side k) c -> (b k) side c", side=2)
+    vectors = rearrange(contrast, "b side k c -> (b k) side c")
     similar = pairwise_similarity(vectors, features.flatten(0, 1), config.metric, config.conversion)
     own = (similar[:, 0] - similar[:, 1]).view_as(weights)
     share = weights.mean(dim=2, keepdim=True).clamp(_EPS, 1 - _EPS)

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from diffup.priors.similarity import unit
@@ -46,12 +45,12 @@ class MatchedQuery:
 
 @dataclass(frozen=True)
 class MatchedSupport:
-    """Unit features of the support views of B episodes, at P positions in all.
+    """Unit features of the K support views of B episodes, at S positions each.
 
     Attributes:
-        centred: (B, P, C), of features from which each view's mean is subtracted.
-        plain: (B, P, C), of the features themselves.
-        weights: (B, P) in [0, 1], weights of the class, which sum to 1.
+        centred: (B, K, S, C), of features from which each view's mean is subtracted.
+        plain: (B, K, S, C), of the features themselves.
+        weights: (B, K, S) in [0, 1], weights of the class, which sum to 1.
     """
 
     centred: Tensor
@@ -71,7 +70,7 @@ class MatchedSupport:
         weights = weights / valid.sum(dim=1).clamp_min(1)[:, None, None]
         flat = views.flatten(3)
         centred = flat - flat.mean(dim=3, keepdim=True)
-        return cls(_positions(centred), _positions(flat), weights.flatten(1))
+        return cls(unit(centred, dim=2).mT, unit(flat, dim=2).mT, weights)
 
     def each(self, change: Callable[[Tensor], Tensor]) -> MatchedSupport:
         """Apply a function to every tensor.
@@ -80,12 +79,6 @@ class MatchedSupport:
             change: function of one tensor; the first dimension of all is B.
         """
         return MatchedSupport(change(self.centred), change(self.plain), change(self.weights))
-
-
-def _positions(views: Tensor) -> Tensor:
-    """Unit features of all positions: (B, K, C, P) -> (B, K * P, C)."""
-    positions: Tensor = rearrange(unit(views, dim=2), "b k c p -> b (k p) c")
-    return positions
 
 
 def presence_evidence(
@@ -122,8 +115,9 @@ def support_evidence(query: MatchedQuery, support: MatchedSupport) -> Tensor:
         (B, 2) in [-1, 1], means over the valid views of the cosines of centred features, and of plain ones.
     """
     pairs = ((query.centred, support.centred), (query.plain, support.plain))
-    best = [torch.bmm(theirs, ours).amax(dim=2) for ours, theirs in pairs]
-    return torch.stack([(similar * support.weights).sum(dim=1) for similar in best], dim=1)
+    best = [torch.bmm(theirs.flatten(1, 2), ours).amax(dim=2) for ours, theirs in pairs]
+    weights = support.weights.flatten(1)
+    return torch.stack([(similar * weights).sum(dim=1) for similar in best], dim=1)
 
 
 def text_evidence(maps: Tensor) -> Tensor:

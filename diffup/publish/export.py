@@ -172,7 +172,7 @@ def export_decoder(
             f"{decoder.config.backbone} and does not work on a condition alone; export one with low_level_channels=0"
         )
     if "onnx" in formats:
-        _check_packages()
+        check_packages()
     decoder = copy.deepcopy(decoder).eval()  # the caller's decoder stays unchanged
     folder = Path(folder)
     written: dict[Path, float] = {}
@@ -272,10 +272,10 @@ def _write(
     program: torch.export.ExportedProgram, inputs: Sequence[str], outputs: Sequence[str], path: Path, kind: Format
 ) -> None:
     if kind == "pt2":
-        with _quiet():  # it warns about weights that share a storage; `_check` compares the file's results
+        with quiet():  # it warns about weights that share a storage; `_check` compares the file's results
             torch.export.save(program, path)
         return
-    with _quiet():
+    with quiet():
         exported = torch.onnx.export(program, input_names=inputs, output_names=outputs, dynamo=True, verbose=False)
     assert exported is not None  # only the older exporter returns None
     exported.save(str(path), external_data=False)
@@ -325,7 +325,12 @@ def _run(path: Path, kind: Format, inputs: tuple[Tensor, ...]) -> Sequence[Tenso
     return [torch.from_numpy(array) for array in arrays]
 
 
-def _check_packages() -> None:
+def check_packages() -> None:
+    """Check that the packages of `diffup[onnx]` are installed.
+
+    Raises:
+        MissingPackageError: one of them is not.
+    """
     for package in ("onnx", "onnxruntime", "onnxscript"):
         try:
             importlib.import_module(package)
@@ -334,7 +339,7 @@ def _check_packages() -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Hide the exporter's printed progress and its notes to developers."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level

@@ -1,0 +1,372 @@
+"""The whole model as one graph: from the pixels of a photo to a probability, presence and quality of every class."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from diffup import __version__
+from diffup.backbones import Backbone
+from diffup.backbones.base import FrozenBackbone, hash_weights
+from diffup.decoder.base import Decoder
+from diffup.decoder.options import Sampling, SamplingOptions
+from diffup.decoder.sampling import sample_ensemble
+from diffup.errors import ConfigError, ExportError
+from diffup.inference import trust
+from diffup.priors.condition import EDGE_SIDE, Condition, assemble, class_maps
+from diffup.priors.prepared import PreparedSupport, SupportLevel, prepare_query
+from diffup.priors.presence import MatchedSupport
+from diffup.prototypes import Prototypes
+from diffup.publish.export import TOLERANCE, check_packages, quiet
+from diffup.utils.files import checked_ending, replacing
+from diffup.utils.resize import resize_maps, triangle_weights
+
+PHOTO = "photo"
+"""Name of the input: the pixels of a photo, (1, 3, H, W) uint8, RGB, at any size."""
+
+OUTPUTS = ("probability", "presence", "quality", "score")
+"""Names of the outputs for C classes: (C, 64, 64), then (C,) each; they are not refined (`diffup.refine`)."""
+
+MAX_SIDE = 16384
+"""Greatest side of a photo in pixels."""
+
+TENSORS = ("prototypes", "contrast", "positions", "inside", "outside", "known", "low", "high")
+"""Fields of a `SupportLevel` that are tensors, in the order of a graph's inputs."""
+
+
+MATCHED = ("centred", "plain", "weights")
+"""Fields of a `MatchedSupport`, in the order of a graph's inputs, whose names begin with `matched_`."""
+
+
+def support_inputs(support: PreparedSupport) -> dict[str, Tensor]:
+    """Tensors of a prepared class by the names of a graph's inputs.
+
+    Args:
+        support: the class, a batch of one.
+    """
+    named = {
+        f"{name}{index}": getattr(level[0], name) for index, level in enumerate(support.levels) for name in TENSORS
+    }
+    matched = {f"matched_{name}": getattr(support.matched[0], name) for name in MATCHED}
+    return named | matched | {"valid": support.valid, "share": support.share}
+
+
+def support_of(tensors: Sequence[Tensor]) -> PreparedSupport:
+    """Rebuild a prepared class from its tensors.
+
+    Args:
+        tensors: the tensors, in the order of `support_inputs`.
+    """
+    *levels, centred, plain, weights, valid, share = tensors
+    parts = [levels[start : start + len(TENSORS)] for start in range(0, len(levels), len(TENSORS))]
+    members = [SupportLevel(**dict(zip(TENSORS, part, strict=True))) for part in parts]  # type: ignore[arg-type]
+    matched = MatchedSupport(centred, plain, weights)
+    return PreparedSupport(tuple((member,) for member in members), valid, share, (matched,))
+
+
+class PhotoModel(nn.Module):
+    """Encoder, priors and decoder as one module.
+
+    Args:
+        backbone: the encoder.
+        decoder: the decoder.
+        sampling: sampling options; their noise is a constant of the graph.
+        thresholds: probability above which a pixel is in the mask of each class, for its quality.
+    """
+
+    noise: Tensor
+    thresholds: Tensor
+
+    def __init__(
+        self, backbone: FrozenBackbone, decoder: Decoder, sampling: Sampling, thresholds: Sequence[float]
+    ) -> None:
+        super().__init__()
+        self.backbone, self.decoder, self.steps = backbone, decoder, sampling.steps
+        self.register_buffer("noise", sampling.noise, persistent=False)
+        self.register_buffer("thresholds", torch.tensor(thresholds), persistent=False)
+
+    def segment(self, photo: Tensor, classes: Sequence[PreparedSupport]) -> tuple[Tensor, ...]:
+        """Segment C classes: the tensors of `OUTPUTS`.
+
+        Args:
+            photo: (1, 3, H, W) uint8, RGB.
+            classes: the prepared classes, batches of one.
+        """
+        config, priors = self.decoder.config, self.decoder.config.priors
+        pixels = photo.float() / 255
+        levels = self.backbone.unchecked_pyramid(resize_photo(pixels, self.backbone.input_size))
+        query = prepare_query(levels, resize_photo(pixels, (EDGE_SIDE, EDGE_SIDE)), priors)
+        condition = Condition.cat([assemble(class_maps(query, item, priors), priors) for item in classes])
+        noise = self.noise.expand(len(classes), *self.noise.shape)
+        samples = sample_ensemble(self.decoder, condition, noise, self.steps)
+        judged = trust(samples, self.thresholds, config)
+        return samples.mean, judged.presence, judged.quality, judged.score
+
+
+class AnyClass(PhotoModel):
+    """The whole model for one class, which is given with the photo."""
+
+    def forward(self, photo: Tensor, *support: Tensor) -> tuple[Tensor, ...]:
+        """Segment one class.
+
+        Args:
+            photo: (1, 3, H, W) uint8, RGB.
+            support: tensors of the class, as `support_inputs` orders them.
+        """
+        return self.segment(photo, [support_of(support)])
+
+
+class FixedClasses(PhotoModel):
+    """The whole model for fixed classes, whose prototypes are constants of the graph.
+
+    Args:
+        backbone: the encoder.
+        decoder: the decoder.
+        sampling: sampling options.
+        thresholds: probability above which a pixel is in the mask of each class.
+        classes: the prepared classes, batches of one.
+    """
+
+    def __init__(
+        self,
+        backbone: FrozenBackbone,
+        decoder: Decoder,
+        sampling: Sampling,
+        thresholds: Sequence[float],
+        classes: Sequence[PreparedSupport],
+    ) -> None:
+        super().__init__(backbone, decoder, sampling, thresholds)
+        self.counts = [len(support_inputs(item)) for item in classes]
+        for index, item in enumerate(classes):
+            for place, tensor in enumerate(support_inputs(item).values()):
+                self.register_buffer(f"class{index}_{place}", tensor, persistent=False)
+
+    def forward(self, photo: Tensor) -> tuple[Tensor, ...]:
+        """Segment all classes: photo (1, 3, H, W) uint8, RGB -> the tensors of `OUTPUTS`."""
+        classes = [
+            support_of([getattr(self, f"class{index}_{place}") for place in range(count)])
+            for index, count in enumerate(self.counts)
+        ]
+        return self.segment(photo, classes)
+
+
+def resize_photo(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize a photo of any size, as `diffup.inputs.images.resize_image` does: (1, 3, H, W) -> (1, 3, h, w) in [0, 1].
+
+    It is a product with matrices, which a graph can compute for any size of the photo.
+    """
+    rows, columns = (triangle_weights(*sides) for sides in zip(pixels.shape[-2:], size, strict=True))
+    return (rows @ pixels @ columns.mT).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a file says of itself, as JSON under the key `diffup` of its metadata.
+
+    Attributes:
+        classes: name and threshold of each class; empty if the class is an input.
+        encoder: name and fingerprint of the encoder.
+        encoder_licence: licence of the encoder's weights; None if it is not known.
+        decoder: SHA-256 of the decoder's weights.
+        version: version of diffup.
+        steps: number of sampling steps.
+        ensemble: number of samples that are averaged.
+        threshold: the decoder's own threshold.
+        min_presence: presence below which a mask is empty.
+        refined: whether the probability is refined to the outlines of the photo; always False.
+    """
+
+    classes: list[dict[str, object]]
+    encoder: dict[str, str]
+    encoder_licence: str | None
+    decoder: str
+    version: str
+    steps: int
+    ensemble: int
+    threshold: float
+    min_presence: float
+    refined: bool = False
+
+
+def export_whole(
+    backbone: Backbone,
+    decoder: Decoder,
+    classes: Sequence[Prototypes],
+    path: str | os.PathLike[str],
+    *,
+    options: SamplingOptions | None = None,
+    as_inputs: bool = False,
+    encoder_licence: str | None = None,
+) -> float:
+    """Export encoder, priors and decoder as one ONNX file, and compare its results with the original's.
+
+    The photo is resized and normalised in the graph, and may have any size. Probabilities are not refined.
+
+    Args:
+        backbone: the encoder, on the CPU.
+        decoder: the decoder, on the CPU.
+        classes: prototypes of the classes, made with this encoder; with `as_inputs` they only serve as examples, and
+            their tensors are written beside the file as `STEM.CLASS.npz`.
+        path: path of the file, ending in .onnx.
+        options: sampling options; their noise becomes a constant.
+        as_inputs: whether the class is an input of the graph, so that one file serves any class.
+        encoder_licence: licence of the encoder's weights, for the metadata; None if it is not known.
+
+    Returns:
+        Maximum difference of a probability, presence, quality or score from the original.
+
+    Raises:
+        ConfigError: the encoder, decoder or a class cannot be exported.
+        FormatError: the path has another ending.
+        MissingPackageError: a package of `diffup[onnx]` is not installed.
+        ExportError: the graph cannot be built, or gives other results than the original.
+    """
+    path = checked_ending(path, ".onnx")
+    check_packages()
+    encoder = _exportable(backbone, decoder, classes)
+    sampling = (SamplingOptions() if options is None else options).resolve(decoder.config)
+    supports = [_prepared(item, decoder) for item in classes]
+    thresholds = [sampling.threshold(item.threshold) for item in classes]
+    module: PhotoModel = (
+        AnyClass(encoder, decoder, sampling, [sampling.threshold()])
+        if as_inputs
+        else FixedClasses(encoder, decoder, sampling, thresholds, supports)
+    )
+    inputs = support_inputs(supports[0]) if as_inputs else {}
+    names = [] if as_inputs else [{"name": c.name, "threshold": t} for c, t in zip(classes, thresholds, strict=True)]
+    facts = Facts(
+        classes=names,
+        encoder={"name": backbone.name, "fingerprint": backbone.fingerprint},
+        encoder_licence=encoder_licence,
+        decoder=hash_weights(decoder),
+        version=__version__,
+        steps=sampling.steps,
+        ensemble=sampling.ensemble,
+        threshold=sampling.threshold(),
+        min_presence=sampling.min_presence,
+    )
+    with replacing(path) as temporary:
+        _write(module.eval(), inputs, facts, temporary, backbone.name)
+        examples = [support_inputs(support) for support in supports] if as_inputs else [{}]
+        difference = max(_difference(module, temporary, example) for example in examples)
+        if not difference <= TOLERANCE:
+            raise ExportError(
+                f"{path.name}: the exported model differs from the original by {difference:.2g}, over {TOLERANCE}, "
+                f"with the encoder {backbone.name!r}; report it with the versions of torch, onnx and onnxruntime"
+            )
+    for item, support in zip(classes, supports, strict=True) if as_inputs else ():
+        save_class(path.with_name(f"{path.stem}.{item.name}.npz"), support)
+    return difference
+
+
+def save_class(path: Path, support: PreparedSupport) -> None:
+    """Write the tensors of a class to an `.npz` file, for graphs that take the class as inputs.
+
+    Args:
+        path: path of the file.
+        support: the prepared class, a batch of one.
+    """
+    arrays = {name: tensor.numpy() for name, tensor in support_inputs(support).items()}
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+def _exportable(backbone: Backbone, decoder: Decoder, classes: Sequence[Prototypes]) -> FrozenBackbone:
+    """Return the encoder, after checking that it, the decoder and the classes can become a graph.
+
+    Raises:
+        ConfigError: one of them cannot.
+    """
+    if not isinstance(backbone, FrozenBackbone):
+        raise ConfigError(
+            f"backbone={backbone.name!r}: only single encoders of the built-in families can be exported whole, not a "
+            f"{type(backbone).__name__}; export the decoder alone"
+        )
+    config = decoder.config
+    if config.low_level_channels:
+        raise ConfigError(f"low_level_channels={config.low_level_channels}: such a decoder cannot be exported whole")
+    if config.priors.normalisation == "rank":
+        raise ConfigError("priors.normalisation='rank': ONNX has no operator for it; the whole model needs another one")
+    named = [item.name for item in classes if item.text_prompt is not None or item.features is None]
+    if named or not classes:
+        raise ConfigError(
+            f"prototypes {', '.join(named) or '(none)'}: a whole model needs classes that were taught by images alone"
+        )
+    return backbone
+
+
+def _prepared(prototypes: Prototypes, decoder: Decoder) -> PreparedSupport:
+    found = prototypes.prepared(decoder.config.priors, (), torch.device("cpu"))
+    assert found is not None  # checked by `_exportable`
+    return found
+
+
+def _write(module: PhotoModel, support: Mapping[str, Tensor], facts: Facts, path: Path, encoder: str) -> None:
+    """Trace a module to a graph in which the size of the photo and the number of support views vary.
+
+    Raises:
+        ExportError: the encoder or the decoder has something that cannot be traced or that ONNX does not have.
+    """
+    views = torch.export.Dim("views", min=1, max=1024)
+    sides = {2: torch.export.Dim("height", min=1, max=MAX_SIDE), 3: torch.export.Dim("width", min=1, max=MAX_SIDE)}
+    varying = tuple(None if name == "share" else {2 if name.startswith("contrast") else 1: views} for name in support)
+    shapes = (sides, varying) if support else (sides,)
+    try:
+        with torch.no_grad(), quiet():
+            program = torch.export.export(
+                module, (example_photo(96, 128), *support.values()), dynamic_shapes=shapes, strict=False
+            )
+            exported = torch.onnx.export(
+                program,
+                input_names=[PHOTO, *support],
+                output_names=OUTPUTS,
+                dynamo=True,
+                verbose=False,
+            )
+    except Exception as error:  # the exporter has no common class of errors
+        reason = str(error).strip().splitlines()
+        raise ExportError(
+            f"the encoder {encoder!r} with this decoder cannot become a graph: {type(error).__name__}: "
+            f"{reason[0] if reason else 'no reason given'}; export the decoder alone"
+        ) from error
+    assert exported is not None  # only the older exporter returns None
+    exported.model.metadata_props["diffup"] = json.dumps(asdict(facts))
+    exported.save(str(path), external_data=False)
+
+
+def example_photo(height: int, width: int, seed: int = 0) -> Tensor:
+    """Draw a photo of coloured blobs with noise: (1, 3, height, width) uint8.
+
+    Without noise many neighbours would be equal, and rounding would decide which of them is an edge.
+
+    Args:
+        height: height in pixels.
+        width: width in pixels.
+        seed: seed of the random numbers.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    blobs = resize_maps(torch.rand(1, 3, 6, 8, generator=generator), (height, width))
+    return (blobs * 195 + torch.rand(blobs.shape, generator=generator) * 60).to(torch.uint8)
+
+
+def _difference(module: PhotoModel, path: Path, support: Mapping[str, Tensor]) -> float:
+    """Maximum difference of a file's results from the original's, at other sizes than it was traced with."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+    greatest = 0.0
+    for seed, (height, width) in enumerate(((150, 90), (300, 410))):
+        photo = example_photo(height, width, seed)
+        with torch.no_grad():
+            expected = module(photo, *support.values())
+        arrays = {name: tensor.numpy() for name, tensor in support.items()}
+        for a, b in zip(expected, session.run(None, {PHOTO: photo.numpy(), **arrays}), strict=True):
+            greatest = max(greatest, float(np.abs(a.numpy() - b).max()))
+    return greatest

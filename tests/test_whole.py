@@ -1,0 +1,203 @@
+"""The whole model as one graph: what it computes is what `segment` computes, in torch and under onnxruntime."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from fakes import FakeBackbone, random_decoder, save_tiny_decoder, tiny_config
+from PIL import Image
+from skimage import data
+
+from diffup import Box, DiffUp, Mask, Prototypes, cli
+from diffup.backbones import load_backbone
+from diffup.backbones.base import hash_weights
+from diffup.decoder.options import SamplingOptions
+from diffup.errors import ConfigError, FormatError
+from diffup.priors.config import PriorConfig
+from diffup.publish.export import TOLERANCE
+from diffup.publish.whole import AnyClass, FixedClasses, export_whole, resize_photo, support_inputs
+from diffup.utils.resize import _cell_weights, triangle_weights
+
+PROGRAM = Path(__file__).resolve().parents[1] / "examples" / "onnx_whole.py"
+CNN = "timm:test_efficientnet"
+VIT = "timm:test_vit"
+
+
+def tiny_model(name: str = CNN, size: int = 64) -> DiffUp:
+    torch.manual_seed(0)
+    return DiffUp(random_decoder(tiny_config()), load_backbone(name, pretrained=False, input_size=size), "cpu")
+
+
+def two_classes(model: DiffUp) -> list[Prototypes]:
+    """A class of one support, which has three views, and one of two supports."""
+    mask = np.zeros((512, 512), dtype=bool)
+    mask[20:200, 160:290] = True
+    face = model.prototypes(data.astronaut(), Mask(mask), name="face", threshold=0.4)
+    supports = [data.astronaut(), data.chelsea()]
+    return [face, model.prototypes(supports, [Mask(mask), Box(100, 60, 300, 250)], name="cat")]
+
+
+def photos() -> list[np.ndarray]:
+    """A cat (300 x 451), a cup (400 x 600), and a strip smaller than the encoder's input."""
+    return [data.chelsea(), data.coffee(), np.ascontiguousarray(data.astronaut()[:50, 100:400])]
+
+
+def as_input(photo: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(photo).permute(2, 0, 1)[None].contiguous()
+
+
+def graph_module(model: DiffUp, classes: list[Prototypes]) -> FixedClasses:
+    sampling = SamplingOptions().resolve(model.config)
+    supports = [item.prepared(model.config.priors, (), torch.device("cpu")) for item in classes]
+    thresholds = [sampling.threshold(item.threshold) for item in classes]
+    return FixedClasses(model.backbone, model.decoder, sampling, thresholds, supports).eval()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("name", "size"), [(CNN, 64), (VIT, 160)])
+def test_the_module_computes_what_segment_does(name: str, size: int) -> None:
+    model = tiny_model(name, size)
+    classes = two_classes(model)
+    module = graph_module(model, classes)
+    sampling = SamplingOptions().resolve(model.config)
+    single = AnyClass(module.backbone, module.decoder, sampling, [0.4])
+    for photo in photos():
+        expected = model.segment(photo, classes).results
+        with torch.no_grad():
+            probability, presence, quality, score = module(as_input(photo))
+            alone = single(
+                as_input(photo), *support_inputs(classes[0].prepared(model.config.priors, (), model.device)).values()
+            )
+        for index, result in enumerate(expected):
+            assert np.abs(probability[index].numpy() - result.maps[0]).max() < 1e-4
+            assert [float(v[index]) for v in (presence, quality, score)] == pytest.approx(
+                [result.presence, result.quality, result.score], abs=1e-4
+            )
+        assert torch.allclose(alone[0][0], probability[0], atol=1e-5)
+
+
+@pytest.mark.parametrize(("source", "target"), [(481, 128), (37, 64), (64, 64), (2000, 512), (1, 8), (640, 3)])
+def test_resizing_by_matrices_is_interpolation(source: int, target: int) -> None:
+    image = torch.rand(1, 3, source, 20, generator=torch.Generator().manual_seed(0))
+    expected = F.interpolate(image, (target, 30), mode="bilinear", antialias=True)
+    assert torch.allclose(resize_photo(image, (target, 30)), expected.clamp(0, 1), atol=1e-5)
+    assert torch.allclose(triangle_weights(source, target).sum(dim=1), torch.ones(target))
+
+
+@pytest.mark.parametrize(("source", "target"), [(37, 32), (7, 7), (36, 16), (33, 32)])
+def test_pooling_by_matrices_is_adaptive_pooling(source: int, target: int) -> None:
+    maps = torch.rand(1, 2, source, source, generator=torch.Generator().manual_seed(0))
+    weights = _cell_weights(source, target)
+    assert torch.allclose(weights @ maps @ weights.mT, F.adaptive_avg_pool2d(maps, target), atol=1e-6)
+
+
+def test_what_cannot_be_exported_whole(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    model = tiny_model()
+    classes = two_classes(model)[:1]
+    path = tmp_path / "pets.onnx"
+    with pytest.raises(FormatError, match=r"\.onnx"):
+        export_whole(model.backbone, model.decoder, classes, tmp_path / "pets.bin")
+    with pytest.raises(ConfigError, match="not a FakeBackbone"):
+        export_whole(FakeBackbone(), model.decoder, classes, path)
+    with pytest.raises(ConfigError, match="images alone"):
+        export_whole(model.backbone, model.decoder, [], path)
+    named = replace(classes[0], features=None, text_prompt=object())  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="prototypes face"):
+        export_whole(model.backbone, model.decoder, [named], path)
+    ranked = random_decoder(tiny_config(priors=PriorConfig(grid=8, normalisation="rank")))
+    with pytest.raises(ConfigError, match="normalisation='rank'"):
+        export_whole(model.backbone, ranked, classes, path)
+    tied = random_decoder(tiny_config(low_level_channels=2, low_level_width=8, low_level_encoder="fake"))
+    with pytest.raises(ConfigError, match="low_level_channels=2"):
+        export_whole(model.backbone, tied, classes, path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_options_of_the_whole_model_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for options, said in (
+        (["--whole"], "--prototypes FILE"),
+        (["--prototypes", "a.safetensors"], "add --whole"),
+        (["--steps", "2"], "--steps: it belongs to the whole model"),
+        (["--whole", "--prototypes", "a.safetensors", "--format", "onnx"], "one ONNX file"),
+        (["--whole", "--prototypes", "a.safetensors"], ".onnx"),
+    ):
+        assert cli.main(["export", "-o", str(tmp_path / "out"), *options]) == cli.FAILED
+        assert said in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_photos_are_segmented_without_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    monkeypatch.chdir(tmp_path)
+    save_tiny_decoder(Path("decoder"), backbone=CNN)
+    encoder = load_backbone(CNN, pretrained=False, input_size=64)
+    torch.save(encoder.encoder.state_dict(), "encoder.pt")  # type: ignore[attr-defined]
+    options = {"checkpoint_path": "encoder.pt", "input_size": 64}
+    model = DiffUp.from_pretrained("decoder", device="cpu", **options)
+    classes = two_classes(model)
+    files = [str(item.save(f"{item.name}.safetensors")) for item in classes]
+    shared = ["--decoder", "decoder", "--backbone-weights", "encoder.pt", "--input-size", "64", "--seed", "3"]
+    assert cli.main(["export", "--whole", "--prototypes", *files, "-o", "pets.onnx", *shared]) == 0
+    assert (
+        cli.main(["export", "--whole", "--prototypes", *files, "--prototypes-as-inputs", "-o", "any.onnx", *shared])
+        == 0
+    )
+    for index, photo in enumerate(photos()):
+        Image.fromarray(photo).save(f"{index}.png")
+    code = (
+        "import runpy, sys; main = runpy.run_path(sys.argv[1])['main']; "
+        "main(['pets.onnx', '0.png', '1.png', '2.png', '-o', 'fixed']); "
+        "main(['any.onnx', '0.png', '1.png', '2.png', '--classes', 'any.face.npz', 'any.cat.npz', '-o', 'any']); "
+        "print([name for name in ('torch', 'diffup') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(PROGRAM)], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    loaded = [Prototypes.load(file) for file in files]
+    for index, photo in enumerate(photos()):
+        results = model.segment(photo, loaded, seed=3, refine=False).results
+        for item, result in zip(loaded, results, strict=True):
+            near = np.abs(result.probability - result.threshold) < TOLERANCE
+            found = np.asarray(Image.open(f"fixed/{index}_{item.name}.png")) > 0
+            assert ((found == result.mask) | near).all() and (found != result.mask).mean() <= 1e-3
+        # A class that is an input has the decoder's threshold.
+        found, result = np.asarray(Image.open(f"any/{index}_cat.png")) > 0, results[1]
+        assert (found != result.mask).mean() <= 1e-3
+
+
+@pytest.mark.slow
+def test_the_file_says_what_it_holds(tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    model = tiny_model(VIT, 160)
+    classes = two_classes(model)
+    options = SamplingOptions(ensemble=1, seed=2)
+    path = tmp_path / "pets.onnx"
+    difference = export_whole(
+        model.backbone, model.decoder, classes, path, options=options, encoder_licence="apache-2.0"
+    )
+    assert difference < TOLERANCE and [file.name for file in tmp_path.iterdir()] == ["pets.onnx"]
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    facts = json.loads(session.get_modelmeta().custom_metadata_map["diffup"])
+    assert facts["classes"] == [
+        {"name": "face", "threshold": 0.4},
+        {"name": "cat", "threshold": model.config.threshold},
+    ]
+    assert facts["encoder"] == {"name": VIT, "fingerprint": model.backbone.fingerprint}
+    assert facts["encoder_licence"] == "apache-2.0" and facts["decoder"] == hash_weights(model.decoder)
+    assert (facts["steps"], facts["ensemble"]) == (model.config.steps, 1)
+    for photo in photos():
+        found = session.run(None, {"photo": as_input(photo).numpy()})
+        expected = model.segment(photo, classes, options=options).results
+        for index, result in enumerate(expected):
+            assert np.abs(found[0][index] - result.maps[0]).max() < TOLERANCE
+            assert found[1][index] == pytest.approx(result.presence, abs=TOLERANCE)
+            assert found[2][index] == pytest.approx(result.quality, abs=TOLERANCE)
