@@ -13,6 +13,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -180,16 +181,15 @@ def draw(folder: Path, model: DiffUp) -> list[str]:
 def screenshots(folder: Path) -> list[str]:
     """Take the screenshots of the web page, as the test in the browser does; the names of the files."""
     test = "tests/test_demo_browser.py::test_a_drawn_scribble_gives_what_the_library_gives"
-    environment = {**os.environ, "DIFFUP_SCREENSHOTS": str(folder.resolve())}
     names = ["demo_desktop.png", "demo_phone.png"]
-    for name in names:
-        (folder / name).unlink(missing_ok=True)
-    subprocess.run([sys.executable, "-m", "pytest", "-q", test], cwd=ROOT, env=environment, check=True)
-    missing = [name for name in names if not (folder / name).exists()]
-    if missing:
-        raise SystemExit(f"{', '.join(missing)}: not made, for want of Chromium or of the extra dev")
-    for name in names:  # a third of the size, and hardly a visible difference
-        Image.open(folder / name).convert("RGB").quantize(64).save(folder / name, optimize=True)
+    with tempfile.TemporaryDirectory() as taken:
+        environment = {**os.environ, "DIFFUP_SCREENSHOTS": taken}
+        subprocess.run([sys.executable, "-m", "pytest", "-q", test], cwd=ROOT, env=environment, check=True)
+        missing = [name for name in names if not (Path(taken) / name).exists()]
+        if missing:
+            raise SystemExit(f"{', '.join(missing)}: not made, for want of Chromium or of the extra dev")
+        for name in names:  # 64 colours: a third of the size, and hardly a visible difference
+            Image.open(Path(taken) / name).convert("RGB").quantize(64).save(folder / name, optimize=True)
     return names
 
 

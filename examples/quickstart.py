@@ -78,8 +78,8 @@ def motorcycle() -> Scene:
 
 
 def score(result: Segmentation, truth: npt.NDArray[np.bool_] | None) -> str:
-    """Format the IoU with the true mask as text."""
-    if truth is None:
+    """Format the IoU with the true mask as text; there is none if neither marks anything."""
+    if truth is None or not (result.mask | truth).any():
         return "-"
     return f"{(result.mask & truth).sum() / (result.mask | truth).sum():.2f}"
 
