@@ -326,9 +326,8 @@ def calibrated_contrast(
 
 def _contrast(query: QueryLevel, support: SupportLevel, config: PriorConfig) -> Tensor:
     """Similarity to the class minus similarity to the background: (B, K, P)."""
-    of_class, of_background = _compared(support.contrast.flatten(1, 2), query.features, query, support, config).chunk(
-        2, dim=1
-    )
+    similar = _compared(support.contrast.flatten(1, 2), query.features, query, support, config)
+    of_class, of_background = similar.unflatten(1, support.contrast.shape[1:3]).unbind(dim=1)
     return of_class - of_background
 
 

@@ -351,6 +351,11 @@ def _run(path: Path, kind: Format, inputs: tuple[Tensor, ...]) -> Sequence[Tenso
 
 
 def check_packages() -> None:
+    """Check that the packages of `diffup[onnx]` are installed.
+
+    Raises:
+        MissingPackageError: one of them is not.
+    """
     for package in ("onnx", "onnxruntime", "onnxscript"):
         try:
             importlib.import_module(package)
