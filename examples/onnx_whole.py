@@ -74,6 +74,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = args.threads
+    options.log_severity_level = 3  # errors only: it warns of what it does not fold
     session = onnxruntime.InferenceSession(str(args.model), options, providers=["CPUExecutionProvider"])
     args.output.mkdir(parents=True, exist_ok=True)
     for path in args.photos:
