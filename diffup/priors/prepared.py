@@ -351,8 +351,8 @@ def calibrated_contrast(
 def _contrast(query: QueryLevel, support: SupportLevel, config: PriorConfig) -> Tensor:
     """Similarity to the class minus similarity to the background: (B, K, P)."""
     similar = _compared(support.contrast.flatten(1, 2), query.features, query, support, config)
-    of_class, of_background = similar.unflatten(1, support.contrast.shape[1:3]).unbind(dim=1)
-    return of_class - of_background
+    sides: Tensor = rearrange(similar, "b (side k) p -> side b k p", side=2)
+    return sides[0] - sides[1]
 
 
 def _own_contrast(features: Tensor, contrast: Tensor, weights: Tensor, config: PriorConfig) -> tuple[Tensor, Tensor]:
