@@ -51,6 +51,16 @@ def test_joined_prototypes_are_those_of_all_supports() -> None:
         join_prototypes([])
 
 
+def test_joined_prototypes_keep_what_is_not_the_class() -> None:
+    model = small_model()
+    image, labels = scene(0)
+    first, last = (model.prototypes(image, Mask(labels == 1), name="square", negatives=[scene(n)[0]]) for n in (1, 2))
+    plain = model.prototypes(image, Mask(labels == 1), name="square")
+    joined = join_prototypes([first, plain, last])
+    assert joined.shots == 3 and joined.negative is not None and joined.negative.shots == 2
+    assert join_prototypes([plain, plain]).negative is None
+
+
 def test_known_classes_are_added_to(tmp_path: Path, photos: Path) -> None:
     model = small_model()
     client = server(tmp_path / "shots", [photos], known=teach(model, ["square"]))
