@@ -28,7 +28,8 @@ from diffup.labelling.folder import find_images
 STEPS = {
     "read": "diffup.model.read_query",
     "encoder": "diffup.inference.encode",
-    "priors": "diffup.inference.condition",
+    "query": "diffup.inference.prepare_query",
+    "priors": "diffup.inference.class_maps",
     "decoder": "diffup.inference.sample_ensemble",
     "merge": "diffup.model.to_result",
     "PNG": "diffup.label_map.LabelMap.to_png",

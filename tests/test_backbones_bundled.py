@@ -72,7 +72,7 @@ def test_fingerprint_is_that_of_the_released_weights() -> None:
     assert load().fingerprint == first
     assert first != load(levels=(0, 1, 2, 3)).fingerprint
     assert first != load(pretrained=False).fingerprint
-    assert first.startswith("bundled:efficientnet_lite0-")
+    assert first.startswith("bundled:efficientnet_lite2-")
 
 
 def test_stays_frozen() -> None:

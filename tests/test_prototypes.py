@@ -229,7 +229,7 @@ def test_files_of_before_the_flag_tell_annotated_supports_by_their_whole_image(
 @pytest.mark.parametrize(
     ("tensors", "facts", "message"),
     [
-        ({}, {"version": 2}, "upgrade diffup"),
+        ({}, {"version": 3}, "upgrade diffup"),
         ({"level.2": None}, {}, r"level\.2"),
         ({"regions": torch.zeros(5, 2, 64, 64)}, {}, "regions"),
         ({"level.0": torch.full((5, 8, 4, 4), torch.nan)}, {}, "not finite"),

@@ -110,7 +110,8 @@ def calibrated_presence(evidence: Tensor, calibration: Sequence[float]) -> Tenso
     Returns:
         (B,) in [0, 1].
     """
-    return torch.sigmoid(evidence.float() @ torch.tensor(calibration, device=evidence.device))
+    # Row by row: the rounding of a product of matrices would depend on the number of queries.
+    return torch.sigmoid((evidence.float() * torch.tensor(calibration, device=evidence.device)).sum(dim=1))
 
 
 def calibrated_quality(expected: Tensor, predicted: Tensor, calibration: Sequence[float]) -> Tensor:

@@ -11,6 +11,9 @@ import numpy.typing as npt
 from diffup.errors import FormatError
 from diffup.inputs.images import describe
 
+SCORE_DIGITS = 4
+"""Decimals of a score in a file: the last ones of float32 depend on how many photos were computed together."""
+
 
 class MarksNothing(FormatError):
     """An object has no area: ignored if its image has other objects, an error if it has none."""

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from diffup.errors import FormatError
-from diffup.formats.checks import MarksNothing, as_mask, as_masks
+from diffup.formats.checks import SCORE_DIGITS, MarksNothing, as_mask, as_masks
 from diffup.formats.contours import connected_components, polygons
 from diffup.formats.rle import decode_rle
 from diffup.inputs.masks import bounding_box
@@ -109,7 +109,7 @@ def coco_annotations(
                 "iscrowd": 0,
             }
             if scores is not None:
-                annotation["score"] = float(scores[index])
+                annotation["score"] = round(float(scores[index]), SCORE_DIGITS)
             annotations.append(annotation)
     return annotations
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from diffup.errors import FormatError
 from diffup.formats.brush import encode_brush
-from diffup.formats.checks import as_masks
+from diffup.formats.checks import SCORE_DIGITS, as_masks
 
 
 def label_studio_prediction(
@@ -57,7 +57,7 @@ def label_studio_prediction(
             "value": {"format": "rle", "rle": encode_brush(mask), "brushlabels": [names[index]]},
         }
         if scores is not None:
-            region["score"] = float(scores[index])
+            region["score"] = round(float(scores[index]), SCORE_DIGITS)
         regions.append(region)
     prediction: dict[str, Any] = {"model_version": model_version, "result": regions}
     if scores is not None and regions:

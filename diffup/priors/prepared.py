@@ -270,7 +270,7 @@ def prepare_support(support: SupportFeatures, config: PriorConfig, members: Memb
     for index, (views, grid) in enumerate(zip(support.levels, config.grids, strict=True)):
         parts = torch.split(views.float(), _widths(views[:, 0], index, members), dim=2)
         levels.append(tuple(SupportLevel.of(part, support, grid, config) for part in parts))
-    matched = _matched_support(support, config, members)
+    matched = _matched_support(support, [level.inside for level in levels[-1]], members)
     return PreparedSupport(tuple(levels), support.valid, possible_share(support), matched)
 
 
@@ -280,14 +280,16 @@ def _matched_query(last: Tensor, config: PriorConfig, members: Members) -> tuple
     return tuple(MatchedQuery.of(pool_to_grid(part / scale_of(part), config.grid)) for part in parts)
 
 
-def _matched_support(support: SupportFeatures, config: PriorConfig, members: Members) -> tuple[MatchedSupport, ...]:
-    """What the presence compares of supports, for each member."""
-    last, found = support.levels[-1].float(), []
-    for part in torch.split(last, _widths(last[:, 0], -1, members), dim=2):
-        views = _pooled(part / scale_of(part), MATCH_GRID)
-        regions = (support.foreground, support.background, support.annotated)
-        found.append(MatchedSupport.of(views, annotation_at_level(views, *regions, config)[0], support.valid))
-    return tuple(found)
+def _matched_support(
+    support: SupportFeatures, foreground: Sequence[Tensor], members: Members
+) -> tuple[MatchedSupport, ...]:
+    """What the presence compares of supports at the last level, for each member, whose weights (B, K, S) are given."""
+    last = support.levels[-1].float()
+    parts = torch.split(last, _widths(last[:, 0], -1, members), dim=2)
+    return tuple(
+        MatchedSupport.of(_pooled(part / scale_of(part), MATCH_GRID), weights, support.valid)
+        for part, weights in zip(parts, foreground, strict=True)
+    )
 
 
 def level_priors(query: QueryLevel, support: SupportLevel, config: PriorConfig) -> tuple[Tensor, Tensor]:

@@ -115,9 +115,13 @@ def support_evidence(query: MatchedQuery, support: MatchedSupport) -> Tensor:
         (B, 2) in [-1, 1], means over the valid views of the cosines of centred features, and of plain ones.
     """
     pairs = ((query.centred, support.centred), (query.plain, support.plain))
-    best = [torch.bmm(theirs.flatten(1, 2), ours).amax(dim=2) for ours, theirs in pairs]
     weights = support.weights.flatten(1)
-    return torch.stack([(similar * weights).sum(dim=1) for similar in best], dim=1)
+    found = []
+    for ours, theirs in pairs:
+        # Query by query: the rounding of a batched product would depend on the number of queries.
+        best = [(vectors @ features).amax(dim=1) for vectors, features in zip(theirs.flatten(1, 2), ours, strict=True)]
+        found.append((torch.stack(best) * weights).sum(dim=1))
+    return torch.stack(found, dim=1)
 
 
 def text_evidence(maps: Tensor) -> Tensor:
