@@ -112,6 +112,9 @@ def test_what_cannot_be_exported_whole(tmp_path: Path) -> None:
     named = replace(classes[0], features=None, text_prompt=object())  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="prototypes face"):
         export_whole(model.backbone, model.decoder, [named], path)
+    opposed = replace(classes[0], negative=classes[0])
+    with pytest.raises(ConfigError, match="prototypes face: their negatives cannot be exported"):
+        export_whole(model.backbone, model.decoder, [opposed], path)
     ranked = random_decoder(tiny_config(priors=PriorConfig(grid=8, normalisation="rank")))
     with pytest.raises(ConfigError, match="normalisation='rank'"):
         export_whole(model.backbone, ranked, classes, path)

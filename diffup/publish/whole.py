@@ -299,6 +299,11 @@ def _exportable(backbone: Backbone, decoder: Decoder, classes: Sequence[Prototyp
         raise ConfigError(
             f"prototypes {', '.join(named) or '(none)'}: a whole model needs classes that were taught by images alone"
         )
+    opposed = [item.name for item in classes if item.negative is not None]
+    if opposed:
+        raise ConfigError(
+            f"prototypes {', '.join(opposed)}: their negatives cannot be exported; make prototypes without `negatives`"
+        )
     return backbone
 
 
