@@ -9,7 +9,7 @@ import pytest
 from fakes import shape_image, tiny_model
 from visits import SAMPLING, add_shape, fake, found, with_photos
 
-from diffup import Mask, Points, Scribble
+from diffup import Box, Mask, Points, Scribble
 from diffup.demo.actions import ACTIONS, act
 from diffup.demo.encoders import Encoders
 from diffup.demo.session import Session, remove_example
@@ -73,6 +73,14 @@ def test_the_results_of_all_encoders_are_corrected(encoders: Encoders, state: Se
     for index, name in enumerate(("fake:a", "fake:bbb")):
         expected = uncorrected(state, encoders, name).correct("square", Points([(48, 40)]))
         assert (labels(state, index) == expected.labels).all()
+
+
+def test_a_class_that_is_not_there_is_taken_from_the_whole_photo(state: Session) -> None:
+    none = do(state, "none")
+    assert not (labels(none) == 1).any() and (labels(none) == 2).any() == (labels(state) == 2).any()
+    assert none.photo.corrections == (("square", Box(negative=(0, 0, 96, 80))),)
+    assert act(none, [CLICK]).opened.maps[0].labels[40, 48] == 1, "a click after it counts"
+    assert (labels(do(none, "undo")) == labels(state)).all()
 
 
 def test_undo_and_redo_go_back_and_forth(state: Session) -> None:
@@ -197,4 +205,4 @@ def test_what_cannot_be_done_is_told(state: Session) -> None:
             act(state, [{"do": "mark", "path": path}])
     with pytest.raises(AnnotationError, match="clicks and strokes"):
         act(state, [{"do": "mark", "tool": "box", "path": [[0, 0], [1, 1]]}])
-    assert set(ACTIONS) == {"mark", "undo", "redo", "use", "draw", "next", "previous", "remove", "class"}
+    assert set(ACTIONS) == {"mark", "none", "undo", "redo", "use", "draw", "next", "previous", "remove", "class"}

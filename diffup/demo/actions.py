@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from diffup.correct import Correction
 from diffup.demo.marks import read_mark, to_correction
 from diffup.demo.session import Session, mask_examples, open_photo, remove_photo
 from diffup.errors import ConfigError, ImageError
+from diffup.inputs.annotations import Box
 
 MAX_ACTIONS = 100
 """Maximum number of actions that a browser sends together."""
@@ -43,12 +45,26 @@ def act(session: Session, actions: object) -> Session:
 
 
 def _mark(session: Session, action: Mapping[str, Any]) -> Session:
+    """Correct the class that is chosen by a click or a stroke."""
+    photo = session.photo
+    assert photo is not None
+    return _correct(session, to_correction(read_mark({"tool": "points", **action}), photo.size))
+
+
+def _none(session: Session, action: Mapping[str, Any]) -> Session:
+    """Mark the whole photo as what is not the class."""
+    photo = session.photo
+    assert photo is not None
+    height, width = photo.size
+    return _correct(session, Box(negative=(0, 0, width, height)))
+
+
+def _correct(session: Session, correction: Correction) -> Session:
     """Correct the class that is chosen, in the results of all encoders."""
     opened, photo = session.opened, session.photo
     assert opened is not None and photo is not None
     if not opened.maps:
         raise ConfigError("Nothing was looked for in this photo yet: press 'Find', then click to correct it.")
-    correction = to_correction(read_mark({"tool": "points", **action}), photo.size)
     maps = tuple(result.correct(opened.name, correction) for result in opened.maps)
     photo = replace(photo, corrections=(*photo.corrections, (opened.name, correction)), undone=()).shown(maps[0])
     photos = list(session.photos)
@@ -102,6 +118,7 @@ def _draw(session: Session, action: Mapping[str, Any]) -> Session:
 
 ACTIONS: dict[str, Callable[[Session, Mapping[str, Any]], Session]] = {
     "mark": _mark,
+    "none": _none,
     "undo": _undo,
     "redo": _redo,
     "use": lambda session, action: mask_examples(session),

@@ -168,7 +168,7 @@ const isTyping = (target) => {
     return Boolean(field) && !["checkbox", "radio", "button", "file"].includes(field.type);
 };
 
-const KEYS = { ArrowRight: "next", ArrowLeft: "previous", u: "undo", r: "redo", e: "use", n: "not" };
+const KEYS = { ArrowRight: "next", ArrowLeft: "previous", u: "undo", r: "redo", x: "none", e: "use", n: "not" };
 
 document.addEventListener("keydown", (event) => {
     if (event.defaultPrevented || event.altKey || isTyping(event.target)) return;

@@ -18,7 +18,8 @@ _DO = {
     "next": ("→", "Next photo (right arrow)"),
     "undo": ("↶", "Undo the last correction (U or Ctrl+Z)"),
     "redo": ("↷", "Redo (R, Ctrl+Y or Ctrl+Shift+Z)"),
-    "use": ("★ Use as example", "Make this photo with its mask an example (E)"),
+    "none": ("None here", "The class is not in this photo (X)"),
+    "use": ("Use as example", "Make this photo with its mask an example (E)"),
     "draw": ("Draw on it", "Take this photo as the image of an example"),
     "remove": ("Remove", "Remove this photo from the list"),
 }
@@ -62,7 +63,7 @@ def result_canvas(gr: Any, upload: str) -> Any:
         title="Clicks mark what is not the class (N; a right-click or Shift-click always does)",
         text="- not this",
     )
-    rest = "".join(made[name] for name in ("undo", "redo", "use", "draw", "remove"))
+    rest = "".join(made[name] for name in ("undo", "redo", "none", "use", "draw", "remove"))
     frame = _FRAME.format(label="Result", empty="Add photos, drop them here or paste one.")
     return _component(
         gr,

@@ -28,6 +28,7 @@ _KEYS = """| key | what it does |
 | click, drag | more of the class, at this place or along this stroke |
 | right-click or Shift-click, drag | not this |
 | N | a plain click means *not this*, or *more* again |
+| X | the class is not in this photo |
 | 1 to 9 | the class that clicks correct |
 | U or Ctrl+Z, R or Ctrl+Y | undo, redo |
 | left and right arrow | the photo before, the next photo |
@@ -113,7 +114,7 @@ def _photos(gr: Any, encoders: Encoders) -> dict[str, Any]:
         )
         part["find"] = gr.Button("Find", variant="primary", elem_id="find", size="md", min_width=110)
         part["stop"] = gr.Button("Stop", variant="stop", elem_id="stop", size="md", min_width=80, visible=False)
-    part["progress"] = gr.HTML(elem_id="progress", visible=False)
+    part["progress"] = gr.HTML(elem_id="progress")
     part["photos"] = gr.Gallery(
         label="Photos, the most doubtful first",
         columns=8,

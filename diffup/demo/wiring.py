@@ -69,7 +69,7 @@ def _wire_examples(gr: Any, part: dict[str, Any]) -> None:
     changed = _of(part, "state", *_EXAMPLES, "progress")
 
     def shown(session: Session) -> list[Any]:
-        return [session, *show_examples(gr, session), gr.HTML(**_status(session))]
+        return [session, *show_examples(gr, session), _status(session)]
 
     def add(session: Session, name: str, drawing: str) -> list[Any]:
         return [*shown(work.add_drawn(session, name, drawing)), gr.HTML(turn=next(_turns))]
@@ -125,7 +125,7 @@ def _wire_photos(gr: Any, encoders: Encoders, part: dict[str, Any]) -> None:
             result = [gr.skip()] * len(_RESULT) if same and done < total else show_result(gr, state, view)
             before = state.opened
             gallery, _ = show_photos(gr, state)
-            telling = gr.HTML(_progress(done, total, time.monotonic() - began), visible=True)
+            telling = _progress(done, total, time.monotonic() - began)
             yield [state, gallery, telling, *result, gr.Button(visible=done < total), gr.File(visible=False)]
 
     def load(name: str, session: Session, view: str) -> list[Any]:
@@ -225,7 +225,7 @@ def show_photos(gr: Any, session: Session) -> list[Any]:
     """Updates of the components `_PHOTOS`."""
     pictures = [(photo.thumbnail, _caption(session, photo)) for photo in session.photos]
     selected = session.index if pictures else None
-    return [gr.Gallery(pictures, visible=bool(pictures), selected_index=selected), gr.HTML(**_status(session))]
+    return [gr.Gallery(pictures, visible=bool(pictures), selected_index=selected), _status(session)]
 
 
 def show_result(gr: Any, session: Session, view: str, same: bool = False) -> list[Any]:
@@ -274,6 +274,7 @@ def _canvas(session: Session, view: str) -> dict[str, Any]:
             "next": session.index + 1 < len(session.photos),
             "undo": bool(photo.corrections),
             "redo": bool(photo.undone),
+            "none": marked,
             "use": marked,
             "draw": True,
             "remove": True,
@@ -291,9 +292,10 @@ def _dots(photo: Photo) -> list[tuple[float, float, bool]]:
         for negative in (False, True):
             if isinstance(correction, Points):
                 places = list(correction.negative if negative else correction.points)
-            else:
-                assert isinstance(correction, Scribble)
+            elif isinstance(correction, Scribble):
                 places = [line[0] for line in (correction.negative if negative else correction.strokes)]
+            else:
+                places = []
             dots += [(float(x + 0.5) / width, float(y + 0.5) / height, negative) for x, y in places]
     return dots
 
@@ -306,22 +308,20 @@ def _caption(session: Session, photo: Photo) -> str:
     return "new" if photo.run is None else f"doubt {photo.doubt:.0%}"
 
 
-def _status(session: Session) -> dict[str, Any]:
-    """Value and visibility of the line that says what to do."""
+def _status(session: Session) -> str:
+    """HTML of the line that says what to do next."""
     runs = [photo.run for photo in session.photos]
-    text = ""
-    if session.examples and any(run is not None for run in runs):
-        if any(run is not None and run.examples != session.examples for run in runs):
-            text = "The examples have changed: press <b>Find</b> (F) to look again. Corrected photos stay as they are."
-        elif None in runs:
-            text = "Press <b>Find</b> (F) to look in the new photos."
-    return {"value": text, "visible": bool(text)}
+    if not session.examples or not runs:
+        return ""
+    if any(run is not None and run.examples != session.examples for run in runs):
+        return "The examples have changed: press <b>Find</b> to look again. Corrected photos stay as they are."
+    return "Press <b>Find</b> to look in the new photos." if None in runs else ""
 
 
 def _progress(done: int, total: int, seconds: float) -> str:
     """HTML of the progress of a run."""
     if done == total:
-        return f"{total} photos in {seconds:.0f} s." if total else "All photos are up to date."
+        return f"Done: {total} in {seconds:.0f} s." if total else "All photos are up to date."
     left = f", about {seconds / done * (total - done):.0f} s left" if done else ""
     return f'<progress value="{done}" max="{total}"></progress>{html.escape(f"{done} of {total} photos{left}")}'
 
