@@ -130,6 +130,7 @@ let waiting = [], busy = false;
 const flush = () => {
     if (busy || !waiting.length) return;
     busy = true;
+    frame.classList.add("busy");
     trigger("act", { actions: waiting.splice(0) });
 };
 
@@ -141,6 +142,7 @@ const send = (action) => {
 
 const answered = () => {
     busy = false;
+    frame.classList.remove("busy");
     marks = waiting.filter((action) => action.do === "mark");
     flush();
 };

@@ -114,19 +114,42 @@ def _wire_photos(gr: Any, encoders: Encoders, part: dict[str, Any]) -> None:
             gr.Warning(events.plain(problem), title="Refused")
         return shown(session, view)
 
+    stopping: set[str | None] = set()  # visitors who pressed 'Stop'
+
     def run(
-        session: Session, encoder: str, other: str, steps: float, ensemble: float, threshold: float, view: str
+        session: Session,
+        encoder: str,
+        other: str,
+        steps: float,
+        ensemble: float,
+        threshold: float,
+        view: str,
+        request: Any,
     ) -> Iterator[list[Any]]:
         chosen = [encoder] if other in (NO_OTHER, encoder) else [encoder, other]
         options = SamplingOptions(steps=int(steps), ensemble=int(ensemble), threshold=threshold)
         began, before = time.monotonic(), session.opened
+        stopping.discard(request.session_hash)
         for state, done, total in find(session, encoders, chosen, options):
-            same = state.opened is before
-            result = [gr.skip()] * len(_RESULT) if same and done < total else show_result(gr, state, view)
+            stopped = request.session_hash in stopping
+            if stopped:
+                state = worst_first(state)
+            ended = stopped or done == total
+            same = state.opened is before and not ended
             before = state.opened
-            gallery, _ = show_photos(gr, state)
-            telling = _progress(done, total, time.monotonic() - began)
-            yield [state, gallery, telling, *result, gr.Button(visible=done < total), gr.File(visible=False)]
+            result = [gr.skip()] * len(_RESULT) if same else show_result(gr, state, view)
+            gallery, line = show_photos(gr, state)
+            telling = line if stopped else _progress(done, total, time.monotonic() - began)
+            yield [state, gallery, telling, *result, gr.Button(visible=not ended), gr.File(visible=False)]
+            if ended:
+                return
+
+    run.__annotations__["request"] = gr.Request
+
+    def stop(request: Any) -> None:
+        stopping.add(request.session_hash)
+
+    stop.__annotations__["request"] = gr.Request
 
     def load(name: str, session: Session, view: str) -> list[Any]:
         scene = SCENES[name]()
@@ -140,10 +163,6 @@ def _wire_photos(gr: Any, encoders: Encoders, part: dict[str, Any]) -> None:
             gr.File(visible=False),
         ]
 
-    def stop(session: Session, view: str) -> list[Any]:
-        find_button = gr.Button(part["find"].value, interactive=True)
-        return [*shown(worst_first(session), view), find_button, gr.Button(visible=False)]
-
     on(part["add_photos"].upload, add, _of(part, "state", "add_photos", "view"), outputs)
     sampling = _of(part, "encoder", "other", "steps", "ensemble", "threshold")
     found = events.work(
@@ -155,8 +174,7 @@ def _wire_photos(gr: Any, encoders: Encoders, part: dict[str, Any]) -> None:
         [*outputs, *_of(part, "stop", "files")],
     )
     events.reveal(found, "#result", "nearest")
-    stopped = part["stop"].click(None, None, None, cancels=[found], **events.QUIET)
-    on(stopped.then, stop, _of(part, "state", "view"), [*outputs, *_of(part, "find", "stop")])
+    part["stop"].click(stop, None, None, **events.QUIET)
     for name, button in part["scenes"].items():
         loaded = [*outputs, *_of(part, *_EXAMPLES, "editor", "name", "files")]
         events.reveal(
