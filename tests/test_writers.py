@@ -23,7 +23,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("one_thread")  # as in `writers._run`: with more, last bits differ, and what is checked is bytes
+@pytest.mark.usefixtures("one_thread")  # as the processes that it watches: more give other last bits
 @pytest.mark.parametrize(
     ("make", "processes", "refuses"),
     [

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -17,10 +17,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from diffup.backbones import members_of
 from diffup.backbones.encode import encode
 from diffup.data.base import Dataset, Target
 from diffup.data.weak import AnnotationKind, weaken
 from diffup.decoder.options import Sampling, SamplingKeywords, SamplingOptions, refuse_generator, sampling_options
+from diffup.decoder.quality import calibrated_presence
 from diffup.decoder.sampling import Ensemble, draw_noise, sample_ensemble
 from diffup.errors import ConfigError, DataError
 from diffup.evaluation.annotations import split_annotation
@@ -28,13 +30,16 @@ from diffup.evaluation.boundary import boundary_overlap
 from diffup.evaluation.episodes import Episode
 from diffup.evaluation.features import FeatureCache
 from diffup.evaluation.meter import Meter
-from diffup.inference import condition, text_prior_maps, trust
+from diffup.evaluation.presence import Floats, absent_photos, auc, false_alarms
+from diffup.inference import text_prior_maps, trust
 from diffup.inputs.annotations import Support, rasterise
 from diffup.inputs.images import resize_image, to_bytes
 from diffup.model import DiffUp
-from diffup.priors.condition import EDGE_SIDE, Condition
+from diffup.priors.condition import EDGE_SIDE, Condition, assemble, class_maps
 from diffup.priors.features import SupportFeatures
 from diffup.priors.level import pool_to_grid
+from diffup.priors.prepared import PreparedSupport, matched_query, prepare_query, prepare_support
+from diffup.priors.presence import presence_evidence
 from diffup.priors.support import plan_views, support_features
 from diffup.priors.views import IDENTITY, View, warp
 from diffup.refine import Guide, refine
@@ -71,6 +76,8 @@ class EpisodeScore:
             was refined at the model's threshold.
         prior: overlap of the training-free mean prior with the target, at each of `THRESHOLDS`.
         quality: calibrated IoU that the decoder expects, in [0, 1].
+        presence: probability that the query shows the class, in [0, 1].
+        absent: the same of a photo that does not show it; None if no query before does not (`absent_photos`).
     """
 
     index: int
@@ -82,6 +89,8 @@ class EpisodeScore:
     decoder: tuple[Overlap, ...]
     prior: tuple[Overlap, ...]
     quality: float
+    presence: float
+    absent: float | None = None
 
     @property
     def iou(self) -> float:
@@ -110,6 +119,9 @@ class Scores:
         miou_by_threshold: mIoU at each of `THRESHOLDS`.
         prior_miou_by_threshold: mIoU of the training-free mean prior at each of `THRESHOLDS`.
         quality_correlation: Pearson correlation between predicted and true IoU over the episodes, in [-1, 1].
+        presence_auc: area under the ROC curve of the presence, queries against photos without the class; NaN without
+            such photos.
+        false_alarms: share of these photos whose presence reaches that of nine in ten queries; NaN without such photos.
     """
 
     miou: float
@@ -119,6 +131,8 @@ class Scores:
     miou_by_threshold: dict[float, float]
     prior_miou_by_threshold: dict[float, float]
     quality_correlation: float
+    presence_auc: float
+    false_alarms: float
 
     @property
     def best_threshold(self) -> float:
@@ -145,6 +159,8 @@ class Scores:
             "prior_best_miou": self.best_prior,
             "gain_over_prior": self.miou - self.best_prior,
             "quality_correlation": self.quality_correlation,
+            "presence_auc": self.presence_auc,
+            "false_alarms": self.false_alarms,
         }
 
 
@@ -253,10 +269,11 @@ class Evaluator:
             range(start, min(start + batch_size, len(episodes))) for start in range(0, len(episodes), batch_size)
         ]
         left = set(range(len(episodes))) - set(done)
+        absent = absent_photos(episodes, self._shows)
         return (
             [
                 score
-                for score in self._batch(episodes, indices, annotation, resolved, chosen.seed, bf16)
+                for score in self._batch(episodes, indices, annotation, resolved, chosen.seed, bf16, absent)
                 if score.index in left
             ]
             for indices in batches
@@ -271,23 +288,28 @@ class Evaluator:
         sampling: Sampling,
         seed: int,
         bf16: bool,
+        absent: Sequence[str | None],
     ) -> list[EpisodeScore]:
         model, conditions, noises = self.model, [], []
+        presences = list[float | None]()
         for index in indices:
             weak, noise = episode_generators(seed, index)
-            conditions.append(self.condition(episodes[index], annotation, weak))
+            support, name = self.support(episodes[index], annotation, weak), absent[index]
+            conditions.append(self.condition(episodes[index], annotation, support))
+            presences.append(None if name is None else self._presence(episodes[index], annotation, support, name))
             noises.append(draw_noise(conditions[-1], sampling.ensemble, noise))
         together = Condition.cat(conditions)
         with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
             samples = sample_ensemble(model.decoder, together, torch.cat(noises), sampling.steps)
         return [
-            self.compare(index, episodes[index], together, samples, at, sampling) for at, index in enumerate(indices)
+            replace(self.compare(index, episodes[index], together, samples, at, sampling), absent=presences[at])
+            for at, index in enumerate(indices)
         ]
 
     def compare(
         self, index: int, episode: Episode, condition: Condition, samples: Ensemble, row: int, sampling: Sampling
     ) -> EpisodeScore:
-        """Compare the mask of an episode with its target.
+        """Compare the mask of an episode with its target; the score knows no photo without the class.
 
         Args:
             index: index of the episode in its stream.
@@ -304,6 +326,7 @@ class Evaluator:
         if sampling.refine:
             found = refine(found, Guide.of(to_bytes(self.data.image(episode.query))), threshold)
         size = (target.mask.shape[0], target.mask.shape[1])
+        judged = trust(samples, threshold, self.model.config)
         probability, prior = (enlarge(item, size)[0].numpy() for item in (found, maps[1:]))
         return EpisodeScore(
             index=index,
@@ -314,29 +337,73 @@ class Evaluator:
             boundary=boundary_overlap(probability > np.float32(threshold), target),
             decoder=overlaps(probability, target, THRESHOLDS),
             prior=overlaps(prior, target, THRESHOLDS),
-            quality=float(trust(samples, threshold, self.model.config).quality[row]),
+            quality=float(judged.quality[row]),
+            presence=float(judged.presence[row]),
         )
 
-    def condition(self, episode: Episode, annotation: str, generator: np.random.Generator) -> Condition:
-        """Build the condition of one episode.
+    def support(self, episode: Episode, annotation: str, generator: np.random.Generator) -> PreparedSupport | None:
+        """Prepare the supports of one episode.
 
         Args:
             episode: the episode.
             annotation: kind of the supports' annotations, as in `score`.
             generator: generator of weak annotations.
-        """
-        model, read = self.model, functools.cache(self.data.image)
-        kind, named = split_annotation(annotation)
-        features = None if kind is None else self._supports(episode, kind, generator, read)
-        levels = [level[None] for level in self._encoded(episode.query, IDENTITY, read)]
-        text = self._text_maps(episode, levels) if named else None
-        small = resize_image(read(episode.query), (EDGE_SIDE, EDGE_SIDE))[None].to(model.device)
-        return condition(levels, features, small, model.backbone, model.config, text)
 
-    def _supports(
-        self, episode: Episode, kind: AnnotationKind, generator: np.random.Generator, read: Callable[[str], Tensor]
-    ) -> SupportFeatures:
-        supports = []
+        Returns:
+            What the priors need of the supports; None if the class is only named.
+        """
+        kind, _ = split_annotation(annotation)
+        if kind is None:
+            return None
+        features = self._supports(episode, kind, generator)
+        return prepare_support(features, self.model.config.priors, members_of(self.model.backbone))
+
+    def condition(self, episode: Episode, annotation: str, support: PreparedSupport | None) -> Condition:
+        """Build the condition of one episode.
+
+        Args:
+            episode: the episode.
+            annotation: kind of the supports' annotations, as in `score`.
+            support: result of `support`.
+        """
+        model, config = self.model, self.model.config
+        levels = self._levels(episode.query)
+        text = self._text_maps(episode.class_id, episode.query, levels) if split_annotation(annotation)[1] else None
+        small = resize_image(self.data.image(episode.query), (EDGE_SIDE, EDGE_SIDE))[None].to(model.device)
+        members = members_of(model.backbone)
+        query = prepare_query(levels, small, config.priors, bool(config.low_level_channels), members)
+        return assemble(class_maps(query, support, config.priors, text), config.priors)
+
+    def evidence(self, episode: Episode, annotation: str, support: PreparedSupport | None, name: str) -> Tensor:
+        """Collect what tells whether an image shows the class of an episode, as `Condition.evidence`.
+
+        Args:
+            episode: the episode.
+            annotation: kind of the supports' annotations, as in `score`.
+            support: result of `support`.
+            name: name of the image.
+
+        Returns:
+            (1, 5).
+        """
+        levels = self._levels(name)
+        text = self._text_maps(episode.class_id, name, levels) if split_annotation(annotation)[1] else None
+        matched = matched_query(levels[-1], self.model.config.priors, members_of(self.model.backbone))
+        return presence_evidence(matched, None if support is None else support.matched, text)
+
+    def _presence(self, episode: Episode, annotation: str, support: PreparedSupport | None, name: str) -> float:
+        evidence = self.evidence(episode, annotation, support, name)
+        return float(calibrated_presence(evidence, self.model.config.presence_calibration))
+
+    def _shows(self, name: str, class_id: int) -> bool:
+        return bool(self.data.target(name, class_id).mask.any())
+
+    def _levels(self, name: str) -> list[Tensor]:
+        """Features of an image as a batch of one."""
+        return [level[None] for level in self._encoded(name, IDENTITY, self.data.image)]
+
+    def _supports(self, episode: Episode, kind: AnnotationKind, generator: np.random.Generator) -> SupportFeatures:
+        supports, read = [], functools.cache(self.data.image)
         for name in episode.supports:
             weak = weaken_support(self.data, name, episode.class_id, kind, generator)
             image = read(name)
@@ -346,14 +413,14 @@ class Evaluator:
         levels = [torch.stack(level) for level in zip(*views, strict=True)]
         return support_features(levels, supports, plan)
 
-    def _text_maps(self, episode: Episode, levels: list[Tensor]) -> Tensor:
-        """Prior maps of the class name in the query, (1, V, h, w) in [0, 1]."""
-        model, class_id = self.model, episode.class_id
+    def _text_maps(self, class_id: int, name: str, levels: list[Tensor]) -> Tensor:
+        """Prior maps of a class name in an image, whose features are given, (1, V, h, w) in [0, 1]."""
+        model = self.model
         if class_id not in self._embeddings:
             self._embeddings[class_id] = embed_text_prompts(
                 model.text_space, self.data.classes[class_id], self.templates
             ).embeddings
-        dense = self.text_features(episode.query)
+        dense = self.text_features(name)
         return text_prior_maps(
             levels, dense, self._embeddings[class_id], model.backbone, model.text_space, model.config
         )
@@ -462,6 +529,7 @@ def summarise(episodes: Collection[EpisodeScore], classes: Collection[int]) -> S
                 at.add(episode.class_id, *overlap, episode.pixels)
     predicted, true = np.array([(e.quality, e.iou) for e in sorted(episodes, key=lambda e: e.index)]).T
     varied = len(true) > 1 and predicted.std() > 0 and true.std() > 0
+    presences = presence_arrays(episodes)
     return Scores(
         miou=meter.miou(),
         fb_iou=meter.fb_iou(),
@@ -470,7 +538,19 @@ def summarise(episodes: Collection[EpisodeScore], classes: Collection[int]) -> S
         miou_by_threshold={t: at.miou() for t, at in decoder.items()},
         prior_miou_by_threshold={t: at.miou() for t, at in prior.items()},
         quality_correlation=float(np.corrcoef(predicted, true)[0, 1]) if varied else 0.0,
+        presence_auc=100 * float(auc(*presences)[0]),
+        false_alarms=100 * float(false_alarms(*presences)[0]),
     )
+
+
+def presence_arrays(episodes: Collection[EpisodeScore]) -> tuple[Floats, Floats]:
+    """Return the presences of the queries, and those of the photos without the class where there is one.
+
+    Args:
+        episodes: scores of episodes.
+    """
+    shown, absent = [e.presence for e in episodes], [e.absent for e in episodes if e.absent is not None]
+    return np.array(shown, dtype=float), np.array(absent, dtype=float)
 
 
 def _beyond(passed: npt.NDArray[np.intp], count: int) -> npt.NDArray[np.int64]:

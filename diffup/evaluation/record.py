@@ -17,7 +17,7 @@ from diffup.evaluation.episodes import Episode
 from diffup.evaluation.evaluate import THRESHOLDS, EpisodeScore
 from diffup.utils.journal import Journal
 
-REVISION = 5
+REVISION = 6
 """Revision of the scoring; raise it when the same setting would give other scores, or more of them."""
 
 _LABELS = ("decoder", "backbone")
@@ -163,6 +163,8 @@ def _pack(score: EpisodeScore) -> dict[str, Any]:
         "decoder": score.decoder,
         "prior": score.prior,
         "quality": score.quality,
+        "presence": score.presence,
+        "absent": score.absent,
     }
 
 
@@ -181,4 +183,6 @@ def _unpack(line: dict[str, Any]) -> EpisodeScore:
         decoder=decoder,
         prior=prior,
         quality=float(line["quality"]),
+        presence=float(line["presence"]),
+        absent=None if line["absent"] is None else float(line["absent"]),
     )

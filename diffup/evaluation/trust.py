@@ -27,10 +27,8 @@ from diffup.decoder.weights import save_decoder
 from diffup.errors import ConfigError, DataError, DiffUpError
 from diffup.evaluation.episodes import Episode, draw_episodes
 from diffup.evaluation.evaluate import Evaluator, check_annotation, episode_generators
+from diffup.evaluation.presence import Floats, auc, false_alarms
 from diffup.model import DiffUp
-
-RECALL = 0.9
-"""Share of the queries with the class at which false alarms are reported."""
 
 KEPT = 0.97
 """Share of the queries with the class that a fitted `min_presence` keeps: a mask that is missing costs more than one
@@ -43,8 +41,6 @@ SOURCES = (slice(0, 3), slice(3, 5))
 """Values of `Condition.evidence` that supports give, and those that text gives; the last of each is 1."""
 
 _ROUNDS = 50
-
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,15 +105,15 @@ def gather(
     expected, predicted, iou = (list[float]() for _ in range(3))
     for index, (episode, other) in enumerate(zip(drawn, others, strict=True)):
         weak, noise = episode_generators(seed, index)
-        condition = evaluator.condition(episode, annotation, weak)
+        support = evaluator.support(episode, annotation, weak)
+        condition = evaluator.condition(episode, annotation, support)
         samples = sample_ensemble(
             model.decoder, condition, draw_noise(condition, sampling.ensemble, noise), sampling.steps
         )
         score = evaluator.compare(index, episode, condition, samples, 0, sampling)
-        weak, _ = episode_generators(seed, index)
-        without = evaluator.condition(replace(episode, query=other), annotation, weak)
-        for values, one in ((shown, condition), (absent, without)):
-            values.append(one.evidence[0].cpu().double().numpy())
+        without = evaluator.evidence(episode, annotation, support, other)
+        for values, one in ((shown, condition.evidence), (absent, without)):
+            values.append(one[0].cpu().double().numpy())
         expected.append(float(expected_iou(samples.mean.float(), sampling.threshold())))
         predicted.append(float(samples.iou[0]))
         iou.append(score.mask[0] / max(score.mask[1], 1))
@@ -176,19 +172,18 @@ def report(evidence: Evidence, config: DecoderConfig) -> dict[str, float]:
     Returns:
         `auc`, area under the ROC curve of the presence; `recall`, share of the queries with the class whose presence
         reaches `min_presence`, and `false_alarms`, that of the photos without it; `false_alarms_at_recall`, the latter
-        where the recall is `RECALL`; `presence_error`, mean absolute difference of the presence to what is true;
-        `spearman` and `error`, rank correlation and mean absolute difference of quality and true IoU; `score_error`,
-        expected calibration error of the score given presence, in ten bins.
+        where nine in ten of the queries reach it; `presence_error`, mean absolute difference of the presence to what is
+        true; `spearman` and `error`, rank correlation and mean absolute difference of quality and true IoU;
+        `score_error`, expected calibration error of the score given presence, in ten bins.
     """
     shown, absent = presences(evidence.shown, config), presences(evidence.absent, config)
     quality = qualities(evidence, config)
     right = calibrated_score(torch.from_numpy(quality), torch.ones(len(quality)), config.score_calibration).numpy()
-    floor = np.quantile(shown, 1 - RECALL)
     return {
-        "auc": auc(shown, absent),
+        "auc": float(auc(shown, absent)[0]),
         "recall": float((shown >= config.min_presence).mean()),
         "false_alarms": float((absent >= config.min_presence).mean()),
-        "false_alarms_at_recall": float((absent >= floor).mean()),
+        "false_alarms_at_recall": float(false_alarms(shown, absent)[0]),
         "presence_error": float(np.concatenate([1 - shown, absent]).mean()),
         "spearman": spearman(quality, evidence.iou),
         "error": float(np.abs(quality - evidence.iou).mean()),
@@ -229,12 +224,6 @@ def fit_logistic(inputs: Floats, target: Floats, ridge: float = RIDGE) -> tuple[
         curvature = (rows * (fitted * (1 - fitted))[:, None]).T @ rows + np.diag(penalty)
         weights = weights - np.linalg.solve(curvature, slope)
     return tuple(float(weight) for weight in weights)
-
-
-def auc(positive: Floats, negative: Floats) -> float:
-    """Area under the ROC curve: probability that a positive value exceeds a negative one, ties counting half."""
-    difference = positive[:, None] - negative[None]
-    return float(((difference > 0) + 0.5 * (difference == 0)).mean())
 
 
 def spearman(a: Floats, b: Floats) -> float:
