@@ -10,8 +10,8 @@ import pytest
 from diffup.errors import ConfigError
 from diffup.evaluation import bootstrap
 from diffup.evaluation.bootstrap import difference, intervals, paired, photos, resample, weighted_figures
-from diffup.evaluation.evaluate import THRESHOLDS, EpisodeScore, summarise
 from diffup.evaluation.record import Setting
+from diffup.evaluation.scores import THRESHOLDS, EpisodeScore, summarise
 from diffup.evaluation.sweep import Row
 
 Counts = tuple[str, int, int, int]

@@ -24,9 +24,10 @@ from diffup.decoder.weights import decoder_hash, load_decoder
 from diffup.errors import ConfigError, DataError
 from diffup.evaluation import sweep, table
 from diffup.evaluation.episodes import Episode, draw_episodes
-from diffup.evaluation.evaluate import THRESHOLDS, EpisodeScore, Evaluator, summarise
+from diffup.evaluation.evaluate import Evaluator
 from diffup.evaluation.protocols import PROTOCOLS, draw_stream
 from diffup.evaluation.record import EpisodeRecord, Setting
+from diffup.evaluation.scores import THRESHOLDS, EpisodeScore, summarise
 from diffup.model import DiffUp
 
 FILES = ("scores.json", "scores.csv")

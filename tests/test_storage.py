@@ -18,8 +18,8 @@ from runs import state
 from diffup import DiffUp
 from diffup.errors import DiffUpError, StorageError
 from diffup.evaluation.episodes import Episode
-from diffup.evaluation.evaluate import THRESHOLDS, EpisodeScore
 from diffup.evaluation.record import EpisodeRecord, Setting
+from diffup.evaluation.scores import THRESHOLDS, EpisodeScore
 from diffup.training.checkpoint import save_checkpoint
 from diffup.training.trainer import CHECKPOINT
 from diffup.utils import files

@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from diffup.errors import ConfigError
-from diffup.evaluation.evaluate import THRESHOLDS, EpisodeScore, presence_arrays
 from diffup.evaluation.presence import auc, false_alarms
+from diffup.evaluation.scores import THRESHOLDS, EpisodeScore, presence_arrays
 from diffup.evaluation.sweep import Row
 from diffup.utils.options import whole_number
 

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from diffup.evaluation.episodes import Episode
-from diffup.evaluation.evaluate import THRESHOLDS, EpisodeScore
+from diffup.evaluation.scores import THRESHOLDS, EpisodeScore
 from diffup.utils.journal import Journal
 
 REVISION = 6
