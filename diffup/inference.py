@@ -20,7 +20,14 @@ from diffup.correct import kept_levels
 from diffup.decoder.base import Decoder
 from diffup.decoder.config import DecoderConfig
 from diffup.decoder.options import Sampling
-from diffup.decoder.quality import calibrated_quality, calibrated_score, expected_iou
+from diffup.decoder.quality import (
+    calibrated_presence,
+    calibrated_quality,
+    calibrated_score,
+    expected_iou,
+    marked_share,
+    quality_estimates,
+)
 from diffup.decoder.sampling import Ensemble, sample_batches, sample_ensemble
 from diffup.inputs.images import ImageLike, read_image, resize_image, to_bytes
 from diffup.priors import build_condition
@@ -235,7 +242,7 @@ def decode(
         maps = _maps(samples, together)
         pairs = [(everything[index], query) for index in group for query in range(len(queries))]
         thresholds = [sampling.threshold(prototypes.threshold) for prototypes, _ in pairs]
-        judged = trust(samples, torch.tensor(thresholds, device=device), config)
+        judged = trust(samples, together.evidence, torch.tensor(thresholds, device=device), config)
         for row, ((_, query), threshold) in enumerate(zip(pairs, thresholds, strict=True)):
             found[query].append(
                 Segmentation(
@@ -343,16 +350,19 @@ class Trust:
     score: Tensor
 
 
-def trust(samples: Ensemble, thresholds: Tensor | float, config: DecoderConfig) -> Trust:
+def trust(samples: Ensemble, evidence: Tensor, thresholds: Tensor | float, config: DecoderConfig) -> Trust:
     """Judge the masks of an ensemble by the decoder's calibrated estimates.
 
     Args:
         samples: means over the samples of B queries.
+        evidence: (B, 5), `Condition.evidence`.
         thresholds: probability in (0, 1) above which a pixel is in the mask, one for all or (B,).
         config: config of the decoder.
     """
-    presence = samples.presence.float().cpu()
-    expected = expected_iou(samples.mean.float(), thresholds).cpu()
-    quality = calibrated_quality(expected, samples.iou.float().cpu(), config.quality_calibration)
+    evidence, mean = evidence.float().cpu(), samples.mean.float()
+    presence = calibrated_presence(evidence, config.presence_calibration)
+    expected, area = expected_iou(mean, thresholds).cpu(), marked_share(mean, thresholds).cpu()
+    estimates = quality_estimates(expected, samples.iou.float().cpu(), area)
+    quality = calibrated_quality(estimates, evidence, config.quality_calibration)
     quality = torch.where(expected > 0, quality, 0.0)
     return Trust(presence, quality, calibrated_score(quality, presence, config.score_calibration))

@@ -104,12 +104,13 @@ def presence(condition: dict[str, Array], config: dict[str, Any]) -> float:
     return sigmoid(float(condition["evidence"][0] @ np.array(config["presence_calibration"])))
 
 
-def expected_quality(probability: Array, iou: float, config: dict[str, Any]) -> float:
+def expected_quality(probability: Array, iou: float, condition: dict[str, Array], config: dict[str, Any]) -> float:
     """Compute the calibrated IoU to be expected of a mask, if the query shows the class.
 
     Args:
         probability: (64, 64) in [0, 1], mean over the samples.
         iou: the IoU that the quality branch predicts.
+        condition: arrays of condition.npz.
         config: content of config.json.
     """
     marked = probability > config["threshold"]
@@ -117,8 +118,8 @@ def expected_quality(probability: Array, iou: float, config: dict[str, Any]) -> 
     if not overlap:
         return 0.0
     expected = overlap / (float(probability.sum()) + int(marked.sum()) - overlap)
-    first, second, offset = config["quality_calibration"]
-    return sigmoid(first * logit(expected) + second * logit(iou) + offset)
+    estimates = [logit(expected), logit(iou), math.log(float(marked.mean()))]
+    return sigmoid(float(np.array([*estimates, *condition["evidence"][0]]) @ np.array(config["quality_calibration"])))
 
 
 def sigmoid(value: float) -> float:
@@ -151,7 +152,7 @@ def main(arguments: list[str] | None = None) -> None:
     mask = (enlarge(mean, (height, width)) > config["threshold"]) & (present >= config["min_presence"])
     Image.fromarray(mask.astype(np.uint8) * np.uint8(255)).save(args.output)
     print(f"{args.output}: {mask.mean():.1%} of {width} x {height} pixels marked")
-    print(f"presence of the class {present:.2f}, expected IoU {expected_quality(mean, iou, config):.2f}")
+    print(f"presence of the class {present:.2f}, expected IoU {expected_quality(mean, iou, condition, config):.2f}")
 
 
 if __name__ == "__main__":

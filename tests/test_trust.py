@@ -63,13 +63,13 @@ def test_the_score_by_hand() -> None:
 def test_an_empty_mask_has_no_quality() -> None:
     mean = torch.stack([torch.full((64, 64), value) for value in (0.75, 0.25)])
     maps = {name: torch.zeros_like(mean) for name in ("variance", "error")}
-    samples = Ensemble(
-        mean=mean, iou=torch.tensor([0.5, 0.5]), presence=torch.tensor([0.75, 1.0]), trace=None, timesteps=(), **maps
-    )
-    config = tiny_config(quality_calibration=(1.0, 1.0, 2.0), score_calibration=(0.5, 1.0))
-    judged = trust(samples, torch.tensor([0.5, 0.5]), config)
+    samples = Ensemble(mean=mean, iou=torch.tensor([0.5, 0.5]), trace=None, timesteps=(), **maps)
+    evidence = torch.tensor([[0.0, float(logit(0.75)), 1.0, 0, 0], [0.0, 20.0, 1.0, 0, 0]])
+    calibration = (1.0, 1.0, 0.0, 0.0, 0.0, 2.0, 0.0, 0.0)
+    config = tiny_config(presence_calibration=(0.0, 1.0, 0, 0, 0), quality_calibration=calibration)
+    judged = trust(samples, evidence, torch.tensor([0.5, 0.5]), dataclasses.replace(config, score_calibration=(0.5, 1)))
     quality = sigmoid(logit(0.75) + 2)
-    assert judged.presence.tolist() == [0.75, 1.0]
+    assert judged.presence.tolist() == pytest.approx([0.75, 1.0])
     assert judged.quality.tolist() == pytest.approx([quality, 0.0], abs=1e-6)
     least = sigmoid(-0.5 * np.log(999) + 1)
     assert judged.score.tolist() == pytest.approx([0.75 * sigmoid(0.5 * logit(quality) + 1), least], abs=1e-6)
@@ -80,7 +80,7 @@ def test_results_have_the_decoders_calibrations() -> None:
     support, labels = shape_image((1,), seed=4)
     calibrations = {
         "presence_calibration": (2.0, 1.0, -1.0, 4.0, -2.0),  # twice those, and 1/2 more for supports
-        "quality_calibration": (0.5, 1.5, -1.0),
+        "quality_calibration": (0.5, 1.5, 0.0, 0.0, 0.0, -1.0, 0.0, 5.0),
         "score_calibration": (3.0, 0.25),
     }
     plain, judged = (
@@ -91,7 +91,8 @@ def test_results_have_the_decoders_calibrations() -> None:
     assert judged.presence == pytest.approx(float(sigmoid(2 * logit(plain.presence) + 0.5)), abs=1e-5)
     right = sigmoid(3 * logit(judged.quality) + 0.25)
     assert judged.score == pytest.approx(float(judged.presence * right), abs=1e-5)
-    by_branch = tiny_model(quality_calibration=(0.0, 1.0, 0.0)).segment(query, support, labels == 1, threshold=0.05)
+    branch = (0.0, 1.0, *[0.0] * 6)
+    by_branch = tiny_model(quality_calibration=branch).segment(query, support, labels == 1, threshold=0.05)
     mixed = sigmoid(0.5 * logit(plain.quality) + 1.5 * logit(by_branch.quality) - 1)
     assert judged.quality == pytest.approx(float(mixed), abs=1e-5)
 
@@ -134,15 +135,15 @@ def test_a_logistic_regression_of_what_is_separable_is_finite() -> None:
 
 
 def made_up(seed: int = 0, count: int = 500) -> Evidence:
-    """Evidence whose calibrations are known: of the presence 2, -1 and 1, of the quality 0.8, 0.4 and -0.2."""
+    """Evidence whose calibrations are known: of the presence 2, -1, 1, of the quality 0.8, 0.4, -0.3, 0.5, 0, -0.2."""
     rng = np.random.default_rng(seed)
     rows = np.zeros((4 * count, EVIDENCE))
     rows[:, :2], rows[:, 2] = rng.normal((-0.5, 0), 1, size=(4 * count, 2)), 1
     there = rng.random(4 * count) < sigmoid(rows[:, :3] @ (2, -1, 1))  # half of them
     shown, absent = rows[there][:count], rows[~there][:count]
-    expected, predicted = rng.uniform(0.05, 0.95, (2, count))
-    iou = sigmoid(0.8 * logit(expected) + 0.4 * logit(predicted) - 0.2)
-    return Evidence(shown, absent, expected, predicted, iou, tuple(map(str, range(count))))
+    expected, predicted, area = rng.uniform(0.05, 0.95, (3, count))
+    iou = sigmoid(0.8 * logit(expected) + 0.4 * logit(predicted) - 0.3 * np.log(area) + 0.5 * shown[:, 0] - 0.2)
+    return Evidence(shown, absent, expected, predicted, area, iou, tuple(map(str, range(count))))
 
 
 def test_supports_and_text_are_calibrated_apart() -> None:
@@ -155,6 +156,11 @@ def test_supports_and_text_are_calibrated_apart() -> None:
     both = calibrate(join([evidence, by_text]), config)
     assert both.presence_calibration[:3] == pytest.approx(calibrate(evidence, config).presence_calibration[:3])
     assert both.presence_calibration[3:] == pytest.approx(alone.presence_calibration[3:])
+    assert alone.quality_calibration == pytest.approx((0.8, 0.4, -0.3, 0, 0, -0.2, 0.5, -0.2), abs=2e-3)
+    assert both.quality_calibration == pytest.approx((0.8, 0.4, -0.3, 0.5, 0, -0.2, 0.5, -0.2), abs=2e-3)
+    shifted = dataclasses.replace(by_text, iou=sigmoid(logit(by_text.iou) + 1))
+    apart = calibrate(join([evidence, shifted]), config)
+    assert apart.quality_calibration == pytest.approx((0.8, 0.4, -0.3, 0.5, 0, -0.2, 0.5, 0.8), abs=4e-3)
 
 
 def of_text(rows: np.ndarray) -> np.ndarray:
@@ -166,7 +172,7 @@ def of_text(rows: np.ndarray) -> np.ndarray:
 def test_calibrations_are_fitted_and_the_recall_is_what_was_asked_for(recall: float) -> None:
     evidence, config = made_up(), tiny_config(backbone="x")
     found = calibrate(evidence, config, recall)
-    assert found.quality_calibration == pytest.approx((0.8, 0.4, -0.2), abs=1e-3)
+    assert found.quality_calibration == pytest.approx((0.8, 0.4, -0.3, 0.5, 0, -0.2, 0, -0.2), abs=2e-3)
     assert found.same_network(config) and found.backbone == "x"
     assert found.presence_calibration[:3] == pytest.approx((2, -1, 1), abs=0.4)  # standard errors are about 0.13
     assert found.presence_calibration[3:] == config.presence_calibration[3:], "there is no evidence of text"
@@ -185,6 +191,7 @@ def test_the_report_by_hand() -> None:
         absent=of_text(logit(np.array([0.1, 0.2, 0.55, 0.5]))[:, None] / 2),
         expected=np.array([0.9, 0.0, 0.6, 0.3]),
         predicted=np.array([0.1, 0.9, 0.5, 0.2]),
+        area=np.array([0.5, 0.0, 0.2, 0.1]),
         iou=np.array([0.8, 0.0, 0.7, 0.4]),
         photos=("a", "b", "c", "d"),
     )
@@ -305,7 +312,7 @@ def test_calibrations_are_written_and_used(
     assert config.score_calibration != before_it.score_calibration
     neutral = {
         "presence_calibration": before_it.presence_calibration,
-        "quality_calibration": (1.0, 0.0, 0.0),
+        "quality_calibration": before_it.quality_calibration,
         "score_calibration": (1.0, 0.0),
         "min_presence": 0.0,
     }

@@ -12,6 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+ESTIMATES = 3
+"""Number of values of `quality_estimates`."""
+
+SMALLEST = 1 / 4096
+"""Smallest share of the positions whose logarithm is taken: one of 64 x 64."""
+
 
 def convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
     """A 3 x 3 convolution with group normalisation and SiLU.
@@ -94,10 +100,27 @@ def expected_iou(probability: Tensor, threshold: Tensor | float) -> Tensor:
     Returns:
         (B,) in [0, 1]; 0 where nothing is marked.
     """
-    flat = probability.flatten(1)
-    marked = (flat > torch.as_tensor(threshold, device=flat.device).reshape(-1, 1)).to(flat)
+    flat, marked = probability.flatten(1), _marked(probability, threshold)
     overlap = (flat * marked).sum(dim=1)
     return overlap / ((flat + marked).sum(dim=1) - overlap).clamp_min(1e-6)
+
+
+def marked_share(probability: Tensor, threshold: Tensor | float) -> Tensor:
+    """Share of the positions that are above a threshold.
+
+    Args:
+        probability: (B, ...) in [0, 1].
+        threshold: threshold of all maps, or (B,) one of each.
+
+    Returns:
+        (B,) in [0, 1].
+    """
+    return _marked(probability, threshold).mean(dim=1)
+
+
+def _marked(probability: Tensor, threshold: Tensor | float) -> Tensor:
+    flat = probability.flatten(1)
+    return (flat > torch.as_tensor(threshold, device=flat.device).reshape(-1, 1)).to(flat)
 
 
 def calibrated_presence(evidence: Tensor, calibration: Sequence[float]) -> Tensor:
@@ -114,19 +137,34 @@ def calibrated_presence(evidence: Tensor, calibration: Sequence[float]) -> Tenso
     return torch.sigmoid((evidence.float() * torch.tensor(calibration, device=evidence.device)).sum(dim=1))
 
 
-def calibrated_quality(expected: Tensor, predicted: Tensor, calibration: Sequence[float]) -> Tensor:
-    """Quality of masks: the calibrated sum of the logits of two estimates of their IoU.
+def quality_estimates(expected: Tensor, predicted: Tensor, area: Tensor) -> Tensor:
+    """Collect what the decoder says of the IoU of its masks.
 
     Args:
         expected: (B,) in [0, 1], result of `expected_iou`.
         predicted: (B,) in [0, 1], the quality branch's IoU.
-        calibration: factors of both logits, and offset (`DecoderConfig.quality_calibration`).
+        area: (B,) in [0, 1], result of `marked_share`: small masks are wrong more often than they look.
+
+    Returns:
+        (B, 3), logits of the first two, and the logarithm of the area, which is at least `SMALLEST`.
+    """
+    return torch.stack([_logit(expected), _logit(predicted), area.clamp_min(SMALLEST).log()], dim=1)
+
+
+def calibrated_quality(estimates: Tensor, evidence: Tensor, calibration: Sequence[float]) -> Tensor:
+    """Quality of masks: a logistic regression on the decoder's estimates and on the evidence of the presence.
+
+    Args:
+        estimates: (B, 3), result of `quality_estimates`.
+        evidence: (B, 5), `Condition.evidence`, whose constants are the offsets with supports and with text.
+        calibration: factors of all eight (`DecoderConfig.quality_calibration`).
 
     Returns:
         (B,) in [0, 1].
     """
-    first, second, offset = calibration
-    return torch.sigmoid(first * _logit(expected) + second * _logit(predicted) + offset)
+    inputs = torch.cat([estimates, evidence.float()], dim=1)
+    # Row by row, as in `calibrated_presence`.
+    return torch.sigmoid((inputs * torch.tensor(calibration, device=inputs.device)).sum(dim=1))
 
 
 def calibrated_score(quality: Tensor, presence: Tensor, calibration: Sequence[float]) -> Tensor:

@@ -217,7 +217,7 @@ class Evaluator:
         if sampling.refine:
             found = refine(found, Guide.of(to_bytes(self.data.image(episode.query))), threshold)
         size = (target.mask.shape[0], target.mask.shape[1])
-        judged = trust(samples, threshold, self.model.config)
+        judged = trust(samples, condition.evidence, threshold, self.model.config)
         probability, prior = (enlarge(item, size)[0].numpy() for item in (found, maps[1:]))
         return EpisodeScore(
             index=index,

@@ -21,7 +21,15 @@ import torch
 from diffup.data.folder import LabelledFolder
 from diffup.decoder.config import DecoderConfig
 from diffup.decoder.options import SamplingOptions
-from diffup.decoder.quality import calibrated_presence, calibrated_quality, calibrated_score, expected_iou
+from diffup.decoder.quality import (
+    ESTIMATES,
+    calibrated_presence,
+    calibrated_quality,
+    calibrated_score,
+    expected_iou,
+    marked_share,
+    quality_estimates,
+)
 from diffup.decoder.sampling import draw_noise, sample_ensemble
 from diffup.decoder.weights import save_decoder
 from diffup.errors import ConfigError, DataError, DiffUpError
@@ -52,6 +60,7 @@ class Evidence:
         absent: (N, 5), the same of photos that do not show it.
         expected: (N,) in [0, 1], expected IoU of the masks in the first ones.
         predicted: (N,) in [0, 1], their IoU as the quality branch predicts it.
+        area: (N,) in [0, 1], share of the positions that they mark.
         iou: (N,) in [0, 1], their true IoU.
         photos: N names of the first ones.
     """
@@ -60,6 +69,7 @@ class Evidence:
     absent: Floats
     expected: Floats
     predicted: Floats
+    area: Floats
     iou: Floats
     photos: tuple[str, ...]
 
@@ -102,7 +112,7 @@ def gather(
     evaluator = Evaluator(model, data)
     sampling = SamplingOptions(min_presence=0.0).resolve(model.config)
     shown, absent = list[Floats](), list[Floats]()
-    expected, predicted, iou = (list[float]() for _ in range(3))
+    expected, predicted, area, iou = (list[float]() for _ in range(4))
     for index, (episode, other) in enumerate(zip(drawn, others, strict=True)):
         weak, noise = episode_generators(seed, index)
         support = evaluator.support(episode, annotation, weak)
@@ -116,12 +126,14 @@ def gather(
             values.append(one[0].cpu().double().numpy())
         expected.append(float(expected_iou(samples.mean.float(), sampling.threshold())))
         predicted.append(float(samples.iou[0]))
+        area.append(float(marked_share(samples.mean.float(), sampling.threshold())))
         iou.append(score.mask[0] / max(score.mask[1], 1))
     return Evidence(
         shown=np.array(shown),
         absent=np.array(absent),
         expected=np.array(expected),
         predicted=np.array(predicted),
+        area=np.array(area),
         iou=np.array(iou),
         photos=tuple(episode.query for episode in drawn),
     )
@@ -134,6 +146,7 @@ def join(parts: Sequence[Evidence]) -> Evidence:
         absent=np.concatenate([part.absent for part in parts]),
         expected=np.concatenate([part.expected for part in parts]),
         predicted=np.concatenate([part.predicted for part in parts]),
+        area=np.concatenate([part.area for part in parts]),
         iou=np.concatenate([part.iou for part in parts]),
         photos=tuple(name for part in parts for name in part.photos),
     )
@@ -154,12 +167,28 @@ def calibrate(evidence: Evidence, config: DecoderConfig, recall: float = KEPT) -
         rows = given[:, source.stop - 1] == 1
         if rows.any():
             factors[source] = fit_logistic(given[rows, source][:, :-1], truth[rows])
-    estimates = np.stack([_logit(evidence.expected), _logit(evidence.predicted)], axis=1)
-    first, second, shift = fit_logistic(estimates, evidence.iou)
-    judged = replace(config, presence_calibration=tuple(factors.tolist()), quality_calibration=(first, second, shift))
+    judged = replace(
+        config,
+        presence_calibration=tuple(factors.tolist()),
+        quality_calibration=tuple(_quality_factors(evidence).tolist()),
+    )
     slope, start = fit_logistic(_logit(qualities(evidence, judged))[:, None], (evidence.iou > 0.5).astype(float))
     lowest = float(np.quantile(presences(evidence.shown, judged), 1 - recall))
     return replace(judged, score_calibration=(slope, start), min_presence=round(lowest, 3))
+
+
+def _quality_factors(evidence: Evidence) -> Floats:
+    """Fit `DecoderConfig.quality_calibration`; a source that is not given has the offset of the other."""
+    inputs = np.concatenate([_estimates(evidence), evidence.shown], axis=1)
+    constants = [ESTIMATES + source.stop - 1 for source in SOURCES]
+    both = all(inputs[:, column].any() for column in constants)
+    apart = constants[1:] if both else []  # what the second offset differs by from the first
+    columns = [column for column in range(inputs.shape[1]) if column not in constants or column in apart]
+    *slopes, offset = fit_logistic(inputs[:, columns], evidence.iou)
+    factors = np.zeros(inputs.shape[1])
+    factors[columns] = slopes
+    factors[constants] += offset
+    return factors
 
 
 def report(evidence: Evidence, config: DecoderConfig) -> dict[str, float]:
@@ -199,9 +228,14 @@ def presences(evidence: Floats, config: DecoderConfig) -> Floats:
 
 def qualities(evidence: Evidence, config: DecoderConfig) -> Floats:
     """Calibrated quality of the masks, (N,) in [0, 1]; 0 for an empty mask."""
-    expected, predicted = torch.from_numpy(evidence.expected), torch.from_numpy(evidence.predicted)
-    quality = calibrated_quality(expected, predicted, config.quality_calibration).numpy()
+    estimates, given = torch.from_numpy(_estimates(evidence)).float(), torch.from_numpy(evidence.shown).float()
+    quality = calibrated_quality(estimates, given, config.quality_calibration).double().numpy()
     return np.where(evidence.expected > 0, quality, 0.0)
+
+
+def _estimates(evidence: Evidence) -> Floats:
+    parts = (torch.from_numpy(part) for part in (evidence.expected, evidence.predicted, evidence.area))
+    return np.asarray(quality_estimates(*parts).numpy())
 
 
 def fit_logistic(inputs: Floats, target: Floats, ridge: float = RIDGE) -> tuple[float, ...]:

@@ -106,7 +106,7 @@ class PhotoModel(nn.Module):
         condition = Condition.cat([assemble(class_maps(query, item, priors), priors) for item in classes])
         noise = self.noise.expand(len(classes), *self.noise.shape)
         samples = sample_ensemble(self.decoder, condition, noise, self.steps)
-        judged = trust(samples, self.thresholds, config)
+        judged = trust(samples, condition.evidence, self.thresholds, config)
         return samples.mean, judged.presence, judged.quality, judged.score
 
 
