@@ -346,7 +346,7 @@ configs = st.builds(
     loss=st.sampled_from(["mse", "bce_dice"]),
     iou_weight=st.floats(0, 10),
     presence_calibration=st.tuples(*[st.floats(-9, 9)] * 5),
-    quality_calibration=st.tuples(*[st.floats(-9, 9)] * 8),
+    quality_calibration=st.tuples(*[st.floats(-9, 9)] * 9),
     steps=st.integers(1, 50),
     threshold=st.floats(0.01, 0.99),
     backbone=st.text(max_size=20),
@@ -378,7 +378,8 @@ def test_a_config_from_json_needs_only_what_differs_from_the_defaults() -> None:
         ('{"timesteps": true}', "timesteps must be of type int"),
         ('{"timesteps": "250"}', "timesteps must be of type int"),
         ('{"error_modulation": 1}', "error_modulation must be of type bool"),
-        ('{"threshold": null}', "threshold must be of type float"),
+        ('{"threshold": "0.5"}', "threshold must be of type float"),
+        ('{"threshold": null, "system": "prior"}', "threshold=None: system='prior' has no quality"),
         ('{"backbone": 3}', "backbone must be of type str"),
         ('{"channels": 32}', "channels must be a list"),
         ('{"channels": [8, 8, 8, "8"]}', r"channels\[3\] must be of type int"),
@@ -388,7 +389,7 @@ def test_a_config_from_json_needs_only_what_differs_from_the_defaults() -> None:
         ('{"iou_weight": Infinity}', "iou_weight"),
         ('{"presence_calibration": 1}', "presence_calibration must be a list"),
         ('{"presence_calibration": [1]}', r"presence_calibration=\(1\.0,\): give 5"),
-        ('{"quality_calibration": [1, 0]}', r"quality_calibration=\(1\.0, 0\.0\): give 8"),
+        ('{"quality_calibration": [1, 0]}', r"quality_calibration=\(1\.0, 0\.0\): give 9"),
         ('{"quality_calibration": [1, 0, NaN]}', "quality_calibration"),
         ('{"quality_calibration": [1, "0", 0]}', r"quality_calibration\[1\] must be of type float"),
     ],
@@ -444,7 +445,7 @@ def test_weights_outlast_a_change_of_what_they_do_not_depend_on() -> None:
     for change in (
         {"steps": 5, "ensemble": 9, "threshold": 0.2, "backbone": "other"},
         {"error_weight": 0.0, "iou_weight": 0.0, "min_presence": 0.5},
-        {"presence_calibration": (2.0, 1.0, 0.5, 0.0, -1.0), "quality_calibration": (0.0, 1.0, *[2.0] * 6)},
+        {"presence_calibration": (2.0, 1.0, 0.5, 0.0, -1.0), "quality_calibration": (0.0, 1.0, *[2.0] * 7)},
     ):
         assert config.same_network(dataclasses.replace(config, **change))
     for name in ("absolute", "self_affinity"):

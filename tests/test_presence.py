@@ -32,7 +32,7 @@ def test_the_presence_is_the_weighted_evidence_whatever_the_ensemble(system: str
     for count, seed in ((1, 0), (4, 1)):
         noise = draw_noise(condition, count, torch.Generator().manual_seed(seed))
         samples = sample_ensemble(decoder, condition, noise, steps)
-        assert torch.allclose(trust(samples, condition.evidence, 0.5, config).presence, expected, atol=1e-6)
+        assert torch.allclose(trust(samples, condition.evidence, [None] * 3, config).presence, expected, atol=1e-6)
 
 
 # --- evidence --------------------------------------------------------------------------------------------------------
@@ -172,20 +172,26 @@ def test_the_marked_share_by_hand() -> None:
 
 def test_the_quality_is_a_weighted_sum_by_hand() -> None:
     """The first query has supports, the second text."""
-    estimates = quality_estimates(torch.tensor([0.8, 0.25]), torch.tensor([0.5, 0.9]), torch.tensor([0.5, 0.0]))
+    maps = torch.zeros(2, 2, 2)
+    maps[0, 0], maps[1] = 0.8, torch.tensor([[0.25, 0], [0, 0]])
+    estimates = quality_estimates(maps, torch.tensor([0.5, 0.9]), torch.tensor([0.5, 0.2]))
     evidence = torch.tensor([[0.2, 0.4, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.6, 1.0]])
 
     def quality(*calibration: float) -> list[float]:
         return calibrated_quality(estimates, evidence, calibration).tolist()
 
-    assert quality(1, 0, 0, 0, 0, 0, 0, 0) == pytest.approx([0.8, 0.25])
-    assert quality(0, 1, 0, 0, 0, 0, 0, 0) == pytest.approx([0.5, 0.9])
-    assert quality(0, 0, 1, 0, 0, 0, 0, 0) == pytest.approx([1 / 3, 1 / 4097], rel=1e-5), "odds of 1/2 and 1/4096"
+    assert quality(1, 0, 0, 0, 0, 0, 0, 0, 0) == pytest.approx([0.8, 0.25])
+    assert quality(0, 1, 0, 0, 0, 0, 0, 0, 0) == pytest.approx([0.5, 0.9])
+    assert quality(0, 0, 1, 0, 0, 0, 0, 0, 0) == pytest.approx([1 / 3, 1 / 5]), "odds of 1/2 and 1/4"
+    assert quality(0, 0, 0, 1, 0, 0, 0, 0, 0) == pytest.approx([0.5, 0.2])
     # Logits log 4 and 0, log 1/3 and log 9; half the first, twice the second, and 1 or 2.
-    found = quality(0.5, 2, 0, 5, -1, 0.4, 5, -1)
+    found = quality(0.5, 2, 0, 0, 5, -1, 0.4, 5, -1)
     odds = [2 * math.e, 81 * math.e**2 / math.sqrt(3)]
     assert found == pytest.approx([value / (1 + value) for value in odds], rel=1e-5)
+    blank = torch.stack([torch.zeros(2, 2), torch.ones(2, 2)])
     ends = calibrated_quality(
-        quality_estimates(*torch.tensor([[0.0, 1.0]] * 3)), torch.zeros(2, 5), (1.0, 1.0, *[0.0] * 6)
+        quality_estimates(blank, torch.tensor([0.0, 1.0]), torch.tensor([0.5, 0.5])),
+        torch.zeros(2, 5),
+        (1.0, 1.0, 1.0, *[0.0] * 6),
     )
     assert ends.isfinite().all() and ends.tolist() == pytest.approx([0.0, 1.0], abs=1e-5)

@@ -31,7 +31,7 @@ from diffup.utils.resize import resize_maps, triangle_weights
 PHOTO = "photo"
 """Name of the input: the pixels of a photo, (1, 3, H, W) uint8, RGB, at any size."""
 
-OUTPUTS = ("probability", "presence", "quality", "score")
+OUTPUTS = ("probability", "presence", "quality", "score", "threshold")
 """Names of the outputs for C classes: (C, 64, 64), then (C,) each; they are not refined (`diffup.refine`)."""
 
 MAX_SIDE = 16384
@@ -78,19 +78,18 @@ class PhotoModel(nn.Module):
         backbone: the encoder.
         decoder: the decoder.
         sampling: sampling options; their noise is a constant of the graph.
-        thresholds: probability above which a pixel is in the mask of each class, for its quality.
+        thresholds: probability above which a pixel is in the mask of each class, or None for the best of each mask.
     """
 
     noise: Tensor
-    thresholds: Tensor
 
     def __init__(
-        self, backbone: FrozenBackbone, decoder: Decoder, sampling: Sampling, thresholds: Sequence[float]
+        self, backbone: FrozenBackbone, decoder: Decoder, sampling: Sampling, thresholds: Sequence[float | None]
     ) -> None:
         super().__init__()
         self.backbone, self.decoder, self.steps = backbone, decoder, sampling.steps
         self.register_buffer("noise", sampling.noise, persistent=False)
-        self.register_buffer("thresholds", torch.tensor(thresholds), persistent=False)
+        self.thresholds = list(thresholds)
 
     def segment(self, photo: Tensor, classes: Sequence[PreparedSupport]) -> tuple[Tensor, ...]:
         """Segment C classes: the tensors of `OUTPUTS`.
@@ -107,7 +106,7 @@ class PhotoModel(nn.Module):
         noise = self.noise.expand(len(classes), *self.noise.shape)
         samples = sample_ensemble(self.decoder, condition, noise, self.steps)
         judged = trust(samples, condition.evidence, self.thresholds, config)
-        return samples.mean, judged.presence, judged.quality, judged.score
+        return samples.mean, judged.presence, judged.quality, judged.score, judged.threshold
 
 
 class AnyClass(PhotoModel):
@@ -130,7 +129,7 @@ class FixedClasses(PhotoModel):
         backbone: the encoder.
         decoder: the decoder.
         sampling: sampling options.
-        thresholds: probability above which a pixel is in the mask of each class.
+        thresholds: probability above which a pixel is in the mask of each class, or None for the best of each mask.
         classes: the prepared classes, batches of one.
     """
 
@@ -139,7 +138,7 @@ class FixedClasses(PhotoModel):
         backbone: FrozenBackbone,
         decoder: Decoder,
         sampling: Sampling,
-        thresholds: Sequence[float],
+        thresholds: Sequence[float | None],
         classes: Sequence[PreparedSupport],
     ) -> None:
         super().__init__(backbone, decoder, sampling, thresholds)
@@ -171,26 +170,24 @@ class Facts:
     """What a file says of itself, as JSON under the key `diffup` of its metadata.
 
     Attributes:
-        classes: name and threshold of each class; empty if the class is an input.
+        classes: name of each class; empty if the class is an input.
         encoder: name and fingerprint of the encoder.
         encoder_licence: licence of the encoder's weights; None if it is not known.
         decoder: SHA-256 of the decoder's weights.
         version: version of diffup.
         steps: number of sampling steps.
         ensemble: number of samples that are averaged.
-        threshold: the decoder's own threshold.
         min_presence: presence below which a mask is empty.
         refined: whether the probability is refined to the outlines of the photo; always False.
     """
 
-    classes: list[dict[str, object]]
+    classes: list[dict[str, str]]
     encoder: dict[str, str]
     encoder_licence: str | None
     decoder: str
     version: str
     steps: int
     ensemble: int
-    threshold: float
     min_presence: float
     refined: bool = False
 
@@ -220,7 +217,7 @@ def export_whole(
         encoder_licence: licence of the encoder's weights, for the metadata; None if it is not known.
 
     Returns:
-        Maximum difference of a probability, presence, quality or score from the original.
+        Maximum difference of an output from the original.
 
     Raises:
         ConfigError: the encoder, decoder or a class cannot be exported.
@@ -240,7 +237,7 @@ def export_whole(
         else FixedClasses(encoder, decoder, sampling, thresholds, supports)
     )
     inputs = support_inputs(supports[0]) if as_inputs else {}
-    names = [] if as_inputs else [{"name": c.name, "threshold": t} for c, t in zip(classes, thresholds, strict=True)]
+    names = [] if as_inputs else [{"name": item.name} for item in classes]
     facts = Facts(
         classes=names,
         encoder={"name": backbone.name, "fingerprint": backbone.fingerprint},
@@ -249,7 +246,6 @@ def export_whole(
         version=__version__,
         steps=sampling.steps,
         ensemble=sampling.ensemble,
-        threshold=sampling.threshold(),
         min_presence=sampling.min_presence,
     )
     with replacing(path) as temporary:
@@ -364,7 +360,10 @@ def example_photo(height: int, width: int, seed: int = 0) -> Tensor:
 
 
 def _difference(module: PhotoModel, path: Path, support: Mapping[str, Tensor]) -> float:
-    """Maximum difference of a file's results from the original's, at other sizes than it was traced with."""
+    """Maximum difference of a file's results from the original's, at other sizes than it was traced with.
+
+    Thresholds are left out: of two that are equally good, rounding may prefer either.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -376,6 +375,8 @@ def _difference(module: PhotoModel, path: Path, support: Mapping[str, Tensor]) -
         with torch.no_grad():
             expected = module(photo, *support.values())
         arrays = {name: tensor.numpy() for name, tensor in support.items()}
-        for a, b in zip(expected, session.run(None, {PHOTO: photo.numpy(), **arrays}), strict=True):
-            greatest = max(greatest, float(np.abs(a.numpy() - b).max()))
+        found = session.run(None, {PHOTO: photo.numpy(), **arrays})
+        for name, a, b in zip(OUTPUTS, expected, found, strict=True):
+            if name != "threshold":
+                greatest = max(greatest, float(np.abs(a.numpy() - b).max()))
     return greatest
