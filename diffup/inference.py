@@ -239,7 +239,7 @@ def decode(
         together = Condition.cat([condition_of(everything[index]) for index in group])
         starts = noise.to(device).expand(len(together.prior), *noise.shape)
         samples = sample_ensemble(decoder, together, starts, sampling.steps, trace, on_step)
-        maps = _maps(samples, together)
+        maps = result_maps(samples, together)
         pairs = [(everything[index], query) for index in group for query in range(len(queries))]
         thresholds = [sampling.threshold(prototypes.threshold) for prototypes, _ in pairs]
         judged = trust(samples, together.evidence, thresholds, config)
@@ -324,8 +324,13 @@ def decoder_rounds(queries: int, classes: int, ensemble: int, device: torch.devi
     return sum(len(sample_batches(queries * len(group), ensemble, device)) for group in groups)
 
 
-def _maps(samples: Ensemble, condition: Condition) -> Tensor:
-    """Stack the maps of N results in the order of `Segmentation.maps`: (N, 4, 64, 64) on the CPU."""
+def result_maps(samples: Ensemble, condition: Condition) -> Tensor:
+    """Stack the maps of N results in the order of `Segmentation.maps`: (N, 4, 64, 64) on the CPU.
+
+    Args:
+        samples: means over the samples of N masks.
+        condition: their condition.
+    """
     maps = [
         samples.mean,
         samples.variance,

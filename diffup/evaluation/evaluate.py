@@ -40,8 +40,8 @@ from diffup.priors.features import SupportFeatures
 from diffup.priors.level import pool_to_grid
 from diffup.priors.prepared import PreparedSupport, matched_query, prepare_query, prepare_support
 from diffup.priors.presence import presence_evidence
-from diffup.priors.support import plan_views, support_features
-from diffup.priors.views import IDENTITY, View, warp
+from diffup.priors.support import plan_views, support_features, view_levels
+from diffup.priors.views import IDENTITY, View
 from diffup.refine import Guide, refine
 from diffup.result import enlarge
 from diffup.text.prompts import embed_text_prompts
@@ -292,7 +292,7 @@ class Evaluator:
 
     def _levels(self, name: str) -> list[Tensor]:
         """Features of an image as a batch of one."""
-        return [level[None] for level in self._encoded(name, IDENTITY, self.data.image)]
+        return self._encoded(name, [IDENTITY], self.data.image)
 
     def _supports(self, episode: Episode, kind: AnnotationKind, generator: np.random.Generator) -> SupportFeatures:
         supports, read = [], functools.cache(self.data.image)
@@ -301,8 +301,9 @@ class Evaluator:
             image = read(name)
             supports.append(Support(image, weak, rasterise(weak, (image.shape[1], image.shape[2]))))
         plan = plan_views(len(supports))
-        views = [self._encoded(episode.supports[index], view, read) for index, view in plan]
-        levels = [torch.stack(level) for level in zip(*views, strict=True)]
+        views = [view for index, view in plan if index == 0]  # each support has the same ones
+        encoded = [self._encoded(name, views, read) for name in episode.supports]
+        levels = [torch.cat(level) for level in zip(*encoded, strict=True)]
         return support_features(levels, supports, plan)
 
     def _text_maps(self, class_id: int, name: str, levels: list[Tensor]) -> Tensor:
@@ -326,18 +327,19 @@ class Evaluator:
         key = ("text", self.model.text_space.fingerprint, self.data.name, name)
         return self.cache.get(key, lambda: [dense_features(self.model.text_space, [self.data.image(name)])])[0]
 
-    def _encoded(self, name: str, view: View, read: Callable[[str], Tensor]) -> list[Tensor]:
-        """Features of a view of an image, pooled to the grid of the priors.
+    def _encoded(self, name: str, views: Sequence[View], read: Callable[[str], Tensor]) -> list[Tensor]:
+        """Features of V views of an image, (V, C_l, h_l, w_l), pooled to the grids of the priors.
 
-        Views are encoded one at a time, because rounding must not depend on the rest of a batch.
+        Images are encoded one at a time, because rounding must not depend on the rest of a batch.
         """
 
         def compute() -> list[Tensor]:
-            image = warp(resize_image(read(name), self.model.backbone.input_size)[None], view)[0]
-            levels = zip(encode(self.model.backbone, [image]), self.model.config.feature_grids, strict=True)
-            return [pool_to_grid(level, grid)[0] for level, grid in levels]
+            levels = view_levels(encode(self.model.backbone, [read(name)]), [(0, view) for view in views])
+            return [
+                pool_to_grid(level, grid) for level, grid in zip(levels, self.model.config.feature_grids, strict=True)
+            ]
 
-        return self.cache.get((*self._encoder, self.data.name, name, view), compute)
+        return self.cache.get((*self._encoder, self.data.name, name, *views), compute)
 
 
 def episode_generators(seed: int, index: int) -> tuple[np.random.Generator, torch.Generator]:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,8 +20,9 @@ from diffup.decoder.base import Decoder
 from diffup.decoder.options import Sampling, SamplingOptions
 from diffup.decoder.sampling import sample_ensemble
 from diffup.errors import ConfigError, ExportError
-from diffup.inference import trust
+from diffup.inference import result_maps, trust
 from diffup.priors.condition import EDGE_SIDE, Condition, assemble, class_maps
+from diffup.priors.config import PriorConfig
 from diffup.priors.prepared import PreparedSupport, SupportLevel, prepare_query
 from diffup.priors.presence import MatchedSupport
 from diffup.prototypes import Prototypes
@@ -31,8 +33,11 @@ from diffup.utils.resize import resize_maps, triangle_weights
 PHOTO = "photo"
 """Name of the input: the pixels of a photo, (1, 3, H, W) uint8, RGB, at any size."""
 
-OUTPUTS = ("probability", "presence", "quality", "score", "threshold")
-"""Names of the outputs for C classes: (C, 64, 64), then (C,) each; they are not refined (`diffup.refine`)."""
+OUTPUTS = ("probability", "presence", "quality", "score", "threshold", "maps")
+"""Names of the outputs for C classes: (C, 64, 64), four of (C,), and (C, 4, 64, 64) as `Segmentation.maps` has them.
+
+They are not refined (`diffup.refine`).
+"""
 
 MAX_SIDE = 16384
 """Greatest side of a photo in pixels."""
@@ -106,7 +111,8 @@ class PhotoModel(nn.Module):
         noise = self.noise.expand(len(classes), *self.noise.shape)
         samples = sample_ensemble(self.decoder, condition, noise, self.steps)
         judged = trust(samples, condition.evidence, self.thresholds, config)
-        return samples.mean, judged.presence, judged.quality, judged.score, judged.threshold
+        maps = result_maps(samples, condition)
+        return samples.mean, judged.presence, judged.quality, judged.score, judged.threshold, maps
 
 
 class AnyClass(PhotoModel):
@@ -171,24 +177,26 @@ class Facts:
 
     Attributes:
         classes: name of each class; empty if the class is an input.
-        encoder: name and fingerprint of the encoder.
+        encoder: name, fingerprint and input size (height, width in pixels) of the encoder.
         encoder_licence: licence of the encoder's weights; None if it is not known.
         decoder: SHA-256 of the decoder's weights.
         version: version of diffup.
         steps: number of sampling steps.
         ensemble: number of samples that are averaged.
         min_presence: presence below which a mask is empty.
+        priors: config of the priors, which the prototypes of a class that is an input are prepared with.
         refined: whether the probability is refined to the outlines of the photo; always False.
     """
 
     classes: list[dict[str, str]]
-    encoder: dict[str, str]
+    encoder: dict[str, Any]
     encoder_licence: str | None
     decoder: str
     version: str
     steps: int
     ensemble: int
     min_presence: float
+    priors: dict[str, Any]
     refined: bool = False
 
 
@@ -229,7 +237,7 @@ def export_whole(
     check_packages()
     encoder = _exportable(backbone, decoder, classes)
     sampling = (SamplingOptions() if options is None else options).resolve(decoder.config)
-    supports = [_prepared(item, decoder) for item in classes]
+    supports = [prepared(item, decoder.config.priors) for item in classes]
     thresholds = [sampling.threshold(item.threshold) for item in classes]
     module: PhotoModel = (
         AnyClass(encoder, decoder, sampling, [sampling.threshold()])
@@ -240,13 +248,18 @@ def export_whole(
     names = [] if as_inputs else [{"name": item.name} for item in classes]
     facts = Facts(
         classes=names,
-        encoder={"name": backbone.name, "fingerprint": backbone.fingerprint},
+        encoder={
+            "name": backbone.name,
+            "fingerprint": backbone.fingerprint,
+            "input_size": list(backbone.input_size),
+        },
         encoder_licence=encoder_licence,
         decoder=hash_weights(decoder),
         version=__version__,
         steps=sampling.steps,
         ensemble=sampling.ensemble,
         min_presence=sampling.min_presence,
+        priors=asdict(decoder.config.priors),
     )
     with replacing(path) as temporary:
         _write(module.eval(), inputs, facts, temporary, backbone.name)
@@ -290,6 +303,19 @@ def _exportable(backbone: Backbone, decoder: Decoder, classes: Sequence[Prototyp
         raise ConfigError(f"low_level_channels={config.low_level_channels}: such a decoder cannot be exported whole")
     if config.priors.normalisation == "rank":
         raise ConfigError("priors.normalisation='rank': ONNX has no operator for it; the whole model needs another one")
+    check_exportable(classes)
+    return backbone
+
+
+def check_exportable(classes: Sequence[Prototypes]) -> None:
+    """Check that classes can be those of a whole model.
+
+    Args:
+        classes: prototypes of the classes.
+
+    Raises:
+        ConfigError: there is none, or one has text prompts or negatives.
+    """
     named = [item.name for item in classes if item.text_prompt is not None or item.features is None]
     if named or not classes:
         raise ConfigError(
@@ -300,12 +326,17 @@ def _exportable(backbone: Backbone, decoder: Decoder, classes: Sequence[Prototyp
         raise ConfigError(
             f"prototypes {', '.join(opposed)}: their negatives cannot be exported; make prototypes without `negatives`"
         )
-    return backbone
 
 
-def _prepared(prototypes: Prototypes, decoder: Decoder) -> PreparedSupport:
-    found = prototypes.prepared(decoder.config.priors, (), torch.device("cpu"))
-    assert found is not None  # checked by `_exportable`
+def prepared(prototypes: Prototypes, config: PriorConfig) -> PreparedSupport:
+    """Prepare a class for a graph: a batch of one.
+
+    Args:
+        prototypes: the class, which `check_exportable` accepts.
+        config: config of the priors.
+    """
+    found = prototypes.prepared(config, (), torch.device("cpu"))
+    assert found is not None
     return found
 
 
