@@ -37,8 +37,8 @@ NAME = "demo.webp"
 WINDOW, WIDTH, CAPTION = (1200, 790), 960, 34
 """Size of the window, and width of the recording and height of its captions, in pixels."""
 
-BOX = [(0.12, 0.11), (0.4, 0.4), (0.7, 0.65), (0.92, 0.88)]
-"""The way of the mouse around the coin, as fractions of the image."""
+STROKE = [(0.27, 0.58), (0.35, 0.48), (0.44, 0.37), (0.57, 0.44), (0.71, 0.51)]
+"""The way of the mouse over the coin, as fractions of the image."""
 
 _POINTER = [(0, 0), (0, 16), (4, 12), (7, 18), (10, 17), (7, 11), (12, 11)]
 
@@ -106,14 +106,14 @@ def play(recorder: Recorder, folder: Path) -> None:
     browsers.load_image(page, folder / "coin.png")
     page.fill("#name :is(input, textarea)", "coin")
     recorder.show("Load an image of the object, and name it", 2)
-    page.click("#editor [data-tool=box]")
-    recorder.at("#editor [data-tool=box]")
+    page.click("#editor [data-tool=scribble]")
+    recorder.at("#editor [data-tool=scribble]")
     recorder.show("Choose a tool: points, box, scribble, outline, brush", 1.5)
-    recorder.over("#editor", *BOX[0])
+    recorder.over("#editor", *STROKE[0])
     page.mouse.down()
-    for place in BOX[1:]:
+    for place in STROKE[1:]:
         recorder.over("#editor", *place)
-        recorder.show("Drag a box around the coin", 0.5)
+        recorder.show("Draw a stroke over the coin", 0.5)
     page.mouse.up()
     recorder.at("#add")
     page.click("#add")
@@ -130,13 +130,14 @@ def play(recorder: Recorder, folder: Path) -> None:
     page.wait_for_selector("#find:not([disabled])")
     recorder.show("The most doubtful photo comes first: there is no coin in it", 3)
     recorder.at("#result [data-do=none]")
-    before = page.locator("#result img").get_attribute("src")
     page.click("#result [data-do=none]")
-    browsers.changed(page, "#result img", before)
+    browsers.answered(page)
     recorder.show("None here (X)", 2)
-    browsers.press(page, "ArrowRight", "2 of 3")
     recorder.mouse = None
-    recorder.show("The next photo (right arrow)", 1.5)
+    for number in (2, 3):
+        browsers.press(page, "ArrowRight", f"{number} of 3")
+        browsers.answered(page)
+        recorder.show("The next photo (right arrow)", 1.5)
     clicks(recorder)
     browsers.press(page, "e", "example")
     browsers.count(page, "#examples .thumbnail-item", 2)
@@ -165,10 +166,8 @@ def clicks(recorder: Recorder) -> None:
             return
         (x, y), more = (click.points or click.negative)[0], bool(click.points)
         at = (x + 0.5) / truth.shape[1], (y + 0.5) / truth.shape[0]
-        before = page.locator("#result img").get_attribute("src")
-        where = recorder.over("#result", *at)
-        page.mouse.click(*where, button="left" if more else "right")
-        browsers.changed(page, "#result img", before)
+        page.mouse.click(*recorder.over("#result", *at), button="left" if more else "right")
+        browsers.answered(page)
         recorder.show("Click: more of it" if more else "Right-click: not this", 2)
 
 

@@ -26,7 +26,7 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-PATIENCE = 60_000  # milliseconds; a busy machine is no failure
+PATIENCE = 240_000  # milliseconds; a busy machine is no failure
 
 
 @contextlib.contextmanager

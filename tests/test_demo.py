@@ -267,7 +267,7 @@ def test_a_class_that_is_not_found_is_named(encoders: Encoders, taught: Session)
     shown = result(found(taught, encoders))
     shown.labels[:] = 1
     assert views.describe(shown).endswith(
-        "\n\nNot marked: disc. A lower threshold (under *Sampling*) or another example may help."
+        "\n\nNot marked: disc. A lower threshold (under *Options*) or another example may help."
     )
     shown.labels[0, 0] = 2
     assert "Not marked" not in views.describe(shown)

@@ -202,8 +202,8 @@ def test_photos_come_the_most_doubtful_first(page: Any, model: DiffUp, photos: l
 def test_clicks_correct_and_undo_takes_them_back(page: Any, address: str, photos: list[Path]) -> None:
     ndimage = pytest.importorskip("scipy.ndimage")
     six = coins().photos["six.png"]
-    grey = six[..., 0]
-    truth = ndimage.binary_fill_holes(ndimage.binary_closing(grey > 107, iterations=2))
+    light = six[..., 0] > pytest.importorskip("skimage.filters").threshold_otsu(six[..., 0])
+    truth = ndimage.binary_fill_holes(ndimage.binary_closing(light, iterations=2))
     browsers.load_scene(page, "Coins")
     find(page)
     page.locator("#photos .thumbnail-item").nth(2).click()
@@ -221,12 +221,11 @@ def test_clicks_correct_and_undo_takes_them_back(page: Any, address: str, photos
     page.locator("#photos .thumbnail-item").nth(0).click()
     browsers.titled(page, "cat.png")
     cat = labels(files(page, address), "3_cat")
-    rows, columns = np.nonzero(cat)  # falsely marked
     distance = ndimage.distance_transform_edt(cat)
     y, x = np.unravel_index(distance.argmax(), cat.shape)
     browsers.correct(page, (x + 0.5) / cat.shape[1], (y + 0.5) / cat.shape[0], shift=True)
     less = labels(files(page, address), "3_cat")
-    assert cat[y, x] == 1 and less[y, x] == 0 and less.sum() < 0.9 * len(rows)
+    assert cat[y, x] == 1 and less[y, x] == 0 and less.sum() < 0.9 * cat.sum(), "all of it is wrong"
     browsers.press(page, "u", "doubt")
     assert (labels(files(page, address), "3_cat") == cat).all()
     browsers.press(page, "r", "corrected")
@@ -240,7 +239,6 @@ def test_clicks_correct_and_undo_takes_them_back(page: Any, address: str, photos
     found = files(page, address)
     assert not labels(found, "3_cat").any()
     assert (labels(found, "2_six") == after).all()
-    assert len(columns) == len(rows)
 
 
 def test_several_clicks_in_a_row_all_count_in_their_order(page: Any, address: str) -> None:

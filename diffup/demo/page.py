@@ -138,7 +138,7 @@ def _photos(gr: Any, encoders: Encoders) -> dict[str, Any]:
             )
         with gr.Row():
             part["threshold"] = gr.Slider(
-                0.05, 0.95, value=config.threshold, step=0.05, label="Threshold (lower marks more)", min_width=220
+                0, 0.95, value=0, step=0.05, label="Threshold (0: the decoder's own; lower marks more)", min_width=220
             )
             part["steps"] = gr.Slider(
                 1,

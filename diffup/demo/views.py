@@ -121,7 +121,7 @@ def describe(result: LabelMap) -> str:
     missing = [_escape(item["name"]) for item in classes if item["present"] and not item["area_fraction"]]
     if missing:
         table += f"\n\nNot marked: {', '.join(missing)}. "
-        table += "A lower threshold (under *Sampling*) or another example may help."
+        table += "A lower threshold (under *Options*) or another example may help."
     return table
 
 

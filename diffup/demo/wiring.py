@@ -127,7 +127,7 @@ def _wire_photos(gr: Any, encoders: Encoders, part: dict[str, Any]) -> None:
         request: Any,
     ) -> Iterator[list[Any]]:
         chosen = [encoder] if other in (NO_OTHER, encoder) else [encoder, other]
-        options = SamplingOptions(steps=int(steps), ensemble=int(ensemble), threshold=threshold)
+        options = SamplingOptions(steps=int(steps), ensemble=int(ensemble), threshold=threshold or None)
         began, before = time.monotonic(), session.opened
         stopping.discard(request.session_hash)
         for state, done, total in find(session, encoders, chosen, options):
