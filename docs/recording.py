@@ -34,13 +34,15 @@ from diffup.demo.serve import running  # noqa: E402
 from diffup.evaluation.clicks import next_click  # noqa: E402
 
 NAME = "demo.webp"
-WINDOW, WIDTH, CAPTION = (1200, 790), 960, 34
+WINDOW, WIDTH, CAPTION = (1280, 840), 960, 34
 """Size of the window, and width of the recording and height of its captions, in pixels."""
 
 STROKE = [(0.27, 0.58), (0.35, 0.48), (0.44, 0.37), (0.57, 0.44), (0.71, 0.51)]
 """The way of the mouse over the coin, as fractions of the image."""
 
 _POINTER = [(0, 0), (0, 16), (4, 12), (7, 18), (10, 17), (7, 11), (12, 11)]
+
+_FILES = "(display) => { document.querySelector('#files-part').style.display = display; }"
 
 
 class Recorder:
@@ -138,6 +140,7 @@ def play(recorder: Recorder, folder: Path) -> None:
         browsers.press(page, "ArrowRight", f"{number} of 3")
         browsers.answered(page)
         recorder.show("The next photo (right arrow)", 1.5)
+    page.evaluate(_FILES, "none")  # they are read below, and shown at the end
     clicks(recorder)
     browsers.press(page, "e", "example")
     browsers.count(page, "#examples .thumbnail-item", 2)
@@ -147,6 +150,7 @@ def play(recorder: Recorder, folder: Path) -> None:
     page.wait_for_selector("#progress:has-text('Done: 1')")
     page.wait_for_selector("#find:not([disabled])")
     recorder.show("Find again (F): the other photo, with two examples", 3)
+    page.evaluate(_FILES, "")
     page.click("#make")
     page.wait_for_selector("#files a[href]")
     page.locator("#files").scroll_into_view_if_needed()

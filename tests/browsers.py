@@ -167,7 +167,7 @@ def files(page: Any, address: str) -> dict[str, bytes]:
     """Make the files, and their contents: those of the archive by their names in it."""
     page.evaluate("() => document.querySelectorAll('#files a[href]').forEach((link) => (link.dataset.old = '1'))")
     page.click("#make")
-    page.wait_for_selector("#files a[href]:not([data-old])")
+    page.wait_for_selector("#files a[href]:not([data-old])", state="attached")
     page.wait_for_selector("#make:not([disabled])")
     found = {}
     for link in page.locator("#files a[href]").all():

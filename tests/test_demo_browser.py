@@ -304,6 +304,8 @@ def test_the_keyboard_goes_through_photos_and_classes(page: Any, photos: list[Pa
     assert page.locator("#examples .thumbnail-item").count() == 2
     assert page.locator("#result circle").count() == 2
     browsers.titled(page, first.split(" ·")[0])
+    page.get_by_role("button", name="Coins", exact=True).click()
+    told(page, "There are corrected photos")
 
 
 def test_a_run_can_be_stopped_and_goes_on_where_it_was(page: Any, photos: list[Path], tmp_path: Path) -> None:

@@ -177,7 +177,8 @@ def _result(gr: Any) -> dict[str, Any]:
             part["legend"] = gr.HTML(elem_id="legend")
             part["agreement"] = gr.Markdown(visible=False, elem_id="agreement")
     part["make"] = gr.Button("Make files: masks, COCO JSON, prototypes", size="sm", elem_id="make", visible=False)
-    part["files"] = gr.File(label="Files of all photos, by the first encoder", visible=False, elem_id="files")
+    with gr.Column(elem_id="files-part"):
+        part["files"] = gr.File(label="Files of all photos, by the first encoder", visible=False, elem_id="files")
     with gr.Accordion("Keys", open=False, elem_id="keys"):
         gr.Markdown(_KEYS)
     return part

@@ -23,6 +23,7 @@ from diffup.demo.photos import Photo
 from diffup.demo.scenes import SCENES
 from diffup.demo.session import Session
 from diffup.demo.views import compare, data_url, describe, draw, legend, show
+from diffup.errors import ConfigError
 from diffup.inputs.annotations import Points, Scribble
 
 NO_OTHER = "no other"
@@ -152,6 +153,10 @@ def _wire_photos(gr: Any, encoders: Encoders, part: dict[str, Any]) -> None:
     stop.__annotations__["request"] = gr.Request
 
     def load(name: str, session: Session, view: str) -> list[Any]:
+        if any(photo.corrections or session.is_used(photo) for photo in session.photos):
+            raise ConfigError(
+                "There are corrected photos, which this would replace: save them, and load the page again."
+            )
         scene = SCENES[name]()
         session = Session(scene.examples, scene.examples[0].image, taught=session.taught, keys=session.keys)
         session, _ = work.add_photos(session, scene.files())
