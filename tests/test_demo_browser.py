@@ -253,8 +253,9 @@ def test_several_clicks_in_a_row_all_count_in_their_order(page: Any, address: st
     marks = page.locator("#result circle").evaluate_all("all => all.map(one => one.classList[0])")
     assert marks == ["negative", "positive"] * 4
     found = labels(files(page, address), "3_cat")
-    for x, y in places:
-        assert found[int(y * found.shape[0]), int(x * found.shape[1])] == 1, "the last click at a place wins"
+    for x, y in places:  # where the last click wins; the mouse is between pixels
+        row, column = int(y * found.shape[0]), int(x * found.shape[1])
+        assert (found[row - 1 : row + 2, column - 1 : column + 2] == 1).any()
 
 
 def test_a_corrected_photo_becomes_an_example(page: Any, address: str, tmp_path: Path) -> None:
@@ -390,7 +391,7 @@ def test_garbage_is_told_and_does_no_harm(page: Any, photos: list[Path], tmp_pat
     paths = [tmp_path / "holiday.png", photos[1], tmp_path / "large.png"]
     page.locator("#finding input[type=file]").set_input_files(paths)
     page.wait_for_selector(".toast-body:has-text('holiday.png')")
-    page.wait_for_selector(".toast-body:has-text('more than the limit')")
+    page.wait_for_selector(".toast-body:has-text('large.png'):has-text('Shrink it first')")
     browsers.count(page, "#photos .thumbnail-item", 1)  # the good one
     browsers.titled(page, "1 of 1: six.png")
     page.locator("#naming input[type=file]").set_input_files(tmp_path / "holiday.png")

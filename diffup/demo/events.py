@@ -15,7 +15,9 @@ QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibil
 """How events are connected that do no work."""
 
 
-def connect(gr: Any, event: Any, function: Callable[..., Any], inputs: list[Any], outputs: list[Any]) -> Any:
+def connect(
+    gr: Any, event: Any, function: Callable[..., Any], inputs: list[Any], outputs: list[Any], **options: Any
+) -> Any:
     """Call a function at an event, one at a time over all events, and show its errors as messages.
 
     Progress is hidden because Gradio shows an event's error where its progress would be: as a plate over every output,
@@ -27,6 +29,7 @@ def connect(gr: Any, event: Any, function: Callable[..., Any], inputs: list[Any]
         function: the function, or a generator function whose values are shown one after the other.
         inputs: components whose values it takes.
         outputs: components whose values it gives.
+        **options: further arguments of the event.
 
     Returns:
         The event, for what follows it.
@@ -60,6 +63,7 @@ def connect(gr: Any, event: Any, function: Callable[..., Any], inputs: list[Any]
         concurrency_id="work",
         concurrency_limit=1,
         api_visibility="private",
+        **options,
     )
 
 

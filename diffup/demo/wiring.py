@@ -155,7 +155,7 @@ def _wire_photos(gr: Any, encoders: Encoders, part: dict[str, Any]) -> None:
     def load(name: str, session: Session, view: str) -> list[Any]:
         if any(photo.corrections or session.is_used(photo) for photo in session.photos):
             raise ConfigError(
-                "There are corrected photos, which this would replace: save them, and load the page again."
+                "There are corrected photos, which this would replace: save them, then load the page again."
             )
         scene = SCENES[name]()
         session = Session(scene.examples, scene.examples[0].image, taught=session.taught, keys=session.keys)
@@ -208,7 +208,13 @@ def _wire_result(gr: Any, part: dict[str, Any]) -> None:
         return [*shown(session, after, view), *examples, draft]
 
     do.__annotations__["event"] = gr.EventData
-    acted = on(part["result"].act, do, _of(part, "state", "view"), [*outputs, *_of(part, *_EXAMPLES), part["editor"]])
+    acted = on(
+        part["result"].act,
+        do,
+        _of(part, "state", "view"),
+        [*outputs, *_of(part, *_EXAMPLES), part["editor"]],
+        trigger_mode="multiple",  # the canvas sends the next ones from within the answer, when Gradio still waits
+    )
     acted.failure(lambda: gr.HTML(turn=next(_turns)), None, part["result"], **events.QUIET)
     on(
         part["view"].input,
