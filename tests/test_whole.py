@@ -71,15 +71,15 @@ def test_the_module_computes_what_segment_does(name: str, size: int) -> None:
     for photo in photos():
         expected = model.segment(photo, classes).results
         with torch.no_grad():
-            probability, presence, quality, score, threshold, maps = module(as_input(photo))
+            probability, presence, quality, score, maps = module(as_input(photo))
             alone = single(
                 as_input(photo), *support_inputs(classes[0].prepared(model.config.priors, (), model.device)).values()
             )
         for index, result in enumerate(expected):
             assert np.abs(probability[index].numpy() - result.maps[0]).max() < 1e-4
             assert np.abs(maps[index].numpy() - result.maps).max() < 1e-4
-            assert [float(v[index]) for v in (presence, quality, score, threshold)] == pytest.approx(
-                [result.presence, result.quality, result.score, result.threshold], abs=1e-4
+            assert [float(v[index]) for v in (presence, quality, score)] == pytest.approx(
+                [result.presence, result.quality, result.score], abs=1e-4
             )
         assert torch.allclose(alone[0][0], probability[0], atol=1e-5)
 
