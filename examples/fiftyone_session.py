@@ -49,10 +49,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"mean IoU {mean:.3f} of {dataset.count('diffup.detections')} detections")
 
         masks = DiffUpModel(classes, model, output="segmentation", min_presence=args.min_presence)
-        dataset.mask_targets["diffup_masks"] = masks.mask_targets
-        dataset.save()
         rest.apply_model(masks, label_field="diffup_masks", batch_size=3, skip_failures=False)
-        rest.evaluate_segmentations("diffup_masks", "truth", compute_dice=True).print_report(list(LABELS))
+        names = {0: "background", **masks.mask_targets}
+        rest.evaluate_segmentations("diffup_masks", "truth", mask_targets=names).print_report(list(LABELS))
 
 
 def made(folder: Path, photos: int) -> fo.Dataset:

@@ -246,16 +246,15 @@ BOX = Sequence(Value("float32"), length=4)
 
 
 @pytest.mark.parametrize(
-    ("objects", "listed"),
+    ("objects", "name", "listed"),
     [
-        ({"bbox": Sequence(BOX), "category": Sequence(NAMES)}, False),
-        (Sequence({"bbox": BOX, "label": NAMES}), False),
-        ([{"bbox": BOX, "category_id": NAMES}], True),
+        ({"bbox": Sequence(BOX), "category": Sequence(NAMES)}, "category", False),
+        (Sequence({"bbox": BOX, "label": NAMES}), "label", False),
+        ([{"bbox": BOX, "category_id": NAMES}], "category_id", True),
     ],
 )
-def test_class_names_of_a_hugging_face_data_set(objects: Any, listed: bool) -> None:
+def test_class_names_of_a_hugging_face_data_set(objects: Any, name: str, listed: bool) -> None:
     boxes, numbers = [[10, 5, 20, 15], [1, 1, 4, 4]], [1, 0]
-    name = next(name for name in ("category", "label", "category_id") if name in str(objects))
     column: Any = {"bbox": boxes, name: numbers}
     if listed:
         column = [{"bbox": box, name: number} for box, number in zip(boxes, numbers, strict=True)]
