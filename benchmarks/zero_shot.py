@@ -20,8 +20,9 @@ from tqdm import tqdm
 
 from diffup.data.folder import LabelledFolder
 from diffup.evaluation.episodes import Episode
-from diffup.evaluation.evaluate import THRESHOLDS, EpisodeScore, Evaluator, Overlap, overlaps, summarise
+from diffup.evaluation.evaluate import Evaluator
 from diffup.evaluation.meter import Meter
+from diffup.evaluation.scores import THRESHOLDS, EpisodeScore, Overlap, overlaps, summarise
 from diffup.model import DiffUp
 from diffup.priors.normalisation import normalise
 from diffup.priors.text import text_similarity

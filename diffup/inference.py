@@ -20,7 +20,14 @@ from diffup.correct import kept_levels
 from diffup.decoder.base import Decoder
 from diffup.decoder.config import DecoderConfig
 from diffup.decoder.options import Sampling
-from diffup.decoder.quality import calibrated_quality, calibrated_score, expected_iou
+from diffup.decoder.quality import (
+    best_thresholds,
+    calibrated_presence,
+    calibrated_quality,
+    calibrated_score,
+    marked_share,
+    quality_estimates,
+)
 from diffup.decoder.sampling import Ensemble, sample_batches, sample_ensemble
 from diffup.inputs.images import ImageLike, read_image, resize_image, to_bytes
 from diffup.priors import build_condition
@@ -232,17 +239,17 @@ def decode(
         together = Condition.cat([condition_of(everything[index]) for index in group])
         starts = noise.to(device).expand(len(together.prior), *noise.shape)
         samples = sample_ensemble(decoder, together, starts, sampling.steps, trace, on_step)
-        maps = _maps(samples, together)
+        maps = result_maps(samples, together)
         pairs = [(everything[index], query) for index in group for query in range(len(queries))]
         thresholds = [sampling.threshold(prototypes.threshold) for prototypes, _ in pairs]
-        judged = trust(samples, torch.tensor(thresholds, device=device), config)
-        for row, ((_, query), threshold) in enumerate(zip(pairs, thresholds, strict=True)):
+        judged = trust(samples, together.evidence, thresholds, config)
+        for row, (_, query) in enumerate(pairs):
             found[query].append(
                 Segmentation(
                     image=queries[query].pixels,
                     maps=maps[row].numpy().copy(),  # a view would hold the whole batch
                     quality=float(judged.quality[row]),
-                    threshold=threshold,
+                    threshold=round(float(judged.threshold[row]), 6),
                     backbone=backbone.name,
                     presence=float(judged.presence[row]),
                     score=float(judged.score[row]),
@@ -317,8 +324,13 @@ def decoder_rounds(queries: int, classes: int, ensemble: int, device: torch.devi
     return sum(len(sample_batches(queries * len(group), ensemble, device)) for group in groups)
 
 
-def _maps(samples: Ensemble, condition: Condition) -> Tensor:
-    """Stack the maps of N results in the order of `Segmentation.maps`: (N, 4, 64, 64) on the CPU."""
+def result_maps(samples: Ensemble, condition: Condition) -> Tensor:
+    """Stack the maps of N results in the order of `Segmentation.maps`: (N, 4, 64, 64) on the CPU.
+
+    Args:
+        samples: means over the samples of N masks.
+        condition: their condition.
+    """
     maps = [
         samples.mean,
         samples.variance,
@@ -336,23 +348,34 @@ class Trust:
         presence: (B,) in [0, 1], probability that the query shows the class.
         quality: (B,) in [0, 1], expected IoU of the mask if it does; 0 for an empty mask.
         score: (B,) in [0, 1], probability that it does and the IoU of the mask is above 1/2.
+        threshold: (B,) in (0, 1), probability above which a pixel is in the mask.
     """
 
     presence: Tensor
     quality: Tensor
     score: Tensor
+    threshold: Tensor
 
 
-def trust(samples: Ensemble, thresholds: Tensor | float, config: DecoderConfig) -> Trust:
+def trust(samples: Ensemble, evidence: Tensor, thresholds: Sequence[float | None], config: DecoderConfig) -> Trust:
     """Judge the masks of an ensemble by the decoder's calibrated estimates.
 
     Args:
         samples: means over the samples of B queries.
-        thresholds: probability in (0, 1) above which a pixel is in the mask, one for all or (B,).
+        evidence: (B, 5), `Condition.evidence`.
+        thresholds: for each query the probability in (0, 1) above which a pixel is in the mask, or None for the best.
         config: config of the decoder.
+
+    Returns:
+        What is to be thought of the masks, on the CPU.
     """
-    presence = samples.presence.float().cpu()
-    expected = expected_iou(samples.mean.float(), thresholds).cpu()
-    quality = calibrated_quality(expected, samples.iou.float().cpu(), config.quality_calibration)
-    quality = torch.where(expected > 0, quality, 0.0)
-    return Trust(presence, quality, calibrated_score(quality, presence, config.score_calibration))
+    evidence, mean, predicted = (part.float().cpu() for part in (evidence, samples.mean, samples.iou))
+    chosen = torch.tensor([0.0 if value is None else value for value in thresholds])
+    if None in thresholds:
+        best = best_thresholds(mean, predicted, evidence, config.quality_calibration)
+        chosen = torch.where(chosen > 0, chosen, best)
+    presence = calibrated_presence(evidence, config.presence_calibration)
+    estimates = quality_estimates(mean, predicted, chosen)
+    quality = calibrated_quality(estimates, evidence, config.quality_calibration)
+    quality = torch.where(marked_share(mean, chosen) > 0, quality, 0.0)
+    return Trust(presence, quality, calibrated_score(quality, presence, config.score_calibration), chosen)

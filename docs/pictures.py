@@ -102,6 +102,19 @@ def failures(model: DiffUp) -> Image.Image:
     return grid([panels[:2], panels[2:]])
 
 
+def borders(model: DiffUp) -> Image.Image:
+    """Draw masks as the decoder gives them, and refined to the outlines of the photo."""
+    rows = []
+    for name, scene in (("person", person()), ("wheel", wheels()), ("motorcycle", motorcycle())):
+        box = scene.annotations["box"]
+        row = [given(scene, box, f"given: {name}")]
+        for refine, label in ((False, "refine=False"), (True, "refined")):
+            result = model.segment(scene.query, support=scene.support, annotation=box, refine=refine)
+            row.append(Panel(label, np.asarray(result.overlay())))
+        rows.append(row)
+    return stack([strip(row, LARGE // 2) for row in rows])
+
+
 def wheels() -> Scene:
     """Return a task with one wheel in one image of the stereo pair, mirrored; the query is the other image."""
     scene = motorcycle()
@@ -169,6 +182,7 @@ def draw(folder: Path, model: DiffUp) -> list[str]:
         "annotations": lambda: annotations(model),
         "encoders": lambda: encoders(models),
         "result": lambda: result_maps(model),
+        "borders": lambda: borders(model),
         "failures": lambda: failures(model),
     }
     for name, make in pictures.items():

@@ -123,3 +123,22 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in PHOTOS:
         make(name, folder)
     return folder
+
+
+@pytest.fixture
+def scenes(tmp_path: Path) -> Path:
+    """A folder of four scenes, of which a labelling tool may ask."""
+    from labelling import save_scenes
+
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    save_scenes(folder, 4)
+    return folder
+
+
+@pytest.fixture
+def client(tmp_path: Path, scenes: Path) -> Any:
+    """A client of the server for labelling tools, which has no shot yet."""
+    from labelling import server
+
+    return server(tmp_path / "shots", [scenes])

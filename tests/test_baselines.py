@@ -69,7 +69,7 @@ def test_one_pass_answers(system: str, monkeypatch: pytest.MonkeyPatch) -> None:
     count = 3 if system == "gan" else 1  # the others have no randomness to average over
     assert samples.probability.shape == (2, count, 64, 64)
     assert samples.probability.min() >= 0 and samples.probability.max() <= 1
-    assert samples.error.shape == (2, 64, 64) and samples.iou.shape == samples.presence.shape == (2,)
+    assert samples.error.shape == (2, 64, 64) and samples.iou.shape == (2,)
     assert samples.iou.min() >= 0 and samples.iou.max() <= 1
     assert samples.timesteps == (49,) and samples.trace.shape == (2, 2, 64, 64)
     [(x, time)] = seen

@@ -10,8 +10,8 @@ import pytest
 from diffup.errors import ConfigError
 from diffup.evaluation import bootstrap
 from diffup.evaluation.bootstrap import difference, intervals, paired, photos, resample, weighted_figures
-from diffup.evaluation.evaluate import THRESHOLDS, EpisodeScore, summarise
 from diffup.evaluation.record import Setting
+from diffup.evaluation.scores import THRESHOLDS, EpisodeScore, summarise
 from diffup.evaluation.sweep import Row
 
 Counts = tuple[str, int, int, int]
@@ -35,6 +35,8 @@ def row_of(found: Sequence[Counts], classes: Sequence[int] | None = None, prior:
             ((both, either),) * len(THRESHOLDS),
             ((prior, 10),) * len(THRESHOLDS),
             0.1 + 0.8 * both / either,
+            0.5 + 0.4 * both / either,
+            None if query == "p0" else 0.5 + 0.3 * (either % 7) / 7,
         )
         for index, (query, class_id, both, either) in enumerate(found)
     )
@@ -90,14 +92,16 @@ def test_photos_that_are_all_alike_give_no_width() -> None:
     row = row_of([(f"p{i}", 1, 30, 40) for i in range(9)])
     assert len(photos([row])) == 9
     found = intervals([row])
-    assert {name: ends for name, ends in found.items() if name != "fb_iou"} == {
+    assert {name: ends for name, ends in found.items() if name not in ("fb_iou", "presence_auc")} == {
         "miou": (75.0, 75.0),
         "boundary_iou": (75.0, 75.0),
         "best_miou": (75.0, 75.0),
         "prior_best_miou": (10.0, 10.0),
         "gain_over_prior": (65.0, 65.0),
         "quality_correlation": (0.0, 0.0),
+        "false_alarms": (0.0, 0.0),
     }
+    assert found["presence_auc"] == (100.0, 100.0), "0.8 against 0.5 + 0.3 * 5 / 7"
     assert found["fb_iou"] == pytest.approx((100 * (30 / 40 + 1960 / 1970) / 2,) * 2)
 
 

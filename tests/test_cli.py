@@ -415,7 +415,6 @@ def test_mistakes_are_answered_with_what_to_type(
         ("segment query.png --support a.png --output-dir out", "no option --output-dir; did you mean --output?"),
         ("segment query.png --support a.png --input_size=9 -o out", "did you mean --input-size?"),
         ("segment query.png --support a.png -output out", "there is no option -output; did you mean --output?"),
-        ("segment query.png --prototypes a -o out", "no option --prototypes; it belongs to diffup label"),
         ("segment --support a.png query.png -o out", "required: QUERY; it comes first"),
         ("segment query.png --mask m.png --support a.png -o out", "write --support IMG --mask ..."),
         ("segment query.png a.png b.png --support a.png -o out", "for the photos of a folder: diffup label FOLDER"),

@@ -255,8 +255,7 @@ def test_samples_have_their_shapes_and_ranges() -> None:
     _, _, _, samples = sampled(ensemble=3, trace=True)
     assert samples.probability.shape == (2, 3, 64, 64)
     assert samples.probability.min() >= 0 and samples.probability.max() <= 1
-    assert samples.error.shape == (2, 64, 64) and samples.iou.shape == samples.presence.shape == (2,)
-    assert samples.presence.min() >= 0 and samples.presence.max() <= 1
+    assert samples.error.shape == (2, 64, 64) and samples.iou.shape == (2,)
     assert samples.timesteps == (49, 32, 16)
     assert samples.trace is not None and samples.trace.shape == (2, 4, 64, 64)
     assert torch.allclose(samples.trace[:, -1] * 0.5 + 0.5, samples.probability[:, 0])
@@ -285,7 +284,7 @@ def test_classes_queries_and_samples_are_decoded_as_if_alone(most: int, monkeypa
     for row in range(6):
         alone = sample(decoder, only(parts[row // 3], row % 3), start[row : row + 1], 1)
         assert torch.allclose(found.mean[row], alone.probability[0].mean(dim=0), atol=1e-4)
-        for name in ("error", "iou", "presence"):
+        for name in ("error", "iou"):
             assert torch.allclose(getattr(found, name)[row], getattr(alone, name)[0], atol=1e-4), name
 
 
@@ -347,7 +346,7 @@ configs = st.builds(
     loss=st.sampled_from(["mse", "bce_dice"]),
     iou_weight=st.floats(0, 10),
     presence_calibration=st.tuples(*[st.floats(-9, 9)] * 5),
-    quality_calibration=st.tuples(*[st.floats(-9, 9)] * 3),
+    quality_calibration=st.tuples(*[st.floats(-9, 9)] * 9),
     steps=st.integers(1, 50),
     threshold=st.floats(0.01, 0.99),
     backbone=st.text(max_size=20),
@@ -379,7 +378,8 @@ def test_a_config_from_json_needs_only_what_differs_from_the_defaults() -> None:
         ('{"timesteps": true}', "timesteps must be of type int"),
         ('{"timesteps": "250"}', "timesteps must be of type int"),
         ('{"error_modulation": 1}', "error_modulation must be of type bool"),
-        ('{"threshold": null}', "threshold must be of type float"),
+        ('{"threshold": "0.5"}', "threshold must be of type float"),
+        ('{"threshold": null, "system": "prior"}', "threshold=None: system='prior' has no quality"),
         ('{"backbone": 3}', "backbone must be of type str"),
         ('{"channels": 32}', "channels must be a list"),
         ('{"channels": [8, 8, 8, "8"]}', r"channels\[3\] must be of type int"),
@@ -389,7 +389,7 @@ def test_a_config_from_json_needs_only_what_differs_from_the_defaults() -> None:
         ('{"iou_weight": Infinity}', "iou_weight"),
         ('{"presence_calibration": 1}', "presence_calibration must be a list"),
         ('{"presence_calibration": [1]}', r"presence_calibration=\(1\.0,\): give 5"),
-        ('{"quality_calibration": [1, 0]}', r"quality_calibration=\(1\.0, 0\.0\): give 3"),
+        ('{"quality_calibration": [1, 0]}', r"quality_calibration=\(1\.0, 0\.0\): give 9"),
         ('{"quality_calibration": [1, 0, NaN]}', "quality_calibration"),
         ('{"quality_calibration": [1, "0", 0]}', r"quality_calibration\[1\] must be of type float"),
     ],
@@ -445,7 +445,7 @@ def test_weights_outlast_a_change_of_what_they_do_not_depend_on() -> None:
     for change in (
         {"steps": 5, "ensemble": 9, "threshold": 0.2, "backbone": "other"},
         {"error_weight": 0.0, "iou_weight": 0.0, "min_presence": 0.5},
-        {"presence_calibration": (2.0, 1.0, 0.5, 0.0, -1.0), "quality_calibration": (0.0, 1.0, 2.0)},
+        {"presence_calibration": (2.0, 1.0, 0.5, 0.0, -1.0), "quality_calibration": (0.0, 1.0, *[2.0] * 7)},
     ):
         assert config.same_network(dataclasses.replace(config, **change))
     for name in ("absolute", "self_affinity"):
@@ -603,7 +603,6 @@ def test_an_ensemble_is_computed_in_bounded_batches_and_is_that_of_all_samples(
         (found.variance, whole.probability.var(dim=1, correction=0)),
         (found.error, whole.error),
         (found.iou, whole.iou),
-        (found.presence, whole.presence),
         (found.trace, whole.trace),
     ):
         assert torch.allclose(got, expected, atol=1e-4)

@@ -24,13 +24,14 @@ from diffup.decoder.weights import decoder_hash, load_decoder
 from diffup.errors import ConfigError, DataError
 from diffup.evaluation import sweep, table
 from diffup.evaluation.episodes import Episode, draw_episodes
-from diffup.evaluation.evaluate import THRESHOLDS, EpisodeScore, Evaluator, summarise
+from diffup.evaluation.evaluate import Evaluator
 from diffup.evaluation.protocols import PROTOCOLS, draw_stream
 from diffup.evaluation.record import EpisodeRecord, Setting
+from diffup.evaluation.scores import THRESHOLDS, EpisodeScore, summarise
 from diffup.model import DiffUp
 
 FILES = ("scores.json", "scores.csv")
-SCORE = EpisodeScore(0, 1, "q0", 100, (3, 7), (1, 6), ((1, 2),) * 19, ((4, 5),) * 19, 0.25)
+SCORE = EpisodeScore(0, 1, "q0", 100, (3, 7), (1, 6), ((1, 2),) * 19, ((4, 5),) * 19, 0.25, 0.75, 0.125)
 EPISODES = [Episode(1, f"q{index}", ("s",)) for index in range(3)]
 
 
@@ -75,7 +76,7 @@ def test_every_combination_makes_a_row(
     assert "dataset data, protocol folder, split test" in printed and str(tmp_path / "scores.csv") in printed
     figures, _, ends = printed.partition("95 % intervals")
     for part in (figures, ends):
-        assert len(re.findall(r"^ *fake\S* .* (?:mask|none) .*\d\]?$", part, re.MULTILINE)) == 16
+        assert len(re.findall(r"^ *fake\S* .* (?:mask|none) .*[\d-]\]?$", part, re.MULTILINE)) == 16
 
 
 def test_each_encoder_has_its_input_size(shapes: Path, decoder: Path, tmp_path: Path) -> None:
@@ -95,7 +96,7 @@ def test_csv_and_json_agree(shapes: Path, decoder: Path, tmp_path: Path) -> None
         for name, text in line.items():
             value = row[name]
             expected = "x".join(map(str, value)) if isinstance(value, list) else str(value)
-            assert text == expected
+            assert text == ("" if value is None else expected)
 
 
 def test_a_row_is_what_the_evaluator_gives(shapes: Path, decoder: Path, tmp_path: Path) -> None:
@@ -136,6 +137,7 @@ def table_row(**changes: object) -> dict[str, object]:
     """A row as `table.facts` makes it, with an mIoU of 35 at 0.5 and 38.1 at 0.45."""
     row = {**vars(setting_of()), "episodes": 2, "miou": 35.0, "fb_iou": 60.0, "best_threshold": 0.45}
     row |= {"best_miou": 38.1, "prior_best_threshold": 0.3, "prior_best_miou": 30.0, "quality_correlation": 0.5}
+    row |= {"presence_auc": 91.0, "false_alarms": float("nan")}
     row |= {"boundary_iou": 20.0, "gain_over_prior": 5.0, "intervals": INTERVALS}
     row |= {"class_iou": {}, "miou_by_threshold": {"0.45": 38.1, "0.5": 35.0}, "prior_miou_by_threshold": {}}
     return row | changes
@@ -144,6 +146,7 @@ def table_row(**changes: object) -> dict[str, object]:
 def test_headings_say_what_they_are() -> None:
     _, heading, *_ = text_of(table_row()).splitlines()
     names = ["mIoU", "FB-IoU", "boundary IoU", "best mIoU", "at", "prior's best", "at", "r(quality, IoU)"]
+    names += ["presence AUC", "false alarms"]
     assert re.split(r"  +", heading.strip()) == names
 
 
@@ -332,9 +335,9 @@ def test_a_torn_line_is_dropped_and_a_damaged_one_named(tmp_path: Path) -> None:
 
 def test_scores_follow_from_the_episodes_whatever_their_order() -> None:
     episodes = [
-        EpisodeScore(0, 1, "a", 100, (10, 40), (2, 20), ((5, 10),) * 19, ((1, 10),) * 19, 0.3),
-        EpisodeScore(1, 1, "b", 100, (30, 40), (4, 20), ((5, 30),) * 19, ((2, 10),) * 19, 0.9),
-        EpisodeScore(2, 4, "c", 50, (0, 10), (1, 8), ((0, 1),) * 19, ((0, 1),) * 19, 0.1),
+        EpisodeScore(0, 1, "a", 100, (10, 40), (2, 20), ((5, 10),) * 19, ((1, 10),) * 19, 0.3, 0.6, None),
+        EpisodeScore(1, 1, "b", 100, (30, 40), (4, 20), ((5, 30),) * 19, ((2, 10),) * 19, 0.9, 0.4, 0.5),
+        EpisodeScore(2, 4, "c", 50, (0, 10), (1, 8), ((0, 1),) * 19, ((0, 1),) * 19, 0.1, 0.8, 0.3),
     ]
     scores = summarise(episodes, [1, 4, 7])
     assert scores == summarise(episodes[::-1], [7, 4, 1])
@@ -346,6 +349,8 @@ def test_scores_follow_from_the_episodes_whatever_their_order() -> None:
     assert scores.prior_miou_by_threshold[0.5] == pytest.approx(100 * 3 / 20 / 3)
     assert scores.boundary_iou == pytest.approx(100 * (6 / 40 + 1 / 8) / 3)
     assert scores.quality_correlation > 0.9
+    assert scores.presence_auc == pytest.approx(100 * 5 / 6), "of six pairs, only 0.4 does not exceed 0.5"
+    assert scores.false_alarms == 50, "0.5 reaches the least presence of the three queries, 0.4"
     assert scores.figures()["gain_over_prior"] == pytest.approx(100 * (1 / 2 - 3 / 20) / 3)
     assert episodes[1].iou == 0.75 and episodes[0].prior_iou() == 0.1
 

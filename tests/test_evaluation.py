@@ -20,10 +20,11 @@ from diffup.data.weak import tight_box
 from diffup.errors import ConfigError, DataError
 from diffup.evaluation.boundary import boundary_overlap
 from diffup.evaluation.episodes import Episode, draw_episodes
-from diffup.evaluation.evaluate import THRESHOLDS, EpisodeScore, Evaluator, episode_generators, overlaps
+from diffup.evaluation.evaluate import Evaluator, episode_generators
 from diffup.evaluation.features import FeatureCache
 from diffup.evaluation.meter import Meter
 from diffup.evaluation.protocols import PROTOCOLS
+from diffup.evaluation.scores import THRESHOLDS, EpisodeScore, overlaps
 
 # --- the meter -------------------------------------------------------------------------------------------------------
 

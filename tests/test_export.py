@@ -78,7 +78,9 @@ def test_numpy_samples_the_same_masks(exported: tuple[Decoder, Path], tmp_path: 
     assert np.abs(probability - expected.probability[0].numpy()).max() < TOLERANCE
     assert np.abs(error.mean(axis=0) - expected.error[0].numpy()).max() < 2 * TOLERANCE
     assert iou == pytest.approx(float(expected.iou[0]), abs=TOLERANCE)
-    assert program["presence"](condition, config) == pytest.approx(float(expected.presence[0]), abs=TOLERANCE)
+    factors = torch.tensor(config["presence_calibration"])
+    present = float(torch.sigmoid(torch.from_numpy(condition["evidence"][0]) @ factors))
+    assert program["presence"](condition, config) == pytest.approx(present, abs=TOLERANCE)
 
 
 def test_the_condition_has_every_input_of_the_network(exported: tuple[Decoder, Path], tmp_path: Path) -> None:

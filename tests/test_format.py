@@ -27,6 +27,17 @@ def test_a_file_without_a_version_is_of_the_present_one() -> None:
     assert DecoderConfig.from_json(json.dumps(fields)) == config
 
 
+def test_the_quality_of_format_4_is_read_as_it_was_meant() -> None:
+    """It had factors of the two estimates and an offset, which counted with supports and with text."""
+    fields = json.loads(tiny_config().to_json()) | {FORMAT_KEY: 4, "quality_calibration": [0.5, 2.0, -1.0]}
+    found = DecoderConfig.from_json(json.dumps(fields))
+    assert found == tiny_config(quality_calibration=(0.5, 2.0, 0.0, 0.0, 0.0, 0.0, -1.0, 0.0, -1.0))
+    del fields["quality_calibration"]
+    assert DecoderConfig.from_json(json.dumps(fields)) == tiny_config()
+    with pytest.raises(ConfigError, match=r"quality_calibration=\(1\.0, 0\.0\): give 9"):
+        DecoderConfig.from_json(json.dumps(fields | {"quality_calibration": [1, 0]}))
+
+
 @pytest.mark.parametrize(
     ("text", "named"),
     [

@@ -33,6 +33,7 @@ from diffup.errors import AnnotationError, BackboneError, ConfigError, ImageErro
 from diffup.inputs.annotations import pair_supports
 from diffup.inputs.support_picture import draw_annotation
 from diffup.priors.support import encode_supports
+from diffup.priors.views import View, warp
 from diffup.result import Segmentation as Result
 from diffup.result import enlarge
 
@@ -360,9 +361,14 @@ def test_encode_gives_four_levels_whatever_the_images_sizes(model: DiffUp) -> No
     assert [tuple(level.shape) for level in levels] == [(3, 8, 24, 24), (3, 12, 12, 12), (3, 16, 6, 6), (3, 24, 3, 3)]
 
 
-def test_a_single_support_is_encoded_as_three_views(model: DiffUp) -> None:
+def test_a_single_support_is_encoded_once_and_has_three_views(model: DiffUp) -> None:
     supports = encode_supports(model.backbone, pair_supports(SUPPORT, MASK))
     assert supports.foreground.shape == (1, 3, 128, 128) and supports.levels[0].shape[:2] == (1, 3)
+    once = encode(model.backbone, [pair_supports(SUPPORT, MASK)[0].image])
+    for level, views in zip(once, supports.levels, strict=True):
+        plain, mirrored, closer = views[0]
+        assert torch.equal(plain, level[0]) and torch.equal(mirrored, level[0].flip(-1))
+        assert torch.equal(closer, warp(level, View(scale=1.25))[0])
     several = encode_supports(model.backbone, pair_supports([SUPPORT, SECOND], [MASK, None]))
     assert several.foreground.shape == (1, 2, 128, 128)
 

@@ -10,8 +10,9 @@ import torch
 from fakes import noise, random_condition, random_decoder, random_episode, tiny_config
 from torch import Tensor
 
-from diffup.decoder.quality import calibrated_quality, expected_iou
+from diffup.decoder.quality import calibrated_quality, expected_iou, marked_share, quality_estimates
 from diffup.decoder.sampling import draw_noise, sample_ensemble
+from diffup.inference import trust
 from diffup.priors.condition import build_condition, prior_maps
 from diffup.priors.config import PriorConfig
 from diffup.priors.features import Members, SupportFeatures
@@ -30,8 +31,8 @@ def test_the_presence_is_the_weighted_evidence_whatever_the_ensemble(system: str
     expected = torch.sigmoid(condition.evidence @ torch.tensor(factors))
     for count, seed in ((1, 0), (4, 1)):
         noise = draw_noise(condition, count, torch.Generator().manual_seed(seed))
-        found = sample_ensemble(decoder, condition, noise, steps).presence
-        assert torch.allclose(found, expected, atol=1e-6)
+        samples = sample_ensemble(decoder, condition, noise, steps)
+        assert torch.allclose(trust(samples, condition.evidence, [None] * 3, config).presence, expected, atol=1e-6)
 
 
 # --- evidence --------------------------------------------------------------------------------------------------------
@@ -163,13 +164,34 @@ def test_the_expected_iou_is_what_is_found_on_average() -> None:
     assert float(expected_iou(probability, 0.4)) == pytest.approx(sum(found) / 20, abs=0.011)
 
 
-def test_the_quality_is_the_sum_of_logits_by_hand() -> None:
-    expected, predicted = torch.tensor([0.8, 0.25]), torch.tensor([0.5, 0.9])
-    assert calibrated_quality(expected, predicted, (1.0, 0.0, 0.0)).tolist() == pytest.approx([0.8, 0.25])
-    assert calibrated_quality(expected, predicted, (0.0, 1.0, 0.0)).tolist() == pytest.approx([0.5, 0.9])
-    # Logits log 4 and 0, log 1/3 and log 9; half the first, twice the second, plus 1.
-    odds = [2 * math.e, 81 * math.e / math.sqrt(3)]
-    found = calibrated_quality(expected, predicted, (0.5, 2.0, 1.0))
-    assert found.tolist() == pytest.approx([value / (1 + value) for value in odds], rel=1e-5)
-    ends = calibrated_quality(torch.tensor([0.0, 1.0]), torch.tensor([0.0, 1.0]), (1.0, 1.0, 0.0))
+def test_the_marked_share_by_hand() -> None:
+    maps = torch.tensor([[[0.1, 0.6], [0.5, 0.9]], [[0.3, 0.3], [0.3, 0.2]]])
+    assert marked_share(maps, 0.5).tolist() == [0.5, 0.0], "above the threshold, not at it"
+    assert marked_share(maps, torch.tensor([0.05, 0.25])).tolist() == [1.0, 0.75]
+
+
+def test_the_quality_is_a_weighted_sum_by_hand() -> None:
+    """The first query has supports, the second text."""
+    maps = torch.zeros(2, 2, 2)
+    maps[0, 0], maps[1] = 0.8, torch.tensor([[0.25, 0], [0, 0]])
+    estimates = quality_estimates(maps, torch.tensor([0.5, 0.9]), torch.tensor([0.5, 0.2]))
+    evidence = torch.tensor([[0.2, 0.4, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.6, 1.0]])
+
+    def quality(*calibration: float) -> list[float]:
+        return calibrated_quality(estimates, evidence, calibration).tolist()
+
+    assert quality(1, 0, 0, 0, 0, 0, 0, 0, 0) == pytest.approx([0.8, 0.25])
+    assert quality(0, 1, 0, 0, 0, 0, 0, 0, 0) == pytest.approx([0.5, 0.9])
+    assert quality(0, 0, 1, 0, 0, 0, 0, 0, 0) == pytest.approx([1 / 3, 1 / 5]), "odds of 1/2 and 1/4"
+    assert quality(0, 0, 0, 1, 0, 0, 0, 0, 0) == pytest.approx([0.5, 0.2])
+    # Logits log 4 and 0, log 1/3 and log 9; half the first, twice the second, and 1 or 2.
+    found = quality(0.5, 2, 0, 0, 5, -1, 0.4, 5, -1)
+    odds = [2 * math.e, 81 * math.e**2 / math.sqrt(3)]
+    assert found == pytest.approx([value / (1 + value) for value in odds], rel=1e-5)
+    blank = torch.stack([torch.zeros(2, 2), torch.ones(2, 2)])
+    ends = calibrated_quality(
+        quality_estimates(blank, torch.tensor([0.0, 1.0]), torch.tensor([0.5, 0.5])),
+        torch.zeros(2, 5),
+        (1.0, 1.0, 1.0, *[0.0] * 6),
+    )
     assert ends.isfinite().all() and ends.tolist() == pytest.approx([0.0, 1.0], abs=1e-5)

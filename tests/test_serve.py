@@ -16,7 +16,6 @@ from labelling import (
     predictions,
     question,
     region,
-    save_scenes,
     saved,
     scene,
     server,
@@ -33,19 +32,6 @@ from diffup.inputs.annotations import rasterise
 from diffup.serve.shown import read_shown, shown_support
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    save_scenes(folder, 4)
-    return folder
-
-
-@pytest.fixture
-def client(tmp_path: Path, photos: Path) -> TestClient:
-    return server(tmp_path / "shots", [photos])
 
 
 # Label Studio
@@ -129,15 +115,15 @@ def test_other_news_change_nothing(client: TestClient) -> None:
         assert ask(client, "/webhook", {"action": action, "project": {"id": 1}})["model_version"] == before
 
 
-def test_shots_stay(tmp_path: Path, photos: Path) -> None:
+def test_shots_stay(tmp_path: Path, scenes: Path) -> None:
     """A server that starts again, without the photos, marks what the one before marked."""
-    first = server(tmp_path / "shots", [photos])
+    first = server(tmp_path / "shots", [scenes])
     for seed in (0, 1):
         ask(first, "/webhook", saved(seed))
     expected, before = masks(predictions(first, 2)[0])["square"], version(first)
     for seed in (0, 1):
-        (photos / f"{seed}.png").unlink()
-    again = server(tmp_path / "shots", [photos])
+        (scenes / f"{seed}.png").unlink()
+    again = server(tmp_path / "shots", [scenes])
     assert version(again) == before
     assert (masks(predictions(again, 2)[0])["square"] == expected).all()
 
@@ -152,28 +138,28 @@ def test_the_folder_is_an_export_of_label_studio(client: TestClient, tmp_path: P
     assert (annotation.mask.numpy() == (scene(0)[1] == 1)).all()
 
 
-def test_tasks_are_answered_one_by_one_and_in_order(client: TestClient, photos: Path) -> None:
+def test_tasks_are_answered_one_by_one_and_in_order(client: TestClient, scenes: Path) -> None:
     ask(client, "/webhook", saved(0))
-    (photos / "2.png").write_bytes(b"no image")
+    (scenes / "2.png").write_bytes(b"no image")
     found = predictions(client, 1, 2, 3)
     assert [bool(item["result"]) for item in found] == [True, False, True]
     assert "cannot be read as an image" in found[1]["model_version"]  # the one text that the tool shows
     assert (masks(found[2])["square"] == masks(predictions(client, 3)[0])["square"]).all()
 
 
-def test_an_absent_class_has_no_region(tmp_path: Path, photos: Path) -> None:
-    client = server(tmp_path / "shots", [photos], model=tiny_model(min_presence=1.0))
+def test_an_absent_class_has_no_region(tmp_path: Path, scenes: Path) -> None:
+    client = server(tmp_path / "shots", [scenes], model=tiny_model(min_presence=1.0))
     ask(client, "/webhook", saved(0))
     assert predictions(client, 1)[0]["result"] == []
 
 
-def test_what_is_not_learnt_is_counted_in_the_version(client: TestClient, photos: Path) -> None:
-    content = (photos / "0.png").read_bytes()
-    (photos / "0.png").unlink()
+def test_what_is_not_learnt_is_counted_in_the_version(client: TestClient, scenes: Path) -> None:
+    content = (scenes / "0.png").read_bytes()
+    (scenes / "0.png").unlink()
     answer = client.post("/webhook", json=saved(0))
     assert answer.status_code == 400 and "there is no such file below the folders of --files" in answer.json()["error"]
     assert version(client).endswith("1 annotations not read")
-    (photos / "0.png").write_bytes(content)
+    (scenes / "0.png").write_bytes(content)
     ask(client, "/webhook", saved(0, action="ANNOTATION_UPDATED"))
     assert "not read" not in version(client) and "1 shot " in version(client)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from fakes import teach, tiny_model
-from labelling import ask, masks, predictions, save_scenes, saved, scene, server, small_model, version
+from labelling import ask, masks, predictions, saved, scene, server, small_model, version
 from starlette.testclient import TestClient
 
 from diffup import DiffUp, Mask
@@ -21,19 +21,6 @@ from diffup.serve.learner import MAX_SHOTS, Learner
 from diffup.serve.shots import ShotFolder, ShotGoneError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    save_scenes(folder, 4)
-    return folder
-
-
-@pytest.fixture
-def client(tmp_path: Path, photos: Path) -> TestClient:
-    return server(tmp_path / "shots", [photos])
 
 
 def test_joined_prototypes_are_those_of_all_supports() -> None:
@@ -61,9 +48,9 @@ def test_joined_prototypes_keep_what_is_not_the_class() -> None:
     assert join_prototypes([plain, plain]).negative is None
 
 
-def test_known_classes_are_added_to(tmp_path: Path, photos: Path) -> None:
+def test_known_classes_are_added_to(tmp_path: Path, scenes: Path) -> None:
     model = small_model()
-    client = server(tmp_path / "shots", [photos], known=teach(model, ["square"]))
+    client = server(tmp_path / "shots", [scenes], known=teach(model, ["square"]))
     before = masks(predictions(client, 1)[0])["square"]
     ask(client, "/webhook", saved(0))
     expected = join_prototypes([*teach(model, ["square"]), model.prototypes(scene(0)[0], scene(0)[1] == 1)])
@@ -71,9 +58,9 @@ def test_known_classes_are_added_to(tmp_path: Path, photos: Path) -> None:
     assert (after == model.segment(scene(1)[0], expected, min_presence=0.0).mask).all() and (after != before).any()
 
 
-def test_the_shots_changed_last_are_used(tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_shots_changed_last_are_used(tmp_path: Path, scenes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("diffup.serve.learner.MAX_SHOTS", 1)
-    client = server(tmp_path / "shots", [photos])
+    client = server(tmp_path / "shots", [scenes])
     for seed in (1, 0):
         ask(client, "/webhook", saved(seed, updated_at=f"2026-11-30T10:00:0{9 - seed}Z"))
     image, labels = scene(0)
@@ -109,10 +96,10 @@ class Counted:
                 self.now -= 1
 
 
-def test_predictions_while_it_learns(tmp_path: Path, photos: Path) -> None:
+def test_predictions_while_it_learns(tmp_path: Path, scenes: Path) -> None:
     """Every answer is that of a state between two saved annotations, and the last is that of a server alone."""
     model = Counted(tiny_model(min_presence=0.0))
-    client = server(tmp_path / "shots", [photos], model=model)
+    client = server(tmp_path / "shots", [scenes], model=model)
     ask(client, "/webhook", saved(0))
     states = {version(client): masks(predictions(client, 3)[0])["square"].tobytes()}
     for action, seed in (("ANNOTATION_CREATED", 1), ("ANNOTATION_CREATED", 2)):
@@ -126,20 +113,20 @@ def test_predictions_while_it_learns(tmp_path: Path, photos: Path) -> None:
         asked += [pool.submit(predictions, client, 3) for _ in range(3)]
     for future in told:
         future.result()
-    known = set(states.values()) | {marked_with(photos, tmp_path / "other", (0, 2))}
+    known = set(states.values()) | {marked_with(scenes, tmp_path / "other", (0, 2))}
     assert {masks(future.result()[0])["square"].tobytes() for future in asked} <= known
     assert masks(predictions(client, 3)[0])["square"].tobytes() == states[version(client)]
     assert model.most == 1
 
 
-def marked_with(photos: Path, shots: Path, seeds: tuple[int, ...]) -> bytes:
-    client = server(shots, [photos])
+def marked_with(scenes: Path, shots: Path, seeds: tuple[int, ...]) -> bytes:
+    client = server(shots, [scenes])
     for seed in seeds:
         ask(client, "/webhook", saved(seed))
     return masks(predictions(client, 3)[0])["square"].tobytes()
 
 
-def test_a_shot_that_goes_while_it_is_learnt(tmp_path: Path, client: TestClient, photos: Path) -> None:
+def test_a_shot_that_goes_while_it_is_learnt(tmp_path: Path, client: TestClient, scenes: Path) -> None:
     ask(client, "/webhook", saved(0))
     folder = ShotFolder(tmp_path / "shots")
     (shot,) = folder.shots()

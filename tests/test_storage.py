@@ -18,8 +18,8 @@ from runs import state
 from diffup import DiffUp
 from diffup.errors import DiffUpError, StorageError
 from diffup.evaluation.episodes import Episode
-from diffup.evaluation.evaluate import THRESHOLDS, EpisodeScore
 from diffup.evaluation.record import EpisodeRecord, Setting
+from diffup.evaluation.scores import THRESHOLDS, EpisodeScore
 from diffup.training.checkpoint import save_checkpoint
 from diffup.training.trainer import CHECKPOINT
 from diffup.utils import files
@@ -98,7 +98,7 @@ def test_the_record_of_an_evaluation(tmp_path: Path) -> None:
     path = tmp_path / "record.jsonl"
     episodes = [Episode(class_id=1, query=str(index), supports=("x",)) for index in range(3)]
     pairs = tuple((1, 2) for _ in THRESHOLDS)
-    scores = [EpisodeScore(index, 1, str(index), 9, (1, 2), (1, 2), pairs, pairs, 0.5) for index in range(3)]
+    scores = [EpisodeScore(index, 1, str(index), 9, (1, 2), (1, 2), pairs, pairs, 0.5, 0.9, 0.2) for index in range(3)]
     record = EpisodeRecord(path)
     record.append(setting(), episodes, scores[:1])
     with full_disk(path.stat().st_size + 40), pytest.raises(StorageError, match=r"record\.jsonl cannot be written"):

@@ -15,24 +15,24 @@ from fakes import build_fake, save_tiny_decoder, shape_image, tiny_config, tiny_
 
 from diffup import DiffUp
 from diffup.data.folder import LabelledFolder
-from diffup.decoder.quality import calibrated_score
+from diffup.decoder.quality import CANDIDATES, calibrated_quality, calibrated_score, quality_estimates
 from diffup.decoder.sampling import Ensemble
 from diffup.decoder.weights import CONFIG, save_decoder
 from diffup.errors import DataError
 from diffup.evaluation import trust as evidence_of
-from diffup.evaluation.episodes import Episode, draw_episodes
-from diffup.evaluation.evaluate import Evaluator, episode_generators
-from diffup.evaluation.trust import (
+from diffup.evaluation.calibration import (
     Evidence,
-    auc,
+    answers,
     calibrate,
     calibration_error,
     fit_logistic,
-    gather,
     join,
     report,
     spearman,
 )
+from diffup.evaluation.episodes import Episode, draw_episodes
+from diffup.evaluation.evaluate import Evaluator, episode_generators
+from diffup.evaluation.trust import gather
 from diffup.inference import trust
 from diffup.priors.presence import EVIDENCE
 
@@ -64,16 +64,36 @@ def test_the_score_by_hand() -> None:
 def test_an_empty_mask_has_no_quality() -> None:
     mean = torch.stack([torch.full((64, 64), value) for value in (0.75, 0.25)])
     maps = {name: torch.zeros_like(mean) for name in ("variance", "error")}
-    samples = Ensemble(
-        mean=mean, iou=torch.tensor([0.5, 0.5]), presence=torch.tensor([0.75, 1.0]), trace=None, timesteps=(), **maps
-    )
-    config = tiny_config(quality_calibration=(1.0, 1.0, 2.0), score_calibration=(0.5, 1.0))
-    judged = trust(samples, torch.tensor([0.5, 0.5]), config)
+    samples = Ensemble(mean=mean, iou=torch.tensor([0.5, 0.5]), trace=None, timesteps=(), **maps)
+    evidence = torch.tensor([[0.0, float(logit(0.75)), 1.0, 0, 0], [0.0, 20.0, 1.0, 0, 0]])
+    calibration = (1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 2.0, 0.0, 0.0)
+    config = tiny_config(presence_calibration=(0.0, 1.0, 0, 0, 0), quality_calibration=calibration)
+    judged = trust(samples, evidence, [0.5, 0.5], dataclasses.replace(config, score_calibration=(0.5, 1)))
+    assert judged.threshold.tolist() == [0.5, 0.5]
     quality = sigmoid(logit(0.75) + 2)
-    assert judged.presence.tolist() == [0.75, 1.0]
+    assert judged.presence.tolist() == pytest.approx([0.75, 1.0])
     assert judged.quality.tolist() == pytest.approx([quality, 0.0], abs=1e-6)
     least = sigmoid(-0.5 * np.log(999) + 1)
     assert judged.score.tolist() == pytest.approx([0.75 * sigmoid(0.5 * logit(quality) + 1), least], abs=1e-6)
+
+
+def test_each_mask_has_the_threshold_of_its_best_quality() -> None:
+    generator = torch.Generator().manual_seed(0)
+    mean = torch.rand(3, 64, 64, generator=generator) * torch.tensor([0.9, 0.5, 0.02])[:, None, None]
+    maps = {name: torch.zeros_like(mean) for name in ("variance", "error")}
+    predicted = torch.tensor([0.3, 0.6, 0.9])
+    samples = Ensemble(mean=mean, iou=predicted, trace=None, timesteps=(), **maps)
+    evidence = torch.rand(3, EVIDENCE, generator=generator)
+    config = tiny_config(quality_calibration=(1.0, 0.2, -0.4, 0.3, 0.5, 0.1, 0.2, 0.0, 0.0))
+    judged = trust(samples, evidence, [None, 0.3, None], config)
+    assert judged.threshold[1] == pytest.approx(0.3) and judged.threshold[2] == pytest.approx(CANDIDATES[0])
+    assert judged.quality[2] == 0, "no threshold marks anything"
+    found = []
+    for candidate in CANDIDATES:
+        estimates = quality_estimates(mean[:1], predicted[:1], torch.tensor([candidate]))
+        found.append(float(calibrated_quality(estimates, evidence[:1], config.quality_calibration)))
+    assert judged.threshold[0] == pytest.approx(CANDIDATES[int(np.argmax(found))])
+    assert judged.quality[0] == pytest.approx(max(found)) and max(found) > found[0] + 0.01
 
 
 def test_results_have_the_decoders_calibrations() -> None:
@@ -81,7 +101,7 @@ def test_results_have_the_decoders_calibrations() -> None:
     support, labels = shape_image((1,), seed=4)
     calibrations = {
         "presence_calibration": (2.0, 1.0, -1.0, 4.0, -2.0),  # twice those, and 1/2 more for supports
-        "quality_calibration": (0.5, 1.5, -1.0),
+        "quality_calibration": (0.5, 1.5, 0.0, 0.0, 0.0, 0.0, -1.0, 0.0, 5.0),
         "score_calibration": (3.0, 0.25),
     }
     plain, judged = (
@@ -92,18 +112,13 @@ def test_results_have_the_decoders_calibrations() -> None:
     assert judged.presence == pytest.approx(float(sigmoid(2 * logit(plain.presence) + 0.5)), abs=1e-5)
     right = sigmoid(3 * logit(judged.quality) + 0.25)
     assert judged.score == pytest.approx(float(judged.presence * right), abs=1e-5)
-    by_branch = tiny_model(quality_calibration=(0.0, 1.0, 0.0)).segment(query, support, labels == 1, threshold=0.05)
+    branch = (0.0, 1.0, *[0.0] * 7)
+    by_branch = tiny_model(quality_calibration=branch).segment(query, support, labels == 1, threshold=0.05)
     mixed = sigmoid(0.5 * logit(plain.quality) + 1.5 * logit(by_branch.quality) - 1)
     assert judged.quality == pytest.approx(float(mixed), abs=1e-5)
 
 
 # --- figures ---------------------------------------------------------------------------------------------------------
-
-
-def test_the_area_under_the_curve_by_hand() -> None:
-    """Of nine pairs five are in order (1 > 0, 2 > 1 and 2 > 0 twice) and three are ties (1 = 1, 2 = 2 twice)."""
-    assert auc(np.array([1.0, 2.0, 2.0]), np.array([1.0, 2.0, 0.0])) == pytest.approx((5 + 3 / 2) / 9)
-    assert auc(np.array([3.0, 4.0]), np.array([1.0])) == 1.0 and auc(np.zeros(3), np.zeros(4)) == 0.5
 
 
 def test_the_rank_correlation_by_hand() -> None:
@@ -140,16 +155,22 @@ def test_a_logistic_regression_of_what_is_separable_is_finite() -> None:
     assert slope == pytest.approx(0, abs=1e-9), "the loss is at its minimum"
 
 
+MADE_UP = (0.8, 0.4, -0.3, 0.1, 0.5, 0, -0.2, 0, -0.2)
+
+
 def made_up(seed: int = 0, count: int = 500) -> Evidence:
-    """Evidence whose calibrations are known: of the presence 2, -1 and 1, of the quality 0.8, 0.4 and -0.2."""
+    """Evidence whose calibrations are known: of the presence 2, -1, 1, of the quality `MADE_UP`."""
     rng = np.random.default_rng(seed)
     rows = np.zeros((4 * count, EVIDENCE))
     rows[:, :2], rows[:, 2] = rng.normal((-0.5, 0), 1, size=(4 * count, 2)), 1
     there = rng.random(4 * count) < sigmoid(rows[:, :3] @ (2, -1, 1))  # half of them
     shown, absent = rows[there][:count], rows[~there][:count]
-    expected, predicted = rng.uniform(0.05, 0.95, (2, count))
-    iou = sigmoid(0.8 * logit(expected) + 0.4 * logit(predicted) - 0.2)
-    return Evidence(shown, absent, expected, predicted, iou, tuple(map(str, range(count))))
+    expected, predicted, area = rng.uniform(0.05, 0.95, (3, count, len(CANDIDATES)))
+    thresholds = np.broadcast_to(logit(np.array(CANDIDATES)), expected.shape)
+    estimates = np.stack([logit(expected), logit(predicted), np.log(area), thresholds], axis=2)
+    iou = sigmoid(estimates @ MADE_UP[:4] + (0.5 * shown[:, 0] - 0.2)[:, None])
+    photos = tuple(map(str, range(count)))
+    return Evidence(shown, absent, CANDIDATES, estimates, np.ones(iou.shape, bool), iou, photos)
 
 
 def test_supports_and_text_are_calibrated_apart() -> None:
@@ -162,6 +183,11 @@ def test_supports_and_text_are_calibrated_apart() -> None:
     both = calibrate(join([evidence, by_text]), config)
     assert both.presence_calibration[:3] == pytest.approx(calibrate(evidence, config).presence_calibration[:3])
     assert both.presence_calibration[3:] == pytest.approx(alone.presence_calibration[3:])
+    assert alone.quality_calibration == pytest.approx((*MADE_UP[:4], 0, 0, -0.2, 0.5, -0.2), abs=2e-3)
+    assert both.quality_calibration == pytest.approx((*MADE_UP[:7], 0.5, -0.2), abs=2e-3)
+    shifted = dataclasses.replace(by_text, iou=sigmoid(logit(by_text.iou) + 1))
+    apart = calibrate(join([evidence, shifted]), config)
+    assert apart.quality_calibration == pytest.approx((*MADE_UP[:7], 0.5, 0.8), abs=4e-3)
 
 
 def of_text(rows: np.ndarray) -> np.ndarray:
@@ -173,7 +199,9 @@ def of_text(rows: np.ndarray) -> np.ndarray:
 def test_calibrations_are_fitted_and_the_recall_is_what_was_asked_for(recall: float) -> None:
     evidence, config = made_up(), tiny_config(backbone="x")
     found = calibrate(evidence, config, recall)
-    assert found.quality_calibration == pytest.approx((0.8, 0.4, -0.2), abs=1e-3)
+    assert found.quality_calibration == pytest.approx(MADE_UP, abs=2e-3)
+    assert found.threshold is None, "the best of each mask"
+    assert calibrate(evidence, tiny_config(system="prior"), recall).threshold == 0.5
     assert found.same_network(config) and found.backbone == "x"
     assert found.presence_calibration[:3] == pytest.approx((2, -1, 1), abs=0.4)  # standard errors are about 0.13
     assert found.presence_calibration[3:] == config.presence_calibration[3:], "there is no evidence of text"
@@ -181,18 +209,23 @@ def test_calibrations_are_fitted_and_the_recall_is_what_was_asked_for(recall: fl
     assert np.mean([*shown, *absent]) == pytest.approx(0.5, abs=1e-3), "as many show the class as do not"
     assert (shown >= found.min_presence).mean() == pytest.approx(recall, abs=0.01)
     assert round(found.min_presence, 3) == found.min_presence
-    right = sigmoid(found.score_calibration[0] * logit(evidence.iou) + found.score_calibration[1])
-    assert right[evidence.iou > 0.55].min() > 0.9 and right[evidence.iou < 0.45].max() < 0.1
+    quality, iou = answers(evidence, found)
+    assert iou == pytest.approx(evidence.iou.max(axis=1)), "the quality is exact, and so is the choice"
+    right = sigmoid(found.score_calibration[0] * logit(quality) + found.score_calibration[1])
+    assert right[iou > 0.6].min() > 0.8 and right[iou < 0.4].max(initial=0) < 0.2
 
 
 def test_the_report_by_hand() -> None:
     config = tiny_config(presence_calibration=(0.0, 0.0, 0.0, 2.0, 0.0), min_presence=0.5)
+    estimates = np.zeros((4, 2, 4))
+    estimates[:, 0, 0] = logit(np.array([0.9, 0.5, 0.6, 0.3]))
     evidence = Evidence(
         shown=of_text(logit(np.array([0.5, 0.6, 0.7, 0.8]))[:, None] / 2),
         absent=of_text(logit(np.array([0.1, 0.2, 0.55, 0.5]))[:, None] / 2),
-        expected=np.array([0.9, 0.0, 0.6, 0.3]),
-        predicted=np.array([0.1, 0.9, 0.5, 0.2]),
-        iou=np.array([0.8, 0.0, 0.7, 0.4]),
+        thresholds=(0.5, 0.7),
+        estimates=estimates,
+        marked=np.array([[True, True], [False, False], [True, True], [True, True]]),
+        iou=np.array([[0.8, 1], [0.0, 1], [0.7, 1], [0.4, 1]]),
         photos=("a", "b", "c", "d"),
     )
     found = report(evidence, config)
@@ -200,8 +233,9 @@ def test_the_report_by_hand() -> None:
         "auc": pytest.approx(14.5 / 16),
         "recall": pytest.approx(1.0),
         "false_alarms": pytest.approx(0.5),
-        "false_alarms_at_recall": pytest.approx(0.25),  # at 0.53, a tenth of the ranks above the least
+        "false_alarms_at_recall": pytest.approx(0.5),  # at 0.5, since three of four are fewer than nine in ten
         "presence_error": pytest.approx((0.5 + 0.4 + 0.3 + 0.2 + 0.1 + 0.2 + 0.55 + 0.5) / 8),
+        "iou": pytest.approx((0.8 + 0.7 + 0.4) / 4),
         "spearman": pytest.approx(1.0),
         "error": pytest.approx((0.1 + 0.0 + 0.1 + 0.1) / 4),
         "score_error": pytest.approx((0.1 + 0.001 + 0.4 + 0.3) / 4),
@@ -219,26 +253,26 @@ def folder(shapes: Path) -> LabelledFolder:
 def test_evidence_is_of_photos_with_and_without_the_class(
     folder: LabelledFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[tuple[Episode, str]] = []
-    plain = Evaluator.condition
+    asked: list[tuple[Episode, str]] = []
+    others: list[str] = []
+    plain = Evaluator.evidence
 
-    def condition(self: Evaluator, episode: Episode, annotation: str, generator: np.random.Generator) -> object:
-        seen.append((episode, annotation))
-        return plain(self, episode, annotation, generator)
+    def evidence(self: Evaluator, episode: Episode, annotation: str, support: Any, name: str) -> object:
+        asked.append((episode, annotation))
+        others.append(name)
+        return plain(self, episode, annotation, support, name)
 
-    monkeypatch.setattr(Evaluator, "condition", condition)
+    monkeypatch.setattr(Evaluator, "evidence", evidence)
     model = tiny_model(threshold=0.1)
     found = gather(model, folder, [1, 2, 3], split="train", episodes=8, seed=5)
     monkeypatch.undo()
     episodes = draw_episodes(folder, "train", [1, 2, 3], 1, 8, seed=5)
-    with_class, without = seen[::2], seen[1::2]
-    assert [episode for episode, _ in with_class] == episodes and {kind for _, kind in seen} == {"mask"}
+    assert asked == [(episode, "mask") for episode in episodes]
     assert found.photos == tuple(episode.query for episode in episodes)
-    for episode, (other, _) in zip(episodes, without, strict=True):
-        assert (other.class_id, other.supports) == (episode.class_id, episode.supports)
-        assert other.query in folder.split("train") and not (folder.mask(other.query) == episode.class_id).any()
-    assert len({other.query for other, _ in without}) > 1
-    for index, (episode, (other, _)) in enumerate(zip(episodes, without, strict=True)):
+    for episode, other in zip(episodes, others, strict=True):
+        assert other in folder.split("train") and not (folder.mask(other) == episode.class_id).any()
+    assert len(set(others)) > 1
+    for index, (episode, other) in enumerate(zip(episodes, others, strict=True)):
         [support] = episode.supports
         shown, absent = (
             model.segment(
@@ -247,16 +281,17 @@ def test_evidence_is_of_photos_with_and_without_the_class(
                 folder.mask(support) == episode.class_id,
                 generator=episode_generators(5, index)[1],
             )
-            for query in (episode.query, other.query)
+            for query in (episode.query, other)
         )
         for rows, result in ((found.shown, shown), (found.absent, absent)):
             assert sigmoid(rows[index] @ model.config.presence_calibration) == pytest.approx(result.presence, abs=1e-5)
-        assert found.expected[index] == pytest.approx(shown.quality, abs=1.1e-3)  # which is cut at 0.001 and 0.999
+        column = found.column(0.1)
+        assert sigmoid(found.estimates[index, column, 0]) == pytest.approx(shown.quality, abs=1.1e-3)  # cut at 0.001
         labels = folder.mask(episode.query)
         counted, target = labels != folder.ignore, labels == episode.class_id
         both, either = (shown.mask & target & counted).sum(), ((shown.mask | target) & counted).sum()
-        assert found.iou[index] == pytest.approx(both / max(either, 1), abs=3 / max(either, 1)), "a pixel or two"
-    assert found.iou.max() > 0 and ((found.predicted > 0) & (found.predicted < 1)).all()
+        assert found.iou[index, column] == pytest.approx(both / max(either, 1), abs=3 / max(either, 1)), "a few pixels"
+    assert found.iou.max() > 0 and found.thresholds == CANDIDATES
 
 
 def test_evidence_is_that_of_its_seed(folder: LabelledFolder) -> None:
@@ -265,7 +300,7 @@ def test_evidence_is_that_of_its_seed(folder: LabelledFolder) -> None:
         gather(model, folder, [1, 2], split="train", episodes=4, annotation="scribble", shots=2, seed=seed)
         for seed in (0, 0, 1)
     )
-    for name in ("shown", "absent", "expected", "predicted", "iou"):
+    for name in ("shown", "absent", "estimates", "marked", "iou"):
         assert np.array_equal(getattr(first, name), getattr(again, name)) and len(getattr(first, name)) == 4
     assert first.photos == again.photos and not np.array_equal(first.shown, other.shown)
 
@@ -312,9 +347,10 @@ def test_calibrations_are_written_and_used(
     assert config.score_calibration != before_it.score_calibration
     neutral = {
         "presence_calibration": before_it.presence_calibration,
-        "quality_calibration": (1.0, 0.0, 0.0),
+        "quality_calibration": before_it.quality_calibration,
         "score_calibration": (1.0, 0.0),
         "min_presence": 0.0,
+        "threshold": 0.5,
     }
     save_decoder(tmp_path / "plain", model.decoder.state_dict(), dataclasses.replace(config, **neutral))
     query, _ = shape_image((1, 2), seed=3)
@@ -324,7 +360,9 @@ def test_calibrations_are_written_and_used(
     )
     assert judged.min_presence == config.min_presence and plain.min_presence == 0
     assert judged.presence != plain.presence
-    assert np.array_equal(judged.probability, plain.probability)
+    assert plain.threshold == 0.5 and judged.threshold in CANDIDATES
+    refined = [dataclasses.replace(result, threshold=0.5).probability for result in (judged, plain)]
+    assert np.array_equal(*refined)
 
 
 def test_several_annotations_are_told_apart_and_together(

@@ -71,12 +71,13 @@ def test_the_module_computes_what_segment_does(name: str, size: int) -> None:
     for photo in photos():
         expected = model.segment(photo, classes).results
         with torch.no_grad():
-            probability, presence, quality, score = module(as_input(photo))
+            probability, presence, quality, score, maps = module(as_input(photo))
             alone = single(
                 as_input(photo), *support_inputs(classes[0].prepared(model.config.priors, (), model.device)).values()
             )
         for index, result in enumerate(expected):
             assert np.abs(probability[index].numpy() - result.maps[0]).max() < 1e-4
+            assert np.abs(maps[index].numpy() - result.maps).max() < 1e-4
             assert [float(v[index]) for v in (presence, quality, score)] == pytest.approx(
                 [result.presence, result.quality, result.score], abs=1e-4
             )
@@ -171,7 +172,6 @@ def test_photos_are_segmented_without_torch(tmp_path: Path, monkeypatch: pytest.
             near = np.abs(result.probability - result.threshold) < TOLERANCE
             found = np.asarray(Image.open(f"fixed/{index}_{item.name}.png")) > 0
             assert ((found == result.mask) | near).all() and (found != result.mask).mean() <= 1e-3
-        # A class that is an input has the decoder's threshold.
         found, result = np.asarray(Image.open(f"any/{index}_cat.png")) > 0, results[1]
         assert (found != result.mask).mean() <= 1e-3
 
@@ -190,11 +190,8 @@ def test_the_file_says_what_it_holds(tmp_path: Path) -> None:
     assert difference < TOLERANCE and [file.name for file in tmp_path.iterdir()] == ["pets.onnx"]
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     facts = json.loads(session.get_modelmeta().custom_metadata_map["diffup"])
-    assert facts["classes"] == [
-        {"name": "face", "threshold": 0.4},
-        {"name": "cat", "threshold": model.config.threshold},
-    ]
-    assert facts["encoder"] == {"name": VIT, "fingerprint": model.backbone.fingerprint}
+    assert facts["classes"] == [{"name": "face"}, {"name": "cat"}]
+    assert facts["encoder"] == {"name": VIT, "fingerprint": model.backbone.fingerprint, "input_size": [160, 160]}
     assert facts["encoder_licence"] == "apache-2.0" and facts["decoder"] == hash_weights(model.decoder)
     assert (facts["steps"], facts["ensemble"]) == (model.config.steps, 1)
     for photo in photos():

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from fakes import make_folder
 from writers import REFUSED, Task, evaluating, labelling, storm, training, training_into_one
 
@@ -24,6 +23,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")  # as the processes that it watches: more give other last bits
 @pytest.mark.parametrize(
     ("make", "processes", "refuses"),
     [
@@ -37,7 +37,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_killed_at_random(
     make: Callable[[Path], Task], processes: int, refuses: bool, data: Path, tmp_path: Path
 ) -> None:
-    torch.set_num_threads(torch.get_num_threads())  # the pool is made anew in a fork
     outcome = storm(make(tmp_path / "photos" if make is labelling else data), tmp_path / "out", processes, kills=3)
     assert outcome.kills == 3 and outcome.statuses[0] >= outcome.rounds
     assert refuses or REFUSED not in outcome.statuses

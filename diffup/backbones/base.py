@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, runtime_che
 import torch
 from torch import Tensor, nn
 
+from diffup.backbones.quicker import quicker
 from diffup.errors import BackboneError
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ MAX_SIDE = 8192
 
 _TARGET_STRIDES = (4, 8, 16, 32)
 _REVISION = 1  # part of fingerprints; increase it when the same weights and options give other features
+_TRIAL_SIDE = 160  # greatest side in pixels of the image on which the quicker encoder is compared
+_TRIAL_TOLERANCE = 1e-2  # relative to the largest value: rounding, in TF32 too, is less, a wrong fold is far more
 
 
 @runtime_checkable
@@ -112,7 +116,7 @@ class FrozenBackbone(nn.Module):
 
     The encoder is always in evaluation mode, BatchNorm included (`train()` changes nothing), its parameters require no
     gradient, and `pyramid` records none. It may be cast to float16 or bfloat16; images and levels remain float32. The
-    weights must not change after construction, since their hash is computed once per precision.
+    weights must not change after construction, since their hash and `network` are computed once per precision.
 
     Args:
         name: full name, `family:variant`.
@@ -154,12 +158,56 @@ class FrozenBackbone(nn.Module):
         self.register_buffer("mean", torch.tensor(mean, device=device).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std, device=device).view(1, 3, 1, 1), persistent=False)
         self._hashes: dict[torch.dtype, str] = {}
+        self._network: tuple[nn.Module] | None = None  # in a tuple, so that it is no child and not part of the state
         self.eval()
         check_size(input_size, multiple, f"backbone '{name}': input_size")
 
     def features(self, images: Tensor) -> Sequence[Tensor]:
-        """Run the encoder on normalised images (B, 3, H, W) and return the maps of the four `levels`, in `layout`."""
+        """Run `network` on normalised images (B, 3, H, W) and return the maps of the four `levels`, in `layout`."""
         raise NotImplementedError(f"{type(self).__name__} must define features()")
+
+    @property
+    def network(self) -> nn.Module:
+        """The encoder as `features` runs it: `encoder`, or in float32 and float64 a quicker copy with equal features.
+
+        The copy is made with the first pass, by `quicker`. BatchNorm is folded only if the features of an image of
+        noise remain those of `encoder`. Exported graphs have the original, whose BatchNorm their runtimes fold.
+        """
+        if torch.compiler.is_exporting() or self.dtype not in (torch.float32, torch.float64):
+            return self.encoder
+        if self._network is None:
+            self._network = (self._checked_network(),)
+        return self._network[0]
+
+    def _checked_network(self) -> nn.Module:
+        """The quicker encoder; without folded BatchNorm where that does not give the features of the original."""
+        try:
+            network, folded = quicker(self.encoder)
+        except Exception:  # encoders may refuse to be copied in any way they like
+            return self.encoder
+        return network if not folded or self._is_same(network) else quicker(self.encoder, fold=False)[0]
+
+    def _is_same(self, network: nn.Module) -> bool:
+        """Whether a network has the encoder's features of an image of noise."""
+        size = nearest_size((min(_TRIAL_SIDE, self.input_size[0]), min(_TRIAL_SIDE, self.input_size[1])), self.multiple)
+        image = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0)).to(self.device, self.dtype)
+        try:
+            pairs = zip(self._features_of(self.encoder, image), self._features_of(network, image), strict=True)
+            return all(float((a - b).abs().max()) <= _TRIAL_TOLERANCE * float(a.abs().max()) for a, b in pairs)
+        except Exception:  # encoders may refuse the size in any way they like
+            return False
+
+    @torch.no_grad()
+    def _features_of(self, network: nn.Module, image: Tensor) -> Sequence[Tensor]:
+        trial = copy.copy(self)  # other threads must not meet a network that has not been compared
+        trial._network = (network,)
+        return trial.features(image)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        """Forget the quicker copy when weights are moved or cast."""
+        self._network = None
+        moved: Self = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return moved
 
     @property
     def device(self) -> torch.device:

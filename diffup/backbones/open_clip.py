@@ -56,7 +56,7 @@ class OpenClipBackbone(FrozenBackbone):
 
     def features(self, images: Tensor) -> Sequence[Tensor]:
         """The maps of the chosen stages or blocks; the last block of a ViT passes through the tower's final norm."""
-        tower: Any = self.encoder
+        tower: Any = self.network
         if hasattr(tower, "trunk"):
             return stage_maps(tower.trunk, images, self.levels)
         wanted = sorted(set(self.levels))

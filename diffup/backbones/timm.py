@@ -46,7 +46,7 @@ class TimmBackbone(FrozenBackbone):
 
     def features(self, images: Tensor) -> Sequence[Tensor]:
         """The maps of the chosen stages, before any pooling or head."""
-        return stage_maps(self.encoder, images, self.levels)
+        return stage_maps(self.network, images, self.levels)
 
 
 def build(variant: str | None, **keywords: Unpack[EncoderKeywords]) -> FrozenBackbone:

@@ -70,7 +70,7 @@ class TransformersBackbone(FrozenBackbone):
 
     def features(self, images: Tensor) -> Sequence[Tensor]:
         """The maps of the chosen stages or blocks."""
-        maps = stage_maps(self.encoder, images.flip(1) if self.flip_channels else images)
+        maps = stage_maps(self.network, images.flip(1) if self.flip_channels else images)
         return [maps[level] for level in self.levels]
 
 

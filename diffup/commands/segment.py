@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,12 +14,12 @@ from diffup import __version__
 from diffup.commands.arguments import add_command, add_decoding, add_model, add_text, load_model, templates_of
 from diffup.commands.corrections import add_corrections, corrections_as_given, read_correction
 from diffup.commands.paths import existing_file, output_folder
+from diffup.commands.segment_results import output_files, write_results
+from diffup.commands.segment_whole import add_whole, segment_whole
 from diffup.commands.supports import add_supports, as_given, read_annotation
-from diffup.errors import AnnotationError, ConfigError
+from diffup.errors import AnnotationError
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from diffup.model import DiffUp
     from diffup.result import Segmentation
 
@@ -32,6 +30,8 @@ EXAMPLES = """examples:
   diffup segment query.jpg --support dog.jpg --points "30,40 60,80" --backbone bundled:efficientnet_lite2 -o out
   diffup segment query.jpg --text "a red bus" --text-backbone conse:efficientnet_lite2 -o out
   diffup segment query.jpg --support dog.jpg --mask dog_mask.png --click 120,80 --not-click "30,40 200,90" -o out
+  diffup segment query.jpg --model pets.onnx -o out
+  diffup segment query.jpg --model any.onnx --prototypes dog.safetensors cat.safetensors -o out
 
 An annotation belongs to the last --support before it; an image without one shows the class somewhere. Coordinates are
 pixels of that image, x to the right and y down; a box is left,top,right,bottom."""
@@ -53,19 +53,23 @@ def add(commands: Any) -> None:
     add_text(parser)
     add_model(parser)
     add_decoding(parser)
+    add_whole(parser)
     parser.add_argument("--trace", action="store_true", help="also write trace.png, the noisy masks of the sampling")
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
 
 
 def run(args: argparse.Namespace) -> None:
     """Segment one query and write the results."""
+    if args.model is not None or args.prototypes:
+        segment_whole(args, _MANY)
+        return
     if not args.supports and not args.text:
         raise AnnotationError("give at least one image that shows the class, --support IMG, or its name, --text NAME")
     output_folder(args.output)
     existing_file(args.query, "QUERY", _MANY)
     annotations = [read_annotation(support) for support in args.supports]
     corrections = [read_correction(given) for given in args.corrections]
-    files = _output_files(args)
+    files = output_files(args, ("mask.png", "overlay.png", "overview.png", *(["trace.png"] if args.trace else [])))
     model = load_model(args)
     start = time.perf_counter()
     with as_given(args.supports), corrections_as_given(args.corrections):
@@ -86,44 +90,17 @@ def run(args: argparse.Namespace) -> None:
             progress=not args.quiet and sys.stderr.isatty(),
         )
     seconds = time.perf_counter() - start
-    _write_results(result, files, _facts(args, model, result, seconds))
-    if not args.quiet:
-        print(f"{args.query}: {result!r}, {seconds:.1f} s")
-        for path in files.values():
-            print(path)
-
-
-def _output_files(args: argparse.Namespace) -> dict[str, Path]:
-    """Paths of the files to write, after checking that none of them is an input file."""
-    names = ["mask.png", "overlay.png", "overview.png", *(["trace.png"] if args.trace else []), "result.json"]
-    files = {name: args.output / name for name in names}
-    read = [args.query, *(support.image for support in args.supports)]
-    read += [value for support in args.supports if support.kind in ("mask", "scribble") for value in support.values]
-    written = {path.resolve() for path in files.values()}
-    for name in read:
-        if Path(name).resolve() in written:
-            raise ConfigError(f"--output: the results would overwrite {name}; choose another folder")
-    return files
-
-
-def _write_results(result: Segmentation, files: dict[str, Path], facts: dict[str, Any]) -> None:
-    """Write all files or none; a result.json means that the other files belong to it and are complete."""
-    from diffup.utils.files import replacing_together
-
-    pictures: dict[str, Callable[[], Image.Image]] = {
+    pictures = {
         "mask.png": result.to_pil,
         "overlay.png": result.overlay,
         "overview.png": result.overview,
         "trace.png": result.trace_picture,
     }
-    document = files["result.json"]
-    older = [document.with_name("trace.png")] if "trace.png" not in files and document.exists() else []
-    with replacing_together([*files.values()], older) as unfinished:
-        for name, path in zip(files, unfinished, strict=True):
-            if name in pictures:
-                pictures[name]().save(path, format="PNG")
-            else:
-                path.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    write_results(pictures, files, _facts(args, model, result, seconds))
+    if not args.quiet:
+        print(f"{args.query}: {result!r}, {seconds:.1f} s")
+        for path in files.values():
+            print(path)
 
 
 def _facts(args: argparse.Namespace, model: DiffUp, result: Segmentation, seconds: float) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from diffup import __version__
+from diffup.decoder.quality import ESTIMATES
 from diffup.errors import ConfigError
 from diffup.priors.config import LEVELS, PriorConfig
 from diffup.priors.presence import EVIDENCE
@@ -26,7 +27,7 @@ MAX_ENSEMBLE = 1000
 PRESENCE_CALIBRATION = (16.9, 4.75, -5.06, 16.7, -2.31)
 """Factors of `Condition.evidence` (`diffup.priors.presence.EVIDENCE`), fitted to the bundled encoders."""
 
-FORMAT = 4
+FORMAT = 5
 """Version of a decoder folder's `config.json`. A new one is due whenever a file that is read as before would mean
 another decoder: a field renamed, removed, or with a default that is not what files without it meant."""
 
@@ -61,14 +62,16 @@ class DecoderConfig:
         iou_weight: weight of the IoU's loss (eq. 21).
         presence_calibration: factors of the evidence (`Condition.evidence`), whose sum is the logit of the presence, by
             default those of the released decoder: evidence comes from the encoder alone.
-        quality_calibration: factors of the logits of the mask's expected IoU and of the predicted IoU, and offset; the
-            sum is the logit of the quality (`diffup.decoder.quality.calibrated_quality`). Fitted on queries that were
-            not trained on (`diffup.evaluation.trust`).
+        quality_calibration: factors of the logits of the mask's expected IoU and of the predicted IoU, of the logarithm
+            of its area, of the logit of its threshold, and of the evidence; the sum is the logit of the quality
+            (`diffup.decoder.quality.calibrated_quality`). Fitted on queries that were not trained on
+            (`diffup.evaluation.trust`).
         score_calibration: factor and offset of the quality's logit; the sum is the logit of an IoU above 1/2. Fitted in
             the same way.
         steps: default number of DDIM steps.
         ensemble: default number of samples that are averaged.
-        threshold: default probability above which a pixel is marked, in (0, 1); chosen on training classes.
+        threshold: default probability above which a pixel is marked, in (0, 1); None for the one of the greatest
+            quality, mask by mask (`diffup.decoder.quality.best_thresholds`), which wants a fitted calibration.
         min_presence: default presence below which a mask is empty, in [0, 1]; 0 never empties a mask.
         backbone: name of the encoder to use if the user names none.
         system: `diffusion` is the paper's; `one_step` the same U-Net without a noisy mask, in a single pass; `gan` the
@@ -100,11 +103,11 @@ class DecoderConfig:
     error_weight: float = 0.1
     iou_weight: float = 0.1
     presence_calibration: tuple[float, ...] = PRESENCE_CALIBRATION
-    quality_calibration: tuple[float, float, float] = (1.0, 0.0, 0.0)
+    quality_calibration: tuple[float, ...] = (1.0, *(0.0,) * (ESTIMATES - 1 + EVIDENCE))
     score_calibration: tuple[float, float] = (1.0, 0.0)
     steps: int = 1
     ensemble: int = 2
-    threshold: float = 0.3
+    threshold: float | None = 0.3
     min_presence: float = 0.0
     backbone: str = "bundled:efficientnet_lite0"
     system: System = "diffusion"
@@ -138,8 +141,10 @@ class DecoderConfig:
             object.__setattr__(self, name, values)
             if len(values) != count or not all(math.isfinite(value) for value in values):
                 raise ConfigError(f"{name}={values}: give {count} finite numbers")
-        if not 0 < self.threshold < 1:
-            raise ConfigError(f"threshold={self.threshold}: it must lie between 0 and 1")
+        if self.threshold is None and self.system == "prior":
+            raise ConfigError("threshold=None: system='prior' has no quality by which to choose one; give a number")
+        if self.threshold is not None and not 0 < self.threshold < 1:
+            raise ConfigError(f"threshold={self.threshold}: it must lie between 0 and 1, or be None")
         if not 0 < self.beta_start < self.beta_end or self.beta_end * 1000 / self.timesteps >= 1:
             raise ConfigError(
                 f"beta_start={self.beta_start}, beta_end={self.beta_end}, timesteps={self.timesteps}: the betas, "
@@ -254,7 +259,9 @@ class DecoderConfig:
         version = fields.pop(FORMAT_KEY, FORMAT)
         if not isinstance(version, int) or isinstance(version, bool) or version < 1:
             raise ConfigError(f"{source}: {FORMAT_KEY} must be a whole number from 1 on, not {version!r}")
-        if version != FORMAT:
+        if version == 4:
+            fields |= _of_format_4(fields)
+        elif version != FORMAT:
             remedy = (
                 "install a newer version: pip install --upgrade diffup"
                 if version > FORMAT
@@ -268,8 +275,18 @@ class DecoderConfig:
 
 ConfigT = typing.TypeVar("ConfigT")
 
-_CALIBRATIONS = {"presence_calibration": EVIDENCE, "quality_calibration": 3, "score_calibration": 2}
+_CALIBRATIONS = {"presence_calibration": EVIDENCE, "quality_calibration": ESTIMATES + EVIDENCE, "score_calibration": 2}
 """Calibrations, and how many numbers each has."""
+
+
+def _of_format_4(fields: dict[str, Any]) -> dict[str, Any]:
+    """Fields that format 4 wrote otherwise: the quality had two estimates and an offset."""
+    try:
+        first, second, offset = fields["quality_calibration"]
+    except (KeyError, TypeError, ValueError):
+        return {}  # absent, or not of format 4 either, which the checks of the values tell
+    return {"quality_calibration": [first, second, 0.0, 0.0, 0.0, 0.0, offset, 0.0, offset]}
+
 
 _LARGEST = 2**63
 _MAX_WIDTH = 4096

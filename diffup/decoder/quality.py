@@ -12,6 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+ESTIMATES = 4
+"""Number of values of `quality_estimates`."""
+
+CANDIDATES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6)
+"""Thresholds of which `best_thresholds` chooses one for each mask."""
+
+SMALLEST = 1 / 4096
+"""Smallest share of the positions whose logarithm is taken: one of 64 x 64."""
+
 
 def convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
     """A 3 x 3 convolution with group normalisation and SiLU.
@@ -94,10 +103,27 @@ def expected_iou(probability: Tensor, threshold: Tensor | float) -> Tensor:
     Returns:
         (B,) in [0, 1]; 0 where nothing is marked.
     """
-    flat = probability.flatten(1)
-    marked = (flat > torch.as_tensor(threshold, device=flat.device).reshape(-1, 1)).to(flat)
+    flat, marked = probability.flatten(1), _marked(probability, threshold)
     overlap = (flat * marked).sum(dim=1)
     return overlap / ((flat + marked).sum(dim=1) - overlap).clamp_min(1e-6)
+
+
+def marked_share(probability: Tensor, threshold: Tensor | float) -> Tensor:
+    """Share of the positions that are above a threshold.
+
+    Args:
+        probability: (B, ...) in [0, 1].
+        threshold: threshold of all maps, or (B,) one of each.
+
+    Returns:
+        (B,) in [0, 1].
+    """
+    return _marked(probability, threshold).mean(dim=1)
+
+
+def _marked(probability: Tensor, threshold: Tensor | float) -> Tensor:
+    flat = probability.flatten(1)
+    return (flat > torch.as_tensor(threshold, device=flat.device).reshape(-1, 1)).to(flat)
 
 
 def calibrated_presence(evidence: Tensor, calibration: Sequence[float]) -> Tensor:
@@ -114,19 +140,61 @@ def calibrated_presence(evidence: Tensor, calibration: Sequence[float]) -> Tenso
     return torch.sigmoid((evidence.float() * torch.tensor(calibration, device=evidence.device)).sum(dim=1))
 
 
-def calibrated_quality(expected: Tensor, predicted: Tensor, calibration: Sequence[float]) -> Tensor:
-    """Quality of masks: the calibrated sum of the logits of two estimates of their IoU.
+def quality_estimates(probability: Tensor, predicted: Tensor, threshold: Tensor) -> Tensor:
+    """Collect what the decoder says of the IoU of its masks.
+
+    Small masks are wrong more often than their probabilities say.
 
     Args:
-        expected: (B,) in [0, 1], result of `expected_iou`.
+        probability: (B, s, s) in [0, 1].
         predicted: (B,) in [0, 1], the quality branch's IoU.
-        calibration: factors of both logits, and offset (`DecoderConfig.quality_calibration`).
+        threshold: (B,) in (0, 1), thresholds of the masks.
+
+    Returns:
+        (B, 4), logits of the expected IoU and of the predicted one, the logarithm of the area, which is at least
+        `SMALLEST`, and the logit of the threshold.
+    """
+    expected, area = expected_iou(probability, threshold), marked_share(probability, threshold)
+    logarithm = area.clamp_min(SMALLEST).log()
+    return torch.stack([_logit(expected), _logit(predicted), logarithm, _logit(threshold)], dim=1)
+
+
+def calibrated_quality(estimates: Tensor, evidence: Tensor, calibration: Sequence[float]) -> Tensor:
+    """Quality of masks: a logistic regression on the decoder's estimates and on the evidence of the presence.
+
+    Args:
+        estimates: (B, 4), result of `quality_estimates`.
+        evidence: (B, 5), `Condition.evidence`, whose constants are the offsets with supports and with text.
+        calibration: factors of all nine (`DecoderConfig.quality_calibration`).
 
     Returns:
         (B,) in [0, 1].
     """
-    first, second, offset = calibration
-    return torch.sigmoid(first * _logit(expected) + second * _logit(predicted) + offset)
+    inputs = torch.cat([estimates, evidence.float()], dim=1)
+    # Row by row, as in `calibrated_presence`.
+    return torch.sigmoid((inputs * torch.tensor(calibration, device=inputs.device)).sum(dim=1))
+
+
+def best_thresholds(probability: Tensor, predicted: Tensor, evidence: Tensor, calibration: Sequence[float]) -> Tensor:
+    """Choose for each mask the threshold of the greatest calibrated quality.
+
+    Args:
+        probability: (B, s, s) in [0, 1].
+        predicted: (B,) in [0, 1], the quality branch's IoU.
+        evidence: (B, 5), `Condition.evidence`.
+        calibration: factors (`DecoderConfig.quality_calibration`).
+
+    Returns:
+        (B,), of `CANDIDATES`. A threshold that marks nothing is chosen only if all do; then it is the first.
+    """
+    candidates = torch.tensor(CANDIDATES, device=probability.device)
+    found = []
+    for candidate in candidates:
+        threshold = candidate.expand(len(probability))
+        estimates = quality_estimates(probability, predicted, threshold)
+        quality = calibrated_quality(estimates, evidence, calibration)
+        found.append(torch.where(marked_share(probability, threshold) > 0, quality, -1.0))
+    return candidates[torch.stack(found).argmax(dim=0)]
 
 
 def calibrated_score(quality: Tensor, presence: Tensor, calibration: Sequence[float]) -> Tensor:

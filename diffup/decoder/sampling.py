@@ -11,7 +11,6 @@ from torch import Tensor
 
 from diffup.decoder.base import Decoder
 from diffup.decoder.diffusion import Diffusion
-from diffup.decoder.quality import calibrated_presence
 from diffup.errors import WeightsError
 from diffup.priors.condition import Condition
 
@@ -24,7 +23,6 @@ class Samples:
         probability: (B, n, s, s) in [0, 1], n samples of each query; n = 1 for a deterministic decoder.
         error: (B, s, s), predicted error map of the final masks, averaged over the samples.
         iou: (B,) in [0, 1], predicted IoU of the final masks, averaged over the samples.
-        presence: (B,) in [0, 1], calibrated probability that the query shows the class.
         trace: (B, steps + 1, s, s), x_t of the first sample at unit variance at each visited step, then the final
             estimate in [-1, 1]; None unless asked for.
         timesteps: visited steps, descending.
@@ -33,7 +31,6 @@ class Samples:
     probability: Tensor
     error: Tensor
     iou: Tensor
-    presence: Tensor
     trace: Tensor | None
     timesteps: tuple[int, ...]
 
@@ -54,7 +51,6 @@ class Ensemble:
         variance: (B, s, s), variance of the probability over the samples.
         error: (B, s, s), predicted error map of the final masks, averaged over the samples.
         iou: (B,) in [0, 1], predicted IoU of the final masks, averaged over the samples.
-        presence: (B,) in [0, 1], calibrated probability that the query shows the class.
         trace: (B, steps + 1, s, s), x_t of the first sample at unit variance at each visited step, then the final
             estimate in [-1, 1]; None unless asked for.
         timesteps: visited steps, descending.
@@ -64,7 +60,6 @@ class Ensemble:
     variance: Tensor
     error: Tensor
     iou: Tensor
-    presence: Tensor
     trace: Tensor | None
     timesteps: tuple[int, ...]
 
@@ -126,11 +121,8 @@ def sample(
         if on_step is not None:
             on_step()
     error, iou = decoder.judge(mask, repeated.image, repeated.prior)
-    presence = calibrated_presence(condition.evidence, decoder.config.presence_calibration)
     # A graph that is exported cannot branch on values.
-    if not torch.compiler.is_exporting() and not all(
-        bool(part.isfinite().all()) for part in (mask, error, iou, presence)
-    ):
+    if not torch.compiler.is_exporting() and not all(bool(part.isfinite().all()) for part in (mask, error, iou)):
         raise WeightsError(
             "the decoder's answer holds NaN or infinity: its weights are too large, or of another precision than the "
             "device computes well in; take other weights, or float32"
@@ -140,7 +132,6 @@ def sample(
         probability=_per_query(mask[:, 0] * 0.5 + 0.5, ensemble),
         error=_per_query(error[:, 0].float(), ensemble).mean(dim=1),
         iou=_per_query(iou.float(), ensemble).mean(dim=1),
-        presence=presence,
         trace=torch.stack(seen, dim=1) if trace else None,
         timesteps=tuple(timesteps),
     )
@@ -202,7 +193,6 @@ def sample_ensemble(
         variance=torch.cat([part.variance for part in whole]),
         error=torch.cat([part.error for part in whole]),
         iou=torch.cat([part.iou for part in whole]),
-        presence=torch.cat([part.presence for part in whole]),
         trace=torch.cat(traces) if traces else None,
         timesteps=whole[0].timesteps,
     )
@@ -215,7 +205,6 @@ def _ensemble(samples: Samples) -> Ensemble:
         variance=samples.probability.var(dim=1, correction=0),
         error=samples.error,
         iou=samples.iou,
-        presence=samples.presence,
         trace=samples.trace,
         timesteps=samples.timesteps,
     )
@@ -230,7 +219,6 @@ def _joined(a: Ensemble, count: int, b: Ensemble, more: int) -> Ensemble:
         variance=a.variance + share * (b.variance - a.variance) + share * (1 - share) * apart.square(),
         error=a.error + share * (b.error - a.error),
         iou=a.iou + share * (b.iou - a.iou),
-        presence=a.presence,
         trace=a.trace,
         timesteps=a.timesteps,
     )

@@ -7,6 +7,7 @@ resampled with the same photos, which makes differences between them paired.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from diffup.errors import ConfigError
-from diffup.evaluation.evaluate import THRESHOLDS, EpisodeScore
+from diffup.evaluation.presence import auc, false_alarms
+from diffup.evaluation.scores import THRESHOLDS, EpisodeScore, presence_arrays
 from diffup.evaluation.sweep import Row
 from diffup.utils.options import whole_number
 
@@ -156,6 +158,8 @@ def weighted_figures(row: Row, weights: npt.NDArray[np.float64]) -> dict[str, Dr
         iou += intersection / np.maximum(union, 1)
         present += weight.any(axis=1)
     observed = len(np.unique(ids)) / len(row.scores.class_iou)
+    with_absent = np.array([episode.absent is not None for episode in row.episodes])
+    presences, resampled = presence_arrays(row.episodes), (weights, weights[:, with_absent])
     any_class = np.where(present > 0, present, np.nan)
     miou, boundary_iou, best_miou, prior_best_miou = (100 * observed * iou / any_class[:, None]).T
     return {
@@ -166,6 +170,8 @@ def weighted_figures(row: Row, weights: npt.NDArray[np.float64]) -> dict[str, Dr
         "prior_best_miou": prior_best_miou,
         "gain_over_prior": miou - prior_best_miou,
         "quality_correlation": np.where(present > 0, _correlation(row.episodes, weights), np.nan),
+        "presence_auc": 100 * auc(*presences, weights=resampled),
+        "false_alarms": 100 * false_alarms(*presences, weights=resampled),
     }
 
 
@@ -179,12 +185,21 @@ def _mean_draws(rows: Sequence[Row], seed: int) -> dict[str, Draws]:
     place = {name: index for index, name in enumerate(names)}
     weights = resample(len(names), seed)
     found = [weighted_figures(row, weights[:, [place[e.query] for e in row.episodes]]) for row in rows]
-    # A resample of very few photos may have none of a row; the mean is over the other rows then.
-    return {name: np.nanmean([draws[name] for draws in found], axis=0) for name in found[0]}
+    return {name: _mean_of_known(np.array([draws[name] for draws in found])) for name in found[0]}
+
+
+def _mean_of_known(draws: npt.NDArray[np.float64]) -> Draws:
+    """Mean over rows (N, R): a resample of very few photos may have none of a row, whose figures are NaN."""
+    known = ~np.isnan(draws)
+    count = known.sum(axis=0)
+    return np.where(count > 0, np.where(known, draws, 0).sum(axis=0) / np.maximum(count, 1), np.nan)
 
 
 def _interval(draws: Draws) -> Interval:
-    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    known = draws[~np.isnan(draws)]
+    if not len(known):
+        return math.nan, math.nan
+    low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,26 +17,31 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from diffup.backbones import members_of
 from diffup.backbones.encode import encode
 from diffup.data.base import Dataset, Target
 from diffup.data.weak import AnnotationKind, weaken
 from diffup.decoder.options import Sampling, SamplingKeywords, SamplingOptions, refuse_generator, sampling_options
+from diffup.decoder.quality import calibrated_presence
 from diffup.decoder.sampling import Ensemble, draw_noise, sample_ensemble
 from diffup.errors import ConfigError, DataError
 from diffup.evaluation.annotations import split_annotation
 from diffup.evaluation.boundary import boundary_overlap
 from diffup.evaluation.episodes import Episode
 from diffup.evaluation.features import FeatureCache
-from diffup.evaluation.meter import Meter
-from diffup.inference import condition, text_prior_maps, trust
+from diffup.evaluation.presence import absent_photos
+from diffup.evaluation.scores import THRESHOLDS, EpisodeScore, Scores, overlaps, summarise
+from diffup.inference import text_prior_maps, trust
 from diffup.inputs.annotations import Support, rasterise
 from diffup.inputs.images import resize_image, to_bytes
 from diffup.model import DiffUp
-from diffup.priors.condition import EDGE_SIDE, Condition
+from diffup.priors.condition import EDGE_SIDE, Condition, assemble, class_maps
 from diffup.priors.features import SupportFeatures
 from diffup.priors.level import pool_to_grid
-from diffup.priors.support import plan_views, support_features
-from diffup.priors.views import IDENTITY, View, warp
+from diffup.priors.prepared import PreparedSupport, matched_query, prepare_query, prepare_support
+from diffup.priors.presence import presence_evidence
+from diffup.priors.support import plan_views, support_features, view_levels
+from diffup.priors.views import IDENTITY, View
 from diffup.refine import Guide, refine
 from diffup.result import enlarge
 from diffup.text.prompts import embed_text_prompts
@@ -46,106 +51,8 @@ from diffup.text.templates import Templates
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(1, 20))
-"""Thresholds at which every episode is scored, in addition to the model's own."""
-
 BATCH_SIZE = 16
 """Default number of episodes sampled together."""
-
-Overlap: TypeAlias = tuple[int, int]
-"""Numbers of pixels in the intersection and in the union of a mask and its target."""
-
-
-@dataclass(frozen=True)
-class EpisodeScore:
-    """Pixel counts and predicted quality of one episode, from which scores are computed.
-
-    Args:
-        index: index of the episode in its stream.
-        class_id: id of the class.
-        query: name of the query image.
-        pixels: number of pixels that count (not ignored).
-        mask: overlap of the mask with the target, at the model's threshold.
-        boundary: overlap of the boundary of the mask with that of the target, at the model's threshold.
-        decoder: overlap of the mask with the target, at each of `THRESHOLDS`, which are applied to the probability that
-            was refined at the model's threshold.
-        prior: overlap of the training-free mean prior with the target, at each of `THRESHOLDS`.
-        quality: calibrated IoU that the decoder expects, in [0, 1].
-    """
-
-    index: int
-    class_id: int
-    query: str
-    pixels: int
-    mask: Overlap
-    boundary: Overlap
-    decoder: tuple[Overlap, ...]
-    prior: tuple[Overlap, ...]
-    quality: float
-
-    @property
-    def iou(self) -> float:
-        """IoU of the mask at the model's threshold, in [0, 1]."""
-        return self.mask[0] / max(self.mask[1], 1)
-
-    def prior_iou(self, threshold: float = 0.5) -> float:
-        """Return the IoU of the mean prior, in [0, 1] (Fig. 6).
-
-        Args:
-            threshold: one of `THRESHOLDS`.
-        """
-        intersection, union = self.prior[THRESHOLDS.index(threshold)]
-        return intersection / max(union, 1)
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Scores of one setting, in percent.
-
-    Args:
-        miou: mean IoU over classes, at the model's threshold.
-        fb_iou: mean of foreground and background IoU, at the model's threshold.
-        boundary_iou: mean boundary IoU over classes, at the model's threshold (`diffup.evaluation.boundary`).
-        class_iou: IoU of each class by class id, at the model's threshold.
-        miou_by_threshold: mIoU at each of `THRESHOLDS`.
-        prior_miou_by_threshold: mIoU of the training-free mean prior at each of `THRESHOLDS`.
-        quality_correlation: Pearson correlation between predicted and true IoU over the episodes, in [-1, 1].
-    """
-
-    miou: float
-    fb_iou: float
-    boundary_iou: float
-    class_iou: dict[int, float]
-    miou_by_threshold: dict[float, float]
-    prior_miou_by_threshold: dict[float, float]
-    quality_correlation: float
-
-    @property
-    def best_threshold(self) -> float:
-        """The threshold with the highest mIoU."""
-        return max(self.miou_by_threshold, key=lambda t: self.miou_by_threshold[t])
-
-    @property
-    def best_prior_threshold(self) -> float:
-        """The threshold at which the prior has its highest mIoU."""
-        return max(self.prior_miou_by_threshold, key=lambda t: self.prior_miou_by_threshold[t])
-
-    @property
-    def best_prior(self) -> float:
-        """MIoU of the prior at its best threshold, in percent: an upper bound, chosen with the true masks."""
-        return self.prior_miou_by_threshold[self.best_prior_threshold]
-
-    def figures(self) -> dict[str, float]:
-        """Return the headline figures by name; `gain_over_prior` is the mIoU less that of the best prior."""
-        return {
-            "miou": self.miou,
-            "fb_iou": self.fb_iou,
-            "boundary_iou": self.boundary_iou,
-            "best_miou": self.miou_by_threshold[self.best_threshold],
-            "prior_best_miou": self.best_prior,
-            "gain_over_prior": self.miou - self.best_prior,
-            "quality_correlation": self.quality_correlation,
-        }
 
 
 class Evaluator:
@@ -253,10 +160,11 @@ class Evaluator:
             range(start, min(start + batch_size, len(episodes))) for start in range(0, len(episodes), batch_size)
         ]
         left = set(range(len(episodes))) - set(done)
+        absent = absent_photos(episodes, self._shows)
         return (
             [
                 score
-                for score in self._batch(episodes, indices, annotation, resolved, chosen.seed, bf16)
+                for score in self._batch(episodes, indices, annotation, resolved, chosen.seed, bf16, absent)
                 if score.index in left
             ]
             for indices in batches
@@ -271,23 +179,28 @@ class Evaluator:
         sampling: Sampling,
         seed: int,
         bf16: bool,
+        absent: Sequence[str | None],
     ) -> list[EpisodeScore]:
         model, conditions, noises = self.model, [], []
+        presences = list[float | None]()
         for index in indices:
             weak, noise = episode_generators(seed, index)
-            conditions.append(self.condition(episodes[index], annotation, weak))
+            support, name = self.support(episodes[index], annotation, weak), absent[index]
+            conditions.append(self.condition(episodes[index], annotation, support))
+            presences.append(None if name is None else self._presence(episodes[index], annotation, support, name))
             noises.append(draw_noise(conditions[-1], sampling.ensemble, noise))
         together = Condition.cat(conditions)
         with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
             samples = sample_ensemble(model.decoder, together, torch.cat(noises), sampling.steps)
         return [
-            self.compare(index, episodes[index], together, samples, at, sampling) for at, index in enumerate(indices)
+            replace(self.compare(index, episodes[index], together, samples, at, sampling), absent=presences[at])
+            for at, index in enumerate(indices)
         ]
 
     def compare(
         self, index: int, episode: Episode, condition: Condition, samples: Ensemble, row: int, sampling: Sampling
     ) -> EpisodeScore:
-        """Compare the mask of an episode with its target.
+        """Compare the mask of an episode with its target; the score knows no photo without the class.
 
         Args:
             index: index of the episode in its stream.
@@ -297,8 +210,10 @@ class Evaluator:
             row: row of the episode in the batch.
             sampling: the sampling options.
         """
+        judged = trust(samples, condition.evidence, [sampling.threshold()] * len(samples.mean), self.model.config)
+        threshold = round(float(judged.threshold[row]), 6)
         maps = torch.stack([samples.mean[row].float(), condition.prior[row, 0] * 0.5 + 0.5])
-        target, threshold = self.data.target(episode.query, episode.class_id), sampling.threshold()
+        target = self.data.target(episode.query, episode.class_id)
         target = target if self.scored is None else self.scored(target)
         found = maps[:1]
         if sampling.refine:
@@ -314,46 +229,91 @@ class Evaluator:
             boundary=boundary_overlap(probability > np.float32(threshold), target),
             decoder=overlaps(probability, target, THRESHOLDS),
             prior=overlaps(prior, target, THRESHOLDS),
-            quality=float(trust(samples, threshold, self.model.config).quality[row]),
+            quality=float(judged.quality[row]),
+            presence=float(judged.presence[row]),
         )
 
-    def condition(self, episode: Episode, annotation: str, generator: np.random.Generator) -> Condition:
-        """Build the condition of one episode.
+    def support(self, episode: Episode, annotation: str, generator: np.random.Generator) -> PreparedSupport | None:
+        """Prepare the supports of one episode.
 
         Args:
             episode: the episode.
             annotation: kind of the supports' annotations, as in `score`.
             generator: generator of weak annotations.
-        """
-        model, read = self.model, functools.cache(self.data.image)
-        kind, named = split_annotation(annotation)
-        features = None if kind is None else self._supports(episode, kind, generator, read)
-        levels = [level[None] for level in self._encoded(episode.query, IDENTITY, read)]
-        text = self._text_maps(episode, levels) if named else None
-        small = resize_image(read(episode.query), (EDGE_SIDE, EDGE_SIDE))[None].to(model.device)
-        return condition(levels, features, small, model.backbone, model.config, text)
 
-    def _supports(
-        self, episode: Episode, kind: AnnotationKind, generator: np.random.Generator, read: Callable[[str], Tensor]
-    ) -> SupportFeatures:
-        supports = []
+        Returns:
+            What the priors need of the supports; None if the class is only named.
+        """
+        kind, _ = split_annotation(annotation)
+        if kind is None:
+            return None
+        features = self._supports(episode, kind, generator)
+        return prepare_support(features, self.model.config.priors, members_of(self.model.backbone))
+
+    def condition(self, episode: Episode, annotation: str, support: PreparedSupport | None) -> Condition:
+        """Build the condition of one episode.
+
+        Args:
+            episode: the episode.
+            annotation: kind of the supports' annotations, as in `score`.
+            support: result of `support`.
+        """
+        model, config = self.model, self.model.config
+        levels = self._levels(episode.query)
+        text = self._text_maps(episode.class_id, episode.query, levels) if split_annotation(annotation)[1] else None
+        small = resize_image(self.data.image(episode.query), (EDGE_SIDE, EDGE_SIDE))[None].to(model.device)
+        members = members_of(model.backbone)
+        query = prepare_query(levels, small, config.priors, bool(config.low_level_channels), members)
+        return assemble(class_maps(query, support, config.priors, text), config.priors)
+
+    def evidence(self, episode: Episode, annotation: str, support: PreparedSupport | None, name: str) -> Tensor:
+        """Collect what tells whether an image shows the class of an episode, as `Condition.evidence`.
+
+        Args:
+            episode: the episode.
+            annotation: kind of the supports' annotations, as in `score`.
+            support: result of `support`.
+            name: name of the image.
+
+        Returns:
+            (1, 5).
+        """
+        levels = self._levels(name)
+        text = self._text_maps(episode.class_id, name, levels) if split_annotation(annotation)[1] else None
+        matched = matched_query(levels[-1], self.model.config.priors, members_of(self.model.backbone))
+        return presence_evidence(matched, None if support is None else support.matched, text)
+
+    def _presence(self, episode: Episode, annotation: str, support: PreparedSupport | None, name: str) -> float:
+        evidence = self.evidence(episode, annotation, support, name)
+        return float(calibrated_presence(evidence, self.model.config.presence_calibration))
+
+    def _shows(self, name: str, class_id: int) -> bool:
+        return bool(self.data.target(name, class_id).mask.any())
+
+    def _levels(self, name: str) -> list[Tensor]:
+        """Features of an image as a batch of one."""
+        return self._encoded(name, [IDENTITY], self.data.image)
+
+    def _supports(self, episode: Episode, kind: AnnotationKind, generator: np.random.Generator) -> SupportFeatures:
+        supports, read = [], functools.cache(self.data.image)
         for name in episode.supports:
             weak = weaken_support(self.data, name, episode.class_id, kind, generator)
             image = read(name)
             supports.append(Support(image, weak, rasterise(weak, (image.shape[1], image.shape[2]))))
         plan = plan_views(len(supports))
-        views = [self._encoded(episode.supports[index], view, read) for index, view in plan]
-        levels = [torch.stack(level) for level in zip(*views, strict=True)]
+        views = [view for index, view in plan if index == 0]  # each support has the same ones
+        encoded = [self._encoded(name, views, read) for name in episode.supports]
+        levels = [torch.cat(level) for level in zip(*encoded, strict=True)]
         return support_features(levels, supports, plan)
 
-    def _text_maps(self, episode: Episode, levels: list[Tensor]) -> Tensor:
-        """Prior maps of the class name in the query, (1, V, h, w) in [0, 1]."""
-        model, class_id = self.model, episode.class_id
+    def _text_maps(self, class_id: int, name: str, levels: list[Tensor]) -> Tensor:
+        """Prior maps of a class name in an image, whose features are given, (1, V, h, w) in [0, 1]."""
+        model = self.model
         if class_id not in self._embeddings:
             self._embeddings[class_id] = embed_text_prompts(
                 model.text_space, self.data.classes[class_id], self.templates
             ).embeddings
-        dense = self.text_features(episode.query)
+        dense = self.text_features(name)
         return text_prior_maps(
             levels, dense, self._embeddings[class_id], model.backbone, model.text_space, model.config
         )
@@ -367,18 +327,19 @@ class Evaluator:
         key = ("text", self.model.text_space.fingerprint, self.data.name, name)
         return self.cache.get(key, lambda: [dense_features(self.model.text_space, [self.data.image(name)])])[0]
 
-    def _encoded(self, name: str, view: View, read: Callable[[str], Tensor]) -> list[Tensor]:
-        """Features of a view of an image, pooled to the grid of the priors.
+    def _encoded(self, name: str, views: Sequence[View], read: Callable[[str], Tensor]) -> list[Tensor]:
+        """Features of V views of an image, (V, C_l, h_l, w_l), pooled to the grids of the priors.
 
-        Views are encoded one at a time, because rounding must not depend on the rest of a batch.
+        Images are encoded one at a time, because rounding must not depend on the rest of a batch.
         """
 
         def compute() -> list[Tensor]:
-            image = warp(resize_image(read(name), self.model.backbone.input_size)[None], view)[0]
-            levels = zip(encode(self.model.backbone, [image]), self.model.config.feature_grids, strict=True)
-            return [pool_to_grid(level, grid)[0] for level, grid in levels]
+            levels = view_levels(encode(self.model.backbone, [read(name)]), [(0, view) for view in views])
+            return [
+                pool_to_grid(level, grid) for level, grid in zip(levels, self.model.config.feature_grids, strict=True)
+            ]
 
-        return self.cache.get((*self._encoder, self.data.name, name, view), compute)
+        return self.cache.get((*self._encoder, self.data.name, name, *views), compute)
 
 
 def episode_generators(seed: int, index: int) -> tuple[np.random.Generator, torch.Generator]:
@@ -425,54 +386,3 @@ def weaken_support(
         instances: Callable[[str, int], npt.NDArray[Any]] = data.instances  # type: ignore[attr-defined]
         return weaken(instances(name, class_id), kind, generator)
     return weaken(data.target(name, class_id).mask, kind, generator)
-
-
-def overlaps(probability: npt.NDArray[np.float32], target: Target, thresholds: Sequence[float]) -> tuple[Overlap, ...]:
-    """Count the pixels of intersection and union of a target and the masks `probability > threshold`.
-
-    Args:
-        probability: (H, W) float32 in [0, 1], probability of the class.
-        target: the true mask, of the same size.
-        thresholds: thresholds in (0, 1), ascending.
-    """
-    counted = ~target.ignore
-    passed = np.searchsorted(np.array(thresholds, dtype=probability.dtype), probability[counted], side="left")
-    true = target.mask[counted]
-    marked = _beyond(passed, len(thresholds))
-    intersection = _beyond(passed[true], len(thresholds))
-    union = marked + true.sum() - intersection
-    return tuple(zip(intersection.tolist(), union.tolist(), strict=True))
-
-
-def summarise(episodes: Collection[EpisodeScore], classes: Collection[int]) -> Scores:
-    """Compute the scores of a set of episodes.
-
-    Args:
-        episodes: scores of one or more episodes, in any order.
-        classes: ids of the classes over which the mean is taken.
-    """
-    ordered = sorted(classes)
-    meter, outline = Meter(ordered), Meter(ordered)
-    decoder, prior = ({t: Meter(ordered) for t in THRESHOLDS} for _ in range(2))
-    for episode in episodes:
-        meter.add(episode.class_id, *episode.mask, episode.pixels)
-        outline.add(episode.class_id, *episode.boundary, episode.pixels)
-        for meters, found in ((decoder, episode.decoder), (prior, episode.prior)):
-            for at, overlap in zip(meters.values(), found, strict=True):
-                at.add(episode.class_id, *overlap, episode.pixels)
-    predicted, true = np.array([(e.quality, e.iou) for e in sorted(episodes, key=lambda e: e.index)]).T
-    varied = len(true) > 1 and predicted.std() > 0 and true.std() > 0
-    return Scores(
-        miou=meter.miou(),
-        fb_iou=meter.fb_iou(),
-        boundary_iou=outline.miou(),
-        class_iou=meter.class_iou(),
-        miou_by_threshold={t: at.miou() for t, at in decoder.items()},
-        prior_miou_by_threshold={t: at.miou() for t, at in prior.items()},
-        quality_correlation=float(np.corrcoef(predicted, true)[0, 1]) if varied else 0.0,
-    )
-
-
-def _beyond(passed: npt.NDArray[np.intp], count: int) -> npt.NDArray[np.int64]:
-    """Count the pixels that pass each threshold, from the number of thresholds that each pixel passes."""
-    return np.asarray(np.bincount(passed, minlength=count + 1)[::-1].cumsum()[::-1][1:], dtype=np.int64)

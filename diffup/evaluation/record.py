@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from diffup.evaluation.episodes import Episode
-from diffup.evaluation.evaluate import THRESHOLDS, EpisodeScore
+from diffup.evaluation.scores import THRESHOLDS, EpisodeScore
 from diffup.utils.journal import Journal
 
-REVISION = 5
+REVISION = 6
 """Revision of the scoring; raise it when the same setting would give other scores, or more of them."""
 
 _LABELS = ("decoder", "backbone")
@@ -43,7 +43,7 @@ class Setting:
         seed: random seed of episodes, weak annotations and noise.
         steps: number of DDIM steps.
         ensemble: number of samples averaged.
-        threshold: probability in (0, 1) above which a pixel is in the mask.
+        threshold: probability in (0, 1) above which a pixel is in the mask; None for the best of each mask.
         batch_size: number of episodes sampled together, which affects rounding.
         bf16: whether sampling runs in bfloat16.
         device: type of the device, which affects rounding.
@@ -67,7 +67,7 @@ class Setting:
     seed: int
     steps: int
     ensemble: int
-    threshold: float
+    threshold: float | None
     batch_size: int
     bf16: bool
     device: str
@@ -163,6 +163,8 @@ def _pack(score: EpisodeScore) -> dict[str, Any]:
         "decoder": score.decoder,
         "prior": score.prior,
         "quality": score.quality,
+        "presence": score.presence,
+        "absent": score.absent,
     }
 
 
@@ -181,4 +183,6 @@ def _unpack(line: dict[str, Any]) -> EpisodeScore:
         decoder=decoder,
         prior=prior,
         quality=float(line["quality"]),
+        presence=float(line["presence"]),
+        absent=None if line["absent"] is None else float(line["absent"]),
     )

@@ -17,10 +17,11 @@ from diffup.decoder.weights import decoder_hash
 from diffup.errors import ConfigError
 from diffup.evaluation.annotations import split_annotation
 from diffup.evaluation.episodes import Episode, draw_episodes
-from diffup.evaluation.evaluate import BATCH_SIZE, EpisodeScore, Evaluator, Scores, check_annotation, summarise
+from diffup.evaluation.evaluate import BATCH_SIZE, Evaluator, check_annotation
 from diffup.evaluation.features import CACHE_BYTES, FeatureCache
 from diffup.evaluation.protocols import PROTOCOLS, ProtocolName, draw_stream
 from diffup.evaluation.record import EpisodeRecord, Setting
+from diffup.evaluation.scores import EpisodeScore, Scores, summarise
 from diffup.model import DiffUp
 from diffup.text.templates import Templates, resolve_templates
 from diffup.utils.options import MAX_SEED

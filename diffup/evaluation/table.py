@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -22,6 +23,8 @@ FIGURES = (
     "prior_best_miou",
     "gain_over_prior",
     "quality_correlation",
+    "presence_auc",
+    "false_alarms",
 )
 """Names of the headline figures, which have intervals."""
 
@@ -35,11 +38,15 @@ _HEADERS = {
     "prior_best_miou": "prior's best",
     "prior_best_threshold": "at",
     "quality_correlation": "r(quality, IoU)",
+    "presence_auc": "presence AUC",
+    "false_alarms": "false alarms",
 }
 _LEGEND = (
     "mIoU, FB-IoU, boundary IoU: percent, at the decoder's threshold or at --threshold; best mIoU: at the threshold\n"
     "that suits these episodes best; prior's best: the same of the mean prior, without the decoder;\n"
-    "r(quality, IoU): correlation, over episodes, of the IoU that the decoder expects with the true one"
+    "r(quality, IoU): correlation, over episodes, of the IoU that the decoder expects with the true one;\n"
+    "presence AUC, false alarms: percent, queries against photos without the class; false alarms: share of the latter\n"
+    "whose presence reaches that of nine in ten queries"
 )
 _INTERVALS = ("miou", "fb_iou", "boundary_iou", "prior_best_miou")
 _GAIN = "mIoU - prior's best"
@@ -157,7 +164,7 @@ def to_json(table: ScoreTable) -> str:
         table: rows as plain data, from `tabulate`.
     """
     bootstrap = {"resamples": RESAMPLES, "seed": SEED, "level": LEVEL}
-    return json.dumps({**vars(table), "bootstrap": bootstrap}, indent=2) + "\n"
+    return json.dumps(_without_nan({**vars(table), "bootstrap": bootstrap}), indent=2) + "\n"
 
 
 def to_csv(table: ScoreTable) -> str:
@@ -169,7 +176,7 @@ def to_csv(table: ScoreTable) -> str:
     flat = [
         {
             name: "x".join(map(str, value)) if isinstance(value, list) else value
-            for name, value in row.items()
+            for name, value in _without_nan(row).items()
             if not isinstance(value, dict)
         }
         for row in table.rows
@@ -274,7 +281,18 @@ def _spread(group: Sequence[Mapping[str, Any]], name: str) -> float | None:
 
 
 def _cell(value: Any) -> str:
-    return f"{value:.2f}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return "-" if math.isnan(value) else f"{value:.2f}"
+    return str(value)
+
+
+def _without_nan(value: Any) -> Any:
+    """Replace figures that could not be measured by None, since JSON has no NaN."""
+    if isinstance(value, dict):
+        return {name: _without_nan(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _interval(ends: Sequence[float]) -> str:

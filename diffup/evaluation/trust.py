@@ -12,60 +12,27 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from diffup.data.folder import LabelledFolder
-from diffup.decoder.config import DecoderConfig
 from diffup.decoder.options import SamplingOptions
-from diffup.decoder.quality import calibrated_presence, calibrated_quality, calibrated_score, expected_iou
+from diffup.decoder.quality import CANDIDATES, marked_share, quality_estimates
 from diffup.decoder.sampling import draw_noise, sample_ensemble
 from diffup.decoder.weights import save_decoder
 from diffup.errors import ConfigError, DataError, DiffUpError
+from diffup.evaluation.calibration import Evidence, calibrate, join, report
 from diffup.evaluation.episodes import Episode, draw_episodes
 from diffup.evaluation.evaluate import Evaluator, check_annotation, episode_generators
+from diffup.evaluation.presence import Floats
+from diffup.evaluation.scores import overlaps
+from diffup.inputs.images import to_bytes
 from diffup.model import DiffUp
-
-RECALL = 0.9
-"""Share of the queries with the class at which false alarms are reported."""
-
-KEPT = 0.97
-"""Share of the queries with the class that a fitted `min_presence` keeps: a mask that is missing costs more than one
-that has to be deleted."""
-
-RIDGE = 1e-3
-"""Weight of the squared factors of a calibration, which keeps those of separable evidence finite."""
-
-SOURCES = (slice(0, 3), slice(3, 5))
-"""Values of `Condition.evidence` that supports give, and those that text gives; the last of each is 1."""
-
-_ROUNDS = 50
-
-Floats = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True, eq=False)
-class Evidence:
-    """What a decoder says of N queries that show the class and of N that do not, and what is true.
-
-    Attributes:
-        shown: (N, 5), `Condition.evidence` of queries that show the class.
-        absent: (N, 5), the same of photos that do not show it.
-        expected: (N,) in [0, 1], expected IoU of the masks in the first ones.
-        predicted: (N,) in [0, 1], their IoU as the quality branch predicts it.
-        iou: (N,) in [0, 1], their true IoU.
-        photos: N names of the first ones.
-    """
-
-    shown: Floats
-    absent: Floats
-    expected: Floats
-    predicted: Floats
-    iou: Floats
-    photos: tuple[str, ...]
+from diffup.refine import Guide, refine
+from diffup.result import enlarge
 
 
 def gather(
@@ -105,164 +72,50 @@ def gather(
     others = [_absent(episode, labels, data, rng) for episode in drawn]
     evaluator = Evaluator(model, data)
     sampling = SamplingOptions(min_presence=0.0).resolve(model.config)
-    shown, absent = list[Floats](), list[Floats]()
-    expected, predicted, iou = (list[float]() for _ in range(3))
+    own = sampling.threshold()
+    thresholds = CANDIDATES if own is None else tuple(sorted({own, *CANDIDATES}))
+    shown, absent, estimates, iou = (list[Floats]() for _ in range(4))
+    marked = list[npt.NDArray[np.bool_]]()
     for index, (episode, other) in enumerate(zip(drawn, others, strict=True)):
         weak, noise = episode_generators(seed, index)
-        condition = evaluator.condition(episode, annotation, weak)
+        support = evaluator.support(episode, annotation, weak)
+        condition = evaluator.condition(episode, annotation, support)
         samples = sample_ensemble(
             model.decoder, condition, draw_noise(condition, sampling.ensemble, noise), sampling.steps
         )
-        score = evaluator.compare(index, episode, condition, samples, 0, sampling)
-        weak, _ = episode_generators(seed, index)
-        without = evaluator.condition(replace(episode, query=other), annotation, weak)
-        for values, one in ((shown, condition), (absent, without)):
-            values.append(one.evidence[0].cpu().double().numpy())
-        expected.append(float(expected_iou(samples.mean.float(), sampling.threshold())))
-        predicted.append(float(samples.iou[0]))
-        iou.append(score.mask[0] / max(score.mask[1], 1))
+        without = evaluator.evidence(episode, annotation, support, other)
+        for values, one in ((shown, condition.evidence), (absent, without)):
+            values.append(one[0].cpu().double().numpy())
+        mean = samples.mean.float().cpu()
+        each = torch.tensor(thresholds)
+        repeated, predicted = mean.expand(len(each), -1, -1), samples.iou.float().cpu().expand(len(each))
+        estimates.append(quality_estimates(repeated, predicted, each).double().numpy())
+        marked.append((marked_share(repeated, each) > 0).numpy())
+        iou.append(_true_ious(mean, data, episode, thresholds, sampling.refine))
     return Evidence(
         shown=np.array(shown),
         absent=np.array(absent),
-        expected=np.array(expected),
-        predicted=np.array(predicted),
+        thresholds=thresholds,
+        estimates=np.array(estimates),
+        marked=np.array(marked),
         iou=np.array(iou),
         photos=tuple(episode.query for episode in drawn),
     )
 
 
-def join(parts: Sequence[Evidence]) -> Evidence:
-    """Join evidence of several data sets, annotations or encoders."""
-    return Evidence(
-        shown=np.concatenate([part.shown for part in parts]),
-        absent=np.concatenate([part.absent for part in parts]),
-        expected=np.concatenate([part.expected for part in parts]),
-        predicted=np.concatenate([part.predicted for part in parts]),
-        iou=np.concatenate([part.iou for part in parts]),
-        photos=tuple(name for part in parts for name in part.photos),
-    )
-
-
-def calibrate(evidence: Evidence, config: DecoderConfig, recall: float = KEPT) -> DecoderConfig:
-    """Fit the calibrations of a decoder, and the minimum presence. Evidence that is not given leaves its factors.
-
-    Args:
-        evidence: evidence from queries that the decoder was not trained on, of classes that it was not trained on.
-        config: the decoder's config.
-        recall: share of the queries with the class whose presence reaches the minimum.
-    """
-    given = np.concatenate([evidence.shown, evidence.absent])
-    truth = np.repeat([1.0, 0.0], len(evidence.shown))
-    factors = np.array(config.presence_calibration)
-    for source in SOURCES:
-        rows = given[:, source.stop - 1] == 1
-        if rows.any():
-            factors[source] = fit_logistic(given[rows, source][:, :-1], truth[rows])
-    estimates = np.stack([_logit(evidence.expected), _logit(evidence.predicted)], axis=1)
-    first, second, shift = fit_logistic(estimates, evidence.iou)
-    judged = replace(config, presence_calibration=tuple(factors.tolist()), quality_calibration=(first, second, shift))
-    slope, start = fit_logistic(_logit(qualities(evidence, judged))[:, None], (evidence.iou > 0.5).astype(float))
-    lowest = float(np.quantile(presences(evidence.shown, judged), 1 - recall))
-    return replace(judged, score_calibration=(slope, start), min_presence=round(lowest, 3))
-
-
-def report(evidence: Evidence, config: DecoderConfig) -> dict[str, float]:
-    """Compute how well a decoder judges itself.
-
-    Args:
-        evidence: evidence from queries that were not used to calibrate it.
-        config: the decoder's config.
-
-    Returns:
-        `auc`, area under the ROC curve of the presence; `recall`, share of the queries with the class whose presence
-        reaches `min_presence`, and `false_alarms`, that of the photos without it; `false_alarms_at_recall`, the latter
-        where the recall is `RECALL`; `presence_error`, mean absolute difference of the presence to what is true;
-        `spearman` and `error`, rank correlation and mean absolute difference of quality and true IoU; `score_error`,
-        expected calibration error of the score given presence, in ten bins.
-    """
-    shown, absent = presences(evidence.shown, config), presences(evidence.absent, config)
-    quality = qualities(evidence, config)
-    right = calibrated_score(torch.from_numpy(quality), torch.ones(len(quality)), config.score_calibration).numpy()
-    floor = np.quantile(shown, 1 - RECALL)
-    return {
-        "auc": auc(shown, absent),
-        "recall": float((shown >= config.min_presence).mean()),
-        "false_alarms": float((absent >= config.min_presence).mean()),
-        "false_alarms_at_recall": float((absent >= floor).mean()),
-        "presence_error": float(np.concatenate([1 - shown, absent]).mean()),
-        "spearman": spearman(quality, evidence.iou),
-        "error": float(np.abs(quality - evidence.iou).mean()),
-        "score_error": calibration_error(right, evidence.iou > 0.5),
-    }
-
-
-def presences(evidence: Floats, config: DecoderConfig) -> Floats:
-    """Presence from `Condition.evidence`: (N, 5) -> (N,) in [0, 1]."""
-    rows = torch.from_numpy(evidence).float()
-    return calibrated_presence(rows, config.presence_calibration).double().numpy()
-
-
-def qualities(evidence: Evidence, config: DecoderConfig) -> Floats:
-    """Calibrated quality of the masks, (N,) in [0, 1]; 0 for an empty mask."""
-    expected, predicted = torch.from_numpy(evidence.expected), torch.from_numpy(evidence.predicted)
-    quality = calibrated_quality(expected, predicted, config.quality_calibration).numpy()
-    return np.where(evidence.expected > 0, quality, 0.0)
-
-
-def fit_logistic(inputs: Floats, target: Floats, ridge: float = RIDGE) -> tuple[float, ...]:
-    """Fit a logistic regression to shares, by Newton's method with a small ridge.
-
-    Args:
-        inputs: (N, D).
-        target: (N,) in [0, 1].
-        ridge: weight of the squared factors, against the sum of the N losses.
-
-    Returns:
-        D factors, then the offset.
-    """
-    rows = np.concatenate([inputs, np.ones((len(inputs), 1))], axis=1)
-    penalty = np.append(np.full(inputs.shape[1], ridge), RIDGE)  # the offset is free
-    weights = np.zeros(rows.shape[1])
-    for _ in range(_ROUNDS):
-        fitted = 1 / (1 + np.exp(-rows @ weights))
-        slope = rows.T @ (fitted - target) + penalty * weights
-        curvature = (rows * (fitted * (1 - fitted))[:, None]).T @ rows + np.diag(penalty)
-        weights = weights - np.linalg.solve(curvature, slope)
-    return tuple(float(weight) for weight in weights)
-
-
-def auc(positive: Floats, negative: Floats) -> float:
-    """Area under the ROC curve: probability that a positive value exceeds a negative one, ties counting half."""
-    difference = positive[:, None] - negative[None]
-    return float(((difference > 0) + 0.5 * (difference == 0)).mean())
-
-
-def spearman(a: Floats, b: Floats) -> float:
-    """Spearman's rank correlation; tied values share their mean rank."""
-    return float(np.corrcoef(_ranks(a), _ranks(b))[0, 1])
-
-
-def calibration_error(probability: Floats, truth: npt.NDArray[np.bool_], bins: int = 10) -> float:
-    """Expected calibration error (Guo et al., ICML 2017) in bins of equal width.
-
-    Args:
-        probability: (N,) in [0, 1].
-        truth: (N,), what is true.
-        bins: number of bins.
-    """
-    index = np.minimum((probability * bins).astype(int), bins - 1)
-    gaps = [abs(float((probability[index == b] - truth[index == b]).sum())) for b in range(bins)]
-    return sum(gaps) / len(probability)
-
-
-def _ranks(values: Floats) -> Floats:
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    return np.asarray((ends - (counts - 1) / 2)[inverse])
-
-
-def _logit(share: Floats) -> Floats:
-    return np.asarray(torch.logit(torch.from_numpy(share), eps=1e-3).numpy())
+def _true_ious(
+    mean: Tensor, data: LabelledFolder, episode: Episode, thresholds: Sequence[float], refined: bool
+) -> Floats:
+    """IoU of an episode's mask (1, 64, 64) at each threshold, refined at it or not."""
+    target = data.target(episode.query, episode.class_id)
+    size = (target.mask.shape[0], target.mask.shape[1])
+    guide = Guide.of(to_bytes(data.image(episode.query))) if refined else None
+    found = []
+    for threshold in thresholds:
+        maps = mean if guide is None else refine(mean, guide, threshold)
+        [(both, either)] = overlaps(enlarge(maps, size)[0].numpy(), target, (threshold,))
+        found.append(both / max(either, 1))
+    return np.array(found)
 
 
 def _absent(episode: Episode, labels: dict[str, frozenset[int]], data: LabelledFolder, rng: np.random.Generator) -> str:

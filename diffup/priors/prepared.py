@@ -124,7 +124,7 @@ def prepare_query(
         images=images,
         edges=edges,
         affinity=query_affinity(query, config, members),
-        matched=_matched_query(query[-1], config, members),
+        matched=matched_query(query[-1], config, members),
         low_level=pool_to_grid(query[0].float(), config.grid) if low_level else None,
     )
 
@@ -274,8 +274,17 @@ def prepare_support(support: SupportFeatures, config: PriorConfig, members: Memb
     return PreparedSupport(tuple(levels), support.valid, possible_share(support), matched)
 
 
-def _matched_query(last: Tensor, config: PriorConfig, members: Members) -> tuple[MatchedQuery, ...]:
-    """What the presence compares of queries (B, C, h, w) at the last level, for each member."""
+def matched_query(last: Tensor, config: PriorConfig, members: Members = ()) -> tuple[MatchedQuery, ...]:
+    """Prepare what the presence compares of queries.
+
+    Args:
+        last: (B, C, h, w), features of the queries at the last level.
+        config: config of the priors.
+        members: for each level, channels of each member of a joint backbone; empty for a single backbone.
+
+    Returns:
+        `PreparedQuery.matched`.
+    """
     parts = torch.split(last.float(), _widths(last, -1, members), dim=1)
     return tuple(MatchedQuery.of(pool_to_grid(part / scale_of(part), config.grid)) for part in parts)
 

@@ -12,7 +12,6 @@ from torch import Tensor
 from diffup.backbones import Backbone
 from diffup.backbones.encode import encode
 from diffup.inputs.annotations import Support
-from diffup.inputs.images import resize_image
 from diffup.priors.condition import EDGE_SIDE
 from diffup.priors.features import SupportFeatures
 from diffup.priors.level import pool_to_grid
@@ -61,7 +60,7 @@ def view_regions(supports: Sequence[Support], plan: Sequence[tuple[int, View]]) 
 def encode_supports(
     backbone: Backbone, supports: Sequence[Support], plan: Sequence[tuple[int, View]] | None = None
 ) -> SupportFeatures:
-    """Encode the supports of one episode; a single support becomes three views (UAPF).
+    """Encode the supports of one episode, once each; a single support becomes three views of its features (UAPF).
 
     Args:
         backbone: encoder.
@@ -75,9 +74,21 @@ def encode_supports(
         BackboneError: the encoder breaks the protocol.
     """
     plan = plan_views(len(supports)) if plan is None else plan
-    resized = [resize_image(support.image, backbone.input_size) for support in supports]
-    levels = encode(backbone, [warp(resized[index][None], view)[0] for index, view in plan])
-    return support_features(levels, supports, plan)
+    levels = encode(backbone, [support.image for support in supports])
+    return support_features(view_levels(levels, plan), supports, plan)
+
+
+def view_levels(levels: Sequence[Tensor], plan: Sequence[tuple[int, View]]) -> list[Tensor]:
+    """Features of views: those of their supports, mirrored or enlarged, so that each support is encoded once.
+
+    Args:
+        levels: four tensors (K, C_l, h_l, w_l), features of the supports.
+        plan: pairs of the index of a support and a view of it.
+
+    Returns:
+        Four tensors (V, C_l, h_l, w_l).
+    """
+    return [torch.cat([warp(level[index : index + 1], view) for index, view in plan]) for level in levels]
 
 
 def support_features(

@@ -1,8 +1,8 @@
-"""Views of a single support: augmentations of image and annotation, so that one shot has a variance too (UAPF).
+"""Views of a single support: augmentations of features and annotation, so that one shot has a variance too (UAPF).
 
 The paper names augmentation without its settings (docs/how_it_works.md). A mirror image and a magnified view scored
-best of those tried, also against five views with a reduced and a rotated one (docs/experiments.md); every view costs an
-encoding.
+best of those tried, also against five views with a reduced and a rotated one. Features are mirrored and enlarged in
+place of the image, which costs no encoding and no accuracy (docs/experiments.md); only training encodes views.
 """
 
 from __future__ import annotations

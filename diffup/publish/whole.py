@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,8 +20,9 @@ from diffup.decoder.base import Decoder
 from diffup.decoder.options import Sampling, SamplingOptions
 from diffup.decoder.sampling import sample_ensemble
 from diffup.errors import ConfigError, ExportError
-from diffup.inference import trust
+from diffup.inference import result_maps, trust
 from diffup.priors.condition import EDGE_SIDE, Condition, assemble, class_maps
+from diffup.priors.config import PriorConfig
 from diffup.priors.prepared import PreparedSupport, SupportLevel, prepare_query
 from diffup.priors.presence import MatchedSupport
 from diffup.prototypes import Prototypes
@@ -31,8 +33,11 @@ from diffup.utils.resize import resize_maps, triangle_weights
 PHOTO = "photo"
 """Name of the input: the pixels of a photo, (1, 3, H, W) uint8, RGB, at any size."""
 
-OUTPUTS = ("probability", "presence", "quality", "score")
-"""Names of the outputs for C classes: (C, 64, 64), then (C,) each; they are not refined (`diffup.refine`)."""
+OUTPUTS = ("probability", "presence", "quality", "score", "threshold", "maps")
+"""Names of the outputs for C classes: (C, 64, 64), four of (C,), and (C, 4, 64, 64) as `Segmentation.maps` has them.
+
+They are not refined (`diffup.refine`).
+"""
 
 MAX_SIDE = 16384
 """Greatest side of a photo in pixels."""
@@ -78,19 +83,18 @@ class PhotoModel(nn.Module):
         backbone: the encoder.
         decoder: the decoder.
         sampling: sampling options; their noise is a constant of the graph.
-        thresholds: probability above which a pixel is in the mask of each class, for its quality.
+        thresholds: probability above which a pixel is in the mask of each class, or None for the best of each mask.
     """
 
     noise: Tensor
-    thresholds: Tensor
 
     def __init__(
-        self, backbone: FrozenBackbone, decoder: Decoder, sampling: Sampling, thresholds: Sequence[float]
+        self, backbone: FrozenBackbone, decoder: Decoder, sampling: Sampling, thresholds: Sequence[float | None]
     ) -> None:
         super().__init__()
         self.backbone, self.decoder, self.steps = backbone, decoder, sampling.steps
         self.register_buffer("noise", sampling.noise, persistent=False)
-        self.register_buffer("thresholds", torch.tensor(thresholds), persistent=False)
+        self.thresholds = list(thresholds)
 
     def segment(self, photo: Tensor, classes: Sequence[PreparedSupport]) -> tuple[Tensor, ...]:
         """Segment C classes: the tensors of `OUTPUTS`.
@@ -106,8 +110,9 @@ class PhotoModel(nn.Module):
         condition = Condition.cat([assemble(class_maps(query, item, priors), priors) for item in classes])
         noise = self.noise.expand(len(classes), *self.noise.shape)
         samples = sample_ensemble(self.decoder, condition, noise, self.steps)
-        judged = trust(samples, self.thresholds, config)
-        return samples.mean, judged.presence, judged.quality, judged.score
+        judged = trust(samples, condition.evidence, self.thresholds, config)
+        maps = result_maps(samples, condition)
+        return samples.mean, judged.presence, judged.quality, judged.score, judged.threshold, maps
 
 
 class AnyClass(PhotoModel):
@@ -130,7 +135,7 @@ class FixedClasses(PhotoModel):
         backbone: the encoder.
         decoder: the decoder.
         sampling: sampling options.
-        thresholds: probability above which a pixel is in the mask of each class.
+        thresholds: probability above which a pixel is in the mask of each class, or None for the best of each mask.
         classes: the prepared classes, batches of one.
     """
 
@@ -139,7 +144,7 @@ class FixedClasses(PhotoModel):
         backbone: FrozenBackbone,
         decoder: Decoder,
         sampling: Sampling,
-        thresholds: Sequence[float],
+        thresholds: Sequence[float | None],
         classes: Sequence[PreparedSupport],
     ) -> None:
         super().__init__(backbone, decoder, sampling, thresholds)
@@ -171,27 +176,27 @@ class Facts:
     """What a file says of itself, as JSON under the key `diffup` of its metadata.
 
     Attributes:
-        classes: name and threshold of each class; empty if the class is an input.
-        encoder: name and fingerprint of the encoder.
+        classes: name of each class; empty if the class is an input.
+        encoder: name, fingerprint and input size (height, width in pixels) of the encoder.
         encoder_licence: licence of the encoder's weights; None if it is not known.
         decoder: SHA-256 of the decoder's weights.
         version: version of diffup.
         steps: number of sampling steps.
         ensemble: number of samples that are averaged.
-        threshold: the decoder's own threshold.
         min_presence: presence below which a mask is empty.
+        priors: config of the priors, which the prototypes of a class that is an input are prepared with.
         refined: whether the probability is refined to the outlines of the photo; always False.
     """
 
-    classes: list[dict[str, object]]
-    encoder: dict[str, str]
+    classes: list[dict[str, str]]
+    encoder: dict[str, Any]
     encoder_licence: str | None
     decoder: str
     version: str
     steps: int
     ensemble: int
-    threshold: float
     min_presence: float
+    priors: dict[str, Any]
     refined: bool = False
 
 
@@ -220,7 +225,7 @@ def export_whole(
         encoder_licence: licence of the encoder's weights, for the metadata; None if it is not known.
 
     Returns:
-        Maximum difference of a probability, presence, quality or score from the original.
+        Maximum difference of an output from the original.
 
     Raises:
         ConfigError: the encoder, decoder or a class cannot be exported.
@@ -232,7 +237,7 @@ def export_whole(
     check_packages()
     encoder = _exportable(backbone, decoder, classes)
     sampling = (SamplingOptions() if options is None else options).resolve(decoder.config)
-    supports = [_prepared(item, decoder) for item in classes]
+    supports = [prepared(item, decoder.config.priors) for item in classes]
     thresholds = [sampling.threshold(item.threshold) for item in classes]
     module: PhotoModel = (
         AnyClass(encoder, decoder, sampling, [sampling.threshold()])
@@ -240,17 +245,21 @@ def export_whole(
         else FixedClasses(encoder, decoder, sampling, thresholds, supports)
     )
     inputs = support_inputs(supports[0]) if as_inputs else {}
-    names = [] if as_inputs else [{"name": c.name, "threshold": t} for c, t in zip(classes, thresholds, strict=True)]
+    names = [] if as_inputs else [{"name": item.name} for item in classes]
     facts = Facts(
         classes=names,
-        encoder={"name": backbone.name, "fingerprint": backbone.fingerprint},
+        encoder={
+            "name": backbone.name,
+            "fingerprint": backbone.fingerprint,
+            "input_size": list(backbone.input_size),
+        },
         encoder_licence=encoder_licence,
         decoder=hash_weights(decoder),
         version=__version__,
         steps=sampling.steps,
         ensemble=sampling.ensemble,
-        threshold=sampling.threshold(),
         min_presence=sampling.min_presence,
+        priors=asdict(decoder.config.priors),
     )
     with replacing(path) as temporary:
         _write(module.eval(), inputs, facts, temporary, backbone.name)
@@ -294,6 +303,19 @@ def _exportable(backbone: Backbone, decoder: Decoder, classes: Sequence[Prototyp
         raise ConfigError(f"low_level_channels={config.low_level_channels}: such a decoder cannot be exported whole")
     if config.priors.normalisation == "rank":
         raise ConfigError("priors.normalisation='rank': ONNX has no operator for it; the whole model needs another one")
+    check_exportable(classes)
+    return backbone
+
+
+def check_exportable(classes: Sequence[Prototypes]) -> None:
+    """Check that classes can be those of a whole model.
+
+    Args:
+        classes: prototypes of the classes.
+
+    Raises:
+        ConfigError: there is none, or one has text prompts or negatives.
+    """
     named = [item.name for item in classes if item.text_prompt is not None or item.features is None]
     if named or not classes:
         raise ConfigError(
@@ -304,12 +326,17 @@ def _exportable(backbone: Backbone, decoder: Decoder, classes: Sequence[Prototyp
         raise ConfigError(
             f"prototypes {', '.join(opposed)}: their negatives cannot be exported; make prototypes without `negatives`"
         )
-    return backbone
 
 
-def _prepared(prototypes: Prototypes, decoder: Decoder) -> PreparedSupport:
-    found = prototypes.prepared(decoder.config.priors, (), torch.device("cpu"))
-    assert found is not None  # checked by `_exportable`
+def prepared(prototypes: Prototypes, config: PriorConfig) -> PreparedSupport:
+    """Prepare a class for a graph: a batch of one.
+
+    Args:
+        prototypes: the class, which `check_exportable` accepts.
+        config: config of the priors.
+    """
+    found = prototypes.prepared(config, (), torch.device("cpu"))
+    assert found is not None
     return found
 
 
@@ -364,7 +391,10 @@ def example_photo(height: int, width: int, seed: int = 0) -> Tensor:
 
 
 def _difference(module: PhotoModel, path: Path, support: Mapping[str, Tensor]) -> float:
-    """Maximum difference of a file's results from the original's, at other sizes than it was traced with."""
+    """Maximum difference of a file's results from the original's, at other sizes than it was traced with.
+
+    Thresholds are left out: of two that are equally good, rounding may prefer either.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -376,6 +406,8 @@ def _difference(module: PhotoModel, path: Path, support: Mapping[str, Tensor]) -
         with torch.no_grad():
             expected = module(photo, *support.values())
         arrays = {name: tensor.numpy() for name, tensor in support.items()}
-        for a, b in zip(expected, session.run(None, {PHOTO: photo.numpy(), **arrays}), strict=True):
-            greatest = max(greatest, float(np.abs(a.numpy() - b).max()))
+        found = session.run(None, {PHOTO: photo.numpy(), **arrays})
+        for name, a, b in zip(OUTPUTS, expected, found, strict=True):
+            if name != "threshold":
+                greatest = max(greatest, float(np.abs(a.numpy() - b).max()))
     return greatest

@@ -1,0 +1,234 @@
+"""Calibration of what a decoder says of its masks, and how true it is: presence, quality, threshold and score."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from diffup.decoder.config import DecoderConfig
+from diffup.decoder.quality import (
+    CANDIDATES,
+    ESTIMATES,
+    calibrated_presence,
+    calibrated_quality,
+    calibrated_score,
+)
+from diffup.errors import ConfigError
+from diffup.evaluation.presence import Floats, auc, false_alarms
+
+KEPT = 0.97
+"""Share of the queries with the class that a fitted `min_presence` keeps: a mask that is missing costs more than one
+that has to be deleted."""
+
+RIDGE = 1e-3
+"""Weight of the squared factors of a calibration, which keeps those of separable evidence finite."""
+
+SOURCES = (slice(0, 3), slice(3, 5))
+"""Values of `Condition.evidence` that supports give, and those that text gives; the last of each is 1."""
+
+_ROUNDS = 50
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What a decoder says of N queries that show the class and of N that do not, and what is true.
+
+    Attributes:
+        shown: (N, 5), `Condition.evidence` of queries that show the class.
+        absent: (N, 5), the same of photos that do not show it.
+        thresholds: T thresholds, `CANDIDATES` among them.
+        estimates: (N, T, 4), `quality_estimates` of the masks at the thresholds, in the first ones.
+        marked: (N, T) bool, whether these masks mark anything.
+        iou: (N, T) in [0, 1], their true IoU.
+        photos: N names of the first ones.
+    """
+
+    shown: Floats
+    absent: Floats
+    thresholds: tuple[float, ...]
+    estimates: Floats
+    marked: npt.NDArray[np.bool_]
+    iou: Floats
+    photos: tuple[str, ...]
+
+    def column(self, threshold: float) -> int:
+        """Index of a threshold.
+
+        Args:
+            threshold: a threshold.
+
+        Raises:
+            ConfigError: the evidence does not have it.
+        """
+        if threshold not in self.thresholds:
+            raise ConfigError(f"threshold={threshold}: the evidence is of {', '.join(map(str, self.thresholds))}")
+        return self.thresholds.index(threshold)
+
+
+def join(parts: Sequence[Evidence]) -> Evidence:
+    """Join evidence of several data sets, annotations or encoders, of the same thresholds."""
+    names = ("shown", "absent", "estimates", "marked", "iou")
+    arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+    photos = tuple(name for part in parts for name in part.photos)
+    return Evidence(thresholds=parts[0].thresholds, photos=photos, **arrays)
+
+
+def calibrate(evidence: Evidence, config: DecoderConfig, recall: float = KEPT) -> DecoderConfig:
+    """Fit the calibrations of a decoder, and the minimum presence. Evidence that is not given leaves its factors.
+
+    The quality is fitted at all of `CANDIDATES`, so that the decoder can choose among them: its threshold becomes None.
+
+    Args:
+        evidence: evidence from queries that the decoder was not trained on, of classes that it was not trained on.
+        config: the decoder's config.
+        recall: share of the queries with the class whose presence reaches the minimum.
+    """
+    given = np.concatenate([evidence.shown, evidence.absent])
+    truth = np.repeat([1.0, 0.0], len(evidence.shown))
+    factors = np.array(config.presence_calibration)
+    for source in SOURCES:
+        rows = given[:, source.stop - 1] == 1
+        if rows.any():
+            factors[source] = fit_logistic(given[rows, source][:, :-1], truth[rows])
+    judged = replace(
+        config,
+        presence_calibration=tuple(factors.tolist()),
+        quality_calibration=tuple(_quality_factors(evidence).tolist()),
+        threshold=config.threshold if config.system == "prior" else None,
+    )
+    quality, iou = answers(evidence, judged)
+    slope, start = fit_logistic(_logit(quality)[:, None], (iou > 0.5).astype(float))
+    lowest = float(np.quantile(presences(evidence.shown, judged), 1 - recall))
+    return replace(judged, score_calibration=(slope, start), min_presence=round(lowest, 3))
+
+
+def _quality_factors(evidence: Evidence) -> Floats:
+    """Fit `DecoderConfig.quality_calibration`; a source that is not given has the offset of the other."""
+    columns = [evidence.column(threshold) for threshold in CANDIDATES]
+    given = np.repeat(evidence.shown[:, None], len(columns), axis=1)
+    inputs = np.concatenate([evidence.estimates[:, columns], given], axis=2).reshape(-1, ESTIMATES + given.shape[2])
+    constants = [ESTIMATES + source.stop - 1 for source in SOURCES]
+    both = all(inputs[:, column].any() for column in constants)
+    apart = constants[1:] if both else []  # what the second offset differs by from the first
+    fitted = [column for column in range(inputs.shape[1]) if column not in constants or column in apart]
+    *slopes, offset = fit_logistic(inputs[:, fitted], evidence.iou[:, columns].reshape(-1))
+    factors = np.zeros(inputs.shape[1])
+    factors[fitted] = slopes
+    factors[constants] += offset
+    return factors
+
+
+def report(evidence: Evidence, config: DecoderConfig) -> dict[str, float]:
+    """Compute how well a decoder judges itself.
+
+    Args:
+        evidence: evidence from queries that were not used to calibrate it.
+        config: the decoder's config.
+
+    Returns:
+        `auc`, area under the ROC curve of the presence; `recall`, share of the queries with the class whose presence
+        reaches `min_presence`, and `false_alarms`, that of the photos without it; `false_alarms_at_recall`, the latter
+        where nine in ten of the queries reach it; `presence_error`, mean absolute difference of the presence to what is
+        true; `iou`, mean true IoU of the masks, at the decoder's threshold or at the best of each; `spearman` and
+        `error`, rank correlation and mean absolute difference of quality and true IoU; `score_error`, expected
+        calibration error of the score given presence, in ten bins.
+
+    Raises:
+        ConfigError: the evidence does not have the decoder's threshold.
+    """
+    shown, absent = presences(evidence.shown, config), presences(evidence.absent, config)
+    quality, iou = answers(evidence, config)
+    right = calibrated_score(torch.from_numpy(quality), torch.ones(len(quality)), config.score_calibration).numpy()
+    return {
+        "auc": float(auc(shown, absent)[0]),
+        "recall": float((shown >= config.min_presence).mean()),
+        "false_alarms": float((absent >= config.min_presence).mean()),
+        "false_alarms_at_recall": float(false_alarms(shown, absent)[0]),
+        "presence_error": float(np.concatenate([1 - shown, absent]).mean()),
+        "iou": float(iou.mean()),
+        "spearman": spearman(quality, iou),
+        "error": float(np.abs(quality - iou).mean()),
+        "score_error": calibration_error(right, iou > 0.5),
+    }
+
+
+def presences(evidence: Floats, config: DecoderConfig) -> Floats:
+    """Presence from `Condition.evidence`: (N, 5) -> (N,) in [0, 1]."""
+    rows = torch.from_numpy(evidence).float()
+    return calibrated_presence(rows, config.presence_calibration).double().numpy()
+
+
+def answers(evidence: Evidence, config: DecoderConfig) -> tuple[Floats, Floats]:
+    """Calibrated quality and true IoU of the decoder's masks, (N,) in [0, 1] each; an empty mask has a quality of 0.
+
+    Args:
+        evidence: the evidence.
+        config: the decoder's config; a threshold of None takes the best of `CANDIDATES` for each mask.
+
+    Raises:
+        ConfigError: the evidence does not have the decoder's threshold.
+    """
+    count, thresholds = evidence.marked.shape
+    estimates = torch.from_numpy(evidence.estimates).float().flatten(0, 1)
+    given = torch.from_numpy(evidence.shown).float().repeat_interleave(thresholds, dim=0)
+    quality = calibrated_quality(estimates, given, config.quality_calibration).double().numpy()
+    quality = np.where(evidence.marked, quality.reshape(count, thresholds), 0.0)
+    asked = CANDIDATES if config.threshold is None else (config.threshold,)
+    columns = np.array([evidence.column(threshold) for threshold in asked])
+    chosen = columns[quality[:, columns].argmax(axis=1)]
+    rows = np.arange(count)
+    return quality[rows, chosen], evidence.iou[rows, chosen]
+
+
+def fit_logistic(inputs: Floats, target: Floats, ridge: float = RIDGE) -> tuple[float, ...]:
+    """Fit a logistic regression to shares, by Newton's method with a small ridge.
+
+    Args:
+        inputs: (N, D).
+        target: (N,) in [0, 1].
+        ridge: weight of the squared factors, against the sum of the N losses.
+
+    Returns:
+        D factors, then the offset.
+    """
+    rows = np.concatenate([inputs, np.ones((len(inputs), 1))], axis=1)
+    penalty = np.append(np.full(inputs.shape[1], ridge), RIDGE)  # the offset is free
+    weights = np.zeros(rows.shape[1])
+    for _ in range(_ROUNDS):
+        fitted = 1 / (1 + np.exp(-rows @ weights))
+        slope = rows.T @ (fitted - target) + penalty * weights
+        curvature = (rows * (fitted * (1 - fitted))[:, None]).T @ rows + np.diag(penalty)
+        weights = weights - np.linalg.solve(curvature, slope)
+    return tuple(float(weight) for weight in weights)
+
+
+def spearman(a: Floats, b: Floats) -> float:
+    """Spearman's rank correlation; tied values share their mean rank."""
+    return float(np.corrcoef(_ranks(a), _ranks(b))[0, 1])
+
+
+def calibration_error(probability: Floats, truth: npt.NDArray[np.bool_], bins: int = 10) -> float:
+    """Expected calibration error (Guo et al., ICML 2017) in bins of equal width.
+
+    Args:
+        probability: (N,) in [0, 1].
+        truth: (N,), what is true.
+        bins: number of bins.
+    """
+    index = np.minimum((probability * bins).astype(int), bins - 1)
+    gaps = [abs(float((probability[index == b] - truth[index == b]).sum())) for b in range(bins)]
+    return sum(gaps) / len(probability)
+
+
+def _ranks(values: Floats) -> Floats:
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    return np.asarray((ends - (counts - 1) / 2)[inverse])
+
+
+def _logit(share: Floats) -> Floats:
+    return np.asarray(torch.logit(torch.from_numpy(share), eps=1e-3).numpy())
