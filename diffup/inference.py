@@ -21,7 +21,6 @@ from diffup.decoder.base import Decoder
 from diffup.decoder.config import DecoderConfig
 from diffup.decoder.options import Sampling
 from diffup.decoder.quality import (
-    best_thresholds,
     calibrated_presence,
     calibrated_quality,
     calibrated_score,
@@ -242,14 +241,14 @@ def decode(
         maps = result_maps(samples, together)
         pairs = [(everything[index], query) for index in group for query in range(len(queries))]
         thresholds = [sampling.threshold(prototypes.threshold) for prototypes, _ in pairs]
-        judged = trust(samples, together.evidence, thresholds, config)
-        for row, (_, query) in enumerate(pairs):
+        judged = trust(samples, together.evidence, torch.tensor(thresholds, device=device), config)
+        for row, ((_, query), threshold) in enumerate(zip(pairs, thresholds, strict=True)):
             found[query].append(
                 Segmentation(
                     image=queries[query].pixels,
                     maps=maps[row].numpy().copy(),  # a view would hold the whole batch
                     quality=float(judged.quality[row]),
-                    threshold=round(float(judged.threshold[row]), 6),
+                    threshold=threshold,
                     backbone=backbone.name,
                     presence=float(judged.presence[row]),
                     score=float(judged.score[row]),
@@ -348,34 +347,29 @@ class Trust:
         presence: (B,) in [0, 1], probability that the query shows the class.
         quality: (B,) in [0, 1], expected IoU of the mask if it does; 0 for an empty mask.
         score: (B,) in [0, 1], probability that it does and the IoU of the mask is above 1/2.
-        threshold: (B,) in (0, 1), probability above which a pixel is in the mask.
     """
 
     presence: Tensor
     quality: Tensor
     score: Tensor
-    threshold: Tensor
 
 
-def trust(samples: Ensemble, evidence: Tensor, thresholds: Sequence[float | None], config: DecoderConfig) -> Trust:
+def trust(samples: Ensemble, evidence: Tensor, thresholds: Tensor | float, config: DecoderConfig) -> Trust:
     """Judge the masks of an ensemble by the decoder's calibrated estimates.
 
     Args:
         samples: means over the samples of B queries.
         evidence: (B, 5), `Condition.evidence`.
-        thresholds: for each query the probability in (0, 1) above which a pixel is in the mask, or None for the best.
+        thresholds: probability in (0, 1) above which a pixel is in the mask, one for all or (B,).
         config: config of the decoder.
 
     Returns:
         What is to be thought of the masks, on the CPU.
     """
-    evidence, mean, predicted = (part.float().cpu() for part in (evidence, samples.mean, samples.iou))
-    chosen = torch.tensor([0.0 if value is None else value for value in thresholds])
-    if None in thresholds:
-        best = best_thresholds(mean, predicted, evidence, config.quality_calibration)
-        chosen = torch.where(chosen > 0, chosen, best)
+    evidence, mean = evidence.float(), samples.mean.float()
     presence = calibrated_presence(evidence, config.presence_calibration)
-    estimates = quality_estimates(mean, predicted, chosen)
+    estimates = quality_estimates(mean, samples.iou.float(), thresholds)
     quality = calibrated_quality(estimates, evidence, config.quality_calibration)
-    quality = torch.where(marked_share(mean, chosen) > 0, quality, 0.0)
-    return Trust(presence, quality, calibrated_score(quality, presence, config.score_calibration), chosen)
+    quality = torch.where(marked_share(mean, thresholds) > 0, quality, 0.0)
+    score = calibrated_score(quality, presence, config.score_calibration)
+    return Trust(presence.cpu(), quality.cpu(), score.cpu())

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,12 +17,27 @@ from torch import Tensor
 
 from diffup.correct import Correction
 from diffup.errors import ImageError, PrototypesError
+from diffup.formats.detections import to_detections
 from diffup.formats.png import encode_label_png, write_label_png
 from diffup.instances import SMALLEST, Instance, find_instances
 from diffup.refine import Guide
 from diffup.result import Segmentation, odds_over
 from diffup.utils import pictures
 from diffup.utils.fonts import legend_key
+
+
+class Marked(NamedTuple):
+    """What is marked of a class: all of it, or one object.
+
+    Attributes:
+        label: label of the class, 1 for the first.
+        mask: (H, W) bool, not empty.
+        score: score of the mask in [0, 1].
+    """
+
+    label: int
+    mask: npt.NDArray[np.bool_]
+    score: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,6 +205,54 @@ class LabelMap:
             own = (probability > item.threshold).numpy() & item.present if overlap else self.labels == label
             for found in find_instances(own, self.image, probability.numpy(), item.score, smallest):
                 yield label, found
+
+    def marked(self, *, instances: bool = False, overlap: bool = False) -> Iterator[Marked]:
+        """Iterate over the masks that are not empty, in the order of the classes.
+
+        Args:
+            instances: whether to yield every object (`instances`) with its own score, instead of each class as a whole.
+            overlap: whether to take each class's own mask, instead of its pixels in the label map.
+
+        Returns:
+            Iterator of a label, a mask and a score each.
+
+        Raises:
+            MissingPackageError: scikit-image, which `instances` needs, is not installed
+                (`pip install "diffup[formats]"`).
+        """
+        if instances:
+            for label, found in self.instances(overlap, smallest=0):
+                yield Marked(label, found.mask, found.score)
+            return
+        own = self.masks if overlap else None
+        for label, item in enumerate(self.results, start=1):
+            mask = self.labels == label if own is None else own[label - 1]
+            if mask.any():
+                yield Marked(label, mask, item.score)
+
+    def to_supervision(self, *, instances: bool = False, overlap: bool = False) -> Any:
+        """Return the masks as `supervision.Detections`.
+
+        Args:
+            instances: whether to make a detection of every object (`instances`) with its own score, instead of one of
+                each class.
+            overlap: whether to take each class's own mask, instead of its pixels in the label map.
+
+        Returns:
+            Detections with boxes, masks, `class_id` (0 for the first class), the name in `data["class_name"]` and, as
+            `confidence`, the score; none for an absent class.
+
+        Raises:
+            MissingPackageError: supervision is not installed (`pip install "diffup[supervision]"`), or scikit-image,
+                which `instances` needs.
+        """
+        found = list(self.marked(instances=instances, overlap=overlap))
+        return to_detections(
+            [item.mask for item in found],
+            [item.score for item in found],
+            [item.label - 1 for item in found],
+            [self.names[item.label - 1] for item in found],
+        )
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the labels as an indexed PNG file whose pixel values are the labels. A partial file is never left.

@@ -337,7 +337,8 @@ class Segmentation:
                 which `instances` needs.
         """
         masks, scores = self._objects(instances)
-        return to_detections(masks, scores, class_id, class_name)
+        names = None if class_name is None else [class_name] * len(masks)
+        return to_detections(masks, scores, [class_id] * len(masks), names)
 
     def _objects(self, apart: bool) -> tuple[list[npt.NDArray[np.bool_]], list[float]]:
         """Masks and scores of the objects, or of the whole mask."""

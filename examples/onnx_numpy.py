@@ -104,44 +104,21 @@ def presence(condition: dict[str, Array], config: dict[str, Any]) -> float:
     return sigmoid(float(condition["evidence"][0] @ np.array(config["presence_calibration"])))
 
 
-CANDIDATES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6)
-"""Thresholds of which the one of the greatest quality is chosen, unless the decoder has one for all masks."""
-
-
-def best_threshold(
-    probability: Array, iou: float, condition: dict[str, Array], config: dict[str, Any]
-) -> tuple[float, float]:
-    """Choose the threshold of a mask; it is returned with the quality of the mask.
-
-    Args:
-        probability: (64, 64) in [0, 1], mean over the samples.
-        iou: the IoU that the quality branch predicts.
-        condition: arrays of condition.npz.
-        config: content of config.json.
-    """
-    candidates = CANDIDATES if config["threshold"] is None else (config["threshold"],)
-    qualities = [expected_quality(probability, threshold, iou, condition, config) for threshold in candidates]
-    return candidates[int(np.argmax(qualities))], max(qualities)
-
-
-def expected_quality(
-    probability: Array, threshold: float, iou: float, condition: dict[str, Array], config: dict[str, Any]
-) -> float:
+def expected_quality(probability: Array, iou: float, condition: dict[str, Array], config: dict[str, Any]) -> float:
     """Compute the calibrated IoU to be expected of a mask, if the query shows the class.
 
     Args:
         probability: (64, 64) in [0, 1], mean over the samples.
-        threshold: probability above which a position is in the mask.
         iou: the IoU that the quality branch predicts.
         condition: arrays of condition.npz.
         config: content of config.json.
     """
-    marked = probability > np.float32(threshold)
+    marked = probability > config["threshold"]
     overlap = float(probability[marked].sum())
     if not overlap:
         return 0.0
     expected = overlap / (float(probability.sum()) + int(marked.sum()) - overlap)
-    estimates = [logit(expected), logit(iou), math.log(float(marked.mean())), logit(threshold)]
+    estimates = [logit(expected), logit(iou), math.log(float(marked.mean())), logit(config["threshold"])]
     return sigmoid(float(np.array([*estimates, *condition["evidence"][0]]) @ np.array(config["quality_calibration"])))
 
 
@@ -172,11 +149,10 @@ def main(arguments: list[str] | None = None) -> None:
     probability, _, iou = sample(network, quality, condition, config, args.steps)
     height, width = (int(side) for side in condition["size"])
     mean, present = probability.mean(axis=0), presence(condition, config)
-    threshold, good = best_threshold(mean, iou, condition, config)
-    mask = (enlarge(mean, (height, width)) > threshold) & (present >= config["min_presence"])
+    mask = (enlarge(mean, (height, width)) > config["threshold"]) & (present >= config["min_presence"])
     Image.fromarray(mask.astype(np.uint8) * np.uint8(255)).save(args.output)
     print(f"{args.output}: {mask.mean():.1%} of {width} x {height} pixels marked")
-    print(f"presence of the class {present:.2f}, expected IoU {good:.2f}")
+    print(f"presence of the class {present:.2f}, expected IoU {expected_quality(mean, iou, condition, config):.2f}")
 
 
 if __name__ == "__main__":

@@ -50,15 +50,15 @@ def segment(session: Any, photo: Array, classes: list[Path]) -> dict[str, tuple[
     """
     facts = json.loads(session.get_modelmeta().custom_metadata_map["diffup"])
     if classes:
-        names = [path.stem.partition(".")[2] for path in classes]
+        names = [(path.stem.partition(".")[2], facts["threshold"]) for path in classes]
         inputs = [{"photo": photo, **np.load(path, allow_pickle=False)} for path in classes]
     else:
-        names = [item["name"] for item in facts["classes"]]
+        names = [(item["name"], item["threshold"]) for item in facts["classes"]]
         inputs = [{"photo": photo}]
-    runs = [session.run(["probability", "threshold", "presence", "quality"], given) for given in inputs]
-    outputs = [np.concatenate(parts) for parts in zip(*runs, strict=True)]
+    runs = [session.run(["probability", "presence", "quality"], given) for given in inputs]
+    maps, presences, qualities = (np.concatenate(parts) for parts in zip(*runs, strict=True))
     found = {}
-    for name, small, threshold, presence, quality in zip(names, *outputs, strict=True):
+    for (name, threshold), small, presence, quality in zip(names, maps, presences, qualities, strict=True):
         mask = (enlarge(small, photo.shape[2:]) > threshold) & (presence >= facts["min_presence"])
         found[name] = (mask, float(presence), float(quality))
     return found

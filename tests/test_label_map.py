@@ -204,6 +204,46 @@ def test_own_masks_overlap_and_are_those_of_the_classes_alone(result: LabelMap) 
         assert np.array_equal(mask, result[name].mask)
 
 
+def test_marked_masks() -> None:
+    maps = torch.zeros(3, 64, 64)
+    maps[0, 4:10, 4:10], maps[0, 40:60, 30:50], maps[1, 50:, 40:], maps[2] = 0.75, 0.75, 0.875, 1.0
+    presence, scores = (1.0, 0.5, 0.0), (0.5, 0.25, 1.0)
+    made = LabelMap.of("abc", [decoded(maps[i], 0.5, presence=presence[i], score=scores[i]) for i in range(3)])
+    whole = list(made.marked())
+    assert [(item.label, item.score) for item in whole] == [(1, 0.5), (2, 0.25)]  # the third is absent
+    for item in whole:
+        assert np.array_equal(item.mask, made.labels == item.label)
+    own = list(made.marked(overlap=True))
+    assert [int(item.mask.sum()) for item in own] == [6 * 6 + 20 * 20, 14 * 24]
+    assert [int(item.mask.sum()) for item in whole] == [6 * 6 + 20 * 20 - 10 * 10, 14 * 24]
+    parts = list(made.marked(instances=True))
+    assert [(item.label, int(item.mask.sum()), item.score) for item in parts] == [
+        (1, 36, 0.375),
+        (1, 300, 0.375),
+        (2, 336, 0.21875),
+    ]
+
+
+@pytest.mark.filterwarnings("ignore")  # supervision's own, on OpenCV
+def test_detections_of_a_label_map() -> None:
+    supervision = pytest.importorskip("supervision")
+    found = handmade().to_supervision()
+    assert isinstance(found, supervision.Detections)
+    assert found.xyxy.tolist() == [[0, 0, 28, 64], [36, 0, 64, 64]]
+    assert found.class_id.tolist() == [0, 1] and found["class_name"].tolist() == ["dog", "a cat with a long name"]
+    assert found.confidence.tolist() == [1.0, 1.0]
+    assert np.array_equal(found.mask, [handmade().labels == 1, handmade().labels == 2])
+    halves = torch.full((2, 64, 64), 0.9)
+    halves[0, :, 30:34] = halves[1] = 0.1
+    parts = LabelMap.of(("dog", "cat"), [decoded(values, 0.5) for values in halves]).to_supervision(instances=True)
+    assert sorted(parts.xyxy.tolist()) == [[0, 0, 30, 64], [34, 0, 64, 64]] and parts.class_id.tolist() == [0, 0]
+    both = LabelMap.of(("dog", "cat"), [decoded(torch.tensor(p), 0.5) for p in (0.9, 0.8)])
+    assert both.to_supervision().class_id.tolist() == [0]
+    assert both.to_supervision(overlap=True).class_id.tolist() == [0, 1]
+    absent = LabelMap.of(("dog",), [decoded(torch.tensor(0.9), 0.5, presence=0.0)])
+    assert len(absent.to_supervision()) == 0
+
+
 def test_certainty_is_finite() -> None:
     image = np.zeros((4, 4, 3), np.uint8)
     labels, total = merge([decoded(torch.tensor(p), 0.5, image) for p in (1.0, 0.0)])

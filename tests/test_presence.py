@@ -32,7 +32,7 @@ def test_the_presence_is_the_weighted_evidence_whatever_the_ensemble(system: str
     for count, seed in ((1, 0), (4, 1)):
         noise = draw_noise(condition, count, torch.Generator().manual_seed(seed))
         samples = sample_ensemble(decoder, condition, noise, steps)
-        assert torch.allclose(trust(samples, condition.evidence, [None] * 3, config).presence, expected, atol=1e-6)
+        assert torch.allclose(trust(samples, condition.evidence, 0.5, config).presence, expected, atol=1e-6)
 
 
 # --- evidence --------------------------------------------------------------------------------------------------------

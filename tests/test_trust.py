@@ -15,12 +15,13 @@ from fakes import build_fake, save_tiny_decoder, shape_image, tiny_config, tiny_
 
 from diffup import DiffUp
 from diffup.data.folder import LabelledFolder
-from diffup.decoder.quality import CANDIDATES, calibrated_quality, calibrated_score, quality_estimates
+from diffup.decoder.quality import calibrated_score
 from diffup.decoder.sampling import Ensemble
 from diffup.decoder.weights import CONFIG, save_decoder
 from diffup.errors import DataError
 from diffup.evaluation import trust as evidence_of
 from diffup.evaluation.calibration import (
+    FITTED,
     Evidence,
     answers,
     calibrate,
@@ -68,32 +69,12 @@ def test_an_empty_mask_has_no_quality() -> None:
     evidence = torch.tensor([[0.0, float(logit(0.75)), 1.0, 0, 0], [0.0, 20.0, 1.0, 0, 0]])
     calibration = (1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 2.0, 0.0, 0.0)
     config = tiny_config(presence_calibration=(0.0, 1.0, 0, 0, 0), quality_calibration=calibration)
-    judged = trust(samples, evidence, [0.5, 0.5], dataclasses.replace(config, score_calibration=(0.5, 1)))
-    assert judged.threshold.tolist() == [0.5, 0.5]
+    judged = trust(samples, evidence, torch.tensor([0.5, 0.5]), dataclasses.replace(config, score_calibration=(0.5, 1)))
     quality = sigmoid(logit(0.75) + 2)
     assert judged.presence.tolist() == pytest.approx([0.75, 1.0])
     assert judged.quality.tolist() == pytest.approx([quality, 0.0], abs=1e-6)
     least = sigmoid(-0.5 * np.log(999) + 1)
     assert judged.score.tolist() == pytest.approx([0.75 * sigmoid(0.5 * logit(quality) + 1), least], abs=1e-6)
-
-
-def test_each_mask_has_the_threshold_of_its_best_quality() -> None:
-    generator = torch.Generator().manual_seed(0)
-    mean = torch.rand(3, 64, 64, generator=generator) * torch.tensor([0.9, 0.5, 0.02])[:, None, None]
-    maps = {name: torch.zeros_like(mean) for name in ("variance", "error")}
-    predicted = torch.tensor([0.3, 0.6, 0.9])
-    samples = Ensemble(mean=mean, iou=predicted, trace=None, timesteps=(), **maps)
-    evidence = torch.rand(3, EVIDENCE, generator=generator)
-    config = tiny_config(quality_calibration=(1.0, 0.2, -0.4, 0.3, 0.5, 0.1, 0.2, 0.0, 0.0))
-    judged = trust(samples, evidence, [None, 0.3, None], config)
-    assert judged.threshold[1] == pytest.approx(0.3) and judged.threshold[2] == pytest.approx(CANDIDATES[0])
-    assert judged.quality[2] == 0, "no threshold marks anything"
-    found = []
-    for candidate in CANDIDATES:
-        estimates = quality_estimates(mean[:1], predicted[:1], torch.tensor([candidate]))
-        found.append(float(calibrated_quality(estimates, evidence[:1], config.quality_calibration)))
-    assert judged.threshold[0] == pytest.approx(CANDIDATES[int(np.argmax(found))])
-    assert judged.quality[0] == pytest.approx(max(found)) and max(found) > found[0] + 0.01
 
 
 def test_results_have_the_decoders_calibrations() -> None:
@@ -165,12 +146,12 @@ def made_up(seed: int = 0, count: int = 500) -> Evidence:
     rows[:, :2], rows[:, 2] = rng.normal((-0.5, 0), 1, size=(4 * count, 2)), 1
     there = rng.random(4 * count) < sigmoid(rows[:, :3] @ (2, -1, 1))  # half of them
     shown, absent = rows[there][:count], rows[~there][:count]
-    expected, predicted, area = rng.uniform(0.05, 0.95, (3, count, len(CANDIDATES)))
-    thresholds = np.broadcast_to(logit(np.array(CANDIDATES)), expected.shape)
+    expected, predicted, area = rng.uniform(0.05, 0.95, (3, count, len(FITTED)))
+    thresholds = np.broadcast_to(logit(np.array(FITTED)), expected.shape)
     estimates = np.stack([logit(expected), logit(predicted), np.log(area), thresholds], axis=2)
     iou = sigmoid(estimates @ MADE_UP[:4] + (0.5 * shown[:, 0] - 0.2)[:, None])
     photos = tuple(map(str, range(count)))
-    return Evidence(shown, absent, CANDIDATES, estimates, np.ones(iou.shape, bool), iou, photos)
+    return Evidence(shown, absent, FITTED, estimates, np.ones(iou.shape, bool), iou, photos)
 
 
 def test_supports_and_text_are_calibrated_apart() -> None:
@@ -200,8 +181,6 @@ def test_calibrations_are_fitted_and_the_recall_is_what_was_asked_for(recall: fl
     evidence, config = made_up(), tiny_config(backbone="x")
     found = calibrate(evidence, config, recall)
     assert found.quality_calibration == pytest.approx(MADE_UP, abs=2e-3)
-    assert found.threshold is None, "the best of each mask"
-    assert calibrate(evidence, tiny_config(system="prior"), recall).threshold == 0.5
     assert found.same_network(config) and found.backbone == "x"
     assert found.presence_calibration[:3] == pytest.approx((2, -1, 1), abs=0.4)  # standard errors are about 0.13
     assert found.presence_calibration[3:] == config.presence_calibration[3:], "there is no evidence of text"
@@ -210,7 +189,7 @@ def test_calibrations_are_fitted_and_the_recall_is_what_was_asked_for(recall: fl
     assert (shown >= found.min_presence).mean() == pytest.approx(recall, abs=0.01)
     assert round(found.min_presence, 3) == found.min_presence
     quality, iou = answers(evidence, found)
-    assert iou == pytest.approx(evidence.iou.max(axis=1)), "the quality is exact, and so is the choice"
+    assert quality == pytest.approx(iou, abs=2e-3) and (iou == evidence.iou[:, FITTED.index(0.5)]).all()
     right = sigmoid(found.score_calibration[0] * logit(quality) + found.score_calibration[1])
     assert right[iou > 0.6].min() > 0.8 and right[iou < 0.4].max(initial=0) < 0.2
 
@@ -291,7 +270,7 @@ def test_evidence_is_of_photos_with_and_without_the_class(
         counted, target = labels != folder.ignore, labels == episode.class_id
         both, either = (shown.mask & target & counted).sum(), ((shown.mask | target) & counted).sum()
         assert found.iou[index, column] == pytest.approx(both / max(either, 1), abs=3 / max(either, 1)), "a few pixels"
-    assert found.iou.max() > 0 and found.thresholds == CANDIDATES
+    assert found.iou.max() > 0 and found.thresholds == FITTED
 
 
 def test_evidence_is_that_of_its_seed(folder: LabelledFolder) -> None:
@@ -350,7 +329,6 @@ def test_calibrations_are_written_and_used(
         "quality_calibration": before_it.quality_calibration,
         "score_calibration": (1.0, 0.0),
         "min_presence": 0.0,
-        "threshold": 0.5,
     }
     save_decoder(tmp_path / "plain", model.decoder.state_dict(), dataclasses.replace(config, **neutral))
     query, _ = shape_image((1, 2), seed=3)
@@ -360,9 +338,7 @@ def test_calibrations_are_written_and_used(
     )
     assert judged.min_presence == config.min_presence and plain.min_presence == 0
     assert judged.presence != plain.presence
-    assert plain.threshold == 0.5 and judged.threshold in CANDIDATES
-    refined = [dataclasses.replace(result, threshold=0.5).probability for result in (judged, plain)]
-    assert np.array_equal(*refined)
+    assert np.array_equal(judged.probability, plain.probability)
 
 
 def test_several_annotations_are_told_apart_and_together(

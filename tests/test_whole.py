@@ -172,6 +172,7 @@ def test_photos_are_segmented_without_torch(tmp_path: Path, monkeypatch: pytest.
             near = np.abs(result.probability - result.threshold) < TOLERANCE
             found = np.asarray(Image.open(f"fixed/{index}_{item.name}.png")) > 0
             assert ((found == result.mask) | near).all() and (found != result.mask).mean() <= 1e-3
+        # A class that is an input has the decoder's threshold.
         found, result = np.asarray(Image.open(f"any/{index}_cat.png")) > 0, results[1]
         assert (found != result.mask).mean() <= 1e-3
 
@@ -190,7 +191,10 @@ def test_the_file_says_what_it_holds(tmp_path: Path) -> None:
     assert difference < TOLERANCE and [file.name for file in tmp_path.iterdir()] == ["pets.onnx"]
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     facts = json.loads(session.get_modelmeta().custom_metadata_map["diffup"])
-    assert facts["classes"] == [{"name": "face"}, {"name": "cat"}]
+    assert facts["classes"] == [
+        {"name": "face", "threshold": 0.4},
+        {"name": "cat", "threshold": model.config.threshold},
+    ]
     assert facts["encoder"] == {"name": VIT, "fingerprint": model.backbone.fingerprint, "input_size": [160, 160]}
     assert facts["encoder_licence"] == "apache-2.0" and facts["decoder"] == hash_weights(model.decoder)
     assert (facts["steps"], facts["ensemble"]) == (model.config.steps, 1)

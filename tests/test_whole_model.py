@@ -29,13 +29,14 @@ CNN = "timm:test_efficientnet"
 
 def facts(**changes: Any) -> Facts:
     fields: dict[str, Any] = {
-        "classes": [{"name": "cat"}],
+        "classes": [{"name": "cat", "threshold": 0.4}],
         "encoder": {"name": CNN, "fingerprint": "cnn-1", "input_size": [64, 64]},
         "encoder_licence": None,
         "decoder": "0" * 64,
         "version": "0.3.0",
         "steps": 1,
         "ensemble": 2,
+        "threshold": 0.3,
         "min_presence": 0.2,
         "priors": asdict(PriorConfig(grid=8)),
     }
@@ -52,10 +53,10 @@ class Session:
     seen: dict[str, Any] = field(default_factory=dict)
 
     def run(self, names: list[str], inputs: dict[str, Any]) -> list[np.ndarray]:
-        assert names == ["presence", "quality", "score", "threshold", "maps"]
+        assert names == ["presence", "quality", "score", "maps"]
         self.seen = inputs
         ramp = np.broadcast_to(np.linspace(0, 1, 64, dtype=np.float32), (1, 4, 64, 64))
-        return [np.array([value], dtype=np.float32) for value in (self.presence, 0.7, 0.6, 0.4)] + [ramp]
+        return [np.array([value], dtype=np.float32) for value in (self.presence, 0.7, 0.6)] + [ramp]
 
     def get_modelmeta(self) -> Any:
         return SimpleNamespace(custom_metadata_map=self.metadata)
@@ -112,7 +113,7 @@ def test_prototypes_are_given_where_classes_are_inputs_and_nowhere_else() -> Non
     with pytest.raises(ConfigError, match="negatives cannot be exported"):
         anything.segment(photo(), replace(cat, negative=cat))
     found = anything.segment(photo(), [cat, replace(cat, name="dog", threshold=None)], refine=False)
-    assert found.names == ("cat", "dog") and [item.threshold for item in found.results] == [0.6, 0.4]
+    assert found.names == ("cat", "dog") and [item.threshold for item in found.results] == [0.6, 0.3]
     assert session.seen["prototypes0"].shape[1] == 3  # the views of one support
 
 

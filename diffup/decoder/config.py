@@ -24,7 +24,7 @@ System = Literal["diffusion", "one_step", "gan", "prior"]
 MAX_ENSEMBLE = 1000
 """Greatest number of samples of a query."""
 
-PRESENCE_CALIBRATION = (16.9, 4.75, -5.06, 16.7, -2.31)
+PRESENCE_CALIBRATION = (4.35, 12.0, -4.64, 13.4, -2.26)
 """Factors of `Condition.evidence` (`diffup.priors.presence.EVIDENCE`), fitted to the bundled encoders."""
 
 FORMAT = 5
@@ -70,8 +70,7 @@ class DecoderConfig:
             the same way.
         steps: default number of DDIM steps.
         ensemble: default number of samples that are averaged.
-        threshold: default probability above which a pixel is marked, in (0, 1); None for the one of the greatest
-            quality, mask by mask (`diffup.decoder.quality.best_thresholds`), which wants a fitted calibration.
+        threshold: default probability above which a pixel is marked, in (0, 1); chosen on training classes.
         min_presence: default presence below which a mask is empty, in [0, 1]; 0 never empties a mask.
         backbone: name of the encoder to use if the user names none.
         system: `diffusion` is the paper's; `one_step` the same U-Net without a noisy mask, in a single pass; `gan` the
@@ -107,7 +106,7 @@ class DecoderConfig:
     score_calibration: tuple[float, float] = (1.0, 0.0)
     steps: int = 1
     ensemble: int = 2
-    threshold: float | None = 0.3
+    threshold: float = 0.3
     min_presence: float = 0.0
     backbone: str = "bundled:efficientnet_lite0"
     system: System = "diffusion"
@@ -141,10 +140,8 @@ class DecoderConfig:
             object.__setattr__(self, name, values)
             if len(values) != count or not all(math.isfinite(value) for value in values):
                 raise ConfigError(f"{name}={values}: give {count} finite numbers")
-        if self.threshold is None and self.system == "prior":
-            raise ConfigError("threshold=None: system='prior' has no quality by which to choose one; give a number")
-        if self.threshold is not None and not 0 < self.threshold < 1:
-            raise ConfigError(f"threshold={self.threshold}: it must lie between 0 and 1, or be None")
+        if not 0 < self.threshold < 1:
+            raise ConfigError(f"threshold={self.threshold}: it must lie between 0 and 1")
         if not 0 < self.beta_start < self.beta_end or self.beta_end * 1000 / self.timesteps >= 1:
             raise ConfigError(
                 f"beta_start={self.beta_start}, beta_end={self.beta_end}, timesteps={self.timesteps}: the betas, "

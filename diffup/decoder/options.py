@@ -94,7 +94,7 @@ class Sampling:
         steps: number of DDIM steps.
         ensemble: number of samples that are averaged.
         override: threshold for all classes that the caller gave, in (0, 1), or None.
-        default: the decoder's own threshold, in (0, 1), or None for the best of each mask.
+        default: the decoder's own threshold, in (0, 1).
         min_presence: presence below which a mask is empty, in [0, 1].
         generator: source of the starting noise.
         refine: whether masks and probabilities are refined to the outlines of the query.
@@ -103,20 +103,18 @@ class Sampling:
     steps: int
     ensemble: int
     override: float | None
-    default: float | None
+    default: float
     min_presence: float
     generator: torch.Generator
     refine: bool
 
-    def threshold(self, own: float | None = None) -> float | None:
+    def threshold(self, own: float | None = None) -> float:
         """The threshold of a class: the caller's, else that of the class's prototypes, else the decoder's.
-
-        None means that each mask has the best one (`diffup.decoder.quality.best_thresholds`).
 
         Args:
             own: threshold of the class's prototypes, in (0, 1), or None.
         """
-        return next((value for value in (self.override, own) if value is not None), self.default)
+        return next(value for value in (self.override, own, self.default) if value is not None)
 
     @functools.cached_property
     def noise(self) -> Tensor:

@@ -15,9 +15,6 @@ from torch import Tensor, nn
 ESTIMATES = 4
 """Number of values of `quality_estimates`."""
 
-CANDIDATES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6)
-"""Thresholds of which `best_thresholds` chooses one for each mask."""
-
 SMALLEST = 1 / 4096
 """Smallest share of the positions whose logarithm is taken: one of 64 x 64."""
 
@@ -140,7 +137,7 @@ def calibrated_presence(evidence: Tensor, calibration: Sequence[float]) -> Tenso
     return torch.sigmoid((evidence.float() * torch.tensor(calibration, device=evidence.device)).sum(dim=1))
 
 
-def quality_estimates(probability: Tensor, predicted: Tensor, threshold: Tensor) -> Tensor:
+def quality_estimates(probability: Tensor, predicted: Tensor, threshold: Tensor | float) -> Tensor:
     """Collect what the decoder says of the IoU of its masks.
 
     Small masks are wrong more often than their probabilities say.
@@ -148,15 +145,15 @@ def quality_estimates(probability: Tensor, predicted: Tensor, threshold: Tensor)
     Args:
         probability: (B, s, s) in [0, 1].
         predicted: (B,) in [0, 1], the quality branch's IoU.
-        threshold: (B,) in (0, 1), thresholds of the masks.
+        threshold: threshold in (0, 1) of all masks, or (B,) one of each.
 
     Returns:
         (B, 4), logits of the expected IoU and of the predicted one, the logarithm of the area, which is at least
         `SMALLEST`, and the logit of the threshold.
     """
     expected, area = expected_iou(probability, threshold), marked_share(probability, threshold)
-    logarithm = area.clamp_min(SMALLEST).log()
-    return torch.stack([_logit(expected), _logit(predicted), logarithm, _logit(threshold)], dim=1)
+    each = torch.as_tensor(threshold, dtype=area.dtype, device=area.device).expand_as(area)
+    return torch.stack([_logit(expected), _logit(predicted), area.clamp_min(SMALLEST).log(), _logit(each)], dim=1)
 
 
 def calibrated_quality(estimates: Tensor, evidence: Tensor, calibration: Sequence[float]) -> Tensor:
@@ -173,28 +170,6 @@ def calibrated_quality(estimates: Tensor, evidence: Tensor, calibration: Sequenc
     inputs = torch.cat([estimates, evidence.float()], dim=1)
     # Row by row, as in `calibrated_presence`.
     return torch.sigmoid((inputs * torch.tensor(calibration, device=inputs.device)).sum(dim=1))
-
-
-def best_thresholds(probability: Tensor, predicted: Tensor, evidence: Tensor, calibration: Sequence[float]) -> Tensor:
-    """Choose for each mask the threshold of the greatest calibrated quality.
-
-    Args:
-        probability: (B, s, s) in [0, 1].
-        predicted: (B,) in [0, 1], the quality branch's IoU.
-        evidence: (B, 5), `Condition.evidence`.
-        calibration: factors (`DecoderConfig.quality_calibration`).
-
-    Returns:
-        (B,), of `CANDIDATES`. A threshold that marks nothing is chosen only if all do; then it is the first.
-    """
-    candidates = torch.tensor(CANDIDATES, device=probability.device)
-    found = []
-    for candidate in candidates:
-        threshold = candidate.expand(len(probability))
-        estimates = quality_estimates(probability, predicted, threshold)
-        quality = calibrated_quality(estimates, evidence, calibration)
-        found.append(torch.where(marked_share(probability, threshold) > 0, quality, -1.0))
-    return candidates[torch.stack(found).argmax(dim=0)]
 
 
 def calibrated_score(quality: Tensor, presence: Tensor, calibration: Sequence[float]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Calibration of what a decoder says of its masks, and how true it is: presence, quality, threshold and score."""
+"""Calibration of what a decoder says of its masks, and how true it is: presence, quality and score."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import torch
 
 from diffup.decoder.config import DecoderConfig
 from diffup.decoder.quality import (
-    CANDIDATES,
     ESTIMATES,
     calibrated_presence,
     calibrated_quality,
@@ -30,6 +29,9 @@ RIDGE = 1e-3
 SOURCES = (slice(0, 3), slice(3, 5))
 """Values of `Condition.evidence` that supports give, and those that text gives; the last of each is 1."""
 
+FITTED = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6)
+"""Thresholds at which the quality is fitted, so that it holds for whatever threshold a user chooses."""
+
 _ROUNDS = 50
 
 
@@ -40,7 +42,7 @@ class Evidence:
     Attributes:
         shown: (N, 5), `Condition.evidence` of queries that show the class.
         absent: (N, 5), the same of photos that do not show it.
-        thresholds: T thresholds, `CANDIDATES` among them.
+        thresholds: T thresholds, those of `FITTED` and the decoder's own.
         estimates: (N, T, 4), `quality_estimates` of the masks at the thresholds, in the first ones.
         marked: (N, T) bool, whether these masks mark anything.
         iou: (N, T) in [0, 1], their true IoU.
@@ -80,8 +82,6 @@ def join(parts: Sequence[Evidence]) -> Evidence:
 def calibrate(evidence: Evidence, config: DecoderConfig, recall: float = KEPT) -> DecoderConfig:
     """Fit the calibrations of a decoder, and the minimum presence. Evidence that is not given leaves its factors.
 
-    The quality is fitted at all of `CANDIDATES`, so that the decoder can choose among them: its threshold becomes None.
-
     Args:
         evidence: evidence from queries that the decoder was not trained on, of classes that it was not trained on.
         config: the decoder's config.
@@ -98,7 +98,6 @@ def calibrate(evidence: Evidence, config: DecoderConfig, recall: float = KEPT) -
         config,
         presence_calibration=tuple(factors.tolist()),
         quality_calibration=tuple(_quality_factors(evidence).tolist()),
-        threshold=config.threshold if config.system == "prior" else None,
     )
     quality, iou = answers(evidence, judged)
     slope, start = fit_logistic(_logit(quality)[:, None], (iou > 0.5).astype(float))
@@ -108,7 +107,7 @@ def calibrate(evidence: Evidence, config: DecoderConfig, recall: float = KEPT) -
 
 def _quality_factors(evidence: Evidence) -> Floats:
     """Fit `DecoderConfig.quality_calibration`; a source that is not given has the offset of the other."""
-    columns = [evidence.column(threshold) for threshold in CANDIDATES]
+    columns = [evidence.column(threshold) for threshold in FITTED]
     given = np.repeat(evidence.shown[:, None], len(columns), axis=1)
     inputs = np.concatenate([evidence.estimates[:, columns], given], axis=2).reshape(-1, ESTIMATES + given.shape[2])
     constants = [ESTIMATES + source.stop - 1 for source in SOURCES]
@@ -133,7 +132,7 @@ def report(evidence: Evidence, config: DecoderConfig) -> dict[str, float]:
         `auc`, area under the ROC curve of the presence; `recall`, share of the queries with the class whose presence
         reaches `min_presence`, and `false_alarms`, that of the photos without it; `false_alarms_at_recall`, the latter
         where nine in ten of the queries reach it; `presence_error`, mean absolute difference of the presence to what is
-        true; `iou`, mean true IoU of the masks, at the decoder's threshold or at the best of each; `spearman` and
+        true; `iou`, mean true IoU of the masks, `spearman` and
         `error`, rank correlation and mean absolute difference of quality and true IoU; `score_error`, expected
         calibration error of the score given presence, in ten bins.
 
@@ -167,21 +166,15 @@ def answers(evidence: Evidence, config: DecoderConfig) -> tuple[Floats, Floats]:
 
     Args:
         evidence: the evidence.
-        config: the decoder's config; a threshold of None takes the best of `CANDIDATES` for each mask.
+        config: the decoder's config.
 
     Raises:
         ConfigError: the evidence does not have the decoder's threshold.
     """
-    count, thresholds = evidence.marked.shape
-    estimates = torch.from_numpy(evidence.estimates).float().flatten(0, 1)
-    given = torch.from_numpy(evidence.shown).float().repeat_interleave(thresholds, dim=0)
+    column = evidence.column(config.threshold)
+    estimates, given = (torch.from_numpy(part).float() for part in (evidence.estimates[:, column], evidence.shown))
     quality = calibrated_quality(estimates, given, config.quality_calibration).double().numpy()
-    quality = np.where(evidence.marked, quality.reshape(count, thresholds), 0.0)
-    asked = CANDIDATES if config.threshold is None else (config.threshold,)
-    columns = np.array([evidence.column(threshold) for threshold in asked])
-    chosen = columns[quality[:, columns].argmax(axis=1)]
-    rows = np.arange(count)
-    return quality[rows, chosen], evidence.iou[rows, chosen]
+    return np.where(evidence.marked[:, column], quality, 0.0), evidence.iou[:, column]
 
 
 def fit_logistic(inputs: Floats, target: Floats, ridge: float = RIDGE) -> tuple[float, ...]:

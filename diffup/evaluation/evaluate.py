@@ -210,15 +210,14 @@ class Evaluator:
             row: row of the episode in the batch.
             sampling: the sampling options.
         """
-        judged = trust(samples, condition.evidence, [sampling.threshold()] * len(samples.mean), self.model.config)
-        threshold = round(float(judged.threshold[row]), 6)
         maps = torch.stack([samples.mean[row].float(), condition.prior[row, 0] * 0.5 + 0.5])
-        target = self.data.target(episode.query, episode.class_id)
+        target, threshold = self.data.target(episode.query, episode.class_id), sampling.threshold()
         target = target if self.scored is None else self.scored(target)
         found = maps[:1]
         if sampling.refine:
             found = refine(found, Guide.of(to_bytes(self.data.image(episode.query))), threshold)
         size = (target.mask.shape[0], target.mask.shape[1])
+        judged = trust(samples, condition.evidence, threshold, self.model.config)
         probability, prior = (enlarge(item, size)[0].numpy() for item in (found, maps[1:]))
         return EpisodeScore(
             index=index,

@@ -43,7 +43,7 @@ class Setting:
         seed: random seed of episodes, weak annotations and noise.
         steps: number of DDIM steps.
         ensemble: number of samples averaged.
-        threshold: probability in (0, 1) above which a pixel is in the mask; None for the best of each mask.
+        threshold: probability in (0, 1) above which a pixel is in the mask.
         batch_size: number of episodes sampled together, which affects rounding.
         bf16: whether sampling runs in bfloat16.
         device: type of the device, which affects rounding.
@@ -67,7 +67,7 @@ class Setting:
     seed: int
     steps: int
     ensemble: int
-    threshold: float | None
+    threshold: float
     batch_size: int
     bf16: bool
     device: str

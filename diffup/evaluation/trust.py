@@ -20,11 +20,11 @@ from torch import Tensor
 
 from diffup.data.folder import LabelledFolder
 from diffup.decoder.options import SamplingOptions
-from diffup.decoder.quality import CANDIDATES, marked_share, quality_estimates
+from diffup.decoder.quality import marked_share, quality_estimates
 from diffup.decoder.sampling import draw_noise, sample_ensemble
 from diffup.decoder.weights import save_decoder
 from diffup.errors import ConfigError, DataError, DiffUpError
-from diffup.evaluation.calibration import Evidence, calibrate, join, report
+from diffup.evaluation.calibration import FITTED, Evidence, calibrate, join, report
 from diffup.evaluation.episodes import Episode, draw_episodes
 from diffup.evaluation.evaluate import Evaluator, check_annotation, episode_generators
 from diffup.evaluation.presence import Floats
@@ -72,8 +72,7 @@ def gather(
     others = [_absent(episode, labels, data, rng) for episode in drawn]
     evaluator = Evaluator(model, data)
     sampling = SamplingOptions(min_presence=0.0).resolve(model.config)
-    own = sampling.threshold()
-    thresholds = CANDIDATES if own is None else tuple(sorted({own, *CANDIDATES}))
+    thresholds = tuple(sorted({sampling.threshold(), *FITTED}))
     shown, absent, estimates, iou = (list[Floats]() for _ in range(4))
     marked = list[npt.NDArray[np.bool_]]()
     for index, (episode, other) in enumerate(zip(drawn, others, strict=True)):

@@ -10,6 +10,7 @@ from diffup.formats.read_coco import read_coco
 from diffup.formats.read_cvat import read_cvat
 from diffup.formats.read_label_studio import read_label_studio
 from diffup.formats.read_supports import read_supports, recognise_format
+from diffup.formats.read_torchvision import read_torchvision
 from diffup.formats.records import read_fiftyone, read_huggingface
 from diffup.formats.supports import Skipped, SupportSet
 from diffup.formats.write_labelme import labelme_document
@@ -36,6 +37,7 @@ __all__ = [
     "read_labelme",
     "read_mask_folder",
     "read_supports",
+    "read_torchvision",
     "recognise_format",
     "voc_palette",
     "write_label_png",

@@ -14,6 +14,9 @@ from diffup.errors import FormatError
 from diffup.formats.checks import as_mask
 from diffup.utils.optional import need
 
+EDITABLE = 0.5
+"""Tolerance in pixels of polygons that people edit: a vertex at every pixel could not be moved by hand."""
+
 
 def connected_components(mask: npt.ArrayLike) -> Iterator[npt.NDArray[np.bool_]]:
     """Iterate over the connected components of a mask, largest first.

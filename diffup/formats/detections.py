@@ -13,30 +13,33 @@ from diffup.utils.optional import need
 
 
 def to_detections(
-    masks: Sequence[npt.NDArray[np.bool_]], confidences: Sequence[float], class_id: int, class_name: str | None
+    masks: Sequence[npt.NDArray[np.bool_]],
+    confidences: Sequence[float],
+    class_ids: Sequence[int],
+    class_names: Sequence[str] | None,
 ) -> Any:
-    """Convert masks of one class to `supervision.Detections`.
+    """Convert masks to `supervision.Detections`.
 
     Args:
         masks: (H, W) bool each; empty ones are left out.
         confidences: score of each mask in [0, 1].
-        class_id: number of the class.
-        class_name: name of the class, or None.
+        class_ids: number of each mask's class.
+        class_names: name of each mask's class, or None.
 
     Returns:
-        The detections; empty for an empty mask.
+        The detections; empty if all masks are.
 
     Raises:
         MissingPackageError: supervision is not installed.
     """
     detections = need("supervision", "Detections", extra="supervision").Detections
-    found = [(mask, score) for mask, score in zip(masks, confidences, strict=True) if mask.any()]
+    found = [index for index, mask in enumerate(masks) if mask.any()]
     if not found:
         return detections.empty()
     return detections(
-        xyxy=np.array([bounding_box(mask) for mask, _ in found], dtype=np.float32),
-        mask=np.stack([mask for mask, _ in found]),
-        confidence=np.array([score for _, score in found], dtype=np.float32),
-        class_id=np.full(len(found), class_id),
-        data={} if class_name is None else {"class_name": np.array([class_name] * len(found))},
+        xyxy=np.array([bounding_box(masks[index]) for index in found], dtype=np.float32),
+        mask=np.stack([masks[index] for index in found]),
+        confidence=np.array([confidences[index] for index in found], dtype=np.float32),
+        class_id=np.array([class_ids[index] for index in found]),
+        data={} if class_names is None else {"class_name": np.array([class_names[index] for index in found])},
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +22,7 @@ from diffup.formats.supports import (
     OnError,
     SupportSet,
     check_pixels,
+    check_shots,
     check_size,
     class_mask,
     cut_box,
@@ -43,14 +44,16 @@ _CLASS_FIELDS = ("category", "categories", "category_id", "label", "labels")
 
 
 def read_fiftyone(
-    samples: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+    samples: Any,
     label: str | int,
     field_name: str = "ground_truth",
     *,
+    mask_targets: Mapping[Any, str] | None = None,
     images: str | os.PathLike[str] = ".",
+    shots: int | None = None,
     on_error: OnError = "raise",
 ) -> SupportSet:
-    """Read supports from FiftyOne's samples, as dictionaries (`sample.to_dict()` or equivalent).
+    """Read supports from FiftyOne's samples, or from dictionaries of the same form (`sample.to_dict()`).
 
     A sample has a `filepath` and a field of labels. The field holds `detections` (each with `label`, `bounding_box` as
     fractions of the image [left, top, width, height], and optionally `mask` or `mask_path`, relative to that box) or a
@@ -58,10 +61,13 @@ def read_fiftyone(
     stores them.
 
     Args:
-        samples: one sample or several; samples without the label, or with an empty field, are ignored.
-        label: name of the class in detections, or its pixel value in a segmentation.
+        samples: a data set or view of FiftyOne, one sample, or an iterable of samples or dictionaries. Samples without
+            the label, or with an empty field, are ignored.
+        label: name of the class; in a segmentation its pixel value, or its name if `mask_targets` has it.
         field_name: name of the field that holds the labels.
+        mask_targets: names of a segmentation's classes by pixel value; by default those of the data set or view.
         images: folder in which paths of another machine are looked up, by the rules of `diffup.inputs.recorded.Files`.
+        shots: number of supports K, the first of the samples; all by default.
         on_error: "raise" the error of a faulty sample, or "skip" the sample.
 
     Returns:
@@ -70,10 +76,15 @@ def read_fiftyone(
         neighbour. Boxes without area are ignored if their image has others.
 
     Raises:
-        FormatError: a sample has another form, or none has the label. The message names the sample and the field.
+        FormatError: a sample has another form, or fewer than `shots` have the label. The message names the sample and
+            the field.
     """
+    check_shots(shots)
     found, files = Gathering(on_error), Files(images)
-    for index, sample in enumerate([samples] if isinstance(samples, Mapping) else samples):
+    value = _pixel_value(label, _mask_targets(samples, field_name) if mask_targets is None else mask_targets)
+    for index, sample in enumerate(_samples(samples)):
+        if len(found) == shots:
+            break
         where = f"samples[{index}]"
         with found.record(where):
             recorded = field(sample, "filepath", (str, os.PathLike), where)
@@ -83,13 +94,35 @@ def read_fiftyone(
                 found.without(f"{at} is {'empty' if field_name in sample else 'not there'}")
                 continue
             path = files.find(recorded, f"{where}.filepath")
-            annotation = _labels(field(sample, field_name, Mapping, where), label, path, files, at)
+            annotation = _labels(field(sample, field_name, Mapping, where), label, value, path, files, at)
             if annotation is not None:
                 found.add(path, annotation)
-    return found.shots(f"label={label!r}: no sample has it in the field {field_name!r}")
+    return found.shots(f"label={label!r}: no sample has it in the field {field_name!r}", shots)
 
 
-def _labels(labels: Mapping[str, Any], label: str | int, path: Path, files: Files, at: str) -> Annotation:
+def _samples(given: Any) -> Iterator[Any]:
+    """Samples as dictionaries; a sample of FiftyOne can be iterated over too, but has a file."""
+    several = [given] if isinstance(given, Mapping) or hasattr(given, "filepath") else given
+    return (sample.to_dict() if hasattr(sample, "to_dict") else sample for sample in several)
+
+
+def _mask_targets(samples: Any, field_name: str) -> Mapping[Any, str]:
+    """Names of a segmentation's classes by pixel value, as a data set or view of FiftyOne states them."""
+    targets = getattr(samples, "mask_targets", None) or {}
+    found = targets.get(field_name) or getattr(samples, "default_mask_targets", None)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _pixel_value(label: str | int, mask_targets: Mapping[Any, str]) -> int | None:
+    """Pixel value of a class in a segmentation; None if it is not known."""
+    if isinstance(label, int):
+        return label
+    return next((int(value) for value, name in mask_targets.items() if name == label and str(value).isdecimal()), None)
+
+
+def _labels(
+    labels: Mapping[str, Any], label: str | int, value: int | None, path: Path, files: Files, at: str
+) -> Annotation:
     """The annotation of the class in the label field of one sample; `None` if it does not show the class."""
     size = upright_size(path, f"{at.partition('.')[0]}.filepath")
     if "detections" in labels:
@@ -99,29 +132,33 @@ def _labels(labels: Mapping[str, Any], label: str | int, path: Path, files: File
         raise FormatError(f"{at}: expected detections or the mask of a segmentation, got {sorted(labels)}")
     if labels.get("mask") is None and labels.get("mask_path") is None:
         return None
-    if not isinstance(label, int):
-        raise FormatError(f"label={label!r}: {at} is a segmentation, whose classes are numbers")
-    mask = class_mask(_stored_mask(labels, files, at), label, at)
+    if value is None:
+        raise FormatError(
+            f"label={label!r}: {at} is a segmentation, whose classes are numbers; give one, or their names with "
+            "mask_targets={1: 'dog'}"
+        )
+    mask = class_mask(_stored_mask(labels, files, at), value, at)
     return _fitting(mask, size, at)
 
 
 def read_huggingface(
-    rows: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+    rows: Mapping[str, Any] | Iterable[Mapping[str, Any]],
     label: int | str | None = None,
     *,
     column: str | None = None,
     image_column: str = "image",
     box_format: Literal["xywh", "xyxy"] = "xywh",
     images: str | os.PathLike[str] = ".",
+    shots: int | None = None,
     on_error: OnError = "raise",
 ) -> SupportSet:
     """Read supports from rows of a Hugging Face data set.
 
     Args:
-        rows: one row or several (`dataset[0]`, `list(dataset.select(range(5)))`); rows without the class, or with an
-            empty column, are ignored.
-        label: pixel value of the class in index masks, or the class of the boxes to read; by default masks are
-            two-valued, and all boxes are read.
+        rows: a data set, streamed or not, one row or several (`dataset[0]`, `dataset.select(range(5))`). Rows without
+            the class, or with an empty column, are ignored.
+        label: pixel value of the class in index masks, or the class of the boxes to read, which may be a name if the
+            data set's features have the names; by default masks are two-valued, and all boxes are read.
         column: name of the column with the masks (an image, an array or a path), or with objects that have `bbox` and
             their class in `category`, `categories`, `category_id`, `label` or `labels`. By default the only one of
             `mask`, `segmentation`, `segmentation_mask`, `annotation`, `label` and `objects` that the rows have.
@@ -129,6 +166,7 @@ def read_huggingface(
         box_format: form of `bbox` in pixels: "xywh" (left, top, width, height; COCO's) or "xyxy" (left, top, right,
             bottom).
         images: folder in which paths of another machine are looked up, by the rules of `diffup.inputs.recorded.Files`.
+        shots: number of supports K, the first of the rows; all by default. The rows after them are not read.
         on_error: "raise" the error of a faulty row, or "skip" the row.
 
     Returns:
@@ -136,12 +174,16 @@ def read_huggingface(
         rows. Boxes without area are ignored if their image has others.
 
     Raises:
-        FormatError: a row has another form, or none has the class. The message names the row and the column.
+        FormatError: a row has another form, or fewer than `shots` have the class. The message names the row and the
+            column.
     """
+    check_shots(shots)
     if box_format not in ("xywh", "xyxy"):
         raise FormatError(f"box_format={box_format!r}: expected xywh or xyxy")
-    found, files = Gathering(on_error), Files(images)
+    found, files, features = Gathering(on_error), Files(images), getattr(rows, "features", None)
     for index, row in enumerate([rows] if isinstance(rows, Mapping) else rows):
+        if len(found) == shots:
+            break
         where = f"rows[{index}]"
         with found.record(where):
             if not isinstance(row, Mapping) or row.get(image_column) is None:
@@ -157,14 +199,31 @@ def read_huggingface(
             size = _size_of(image, f"{where}.{image_column}")
             annotation: Annotation
             if _has_boxes(row[name]):
-                annotation = _objects(row[name], label, size, box_format, at)
+                annotation = _objects(row[name], _numbered(label, features, name), size, box_format, at)
             else:
                 if label is not None and not isinstance(label, int):
                     raise FormatError(f"label={label!r}: the classes of the masks in {at} are numbers")
                 annotation = _fitting(class_mask(_picture(row[name], files, at), label, at), size, at)
             if annotation is not None:
                 found.add(image, annotation)
-    return found.shots(f"label={label!r}: no row has it")
+    return found.shots(f"label={label!r}: no row has it", shots)
+
+
+def _numbered(label: int | str | None, features: Any, column: str) -> int | str | None:
+    """A class name as the number that the rows have, if the features of the column with the objects tell it."""
+    fields = _inner(features.get(column)) if isinstance(features, Mapping) else None
+    if not isinstance(fields, Mapping) or not isinstance(label, str):
+        return label
+    for name in _CLASS_FIELDS:
+        names = getattr(_inner(fields.get(name)), "names", None)
+        if names is not None and label in names:
+            return int(names.index(label))
+    return label
+
+
+def _inner(feature: Any) -> Any:
+    """The feature of a list's items; another feature as it is."""
+    return feature[0] if isinstance(feature, list) else getattr(feature, "feature", feature)
 
 
 def _fitting(mask: Mask | None, size: tuple[int, int], where: str) -> Mask | None:

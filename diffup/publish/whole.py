@@ -33,8 +33,8 @@ from diffup.utils.resize import resize_maps, triangle_weights
 PHOTO = "photo"
 """Name of the input: the pixels of a photo, (1, 3, H, W) uint8, RGB, at any size."""
 
-OUTPUTS = ("probability", "presence", "quality", "score", "threshold", "maps")
-"""Names of the outputs for C classes: (C, 64, 64), four of (C,), and (C, 4, 64, 64) as `Segmentation.maps` has them.
+OUTPUTS = ("probability", "presence", "quality", "score", "maps")
+"""Names of the outputs for C classes: (C, 64, 64), three of (C,), and (C, 4, 64, 64) as `Segmentation.maps` has them.
 
 They are not refined (`diffup.refine`).
 """
@@ -83,18 +83,19 @@ class PhotoModel(nn.Module):
         backbone: the encoder.
         decoder: the decoder.
         sampling: sampling options; their noise is a constant of the graph.
-        thresholds: probability above which a pixel is in the mask of each class, or None for the best of each mask.
+        thresholds: probability above which a pixel is in the mask of each class, for its quality.
     """
 
     noise: Tensor
+    thresholds: Tensor
 
     def __init__(
-        self, backbone: FrozenBackbone, decoder: Decoder, sampling: Sampling, thresholds: Sequence[float | None]
+        self, backbone: FrozenBackbone, decoder: Decoder, sampling: Sampling, thresholds: Sequence[float]
     ) -> None:
         super().__init__()
         self.backbone, self.decoder, self.steps = backbone, decoder, sampling.steps
         self.register_buffer("noise", sampling.noise, persistent=False)
-        self.thresholds = list(thresholds)
+        self.register_buffer("thresholds", torch.tensor(thresholds), persistent=False)
 
     def segment(self, photo: Tensor, classes: Sequence[PreparedSupport]) -> tuple[Tensor, ...]:
         """Segment C classes: the tensors of `OUTPUTS`.
@@ -111,8 +112,7 @@ class PhotoModel(nn.Module):
         noise = self.noise.expand(len(classes), *self.noise.shape)
         samples = sample_ensemble(self.decoder, condition, noise, self.steps)
         judged = trust(samples, condition.evidence, self.thresholds, config)
-        maps = result_maps(samples, condition)
-        return samples.mean, judged.presence, judged.quality, judged.score, judged.threshold, maps
+        return samples.mean, judged.presence, judged.quality, judged.score, result_maps(samples, condition)
 
 
 class AnyClass(PhotoModel):
@@ -135,7 +135,7 @@ class FixedClasses(PhotoModel):
         backbone: the encoder.
         decoder: the decoder.
         sampling: sampling options.
-        thresholds: probability above which a pixel is in the mask of each class, or None for the best of each mask.
+        thresholds: probability above which a pixel is in the mask of each class.
         classes: the prepared classes, batches of one.
     """
 
@@ -144,7 +144,7 @@ class FixedClasses(PhotoModel):
         backbone: FrozenBackbone,
         decoder: Decoder,
         sampling: Sampling,
-        thresholds: Sequence[float | None],
+        thresholds: Sequence[float],
         classes: Sequence[PreparedSupport],
     ) -> None:
         super().__init__(backbone, decoder, sampling, thresholds)
@@ -176,25 +176,27 @@ class Facts:
     """What a file says of itself, as JSON under the key `diffup` of its metadata.
 
     Attributes:
-        classes: name of each class; empty if the class is an input.
+        classes: name and threshold of each class; empty if the class is an input.
         encoder: name, fingerprint and input size (height, width in pixels) of the encoder.
         encoder_licence: licence of the encoder's weights; None if it is not known.
         decoder: SHA-256 of the decoder's weights.
         version: version of diffup.
         steps: number of sampling steps.
         ensemble: number of samples that are averaged.
+        threshold: the decoder's own threshold.
         min_presence: presence below which a mask is empty.
         priors: config of the priors, which the prototypes of a class that is an input are prepared with.
         refined: whether the probability is refined to the outlines of the photo; always False.
     """
 
-    classes: list[dict[str, str]]
+    classes: list[dict[str, Any]]
     encoder: dict[str, Any]
     encoder_licence: str | None
     decoder: str
     version: str
     steps: int
     ensemble: int
+    threshold: float
     min_presence: float
     priors: dict[str, Any]
     refined: bool = False
@@ -225,7 +227,7 @@ def export_whole(
         encoder_licence: licence of the encoder's weights, for the metadata; None if it is not known.
 
     Returns:
-        Maximum difference of an output from the original.
+        Maximum difference of a probability, presence, quality or score from the original.
 
     Raises:
         ConfigError: the encoder, decoder or a class cannot be exported.
@@ -245,7 +247,7 @@ def export_whole(
         else FixedClasses(encoder, decoder, sampling, thresholds, supports)
     )
     inputs = support_inputs(supports[0]) if as_inputs else {}
-    names = [] if as_inputs else [{"name": item.name} for item in classes]
+    names = [] if as_inputs else [{"name": c.name, "threshold": t} for c, t in zip(classes, thresholds, strict=True)]
     facts = Facts(
         classes=names,
         encoder={
@@ -258,6 +260,7 @@ def export_whole(
         version=__version__,
         steps=sampling.steps,
         ensemble=sampling.ensemble,
+        threshold=sampling.threshold(),
         min_presence=sampling.min_presence,
         priors=asdict(decoder.config.priors),
     )
@@ -391,10 +394,7 @@ def example_photo(height: int, width: int, seed: int = 0) -> Tensor:
 
 
 def _difference(module: PhotoModel, path: Path, support: Mapping[str, Tensor]) -> float:
-    """Maximum difference of a file's results from the original's, at other sizes than it was traced with.
-
-    Thresholds are left out: of two that are equally good, rounding may prefer either.
-    """
+    """Maximum difference of a file's results from the original's, at other sizes than it was traced with."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -406,8 +406,6 @@ def _difference(module: PhotoModel, path: Path, support: Mapping[str, Tensor]) -
         with torch.no_grad():
             expected = module(photo, *support.values())
         arrays = {name: tensor.numpy() for name, tensor in support.items()}
-        found = session.run(None, {PHOTO: photo.numpy(), **arrays})
-        for name, a, b in zip(OUTPUTS, expected, found, strict=True):
-            if name != "threshold":
-                greatest = max(greatest, float(np.abs(a.numpy() - b).max()))
+        for a, b in zip(expected, session.run(None, {PHOTO: photo.numpy(), **arrays}), strict=True):
+            greatest = max(greatest, float(np.abs(a.numpy() - b).max()))
     return greatest

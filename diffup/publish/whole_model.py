@@ -93,8 +93,8 @@ class WholeModel:
         Args:
             query: the photo: path, PIL image, numpy array (H, W, 3) uint8 or torch tensor (3, H, W).
             prototypes: prototypes of the classes if they are inputs of the file, made with its encoder; else none.
-            threshold: probability in (0, 1) above which a pixel is in the mask; by default that of the prototypes, or
-                else the file's. The quality is that of the mask at the file's threshold.
+            threshold: probability in (0, 1) above which a pixel is in the mask; by default the class's own. The quality
+                is that of the mask at the file's threshold.
             min_presence: presence in [0, 1] below which a mask is empty; by default the file's.
             refine: whether masks are refined to the photo's outlines; `diffup.refine.REFINE` by default.
 
@@ -116,19 +116,18 @@ class WholeModel:
         if given:
             config = from_dict(PriorConfig, self.facts.priors, "priors.")
             found = [self._run({PHOTO: pixels, **_arrays(item, config)}) for item in given]
-            asked = [item.threshold if threshold is None else threshold for item in given]
+            own = [self.facts.threshold if item.threshold is None else item.threshold for item in given]
             names = tuple(item.name for item in given)
         else:
             found, names = [self._run({PHOTO: pixels})], self.names
-            asked = [threshold] * len(names)
-        presence, quality, score, best, maps = (np.concatenate(parts) for parts in zip(*found, strict=True))
-        thresholds = [round(float(own), 6) if value is None else value for own, value in zip(best, asked, strict=True)]
+            own = [item["threshold"] for item in self.facts.classes]
+        presence, quality, score, maps = (np.concatenate(parts) for parts in zip(*found, strict=True))
         results = [
             Segmentation(
                 image=photo,
                 maps=maps[index].copy(),
                 quality=float(quality[index]),
-                threshold=thresholds[index],
+                threshold=own[index] if threshold is None else threshold,
                 backbone=self.facts.encoder["name"],
                 presence=float(presence[index]),
                 score=float(score[index]),
@@ -162,7 +161,7 @@ class WholeModel:
                 )
 
     def _run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> list[npt.NDArray[np.float32]]:
-        """Presence, quality, score, threshold and maps of the classes."""
+        """Presence, quality, score and maps of the classes."""
         found: list[npt.NDArray[np.float32]] = self._session.run(list(OUTPUTS[1:]), dict(inputs))
         return found
 

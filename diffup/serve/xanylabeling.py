@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from diffup.errors import DiffUpError, FormatError, ImageError
-from diffup.formats.contours import polygons
+from diffup.formats.contours import EDITABLE, polygons
 from diffup.formats.shapes import number
 from diffup.formats.supports import decode_base64, field
 from diffup.inputs.images import upright_size
@@ -23,8 +23,6 @@ MODEL = "diffup"
 
 CODES = {401: "UNAUTHORIZED", 403: "UNAUTHORIZED", 413: "INVALID_IMAGE", 500: "INFERENCE_ERROR"}
 """Error codes of the contract by status; "INVALID_REQUEST" for others."""
-
-_TOLERANCE = 0.5  # pixels by which a polygon may leave the exact outline, so that it can be edited
 
 
 class XAnyLabeling:
@@ -118,10 +116,10 @@ def _shapes(found: LabelMap) -> list[dict[str, Any]]:
     """A polygon for every connected part of every class."""
     return [
         {
-            "label": name,
+            "label": found.names[item.label - 1],
             "shape_type": "polygon",
             "points": polygon.tolist(),
-            "score": result.score,
+            "score": item.score,
             "attributes": {},
             "description": None,
             "difficult": False,
@@ -130,6 +128,6 @@ def _shapes(found: LabelMap) -> list[dict[str, Any]]:
             "group_id": None,
             "kie_linking": [],
         }
-        for index, (name, result) in enumerate(zip(found.names, found.results, strict=True))
-        for polygon in polygons(found.labels == index + 1, _TOLERANCE)
+        for item in found.marked()
+        for polygon in polygons(item.mask, EDITABLE)
     ]

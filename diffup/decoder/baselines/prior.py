@@ -34,6 +34,4 @@ class PriorDecoder(Decoder):
         Returns:
             Error map (B, 1, 64, 64), all zero, and IoU (B,) in [0, 1].
         """
-        threshold = self.config.threshold
-        assert threshold is not None  # the config refuses None for this system
-        return torch.zeros_like(mask), expected_iou(mask * 0.5 + 0.5, threshold)
+        return torch.zeros_like(mask), expected_iou(mask * 0.5 + 0.5, self.config.threshold)

@@ -1,0 +1,107 @@
+"""Reading supports from torchvision's segmentation data sets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from PIL import Image
+
+from diffup.data.pascal5i import CLASSES
+from diffup.errors import FormatError
+from diffup.formats.supports import (
+    Gathering,
+    OnError,
+    SupportSet,
+    check_shots,
+    check_size,
+    read_index,
+    upright_size,
+)
+from diffup.inputs.annotations import Mask
+from diffup.inputs.images import describe
+
+
+def read_torchvision(
+    dataset: Any, label: int | str | None = None, *, shots: int | None = None, on_error: OnError = "raise"
+) -> SupportSet:
+    """Read supports from a data set of torchvision: `VOCSegmentation`, `SBDataset` or `OxfordIIITPet`.
+
+    Any other data set of pairs of an image and an index mask will do, such as a `torch.utils.data.Subset`, if the class
+    is given as a number. The data set must have been opened without transforms. Pixels that it leaves open, the edges
+    of objects (255 in VOC, 3 in Pets), count as background.
+
+    Args:
+        dataset: the data set. `SBDataset` needs `mode="segmentation"`, `OxfordIIITPet` `target_types="segmentation"`;
+            for a breed it is `("category", "segmentation")`, for all cats or dogs `("binary-category",
+            "segmentation")`.
+        label: class in the masks as a number, or its name in VOC and SBD (`diffup.data.pascal5i.CLASSES`). For Pets the
+            name of a breed, "Cat" or "Dog" as the data set spells it; None for every pet.
+        shots: number of supports K, the first of the data set; all by default. The images after them are not read.
+        on_error: "raise" the error of a faulty entry, or "skip" the entry.
+
+    Returns:
+        Support images and masks, all in memory; `skipped` lists the faulty entries. Images without the class are
+        ignored.
+
+    Raises:
+        FormatError: the data set has other targets, no class of the name, or fewer than `shots` images of it; or a mask
+            has another size than its image. The message names the entry.
+    """
+    check_shots(shots)
+    found = Gathering(on_error)
+    kinds = {kind.__name__ for kind in type(dataset).__mro__}
+    pets = "OxfordIIITPet" in kinds
+    wanted = _pet(dataset, label) if pets else None
+    value = 1 if pets else _pixel_value(label, bool({"VOCSegmentation", "SBDataset"} & kinds))
+    for index in range(len(dataset)):
+        if len(found) == shots:
+            break
+        where = f"dataset[{index}]"
+        with found.record(where):
+            image, target = _pair(dataset[index], where)
+            if pets:
+                types = dataset._target_types
+                targets = dict(zip(types, target if len(types) > 1 else [target], strict=True))
+                if wanted is not None and targets.get(wanted[0]) != wanted[1]:
+                    continue
+                target = targets["segmentation"]
+            mask = read_index(target, where) == value
+            if mask.any():
+                check_size((mask.shape[0], mask.shape[1]), upright_size(image, where), where)
+                found.add(image, Mask(mask))
+    return found.shots(f"label={label!r}: no image has it", shots)
+
+
+def _pixel_value(label: int | str | None, named: bool) -> int:
+    """The class in the masks; `named` says whether they have VOC's classes."""
+    value = next((number for number, name in CLASSES.items() if name == label), label) if named else label
+    if isinstance(value, bool) or not isinstance(value, int):
+        names = f", or one of {', '.join(CLASSES.values())}" if named else ""
+        raise FormatError(f"label={label!r}: give the class in the masks as a number{names}")
+    return value
+
+
+def _pet(dataset: Any, label: int | str | None) -> tuple[str, int] | None:
+    """The type of target that tells a breed or an animal, and its number there; None for every pet."""
+    if "segmentation" not in dataset._target_types:
+        raise FormatError('dataset: there are no masks; open the data set with target_types="segmentation"')
+    if label is None:
+        return None
+    for kind, names in (("category", dataset.classes), ("binary-category", dataset.bin_classes)):
+        if label in names:
+            if kind not in dataset._target_types:
+                raise FormatError(f"label={label!r}: open the data set with target_types={(kind, 'segmentation')}")
+            return kind, names.index(label)
+    known = ", ".join([*dataset.bin_classes, *dataset.classes])
+    raise FormatError(f"label={label!r}: expected one of {known}, or None for every pet")
+
+
+def _pair(entry: Any, where: str) -> tuple[Image.Image, Any]:
+    """The image and the target of an entry."""
+    if not isinstance(entry, Sequence) or len(entry) != 2:
+        raise FormatError(f"{where}: expected an image and its mask, got {describe(entry)}")
+    image, target = entry
+    if not isinstance(image, Image.Image):
+        raise FormatError(f"{where}: expected a PIL image, got {describe(image)}; open the data set without transforms")
+    return image, target

@@ -1,0 +1,1 @@
+"""Labelling tools that call Python: CVAT's auto-annotation functions and FiftyOne's models."""
