@@ -194,7 +194,7 @@ def draw(folder: Path, model: DiffUp) -> list[str]:
 
 def screenshots(folder: Path) -> list[str]:
     """Take the screenshots of the web page, as the test in the browser does; the names of the files."""
-    test = "tests/test_demo_browser.py::test_a_drawn_scribble_gives_what_the_library_gives"
+    test = "tests/test_demo_browser.py::test_a_phone_needs_no_long_way"
     names = ["demo_desktop.png", "demo_phone.png"]
     with tempfile.TemporaryDirectory() as taken:
         environment = {**os.environ, "DIFFUP_SCREENSHOTS": taken}
@@ -208,9 +208,12 @@ def screenshots(folder: Path) -> list[str]:
 
 
 def record(folder: Path, names: list[str], decoder: str) -> None:
-    """Record the decoder of pictures, and hashes by which these are recognised."""
-    made = {name: {"decoder": decoder, "sha256": digest(folder / name)} for name in sorted(names)}
-    write_text(folder / RECORD, json.dumps(made, indent=2) + "\n")
+    """Record the decoder of pictures, and hashes by which these are recognised; other pictures keep their record."""
+    path = folder / RECORD
+    made = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    made |= {name: {"decoder": decoder, "sha256": digest(folder / name)} for name in names}
+    there = {name: made[name] for name in sorted(made) if (folder / name).exists()}
+    write_text(path, json.dumps(there, indent=2) + "\n")
 
 
 def outdated(folder: Path, decoder: str) -> list[str]:
@@ -221,7 +224,7 @@ def outdated(folder: Path, decoder: str) -> list[str]:
         decoder: hash of the decoder (`decoder_hash`).
     """
     made = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    there = {path.name for path in folder.iterdir() if path.suffix in (".jpg", ".png")}
+    there = {path.name for path in folder.iterdir() if path.suffix in (".jpg", ".png", ".webp")}
     current = {
         name for name in there & set(made) if made[name] == {"decoder": decoder, "sha256": digest(folder / name)}
     }
@@ -240,7 +243,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.check:
         old = outdated(args.output, decoder_hash(load_decoder(RELEASED)))
-        raise SystemExit(f"not of the released decoder: {', '.join(old)}; run docs/pictures.py" if old else 0)
+        remedy = "run docs/pictures.py, and docs/recording.py for demo.webp"
+        raise SystemExit(f"not of the released decoder: {', '.join(old)}; {remedy}" if old else 0)
     args.output.mkdir(parents=True, exist_ok=True)
     model = DiffUp.from_pretrained(backbone=ENCODERS[0])
     record(args.output, draw(args.output, model) + screenshots(args.output), decoder_hash(model.decoder))

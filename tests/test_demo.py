@@ -6,6 +6,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,33 +16,25 @@ from fakes import (
     FakeBackbone,
     FakeTextSpace,
     ReadingBackbone,
-    build_fake,
     save_tiny_decoder,
     shape_image,
     tiny_model,
 )
 from PIL import Image
 from pycocotools import mask as coco_mask
+from visits import SAMPLING, add_shape, box_around, drawing, fake, found, png, shapes_file, with_photos
 
-from diffup import Box, DiffUp, Mask, Scribble, cli
+from diffup import Box, DiffUp, Points, cli
 from diffup.decoder.options import SamplingOptions
-from diffup.demo import downloads, session, views
+from diffup.demo import downloads, photos, session, views
+from diffup.demo import find as finding
 from diffup.demo.encoders import Encoders, installed_encoders, installed_reader
-from diffup.demo.examples import KINDS, Example, read_editor, read_paint
+from diffup.demo.examples import Example
 from diffup.demo.scenes import SCENES
 from diffup.demo.session import Session, Taught
-from diffup.errors import AnnotationError, ConfigError, ImageError, PrototypesError
+from diffup.errors import ConfigError, ImageError, PrototypesError
 from diffup.label_map import LabelMap
 from diffup.prototypes import Prototypes
-
-SAMPLING = SamplingOptions(steps=3, ensemble=2, threshold=0.5)
-
-
-def fake(variant: str | None, *, input_size: int = 64) -> FakeBackbone:
-    """`build_fake`, with the name that was asked for."""
-    built = build_fake(variant, input_size=input_size)
-    built.name = f"fake:{variant}"
-    return built
 
 
 @pytest.fixture
@@ -51,125 +44,109 @@ def encoders(families: Callable[..., None]) -> Encoders:
     return Encoders(model, ["fake:a", "fake:bbb"])
 
 
-def editor(seed: int = 0, label: int = 1) -> dict[str, object]:
-    """What the image editor gives where the shape of this class is painted over."""
-    image, labels = shape_image((1, 2), seed=seed)
-    layer = np.zeros((*labels.shape, 4), np.uint8)
-    layer[labels == label] = (40, 200, 80, 255)
-    return {"background": np.dstack([image, np.full(labels.shape, 255, np.uint8)]), "layers": [layer]}
-
-
 @pytest.fixture
 def taught() -> Session:
     """Two classes, one of two examples, and a photo."""
-    state = session.add_painted(Session(), "square", editor(0), "mask")
-    state = session.add_painted(state, "disc", editor(0, label=2), "box")
-    state = session.add_painted(state, "square", editor(1), "scribble")
-    return session.set_query(state, str(photo()))
+    state = add_shape(add_shape(add_shape(Session(), "square"), "disc", label=2), "square", seed=1)
+    return with_photos(state, 7)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("photos")
-    Image.fromarray(shape_image((2, 1), seed=7)[0]).save(folder / "photo.png")
-    photo.folder = folder
-    return folder
+def result(state: Session, index: int = 0) -> LabelMap:
+    """The label map of the photo that is open, by one encoder."""
+    assert state.opened is not None
+    return state.opened.maps[index]
 
 
-def photo() -> Path:
-    return photo.folder / "photo.png"
-
-
-def test_paint_is_what_is_opaque_in_any_layer() -> None:
-    value = editor()
-    image, paint = read_editor(value)
-    assert (image == shape_image((1, 2))[0]).all()
-    assert (paint == (shape_image((1, 2))[1] == 1)).all()
-    faint = np.full((*paint.shape, 4), 100, np.uint8)
-    assert (read_editor({**value, "layers": [faint]})[1] == 0).all()
-    both = read_editor({**value, "layers": [*value["layers"], *editor(label=2)["layers"]]})[1]
-    assert (both == (shape_image((1, 2))[1] > 0)).all()
-
-
-@pytest.mark.parametrize("value", [None, {}, {"background": None, "layers": []}])
-def test_an_empty_editor_is_told(value: dict[str, object] | None) -> None:
-    with pytest.raises(ImageError, match="no example image"):
-        read_editor(value)
-
-
-def test_a_layer_of_another_size_is_told() -> None:
-    with pytest.raises(AnnotationError, match="load the image again"):
-        read_editor({**editor(), "layers": [np.zeros((5, 5, 4), np.uint8)]})
-
-
-def test_kinds_of_paint() -> None:
-    ring = np.zeros((30, 40), bool)
-    ring[5:15, 5:15] = True
-    ring[7:13, 7:13] = False
-    ring[20:25, 30:38] = True
-    scribble, mask, outline, box = (read_paint(ring, kind) for kind in ("scribble", "mask", "outline", "box"))
-    assert isinstance(scribble, Scribble) and (scribble.strokes.numpy() == ring).all()
-    assert isinstance(mask, Mask) and (mask.mask.numpy() == ring).all()
-    filled = ring.copy()
-    filled[7:13, 7:13] = True
-    assert isinstance(outline, Mask) and (outline.mask.numpy() == filled).all()
-    assert isinstance(box, Box) and set(box.boxes) == {(5, 5, 15, 15), (30, 20, 38, 25)}
-    assert read_paint(np.zeros((3, 3), bool), "whole image") is None
-
-
-def test_paint_that_does_not_fit_its_kind_is_told() -> None:
-    line = np.zeros((9, 9), bool)
-    for kind in KINDS:
-        if kind != "whole image":
-            with pytest.raises(AnnotationError, match="Nothing is painted"):
-                read_paint(line, kind)
-    line[4, 2:7] = True
-    with pytest.raises(AnnotationError, match="encloses nothing"):
-        read_paint(line, "outline")
-    with pytest.raises(AnnotationError, match="expected one of"):
-        read_paint(line, "guess")
-
-
-def test_the_page_gives_what_the_library_gives(encoders: Encoders, taught: Session) -> None:
-    state = session.segment(taught, encoders, ["fake:a", "fake:bbb"], SAMPLING)
-    masks = [shape_image((1, 2), seed=seed)[1] for seed in (0, 1)]
-    images = [shape_image((1, 2), seed=seed)[0] for seed in (0, 1)]
-    rows, columns = np.nonzero(masks[0] == 2)
-    box = Box(columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
-    for name, result in zip(("fake:a", "fake:bbb"), state.results, strict=True):
+def test_the_page_gives_what_the_library_gives(encoders: Encoders) -> None:
+    pictures, masks = zip(*(shape_image((1, 2), seed=seed) for seed in (0, 1)), strict=True)
+    state = add_shape(add_shape(Session(), "square"), "disc", label=2)
+    state = session.load_draft(state, png(pictures[1]), "example.png")
+    click = {"path": [[0.51, 0.26]]}
+    state = session.add_drawn(state, "square", drawing("points", click, {"path": [[0.01, 0.99]], "negative": True}))
+    state = found(with_photos(state, 7), encoders, "fake:a", "fake:bbb")
+    points = Points([(48, 20)], negative=[(0, 79)])  # of 96 x 80 pixels
+    for name, shown in zip(("fake:a", "fake:bbb"), state.opened.maps, strict=True):
         model = encoders.get(name)
-        annotations = [Mask(masks[0] == 1), Scribble(masks[1] == 1)]
         classes = [
-            model.prototypes(images, annotations, name="square"),
-            model.prototypes(images[0], box, name="disc"),
+            model.prototypes(list(pictures), [Box(*box_around(masks[0] == 1)[1]), points], name="square"),
+            model.prototypes(pictures[0], Box(*box_around(masks[0] == 2)[1]), name="disc"),
         ]
-        expected = model.segment(photo(), classes, steps=3, ensemble=2, threshold=0.5)
-        assert result.names == ("square", "disc")
-        assert result.results[0].backbone == name
-        assert (result.labels == expected.labels).all()
-        assert np.allclose(result.probabilities, expected.probabilities, atol=1e-4)
-    assert (state.results[0].probabilities != state.results[1].probabilities).any()
+        expected = model.segment(shape_image((2, 1), seed=7)[0], classes, steps=3, ensemble=2, threshold=0.5)
+        assert shown.names == ("square", "disc")
+        assert shown.results[0].backbone == name
+        assert (shown.labels == expected.labels).all()
+        assert np.allclose(shown.probabilities, expected.probabilities, atol=1e-4)
+    assert (result(state, 0).probabilities != result(state, 1).probabilities).any()
 
 
-def test_nothing_is_taught_twice(encoders: Encoders, taught: Session) -> None:
-    first = session.segment(taught, encoders, ["fake:a"], SAMPLING)
+def test_nothing_is_taught_or_found_twice(encoders: Encoders, taught: Session) -> None:
+    first = found(taught, encoders)
     backbone = encoders.get("fake:a").backbone
     calls = backbone.calls
-    again = session.segment(first, encoders, ["fake:a"], SAMPLING)
-    assert backbone.calls == calls + 1  # the photo
-    assert again.taught["fake:a", "square"] is first.taught["fake:a", "square"]
-    more = session.add_painted(again, "disc", editor(3, label=2), "mask")
-    more = session.segment(more, encoders, ["fake:a"], SAMPLING)
-    assert backbone.calls == calls + 3  # the new example and the photo
+    again = found(first, encoders)
+    assert backbone.calls == calls  # the photo is up to date
+    more = found(with_photos(again, 8), encoders)
+    assert backbone.calls == calls + 1  # the new photo
+    assert more.taught["fake:a", "square"] is first.taught["fake:a", "square"]
+    more = found(add_shape(more, "disc", seed=3, label=2), encoders)
+    assert backbone.calls == calls + 4  # the new example and both photos
     assert more.taught["fake:a", "disc"].prototypes.shots == 2
-    fewer = session.segment(session.remove_example(more, 0), encoders, ["fake:a"], SAMPLING)
+    fewer = found(session.remove_example(more, 0), encoders)
     assert fewer.taught["fake:a", "square"].prototypes.shots == 1
     assert fewer.taught["fake:a", "disc"] is more.taught["fake:a", "disc"]
+    calls = backbone.calls
+    found(fewer, encoders, options=dataclasses.replace(SAMPLING, threshold=0.3))
+    assert backbone.calls == calls + 2  # both photos by other options
+
+
+def test_photos_are_done_one_by_one(encoders: Encoders, taught: Session) -> None:
+    steps = list(finding.find(with_photos(taught, 8, 9), encoders, ["fake:a"], SAMPLING))
+    assert [(done, total) for _, done, total in steps] == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    assert [sum(bool(photo.found) for photo in state.photos) for state, _, _ in steps] == [0, 1, 2, 3]
+    assert list(finding.find(steps[-1][0], encoders, ["fake:a"], SAMPLING)) == [(steps[-1][0], 0, 0)]
+
+
+def test_the_most_doubtful_photo_comes_first(encoders: Encoders, taught: Session) -> None:
+    state = found(with_photos(taught, 8, 9), encoders)
+    doubts = []
+    for photo in state.photos:
+        model = encoders.first
+        classes = [state.taught["fake:a", name].prototypes for name in state.names]
+        items = model.segment(photo.image(), classes, options=SAMPLING).summary()["classes"]
+        parts = [1 - item["score"] if item["area_fraction"] else item["presence"] for item in items]
+        doubts.append(max(parts))
+        assert photo.doubt == pytest.approx(max(parts), abs=1e-4)
+    assert doubts == sorted(doubts, reverse=True)
+    assert state.index == 0 and len({round(doubt, 3) for doubt in doubts}) == 3
+    new = finding.worst_first(with_photos(state, 10))
+    assert new.photos[0].name == "photo10.png" and new.photos[0].doubt == 1.0
+
+
+def test_photos_keep_their_files_and_small_maps_only(encoders: Encoders, taught: Session) -> None:
+    state = found(taught, encoders)
+    assert all(item.image.size == 3 for results in state.photos[0].found for item in results)
+    assert state.photos[0].content == shapes_file(7)[1]
+    again = session.open_photo(state, 0)
+    assert (result(again).labels == result(state).labels).all()
+    assert (result(again).image == shape_image((2, 1), seed=7)[0]).all()
+
+
+def test_photos_are_opened_removed_and_gone_through(taught: Session) -> None:
+    state = with_photos(taught, 8, 9)
+    assert [photo.key for photo in state.photos] == [0, 1, 2] and state.index == 0
+    assert session.open_photo(state, 7).index == 2
+    state = session.remove_photo(session.open_photo(state, 1))
+    assert [photo.name for photo in state.photos] == ["photo7.png", "photo9.png"]
+    assert state.photo.name == "photo9.png"  # the next one
+    state = session.remove_photo(state)
+    assert state.photo.name == "photo7.png"
+    empty = session.remove_photo(state)
+    assert empty.photos == () and empty.opened is None and session.remove_photo(empty) is empty
+    assert with_photos(empty, 8).photos[0].key == 3  # a key is never used again
 
 
 def test_a_class_without_examples_is_gone(encoders: Encoders, taught: Session) -> None:
-    state = session.segment(taught, encoders, ["fake:a"], SAMPLING)
-    state = session.segment(session.remove_example(state, 1), encoders, ["fake:a"], SAMPLING)
+    state = found(session.remove_example(found(taught, encoders), 1), encoders)
     assert state.names == ["square"]
     assert set(state.taught) == {("fake:a", "square")}
     assert session.remove_example(session.remove_example(state, None), 99).examples == ()
@@ -188,9 +165,9 @@ def test_words_go_to_the_model(encoders: Encoders, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(model, "prototypes", prototypes)
     state = session.add_word(Session(), " a red bus ")
     assert state.names == ["a red bus"]
-    state = session.add_painted(state, "a red bus", editor(), "mask")
-    known = session.prototypes(model, state.examples[:1])
-    session.prototypes(model, state.examples, known)
+    state = add_shape(state, "a red bus")
+    known = finding.prototypes(model, state.examples[:1])
+    finding.prototypes(model, state.examples, known)
     assert given[0] == {"name": "a red bus", "text": ["a red bus"]}
     assert given[1]["text"] == ["a red bus"] and len(given[1]["support"]) == 1
     assert state.examples[0].picture().size == (160, 160)
@@ -202,44 +179,56 @@ def test_words_go_to_the_model(encoders: Encoders, monkeypatch: pytest.MonkeyPat
 
 def test_what_is_missing_is_told(encoders: Encoders, taught: Session) -> None:
     with pytest.raises(PrototypesError, match="no example yet"):
-        session.segment(Session(), encoders, ["fake:a"], SAMPLING)
+        found(Session(), encoders)
     with pytest.raises(ImageError, match="no photo"):
-        session.segment(session.set_query(taught, None), encoders, ["fake:a"], SAMPLING)
+        found(session.remove_photo(taught), encoders)
     with pytest.raises(ConfigError, match="this page offers fake:a, fake:bbb"):
-        session.segment(taught, encoders, ["timm:resnet50"], SAMPLING)
+        found(taught, encoders, "timm:resnet50")
     with pytest.raises(ConfigError, match="steps"):
-        session.segment(taught, encoders, ["fake:a"], SamplingOptions(steps=0, ensemble=1, threshold=0.5))
+        found(taught, encoders, options=SamplingOptions(steps=0, ensemble=1, threshold=0.5))
+    with pytest.raises(ImageError, match="no example image yet"):
+        session.add_drawn(Session(), "x", drawing("whole image"))
     for name in ("", "  ", "a\nb", "x" * 61):
         with pytest.raises(PrototypesError, match="Give the class a name"):
-            session.add_painted(Session(), name, editor(), "mask")
+            session.add_drawn(taught, name, drawing("whole image"))
     with pytest.raises(ConfigError, match="no results"):
         downloads.write_files(taught, Path())
 
 
-def test_garbage_and_giants_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "x.png").write_bytes(b"GIF89a garbage")
-    with pytest.raises(ImageError, match="cannot be read as an image"):
-        session.set_query(Session(), str(tmp_path / "x.png"))
+def test_garbage_and_giants_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [("x.png", b"GIF89a garbage"), shapes_file(7), ("notes.png", b""), ("<b>.png", b"\x89PNG\r\n\x1a\n")]
+    state, problems = session.add_photos(Session(), files)
+    assert [photo.name for photo in state.photos] == ["photo7.png"] and state.index == 0
+    assert len(problems) == 3 and all("cannot be read as an image" in problem for problem in problems)
+    assert [problem.split(":")[0] for problem in problems] == ["x.png", "notes.png", "<b>.png"]
+    with pytest.raises(ImageError, match=r"x\.png.*cannot be read as an image"):
+        session.load_draft(Session(), b"garbage", "x.png")
+    monkeypatch.setattr(photos, "MAX_PIXELS", 50)
+    assert "more than the limit" in session.add_photos(Session(), [shapes_file(7)])[1][0]
     monkeypatch.setattr(session, "MAX_PIXELS", 50)
-    with pytest.raises(ImageError, match="more than the limit"):
-        session.set_query(Session(), str(photo()))
     with pytest.raises(ImageError, match="shrink it"):
-        session.add_painted(Session(), "x", editor(), "mask")
+        session.add_example(Session(), Example("x", "box", shape_image((1, 2))[0]))
 
 
-def test_examples_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    state = session.add_painted(Session(), "x", editor(), "mask")
+def test_examples_and_photos_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = with_photos(add_shape(Session(), "x"), 1)
     monkeypatch.setattr(session, "MAX_EXAMPLES", 1)
     with pytest.raises(ConfigError, match="holds 1 examples"):
-        session.add_painted(state, "x", editor(), "mask")
+        add_shape(state, "x")
     monkeypatch.setattr(session, "MAX_EXAMPLES", 9)
     monkeypatch.setattr(session, "MAX_KEPT", 80 * 96)
     with pytest.raises(ConfigError, match="remove some"):
-        session.add_painted(state, "x", editor(), "mask")
+        add_shape(state, "x")
+    monkeypatch.setattr(session, "MAX_PHOTOS", 2)
+    state, problems = session.add_photos(state, [shapes_file(2), shapes_file(3)])
+    assert len(state.photos) == 2 and problems[0].startswith("photo3.png: the page holds 2 photos")
+    monkeypatch.setattr(session, "MAX_PHOTOS", 9)
+    monkeypatch.setattr(session, "MAX_FILES", sum(len(photo.content) for photo in state.photos))
+    assert "Remove some" in session.add_photos(state, [shapes_file(3)])[1][0]
 
 
 def test_views(encoders: Encoders, taught: Session) -> None:
-    first, second = session.segment(taught, encoders, encoders.names, SAMPLING).results
+    first, second = found(taught, encoders, *encoders.names).opened.maps
     pictures = {view: np.asarray(views.draw(first, "disc", view)) for view in views.VIEWS}
     size = (round(512 * 80 / 96), 512)
     assert pictures["overlay"].shape == (*size, 3)  # the names are in `legend`
@@ -265,31 +254,30 @@ def test_views(encoders: Encoders, taught: Session) -> None:
 
 def test_the_legend_has_every_class_in_its_colour(encoders: Encoders) -> None:
     names = ["собака", "<b>猫</b>"]
-    state = session.add_painted(Session(), names[0], editor(), "mask")
-    state = session.add_painted(state, names[1], editor(label=2), "mask")
-    state = session.segment(session.set_query(state, str(photo())), encoders, ["fake:a"], SAMPLING)
-    shown = views.legend(state.results[0], "overlay")
-    colours = state.results[0].palette[1:]
+    state = add_shape(add_shape(Session(), names[0]), names[1], label=2)
+    state = found(with_photos(state, 7), encoders)
+    shown = views.legend(result(state), "overlay")
+    colours = result(state).palette[1:]
     assert f'background: rgb{colours[0]}"></span>собака' in shown
     assert f'background: rgb{colours[1]}"></span>&lt;b&gt;猫&lt;/b&gt;' in shown
-    assert views.legend(state.results[0], "prior") == views.VIEWS["prior"]
+    assert views.legend(result(state), "prior") == views.VIEWS["prior"]
 
 
 def test_a_class_that_is_not_found_is_named(encoders: Encoders, taught: Session) -> None:
-    result = session.segment(taught, encoders, ["fake:a"], SAMPLING).results[0]
-    result.labels[:] = 1
-    assert views.describe(result).endswith(
-        "\n\nNot marked: disc. A lower threshold (under *Sampling*) or another example may help."
+    shown = result(found(taught, encoders))
+    shown.labels[:] = 1
+    assert views.describe(shown).endswith(
+        "\n\nNot marked: disc. A lower threshold (under *Options*) or another example may help."
     )
-    result.labels[0, 0] = 2
-    assert "Not marked" not in views.describe(result)
+    shown.labels[0, 0] = 2
+    assert "Not marked" not in views.describe(shown)
 
 
 def test_the_page_says_in_words_whether_a_class_is_there(encoders: Encoders, taught: Session) -> None:
-    result = session.segment(taught, encoders, ["fake:a"], SAMPLING).results[0]
+    shown = result(found(taught, encoders))
     parts = [
-        dataclasses.replace(found, presence=presence, min_presence=0.25)
-        for found, presence in zip([*result.results, result.results[0]], (0.8, 0.79, 0.24), strict=True)
+        dataclasses.replace(item, presence=presence, min_presence=0.25)
+        for item, presence in zip([*shown.results, shown.results[0]], (0.8, 0.79, 0.24), strict=True)
     ]
     table = views.describe(LabelMap.of(("square", "disc", "a*b"), parts))
     cells = [[cell.strip() for cell in line.split("|")[1:3]] for line in table.splitlines() if line.startswith("|")]
@@ -300,18 +288,17 @@ def test_the_page_says_in_words_whether_a_class_is_there(encoders: Encoders, tau
 
 
 def test_large_results_become_small_pictures(encoders: Encoders, taught: Session) -> None:
-    result = session.segment(taught, encoders, ["fake:a"], SAMPLING).results[0]
+    shown = result(found(taught, encoders))
     image = np.zeros((1300, 2600, 3), np.uint8)
-    large = LabelMap.of(result.names, [dataclasses.replace(found, image=image) for found in result.results])
+    large = LabelMap.of(shown.names, [dataclasses.replace(item, image=image) for item in shown.results])
     for view in views.VIEWS:
         picture = views.draw(large, "square", view)
         assert picture.width <= views.SIDE and picture.height <= views.SIDE
 
 
 def test_names_cannot_write_html(encoders: Encoders) -> None:
-    state = session.add_painted(Session(), "<img src=x> | *a*", editor(), "mask")
-    state = session.segment(session.set_query(state, str(photo())), encoders, ["fake:a"], SAMPLING)
-    table = views.describe(state.results[0])
+    state = found(with_photos(add_shape(Session(), "<img src=x> | *a*"), 7), encoders)
+    table = views.describe(result(state))
     assert "<" not in table and "*a*" not in table
 
 
@@ -323,36 +310,58 @@ def test_trace_grid_has_rows_of_four() -> None:
 
 
 def test_files(encoders: Encoders, taught: Session, tmp_path: Path) -> None:
-    state = session.segment(taught, encoders, encoders.names, SAMPLING)
-    result = state.results[0]
+    state = found(with_photos(taught, 8), encoders, *encoders.names)
     files = {path.name: path for path in downloads.write_files(state, tmp_path)}
-    classes = {"1_square.png", "1_square.safetensors", "2_disc.png", "2_disc.safetensors"}
-    assert set(files) == {"labels.png", "overlay.png", "coco.json"} | classes
-    assert (np.asarray(Image.open(files["labels.png"])) == result.labels).all()
-    assert (np.asarray(Image.open(files["2_disc.png"])) == result["disc"].mask * 255).all()
+    assert list(files) == ["diffup.zip", "coco.json", "1_square.safetensors", "2_disc.safetensors"]
+    assert {path.name for path in tmp_path.iterdir()} == set(files)
+    with zipfile.ZipFile(files["diffup.zip"]) as archive:
+        archive.extractall(tmp_path / "all")
+        kinds = (("labels", "png"), ("overlays", "jpg"), ("masks/1_square", "png"), ("masks/2_disc", "png"))
+        names = {
+            f"{folder}/{number}_photo{seed}.{ending}" for number, seed in ((1, 7), (2, 8)) for folder, ending in kinds
+        }
+        assert set(archive.namelist()) == names
     document = json.loads(files["coco.json"].read_text())
-    assert document["images"] == [{"id": 1, "file_name": "photo.png", "width": 96, "height": 80}]
+    assert [(item["id"], item["file_name"]) for item in document["images"]] == [(1, "photo7.png"), (2, "photo8.png")]
     assert [item["name"] for item in document["categories"]] == ["square", "disc"]
-    for item in document["annotations"]:
-        assert (coco_mask.decode(item["segmentation"]) == (result.labels == item["category_id"])).all()
-        assert item["score"] == pytest.approx(list(result.score.values())[item["category_id"] - 1], abs=6e-5)
+    for number, photo in enumerate(sorted(state.photos, key=lambda photo: photo.key), start=1):
+        shown = photo.maps(photo.image())[0]
+        stem = f"{number}_photo{photo.key + 7}"
+        assert (np.asarray(Image.open(tmp_path / "all" / "labels" / f"{stem}.png")) == shown.labels).all()
+        mask = np.asarray(Image.open(tmp_path / "all" / "masks" / "2_disc" / f"{stem}.png"))
+        assert (mask == shown["disc"].mask * 255).all()
+        own = [item for item in document["annotations"] if item["image_id"] == number]
+        assert [item["category_id"] for item in own] == [label for label in (1, 2) if (shown.labels == label).any()]
+        for item in own:
+            assert (coco_mask.decode(item["segmentation"]) == (shown.labels == item["category_id"])).all()
+            assert item["score"] == pytest.approx(list(shown.score.values())[item["category_id"] - 1], abs=6e-5)
     loaded = Prototypes.load(files["1_square.safetensors"])
     assert (loaded.name, loaded.shots, loaded.backbone) == ("square", 2, "fake:a")
     loaded.check(encoders.first)
 
 
+def test_labels_count_the_classes_of_all_photos(encoders: Encoders, taught: Session, tmp_path: Path) -> None:
+    both = found(taught, encoders)
+    alone = dataclasses.replace(taught, examples=taught.examples[1:2], photos=())
+    alone = found(with_photos(dataclasses.replace(alone, opened=None), 8), encoders)
+    assert alone.photos[0].names == ("disc",)
+    assert (result(alone).labels == 1).any()
+    downloads.write_files(dataclasses.replace(both, photos=(*both.photos, *alone.photos)), tmp_path)
+    with zipfile.ZipFile(tmp_path / "diffup.zip") as archive, archive.open("labels/2_photo8.png") as file:
+        assert (np.asarray(Image.open(file)) == 2 * result(alone).labels).all()
+
+
 def test_file_names_are_tame(encoders: Encoders, tmp_path: Path) -> None:
-    state = session.add_painted(Session(), "../../etc/x", editor(), "mask")
-    state = session.segment(session.set_query(state, str(photo())), encoders, ["fake:a"], SAMPLING)
-    assert all(path.parent == tmp_path for path in downloads.write_files(state, tmp_path))
+    state, _ = session.add_photos(add_shape(Session(), "../../etc/x"), [("../../a/<b>.png", shapes_file(7)[1])])
+    assert all(path.parent == tmp_path for path in downloads.write_files(found(state, encoders), tmp_path))
+    with zipfile.ZipFile(tmp_path / "diffup.zip") as archive:
+        assert sorted(archive.namelist()) == ["labels/1__b_.png", "masks/1__etc_x/1__b_.png", "overlays/1__b_.jpg"]
 
 
 def test_names_of_any_script_are_in_file_names(encoders: Encoders, tmp_path: Path) -> None:
-    state = session.add_painted(Session(), "собака 猫 é", editor(), "mask")
-    state = session.add_painted(state, "犬" * 60, editor(label=2), "mask")
-    state = session.segment(session.set_query(state, str(photo())), encoders, ["fake:a"], SAMPLING)
-    found = {path.name for path in downloads.write_files(state, tmp_path)}
-    assert {"1_собака_猫_é.png", f"2_{'犬' * 40}.safetensors"} <= found
+    state = add_shape(add_shape(Session(), "собака 猫 é"), "犬" * 60, label=2)
+    paths = downloads.write_files(found(with_photos(state, 7), encoders), tmp_path)
+    assert {"1_собака_猫_é.safetensors", f"2_{'犬' * 40}.safetensors"} <= {path.name for path in paths}
     document = json.loads((tmp_path / "coco.json").read_text(encoding="utf-8"))
     assert [item["name"] for item in document["categories"]] == ["собака 猫 é", "犬" * 60]
 
@@ -419,7 +428,9 @@ def test_the_command_finds_what_reads_words(
 @pytest.mark.parametrize("name", list(SCENES))
 def test_scenes_fit(name: str) -> None:
     scene = SCENES[name]()
-    assert scene.query.dtype == np.uint8 and scene.query.shape[2] == 3
+    state, problems = session.add_photos(Session(), scene.files())
+    assert problems == [] and [photo.name for photo in state.photos] == list(scene.photos)
+    assert all((photo.image() == scene.photos[photo.name]).all() for photo in state.photos)
     for example in scene.examples:
         green = np.asarray(example.picture()).astype(int)
         assert ((green[..., 1] > 180) & (green[..., 0] < 90)).any()  # the annotation can be seen
@@ -432,7 +443,5 @@ def test_shots_are_compared_by_identity() -> None:
 
 
 def test_logic_needs_no_gradio() -> None:
-    code = (
-        "import sys, diffup.demo.session, diffup.demo.views, diffup.demo.downloads; sys.exit('gradio' in sys.modules)"
-    )
+    code = "import sys, diffup.demo.actions, diffup.demo.find, diffup.demo.downloads; sys.exit('gradio' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -27,7 +27,7 @@ def script() -> dict[str, Any]:
 
 
 def test_the_pictures_are_of_the_released_decoder(script: dict[str, Any]) -> None:
-    """If this fails, run `python docs/pictures.py`."""
+    """If this fails, run `python docs/pictures.py` and, for demo.webp, `python docs/recording.py`."""
     assert script["outdated"](IMAGES, decoder_hash(load_decoder(RELEASED))) == []
     with pytest.raises(SystemExit) as ended:
         script["main"](["--check"])

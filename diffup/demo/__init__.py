@@ -1,5 +1,7 @@
 """A web page to try few-example segmentation: `diffup demo`, or `diffup.demo.serve.serve(encoders)`.
 
-The logic is in `examples`, `session`, `views` and `downloads`, which do not use Gradio; `page` is the layout, `events`
-connects it, and `serve` serves it on the loopback interface. It needs `pip install "diffup[demo]"`.
+A visitor's `session` has `examples`, which `marks` annotate, and `photos`, in which `find` looks for the classes and
+which `actions` correct; `views` and `downloads` draw and write results. These do not use Gradio. `page` is the layout,
+with a `canvas` to draw on; `wiring` connects it by `events`, and `serve` serves it on the loopback interface. It needs
+`pip install "diffup[demo]"`.
 """

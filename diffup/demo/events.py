@@ -2,59 +2,81 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import html
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from PIL import Image
+from diffup.errors import DiffUpError
 
-from diffup.demo.session import TOO_LARGE
-from diffup.errors import DiffUpError, ImageError
+QUIET: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+"""How events are connected that do no work."""
 
 
-def connect(gr: Any, event: Any, function: Callable[..., Any], inputs: list[Any], outputs: list[Any]) -> Any:
+def connect(
+    gr: Any, event: Any, function: Callable[..., Any], inputs: list[Any], outputs: list[Any], **options: Any
+) -> Any:
     """Call a function at an event, one at a time over all events, and show its errors as messages.
 
     Progress is hidden because Gradio shows an event's error where its progress would be: as a plate over every output,
-    which may be the image that somebody is painting on.
+    which may be the image that somebody is drawing on.
+
+    Args:
+        gr: Gradio.
+        event: method of a component that takes an event's function.
+        function: the function, or a generator function whose values are shown one after the other.
+        inputs: components whose values it takes.
+        outputs: components whose values it gives.
+        **options: further arguments of the event.
 
     Returns:
         The event, for what follows it.
     """
 
-    @functools.wraps(function)
-    def told(*values: Any) -> Any:
+    @contextlib.contextmanager
+    def telling() -> Iterator[None]:
         try:
-            return function(*values)
+            yield
         except DiffUpError as error:
-            raise gr.Error(_plain(error), print_exception=False) from error
+            raise gr.Error(plain(error), print_exception=False) from error
         except Exception as error:
             message = f"{type(error).__name__}: {error}. This is a fault of the page; its terminal has the details."
-            raise gr.Error(_plain(message)) from error
+            raise gr.Error(plain(message)) from error
+
+    @functools.wraps(function)
+    def told(*values: Any) -> Any:
+        with telling():
+            return function(*values)
+
+    @functools.wraps(function)
+    def told_in_turn(*values: Any) -> Iterator[Any]:
+        with telling():
+            yield from function(*values)
 
     return event(
-        told,
+        told_in_turn if inspect.isgeneratorfunction(function) else told,
         inputs,
         outputs,
         show_progress="hidden",
         concurrency_id="work",
         concurrency_limit=1,
         api_visibility="private",
+        **options,
     )
 
 
 def work(gr: Any, button: Any, label: str, function: Callable[..., Any], inputs: list[Any], outputs: list[Any]) -> Any:
     """Call a function that may take long at the click of a button, which says so meanwhile; else as `connect`."""
-    quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-    began = button.click(lambda: gr.Button(label, interactive=False), None, button, **quiet)
+    began = button.click(lambda: gr.Button(label, interactive=False), None, button, **QUIET)
     event = connect(gr, began.then, function, inputs, outputs)
     for ended in (event.success, event.failure):  # Gradio 6 does not call `then` after a failure
-        ended(lambda: gr.Button(button.value, interactive=True), None, button, **quiet)
+        ended(lambda: gr.Button(button.value, interactive=True), None, button, **QUIET)
     return event
 
 
-def _plain(message: object) -> str:
+def plain(message: object) -> str:
     """Text for Gradio's messages, which are HTML."""
     return html.escape(str(message), quote=False)
 
@@ -86,29 +108,3 @@ _REVEAL = """async () => {
     }
     acts.forEach((act) => window.removeEventListener(act, stop));
 }"""
-
-
-def guard(gr: Any, component: Any) -> None:
-    """Hand on an `ImageError` for what cannot be read as an image, where Gradio would fail before the event's function.
-
-    It lasts as long as no event changes a property of the component, for which Gradio would build another.
-
-    Args:
-        gr: the module.
-        component: that reads images.
-    """
-    read = component.preprocess
-
-    def preprocess(payload: Any) -> Any:
-        try:
-            return read(payload)
-        except Image.DecompressionBombError:
-            return ImageError(f"{component.label}: {TOO_LARGE}")
-        except Exception as error:  # Pillow's decoders raise nearly anything for a damaged file
-            reason = f" ({error.message})" if isinstance(error, gr.Error) else ""
-            return ImageError(
-                f"{component.label}: this file cannot be read as an image{reason}. Give an intact PNG, JPEG or WebP "
-                "file."
-            )
-
-    component.preprocess = preprocess

@@ -7,6 +7,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from importlib import resources
 from typing import Any
 
 from diffup.demo.encoders import Encoders
@@ -22,23 +23,6 @@ POLICY = (
     "object-src 'none'; base-uri 'self'; form-action 'self'"
 )
 """Content-Security-Policy: the browser loads nothing from other hosts, whatever Gradio's pages refer to."""
-
-CSS = """
-.gradio-container { width: 100%; max-width: 1180px !important; margin: 0 auto !important; }
-.gradio-container main { width: 100%; }
-#scenes { align-items: center; }
-#try { flex: 0 0 auto; width: auto; min-width: 0 !important; }
-#scenes button { flex: 0 1 auto; }
-#examples .grid-container { grid-template-columns: repeat(auto-fill, minmax(104px, 1fr)) !important; }
-#examples .grid-wrap { padding-top: 30px; }
-#examples .thumbnail-item { aspect-ratio: 1; max-height: 120px; }
-#first-picture img, #second-picture img { width: 100%; max-height: max(240px, 100vh - 420px); object-fit: contain; }
-#results, #examples, #files, #mark { scroll-margin: 12px; }
-#legend .swatch { display: inline-block; width: 0.9em; height: 0.9em; margin: 0 0.3em 0 0.6em; vertical-align: -0.1em; }
-#first-table table, #second-table table { width: 100%; font-size: 0.9em; word-break: normal; overflow-wrap: normal; }
-#first-table :is(th, td), #second-table :is(th, td) { padding: 6px 8px; border-color: var(--border-color-primary); }
-footer { display: none !important; }
-"""
 
 
 @contextlib.contextmanager
@@ -85,7 +69,7 @@ def running(encoders: Encoders, host: str = "127.0.0.1", port: int = 7860, max_u
                 state_session_capacity=SESSIONS,
                 app_kwargs={"middleware": [_policy()], "docs_url": None, "redoc_url": None, "openapi_url": None},
                 theme=theme,
-                css=CSS,
+                css=resources.files("diffup.demo").joinpath("page.css").read_text(encoding="utf-8"),
             )
         except OSError as error:
             raise cannot_listen(host, port, error) from error

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import html
+import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +13,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from diffup.label_map import LabelMap
+from diffup.overview import TINT
 from diffup.result import Segmentation
 from diffup.utils import pictures
 from diffup.utils.fonts import legend_key
@@ -18,6 +21,9 @@ from diffup.utils.panels import GREY, Panel, stack, strip, with_legend
 
 SMALL, SIDE = 512, 1024
 """Minimum and maximum length of the longer side of a picture on the page, in pixels."""
+
+THUMBNAIL = 160
+"""Longer side of a small picture in a list, in pixels."""
 
 _SURE = 0.8
 """Presence from which on the page says plainly that a class is in the photo."""
@@ -37,11 +43,46 @@ def draw(result: LabelMap, name: str, view: str) -> Image.Image:
         PrototypesError: there is no such class.
     """
     if view == "overlay":
-        return _fit(result.overlay(legend=False))
+        return overlay(result, min(max(*result.labels.shape, SMALL), SIDE))
     if view == "denoising":
         return _fit(_trace(result[name]))
     panel = result[name].panels(SIDE)[_MAPS[view]]
     return with_legend(_fit(Image.fromarray(panel.pixels)), panel.legend)
+
+
+def overlay(result: LabelMap, side: int) -> Image.Image:
+    """Draw the classes over a photo, at the size of the picture, which is quick for large photos too.
+
+    Args:
+        result: label map of one encoder.
+        side: longer side of the picture in pixels.
+    """
+    size = _scaled(result.labels.shape, side)
+    picture = np.asarray(Image.fromarray(result.image).resize(size, Image.Resampling.BILINEAR))
+    labels = np.asarray(Image.fromarray(result.labels).resize(size, Image.Resampling.NEAREST))
+    for label in filter(None, np.unique(labels)):
+        picture = pictures.tint(picture, labels == label, result.palette[label], TINT)
+    return Image.fromarray(picture)
+
+
+def show(image: npt.NDArray[np.uint8]) -> Image.Image:
+    """Draw a photo or example without marks, `SMALL` to `SIDE` pixels at its longer side.
+
+    Args:
+        image: (H, W, 3) uint8.
+    """
+    return _fit(Image.fromarray(image))
+
+
+def data_url(picture: Image.Image) -> str:
+    """Return a picture as the `src` of an HTML image, without a file.
+
+    Args:
+        picture: RGB picture.
+    """
+    file = io.BytesIO()
+    picture.save(file, format="JPEG", quality=90)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def legend(result: LabelMap, view: str) -> str:
@@ -80,7 +121,7 @@ def describe(result: LabelMap) -> str:
     missing = [_escape(item["name"]) for item in classes if item["present"] and not item["area_fraction"]]
     if missing:
         table += f"\n\nNot marked: {', '.join(missing)}. "
-        table += "A lower threshold (under *Sampling*) or another example may help."
+        table += "A lower threshold (under *Options*) or another example may help."
     return table
 
 
@@ -150,8 +191,13 @@ def _fit(picture: Image.Image) -> Image.Image:
     wanted = min(max(longest, SMALL), SIDE)
     if wanted == longest:
         return picture
-    size = tuple(max(1, round(side * wanted / longest)) for side in picture.size)
-    return picture.resize((size[0], size[1]), Image.Resampling.BILINEAR)
+    return picture.resize(_scaled((picture.height, picture.width), wanted), Image.Resampling.BILINEAR)
+
+
+def _scaled(shape: tuple[int, ...], side: int) -> tuple[int, int]:
+    """Width and height of an image of this height and width whose longer side becomes `side`."""
+    factor = side / max(shape)
+    return max(1, round(shape[1] * factor)), max(1, round(shape[0] * factor))
 
 
 def _escape(text: str) -> str:

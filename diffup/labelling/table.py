@@ -28,7 +28,7 @@ def quality_table(entries: Sequence[dict[str, Any]], names: Sequence[str]) -> st
     for entry in entries:
         classes = entry.get("classes", [])
         found = [item["name"] for item in classes if item["area_fraction"] > 0]
-        doubt = max((_doubt(item) for item in classes), default=None)
+        doubt = max((doubt_of(item) for item in classes), default=None)
         order = (0 if "error" in entry else 1, -(doubt or 0.0), entry["image"])
         figures = [cell for item in classes for cell in (_state(item), *(f"{item[key]:.4f}" for key in FIGURES))]
         cells = [entry["image"], "" if doubt is None else f"{doubt:.4f}", _row(found, ";"), entry.get("error", "")]
@@ -39,8 +39,12 @@ def quality_table(entries: Sequence[dict[str, Any]], names: Sequence[str]) -> st
     return "".join(f"{_row(cells, ',')}\n" for cells in lines)
 
 
-def _doubt(item: dict[str, Any]) -> float:
-    """Probability that what was marked of a class is wrong, or that a class that was not marked is there."""
+def doubt_of(item: dict[str, Any]) -> float:
+    """Probability that what was marked of a class is wrong, or that a class that was not marked is there.
+
+    Args:
+        item: summary of the class in an image (`LabelMap.summary`).
+    """
     return float(1 - item["score"] if item["area_fraction"] > 0 else item["presence"])
 
 
