@@ -186,6 +186,17 @@ def test_parameters_of_the_command_line(files: list[Path], tmp_path: Path, annot
     assert annotate(function) == annotate(same) != []
 
 
+def test_names_of_files_that_together_are_longer_than_a_path(
+    model: DiffUp, classes: list[Prototypes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = [dataclasses.replace(classes[0], name=f"class {number}") for number in range(20)]
+    paths = [item.save(f"class_number_{number}.safetensors") for number, item in enumerate(given)]
+    text = ",".join(map(str, paths))
+    assert len(text) > 255
+    assert names_of(DetectionFunction(model, text)) == [item.name for item in given]
+
+
 def test_another_decoder_and_encoder(files: list[Path], tmp_path: Path) -> None:
     other = save_tiny_decoder(tmp_path / "other", seed=1)
     assert names_of(load(f"prototypes=str:{files[0]}", f"decoder=str:{other}")) == ["square"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -332,3 +333,32 @@ def test_names_of_fiftyone_s_segmentations(samples: list[Sample]) -> None:
     assert len(read_fiftyone(Collection(samples, default=names), 15, "truth").support) == 2
     with pytest.raises(FormatError, match=r"label='bird': .* whose classes are numbers; give one, or their names"):
         read_fiftyone(Collection(samples, default=names), "bird", "truth")
+
+
+@pytest.mark.parametrize("number", [np.uint8(2), np.int64(2)])
+def test_numbers_of_numpy_are_classes(tmp_path: Path, number: Any) -> None:
+    labels = np.zeros((6, 8), np.uint8)
+    labels[1:3, 2:5] = 2
+    image, mask = Image.new("RGB", (8, 6)), Image.fromarray(labels)
+    image.save(tmp_path / "photo.png")
+    sample = {"filepath": str(tmp_path / "photo.png"), "ground_truth": {"mask": labels}}
+    for found in (
+        read_torchvision([(image, mask)], number),
+        read_huggingface([{"image": image, "mask": mask}], number),
+        read_fiftyone([sample], number),
+    ):
+        assert np.argwhere(found.annotation[0].mask.numpy() > 0).tolist() == np.argwhere(labels == 2).tolist()
+
+
+def test_a_stored_array_whose_header_is_cut_off_is_skipped(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 6)).save(tmp_path / "photo.png")
+    stored = zlib.compress(b"\x93NUMPY\x01\x00\x10\x00{'descr':'<f8', ")
+    box = {"label": "dog", "bounding_box": [0.25, 0, 0.5, 0.5]}
+    samples = [
+        {"filepath": str(tmp_path / "photo.png"), "ground_truth": {"detections": [one]}}
+        for one in (box | {"mask": stored}, box)
+    ]
+    with pytest.warns(UserWarning, match="1 faulty records"):
+        found = read_fiftyone(samples, "dog", on_error="skip")
+    assert found.annotation == [Box((2, 0, 6, 3))]
+    assert "samples[0].ground_truth.detections[0].mask: no compressed array" in str(found.skipped[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 from PIL import Image
@@ -76,10 +77,10 @@ def read_torchvision(
 def _pixel_value(label: int | str | None, named: bool) -> int:
     """The class in the masks; `named` says whether they have VOC's classes."""
     value = next((number for number, name in CLASSES.items() if name == label), label) if named else label
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, Integral):
         names = f", or one of {', '.join(CLASSES.values())}" if named else ""
         raise FormatError(f"label={label!r}: give the class in the masks as a number{names}")
-    return value
+    return int(value)
 
 
 def _pet(dataset: Any, label: int | str | None) -> tuple[str, int] | None:

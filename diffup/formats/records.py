@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import os
+import tokenize
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
 
@@ -115,8 +117,8 @@ def _mask_targets(samples: Any, field_name: str) -> Mapping[Any, str]:
 
 def _pixel_value(label: str | int, mask_targets: Mapping[Any, str]) -> int | None:
     """Pixel value of a class in a segmentation; None if it is not known."""
-    if isinstance(label, int):
-        return label
+    if isinstance(label, Integral):
+        return int(label)
     return next((int(value) for value, name in mask_targets.items() if name == label and str(value).isdecimal()), None)
 
 
@@ -201,7 +203,7 @@ def read_huggingface(
             if _has_boxes(row[name]):
                 annotation = _objects(row[name], _numbered(label, features, name), size, box_format, at)
             else:
-                if label is not None and not isinstance(label, int):
+                if label is not None and not isinstance(label, Integral):
                     raise FormatError(f"label={label!r}: the classes of the masks in {at} are numbers")
                 annotation = _fitting(class_mask(_picture(row[name], files, at), label, at), size, at)
             if annotation is not None:
@@ -298,7 +300,7 @@ def _stored_mask(record: Mapping[str, Any], files: Files, where: str) -> Any:
         if inflater.unconsumed_tail:
             raise FormatError(f"{where}.mask: larger than {MAX_PIXELS} pixels")
         return np.load(io.BytesIO(content), allow_pickle=False)
-    except (zlib.error, ValueError, EOFError) as error:
+    except (zlib.error, ValueError, EOFError, SyntaxError, tokenize.TokenError) as error:  # numpy's of headers, too
         if isinstance(error, FormatError):
             raise
         raise FormatError(f"{where}.mask: no compressed array as FiftyOne stores it ({error})") from error

@@ -26,8 +26,16 @@ def read_classes(given: PrototypesLike | Sequence[PrototypesLike], model: DiffUp
         PrototypesError: a file is missing or holds no prototypes, there is none, two are of one name, or one was made
             with another encoder than the model's.
     """
-    if isinstance(given, str) and not Path(given).is_file():
+    if isinstance(given, str) and not _is_file(given):
         given = [part.strip() for part in given.split(",")]
     items = list(given) if isinstance(given, list | tuple) else [given]
     classes = [Prototypes.load(item) if isinstance(item, str | os.PathLike) else item for item in items]
     return check_classes(classes, model)
+
+
+def _is_file(text: str) -> bool:
+    """Whether a text is the path of a file; the names of many files are longer than a path may be."""
+    try:
+        return Path(text).is_file()
+    except OSError:
+        return False
