@@ -221,7 +221,7 @@ class LabelMap:
                 (`pip install "diffup[formats]"`).
         """
         if instances:
-            for label, found in self.instances(overlap, smallest=0):
+            for label, found in self.instances(overlap):
                 yield Marked(label, found.mask, found.score)
             return
         own = self.masks if overlap else None

@@ -344,7 +344,7 @@ class Segmentation:
         """Masks and scores of the objects, or of the whole mask."""
         if not apart:
             return [self.mask], [self.score]
-        found = self.instances(smallest=0)
+        found = self.instances()
         return [item.mask for item in found], [item.score for item in found]
 
     def summary(self) -> dict[str, Any]:
