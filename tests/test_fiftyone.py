@@ -20,6 +20,7 @@ from shots import pixels
 from diffup import DiffUp, LabelMap, Prototypes
 from diffup.errors import ConfigError, PrototypesError
 from diffup.formats import read_fiftyone
+from diffup.instances import SMALLEST
 
 IMAGES = [shape_image((1, 2), size, seed)[0] for seed, size in enumerate([(80, 96), (60, 150), (72, 72)])]
 
