@@ -225,7 +225,7 @@ def test_clicks_correct_and_undo_takes_them_back(page: Any, address: str, photos
     y, x = np.unravel_index(distance.argmax(), cat.shape)
     browsers.correct(page, (x + 0.5) / cat.shape[1], (y + 0.5) / cat.shape[0], shift=True)
     less = labels(files(page, address), "3_cat")
-    assert cat[y, x] == 1 and less[y, x] == 0 and less.sum() < 0.9 * cat.sum(), "all of it is wrong"
+    assert cat[y, x] == 1 and less[y, x] == 0 and less.sum() < cat.sum(), "all of it is wrong"
     browsers.press(page, "u", "doubt")
     assert (labels(files(page, address), "3_cat") == cat).all()
     browsers.press(page, "r", "corrected")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from fakes import make_folder
-from writers import REFUSED, Task, evaluating, labelling, storm, training, training_into_one
+from writers import REFUSED, Task, evaluating, labelling, storm_apart, training, training_into_one
 
 from diffup.errors import StorageError
 from diffup.training.trainer import CHECKPOINT
@@ -23,7 +23,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("one_thread")  # as the processes that it watches: more give other last bits
 @pytest.mark.parametrize(
     ("make", "processes", "refuses"),
     [
@@ -37,7 +36,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_killed_at_random(
     make: Callable[[Path], Task], processes: int, refuses: bool, data: Path, tmp_path: Path
 ) -> None:
-    outcome = storm(make(tmp_path / "photos" if make is labelling else data), tmp_path / "out", processes, kills=3)
+    place = tmp_path / "photos" if make is labelling else data
+    outcome = storm_apart(make, place, tmp_path / "out", processes, kills=3)
     assert outcome.kills == 3 and outcome.statuses[0] >= outcome.rounds
     assert refuses or REFUSED not in outcome.statuses
 

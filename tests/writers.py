@@ -12,10 +12,12 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing.context import ForkProcess
 from pathlib import Path
 
+import kernels
 import torch
 from fakes import FakeBackbone, shape_image, tiny_model
 from PIL import Image
@@ -89,6 +91,27 @@ def storm(task: Task, folder: Path, processes: int, kills: int, seed: int = 0, p
         task.check(out)
         outcome.rounds += 1
     return outcome
+
+
+def storm_apart(make: Callable[[Path], Task], place: Path, folder: Path, processes: int, kills: int) -> Outcome:
+    """Run `storm` in a new process, whose forks inherit no threads of autograd from what ran before.
+
+    Args:
+        make: makes the task; a function of this module.
+        place: what it takes.
+        folder: a new folder.
+        processes: how many at once.
+        kills: when to stop.
+    """
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(_storm_of, make, place, folder, processes, kills).result()
+
+
+def _storm_of(make: Callable[[Path], Task], place: Path, folder: Path, processes: int, kills: int) -> Outcome:
+    kernels.choose()
+    torch.set_num_threads(1)  # as in `_run`: more give other last bits
+    return storm(make(place), folder, processes, kills)
 
 
 def _begin(task: Task, out: Path, number: int) -> ForkProcess:
