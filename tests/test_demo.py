@@ -351,6 +351,16 @@ def test_labels_count_the_classes_of_all_photos(encoders: Encoders, taught: Sess
         assert (np.asarray(Image.open(file)) == 2 * result(alone).labels).all()
 
 
+def test_photos_of_one_name_are_told_apart(encoders: Encoders, tmp_path: Path) -> None:
+    files = [(name, shapes_file(seed)[1]) for seed, name in ((7, "a.png"), (8, "a.png"), (9, "b.png"))]
+    state, _ = session.add_photos(add_shape(Session(), "square"), files)
+    downloads.write_files(found(state, encoders), tmp_path)
+    document = json.loads((tmp_path / "coco.json").read_text())
+    assert [item["file_name"] for item in document["images"]] == ["1_a.png", "2_a.png", "b.png"]
+    with zipfile.ZipFile(tmp_path / "diffup.zip") as archive:
+        assert {"labels/1_a.png", "labels/2_a.png", "labels/3_b.png"} <= set(archive.namelist())
+
+
 def test_file_names_are_tame(encoders: Encoders, tmp_path: Path) -> None:
     state, _ = session.add_photos(add_shape(Session(), "../../etc/x"), [("../../a/<b>.png", shapes_file(7)[1])])
     assert all(path.parent == tmp_path for path in downloads.write_files(found(state, encoders), tmp_path))

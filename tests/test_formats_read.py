@@ -406,7 +406,7 @@ def test_huggingface_rows_with_masks() -> None:
     index = (block() + 2 * ring()).astype(np.uint8) % 3
     rows = [
         {"image": photo(), "segmentation": Image.fromarray(index), "label": 3},
-        {"image": np.asarray(photo(1)), "segmentation": index},
+        {"image": np.asarray(photo(1)), "segmentation": index, "label": np.int64(3)},
         {
             "image": {"bytes": png_bytes(photo(2)), "path": None},
             "segmentation": {"bytes": png_bytes(Image.fromarray(index))},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 import zipfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ def write_files(session: Session, folder: Path) -> list[Path]:
     if not photos:
         raise ConfigError("There are no results yet: press 'Find' first.")
     names = list(dict.fromkeys(name for photo in photos for name in photo.names))
+    shown = Counter(photo.name for photo in photos)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     archive = folder / "diffup.zip"
@@ -53,11 +55,14 @@ def write_files(session: Session, folder: Path) -> list[Path]:
         for number, photo in enumerate(photos, start=1):
             result = photo.maps(photo.image())[0]
             height, width = photo.size
-            images.append({"id": number, "file_name": photo.name, "width": width, "height": height})
+            path = Path(photo.name)
+            apart = numbered_name(number, path.stem)  # of photos with one name, COCO could tell none
+            name = photo.name if shown[photo.name] == 1 else f"{apart}{path.suffix}"
+            images.append({"id": number, "file_name": name, "width": width, "height": height})
             ids = [names.index(name) + 1 for name in result.names]
             scores = [item.score for item in result.results]
             annotations += coco_annotations(result.labels, number, ids, scores=scores)
-            _write_photo(result, numbered_name(number, Path(photo.name).stem), ids, len(names), Path(parts))
+            _write_photo(result, apart, ids, len(names), Path(parts))
         for path in sorted(Path(parts).rglob("*.*")):
             packed.write(path, path.relative_to(parts))
     document = coco_document(images, annotations, names)

@@ -309,7 +309,7 @@ def _stored_mask(record: Mapping[str, Any], files: Files, where: str) -> Any:
 def _only_column(row: Mapping[str, Any], where: str) -> str:
     """Name of the one column that holds annotations; if all are empty, of the first that could."""
     columns = [name for name in (*_MASK_COLUMNS, "objects") if name in row]
-    present = [name for name in columns if not isinstance(row[name], int | float | None)]
+    present = [name for name in columns if not isinstance(row[name], int | float | np.generic | None)]
     present = present or [name for name in columns if row[name] is None][:1]
     if len(present) != 1:
         raise FormatError(
