@@ -73,8 +73,10 @@ def picture(page: Any, name: str, width: int) -> None:
 
 
 def choose(page: Any, label: str, option: str) -> None:
-    page.get_by_label(label).click()
-    page.get_by_role("option", name=option).click()
+    field = page.get_by_label(label)
+    field.fill(option)  # the list may open beyond the window, where a mouse cannot reach
+    page.get_by_role("option", name=option).wait_for()
+    field.press("Enter")
 
 
 def test_a_drawn_scribble_gives_what_the_library_gives(page: Any, address: str, model: DiffUp, tmp_path: Path) -> None:
