@@ -56,9 +56,13 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _seed() -> None:
-    """What a test draws without a seed of its own is the same whichever tests ran before."""
+def _as_if_alone() -> Iterator[None]:
+    """What a test draws without a seed of its own, and its threads, are the same whichever tests ran before."""
     torch.manual_seed(0)
+    threads = torch.get_num_threads()
+    yield
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

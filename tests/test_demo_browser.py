@@ -353,7 +353,7 @@ def test_a_phone_needs_no_long_way(address: str, tmp_path: Path) -> None:
         assert page.evaluate("document.documentElement.scrollHeight") < LONGEST
         picture(page, "demo_phone", 390)
         picture(page, "demo_desktop", 1280)
-        assert page.locator("#plain img").is_visible()
+        browsers.wait_until_seen(page, "#plain img")
         frame, beside = (page.locator(selector).bounding_box() for selector in ("#result img", "#plain img"))
         assert beside["x"] >= frame["x"] + frame["width"] and abs(beside["y"] - frame["y"]) < 60
 
