@@ -79,13 +79,19 @@ def choose(page: Any, label: str, option: str) -> None:
     field.press("Enter")
 
 
-def test_a_drawn_scribble_gives_what_the_library_gives(page: Any, address: str, model: DiffUp, tmp_path: Path) -> None:
+def blank_coin(page: Any) -> np.ndarray:
+    """The image of the scene of coins, loaded to be drawn on, without the scene's examples."""
     image = coins().examples[0].image
     assert image is not None
-    height, width = image.shape[:2]
     browsers.load_scene(page, "Coins")
     page.click("#clear")
     page.wait_for_selector("#examples .thumbnail-item", state="detached")
+    return image
+
+
+def test_a_drawn_scribble_gives_what_the_library_gives(page: Any, address: str, model: DiffUp, tmp_path: Path) -> None:
+    image = blank_coin(page)
+    height, width = image.shape[:2]
     page.click("#editor [data-tool=scribble]")
     drag(page, "#editor", STROKE)
     page.click("#add")
@@ -126,12 +132,8 @@ def test_a_drawn_scribble_gives_what_the_library_gives(page: Any, address: str, 
 
 
 def test_tools_give_the_annotations_of_the_library(page: Any, address: str, model: DiffUp, tmp_path: Path) -> None:
-    image = coins().examples[0].image
-    assert image is not None
+    image = blank_coin(page)
     height, width = image.shape[:2]
-    browsers.load_scene(page, "Coins")
-    page.click("#clear")
-    page.wait_for_selector("#examples .thumbnail-item", state="detached")
     page.click("#editor [data-tool=box]")
     drag(page, "#editor", [(0.1, 0.2), (0.5, 0.5)])
     page.locator("#editor .frame").focus()

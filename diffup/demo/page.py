@@ -87,20 +87,25 @@ def _examples(gr: Any, reader: str | None) -> dict[str, Any]:
         part["add_word"] = gr.Button("Add word", elem_id="add-word", size="md", min_width=110)
     gr.Markdown(_NO_WORDS, visible=reader is None, elem_id="no-words")
     part["chosen"] = gr.State(None)
-    part["examples"] = gr.Gallery(
-        label="Examples",
-        columns=4,
-        object_fit="contain",
-        allow_preview=False,
-        elem_id="examples",
-        buttons=[],
-        interactive=False,
-        visible=False,
-    )
+    part["examples"] = _gallery(gr, "Examples", 4, "examples")
     with gr.Row(visible=False) as part["tools"]:
         part["remove"] = gr.Button("Remove (the one selected, or the last)", size="sm", elem_id="remove")
         part["clear"] = gr.Button("Remove all", size="sm", min_width=90, elem_id="clear")
     return part
+
+
+def _gallery(gr: Any, label: str, columns: int, name: str) -> Any:
+    """A list of thumbnails of which one can be selected; it is hidden while it is empty."""
+    return gr.Gallery(
+        label=label,
+        columns=columns,
+        object_fit="contain",
+        allow_preview=False,
+        elem_id=name,
+        buttons=[],
+        interactive=False,
+        visible=False,
+    )
 
 
 def _photos(gr: Any, encoders: Encoders) -> dict[str, Any]:
@@ -115,16 +120,7 @@ def _photos(gr: Any, encoders: Encoders) -> dict[str, Any]:
         part["find"] = gr.Button("Find", variant="primary", elem_id="find", size="md", min_width=110)
         part["stop"] = gr.Button("Stop", variant="stop", elem_id="stop", size="md", min_width=80, visible=False)
     part["progress"] = gr.HTML(elem_id="progress")
-    part["photos"] = gr.Gallery(
-        label="Photos, the most doubtful first",
-        columns=8,
-        object_fit="contain",
-        allow_preview=False,
-        elem_id="photos",
-        buttons=[],
-        interactive=False,
-        visible=False,
-    )
+    part["photos"] = _gallery(gr, "Photos, the most doubtful first", 8, "photos")
     with gr.Accordion("Options", open=False, elem_id="options"):
         with gr.Row():
             part["encoder"] = gr.Dropdown(names, value=names[0], label="Encoder", min_width=220, elem_id="encoder")
