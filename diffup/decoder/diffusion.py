@@ -43,7 +43,8 @@ class Diffusion:
 
     def _at(self, table: Tensor, t: Tensor) -> Tensor:
         """Entries of a table at steps t: (B,) -> (B, 1, 1, 1) float32."""
-        return table[t.cpu()].to(device=t.device, dtype=torch.float32)[:, None, None, None]
+        # The table goes to the steps, not the steps to the table: a device need not wait for its answers.
+        return table.to(torch.float32).to(t.device)[t][:, None, None, None]
 
     def add_noise(self, mask: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """Forward process without its shift: `y_t = sqrt(abar_t) b x0 + sqrt(1 - abar_t) eps`.
