@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import subprocess
 import sys
@@ -349,6 +350,16 @@ def test_labels_count_the_classes_of_all_photos(encoders: Encoders, taught: Sess
     downloads.write_files(dataclasses.replace(both, photos=(*both.photos, *alone.photos)), tmp_path)
     with zipfile.ZipFile(tmp_path / "diffup.zip") as archive, archive.open("labels/2_photo8.png") as file:
         assert (np.asarray(Image.open(file)) == 2 * result(alone).labels).all()
+
+
+def test_prototypes_are_those_of_the_last_run(encoders: Encoders, taught: Session, tmp_path: Path) -> None:
+    before = add_shape(found(with_photos(taught, 8), encoders, "fake:a"), "disc", seed=3, label=2)
+    (_, stopped) = itertools.islice((step[0] for step in finding.find(before, encoders, ["fake:bbb"], SAMPLING)), 2)
+    assert [photo.run.encoders for photo in stopped.photos] == [("fake:bbb",), ("fake:a",)]
+    stopped = dataclasses.replace(stopped, photos=stopped.photos[::-1])  # the photo that was not reached comes first
+    files = {path.name: path for path in downloads.write_files(stopped, tmp_path)}
+    loaded = Prototypes.load(files["2_disc.safetensors"])
+    assert (loaded.backbone, loaded.shots) == ("fake:bbb", 2)
 
 
 def test_photos_of_one_name_are_told_apart(encoders: Encoders, tmp_path: Path) -> None:

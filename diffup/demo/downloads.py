@@ -90,8 +90,8 @@ def _write_photo(result: LabelMap, stem: str, ids: list[int], count: int, folder
 
 def _write_prototypes(session: Session, names: list[str], folder: Path) -> list[Path]:
     """Write the prototypes of the last run's first encoder; the paths of the files."""
-    encoder = next(photo.run.encoders[0] for photo in session.photos if photo.run is not None)
-    taught = {name: session.taught.get((encoder, name)) for name in names}
+    assert session.run is not None, "there are results"
+    taught = {name: session.taught.get((session.run.encoders[0], name)) for name in names}
     return [
         item.prototypes.save(folder / f"{numbered_name(number, name)}.safetensors")
         for number, (name, item) in enumerate(taught.items(), start=1)
