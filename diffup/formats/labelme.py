@@ -15,6 +15,7 @@ from PIL import Image
 
 from diffup.errors import FormatError
 from diffup.formats.checks import MarksNothing
+from diffup.formats.fields import decode_base64, field, stated_size
 from diffup.formats.shapes import (
     Kind,
     Reading,
@@ -35,11 +36,8 @@ from diffup.formats.supports import (
     check_shots,
     check_size,
     cut_box,
-    decode_base64,
     embedded_image,
-    field,
     read_index,
-    stated_size,
     upright_size,
 )
 from diffup.inputs.images import ImageLike

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from diffup.errors import FormatError
 from diffup.formats.coco import decode_segmentation
+from diffup.formats.fields import field, four_numbers, id_field, stated_size
 from diffup.formats.supports import (
     Corners,
     Gathering,
@@ -23,10 +24,6 @@ from diffup.formats.supports import (
     check_shots,
     check_size,
     cut_box,
-    field,
-    four_numbers,
-    id_field,
-    stated_size,
     unite,
     upright_size,
     with_area,

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from diffup.errors import FormatError
+from diffup.formats.fields import field, number_field, stated_size
 from diffup.formats.photos import Photos
 from diffup.formats.shapes import (
     Kind,
@@ -35,9 +36,6 @@ from diffup.formats.supports import (
     check_pixels,
     check_shots,
     check_size,
-    field,
-    number_field,
-    stated_size,
     upright_size,
 )
 from diffup.formats.xml import visit_elements

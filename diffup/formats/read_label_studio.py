@@ -14,6 +14,7 @@ from PIL import Image
 
 from diffup.errors import FormatError
 from diffup.formats.brush import decode_brush
+from diffup.formats.fields import decode_base64, field, stated_size
 from diffup.formats.photos import Photos
 from diffup.formats.shapes import (
     Kind,
@@ -34,10 +35,7 @@ from diffup.formats.supports import (
     SupportSet,
     check_shots,
     check_size,
-    decode_base64,
     embedded_image,
-    field,
-    stated_size,
     upright_size,
 )
 from diffup.inputs.images import describe, is_image_name

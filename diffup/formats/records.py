@@ -18,6 +18,7 @@ from PIL import Image
 
 from diffup.errors import FormatError
 from diffup.formats.checks import MarksNothing
+from diffup.formats.fields import decode_base64, field, four_numbers
 from diffup.formats.supports import (
     Corners,
     Gathering,
@@ -28,10 +29,7 @@ from diffup.formats.supports import (
     check_size,
     class_mask,
     cut_box,
-    decode_base64,
     embedded_image,
-    field,
-    four_numbers,
     read_index,
     unite,
     upright_size,
