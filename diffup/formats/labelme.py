@@ -37,6 +37,8 @@ from diffup.formats.supports import (
     check_size,
     cut_box,
     embedded_image,
+    path_list,
+    path_text,
     read_index,
     upright_size,
 )
@@ -103,9 +105,11 @@ def read_labelme(
             kinds. The message names the file and the field.
         MissingPackageError: polygons need pycocotools (`pip install "diffup[formats]"`).
     """
-    files = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+    files = path_list(paths, "paths")
     check_shots(shots)
     check_shape_types(shape_types, SHAPE_TYPES)
+    if images is not None:
+        path_text(images, "images")
     found, folders = Gathering(on_error), dict[Path, Files]()
     for path in files:
         if len(found) == shots:

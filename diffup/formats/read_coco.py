@@ -24,6 +24,7 @@ from diffup.formats.supports import (
     check_shots,
     check_size,
     cut_box,
+    path_text,
     unite,
     upright_size,
     with_area,
@@ -71,7 +72,8 @@ def read_coco(
         MissingPackageError: polygons need pycocotools (`pip install "diffup[formats]"`).
     """
     check_shots(shots)
-    name, found = os.fspath(path), Gathering(on_error)
+    name, found = path_text(path, "path"), Gathering(on_error)
+    files, taken = Files(path_text(images, "images")), dict[Path, str]()
     content = read_json(path)
     objects = _objects(content, _category_ids(content, category, name), name, found)
     records = _records(content, name, found)
@@ -84,7 +86,6 @@ def read_coco(
         raise FormatError(f"{name}: {len(shown)} images show the category {category!r}, shots={shots} were asked for")
     if seed is not None:
         shown = [shown[index] for index in np.random.default_rng(seed).permutation(len(shown))]
-    files, taken = Files(images), dict[Path, str]()
     for image_id in shown:
         if len(found) == shots:
             break

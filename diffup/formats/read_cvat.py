@@ -36,6 +36,7 @@ from diffup.formats.supports import (
     check_pixels,
     check_shots,
     check_size,
+    path_text,
     upright_size,
 )
 from diffup.formats.xml import visit_elements
@@ -101,7 +102,8 @@ def read_cvat(
     """
     check_shots(shots)
     check_shape_types(shape_types, SHAPE_TYPES)
-    name, found, photos = os.fspath(path), Gathering(on_error), Photos(path, images)
+    name, found = path_text(path, "path"), Gathering(on_error)
+    photos = Photos(path, images)
     for index, image in enumerate(_parse(path)):
         if len(found) == shots:
             break

@@ -36,6 +36,7 @@ from diffup.formats.supports import (
     check_shots,
     check_size,
     embedded_image,
+    path_text,
     upright_size,
 )
 from diffup.inputs.images import describe, is_image_name
@@ -99,7 +100,8 @@ def read_label_studio(
     """
     check_shots(shots)
     check_shape_types(shape_types, SHAPE_TYPES)
-    name, found, photos = os.fspath(path), Gathering(on_error), Photos(path, images)
+    name, found = path_text(path, "path"), Gathering(on_error)
+    photos = Photos(path, images)
     content = parse_json(read_text(path), path)
     for index, task in enumerate(content if isinstance(content, list) else [content]):
         if len(found) == shots:

@@ -51,6 +51,11 @@ def read_torchvision(
     """
     check_shots(shots)
     found = Gathering(on_error)
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+        raise FormatError(
+            f"dataset: expected a data set of torchvision, or a list of pairs of an image and its index mask, got "
+            f"{describe(dataset)}"
+        )
     kinds = {kind.__name__ for kind in type(dataset).__mro__}
     pets = "OxfordIIITPet" in kinds
     wanted = _pet(dataset, label) if pets else None

@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar, get_args
 
@@ -177,10 +178,60 @@ def check_shots(shots: int | None) -> None:
     """Check that a number of supports is at least 1, or None for all.
 
     Raises:
-        FormatError: it is below 1.
+        FormatError: it is below 1, or no whole number.
     """
-    if shots is not None and shots < 1:
-        raise FormatError(f"shots: expected at least 1 or None for all, got {shots}")
+    if shots is not None and (isinstance(shots, bool) or not isinstance(shots, Integral) or shots < 1):
+        raise FormatError(f"shots: expected at least 1 or None for all, got {shots!r}")
+
+
+def path_text(path: str | os.PathLike[str], argument: str) -> str:
+    """Check that an argument is a path, and return it as text.
+
+    Args:
+        path: the value of the argument.
+        argument: its name in error messages.
+
+    Raises:
+        FormatError: it is no path.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise FormatError(f"{argument}: expected a path, got {describe(path)}")
+    return os.fspath(path)
+
+
+def path_list(paths: Any, argument: str) -> list[str | os.PathLike[str]]:
+    """Return an argument of one path or several as a list.
+
+    Args:
+        paths: the value of the argument.
+        argument: its name in error messages.
+
+    Raises:
+        FormatError: it is neither a path nor paths.
+    """
+    if isinstance(paths, str | os.PathLike):
+        return [paths]
+    several = list(iterated(paths, argument, "a path or a list of paths"))
+    for index, path in enumerate(several):
+        path_text(path, f"{argument}[{index}]")
+    return several
+
+
+def iterated(given: Any, argument: str, expected: str) -> Iterator[Any]:
+    """Iterate over an argument.
+
+    Args:
+        given: the value of the argument.
+        argument: its name in error messages.
+        expected: what it should be, for the error message.
+
+    Raises:
+        FormatError: it cannot be iterated over.
+    """
+    try:
+        return iter(given)
+    except TypeError as error:
+        raise FormatError(f"{argument}: expected {expected}, got {describe(given)}") from error
 
 
 def upright_size(source: str | os.PathLike[str] | Image.Image, where: str) -> tuple[int, int]:
