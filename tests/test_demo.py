@@ -436,7 +436,7 @@ def test_the_command_finds_what_reads_words(
     encoders = served("--offer", "fake:bbb")
     assert encoders.reader == "conse:efficientnet_lite0"
     assert encoders.get("fake:bbb").text_space is encoders.first.text_space  # loaded once
-    assert "loading" in capsys.readouterr().out
+    assert capsys.readouterr().err.startswith("diffup: loading the page and the model ...\n")
     assert served("--backbone", "reading").reader == ReadingBackbone().name  # its own text tower, no other
     monkeypatch.setattr("diffup.demo.encoders.installed_reader", lambda: None)
     assert served().reader is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import Any
 
 from diffup.commands.arguments import add_command, add_listening, add_model, load_model
@@ -39,13 +40,13 @@ def run(args: argparse.Namespace) -> None:
     """Serve the page until it is interrupted."""
     from diffup.utils.optional import need
 
+    print("diffup: loading the page and the model ...", file=sys.stderr, flush=True)  # Gradio alone takes seconds
     need("gradio", "the web page", extra="demo")  # before the model is loaded
     from diffup.demo.encoders import Encoders, installed_encoders, installed_reader
     from diffup.demo.serve import serve
     from diffup.text import load_text_space
     from diffup.text.load import text_tower
 
-    print("diffup: loading the model ...", flush=True)
     model = load_model(args)
     reader = args.text_backbone or (installed_reader() if text_tower(model.backbone) is None else None)
     if reader is not None:  # now, so that a wrong name is an error at once, and it is loaded once for all encoders
