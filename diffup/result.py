@@ -32,6 +32,9 @@ _EPS = 1e-6  # probabilities are clamped to this distance from 0 and 1, so that 
 MAPS = ("probability", "variance", "error_map", "prior")
 """Names of the maps of a result, in the order of `Segmentation.maps`."""
 
+_SURE = 0.8
+"""Presence from which on a class is said plainly to be in the photo."""
+
 
 @dataclass(frozen=True, eq=False)
 class Segmentation:
@@ -116,6 +119,13 @@ class Segmentation:
     def present(self) -> bool:
         """Whether the class counts as present: the presence is not below `min_presence`."""
         return bool(self.presence >= self.min_presence)
+
+    @property
+    def present_in_words(self) -> Literal["yes", "perhaps", "no"]:
+        """Whether the class is in the query: "no" if it is absent (`present`), "yes" from a presence of 0.8 on."""
+        if not self.present:
+            return "no"
+        return "yes" if self.presence >= _SURE else "perhaps"
 
     @functools.cached_property
     def mask(self) -> npt.NDArray[np.bool_]:
