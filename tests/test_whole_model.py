@@ -86,8 +86,15 @@ def test_thresholds_presence_and_options_of_masks() -> None:
 
 def test_options_out_of_range() -> None:
     model = WholeModel(Session(), facts())
-    for options in ({"threshold": 0.0}, {"threshold": 1.0}, {"min_presence": 1.5}, {"threshold": float("nan")}):
-        with pytest.raises(ConfigError, match="it must lie between 0 and 1"):
+    for options, message in (
+        ({"threshold": 0.0}, "threshold=0.0: it must lie between 0 and 1"),
+        ({"threshold": 1.0}, "threshold=1.0: it must lie between 0 and 1"),
+        ({"threshold": float("nan")}, "threshold=nan: it must lie between 0 and 1"),
+        ({"threshold": "half"}, "threshold='half': it must be a number"),
+        ({"min_presence": 1.5}, "min_presence=1.5: it must be 0 to 1"),
+        ({"min_presence": True}, "min_presence=True: it must be a number"),
+    ):
+        with pytest.raises(ConfigError, match=message):
             model.segment(photo(), **options)
 
 
