@@ -20,6 +20,7 @@ from diffup.errors import ImageError, PrototypesError
 from diffup.formats.detections import to_detections
 from diffup.formats.png import encode_label_png, write_label_png
 from diffup.instances import SMALLEST, Instance, find_instances
+from diffup.prototypes import check_count
 from diffup.refine import Guide
 from diffup.result import Segmentation, odds_over
 from diffup.utils import pictures
@@ -79,7 +80,11 @@ class LabelMap:
         Args:
             names: names of the C classes.
             results: the result of each class in the same query.
+
+        Raises:
+            PrototypesError: there are more than 255 classes.
         """
+        check_count(len(names), "names")
         labels, total = merge(results)
         return cls(results[0].image, labels.numpy(), (1 / total).numpy(), tuple(names), tuple(results))
 

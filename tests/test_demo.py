@@ -362,6 +362,22 @@ def test_prototypes_are_those_of_the_last_run(encoders: Encoders, taught: Sessio
     assert (loaded.backbone, loaded.shots) == ("fake:bbb", 2)
 
 
+def test_more_classes_than_a_label_file_holds(encoders: Encoders, taught: Session, tmp_path: Path) -> None:
+    state = found(with_photos(taught, 8, 9), encoders)
+    (item, *_), *_ = state.photos[0].found
+
+    def with_classes(photo: photos.Photo, first: int, count: int) -> photos.Photo:
+        names = tuple(str(first + index) for index in range(count))
+        return dataclasses.replace(photo, names=names, found=((item,) * count,), classes=())
+
+    # Runs that were stopped leave photos with classes of earlier examples.
+    many = [with_classes(photo, 100 * index, 100) for index, photo in enumerate(state.photos)]
+    many[2] = with_classes(state.photos[2], 200, 56)
+    with pytest.raises(ConfigError, match="have 256 classes together, and a label file holds 255: press 'Find'"):
+        downloads.write_files(dataclasses.replace(state, photos=tuple(many)), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_photos_of_one_name_are_told_apart(encoders: Encoders, tmp_path: Path) -> None:
     files = [(name, shapes_file(seed)[1]) for seed, name in ((7, "a.png"), (8, "a.png"), (9, "b.png"))]
     state, _ = session.add_photos(add_shape(Session(), "square"), files)

@@ -156,6 +156,13 @@ def test_the_rule_at_one_pixel(values: list[float], thresholds: list[float]) -> 
         assert result.background[0, 0] >= chances.max() * (1 - 1e-5)
 
 
+def test_more_classes_than_labels_are_refused() -> None:
+    items = [decoded(torch.tensor(0.1 if index < 254 else 0.9), 0.5) for index in range(255)]
+    assert (LabelMap.of([str(index) for index in range(255)], items).labels == 255).all()
+    with pytest.raises(PrototypesError, match="names: 256 classes do not fit into a label map; give up to 255"):
+        LabelMap.of([str(index) for index in range(256)], [*items, items[-1]])
+
+
 def test_the_rule_by_hand() -> None:
     """Odds over the odds at the threshold: 0.6 of 0.5 is 1.5, 0.5 of 0.25 is 3, 0.2 of 0.25 is 0.75."""
     image = np.zeros((2, 3, 3), np.uint8)

@@ -1,6 +1,6 @@
 """Prototypes of a class, computed once from supports and text prompts, saved, and used on any number of queries."""
 
-from diffup.prototypes.classes import MAX_CLASSES, check_classes, distinct_classes, has_text
+from diffup.prototypes.classes import MAX_CLASSES, check_classes, check_count, distinct_classes, has_text
 from diffup.prototypes.join import join_prototypes
 from diffup.prototypes.prototypes import (
     PrototypeEncoder,
@@ -16,6 +16,7 @@ __all__ = [
     "PrototypeEncoder",
     "Prototypes",
     "check_classes",
+    "check_count",
     "distinct_classes",
     "has_text",
     "join_prototypes",

@@ -50,9 +50,22 @@ def distinct_classes(given: object) -> list[Prototypes]:
             f"prototypes: {', '.join(map(repr, twice))} is there more than once; shots of one class are added with "
             "prototypes.add(model, support, annotation), other classes have other names"
         )
-    if len(names) > MAX_CLASSES:
-        raise PrototypesError(f"prototypes: {len(names)} classes do not fit into a label map; give up to {MAX_CLASSES}")
+    check_count(len(names), "prototypes")
     return classes
+
+
+def check_count(count: int, argument: str) -> None:
+    """Check that a label map can hold a number of classes.
+
+    Args:
+        count: number of classes.
+        argument: name of the argument with the classes in error messages.
+
+    Raises:
+        PrototypesError: there are more than 255.
+    """
+    if count > MAX_CLASSES:
+        raise PrototypesError(f"{argument}: {count} classes do not fit into a label map; give up to {MAX_CLASSES}")
 
 
 def has_text(given: object) -> bool:
