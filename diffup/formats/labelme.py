@@ -103,7 +103,7 @@ def read_labelme(
         FormatError: a file or a field of it does not follow LabelMe's format, the image is missing or has another size
             than the file says, no file or fewer than `shots` have the label, or the shapes of an image are of several
             kinds. The message names the file and the field.
-        MissingPackageError: polygons need pycocotools (`pip install "diffup[formats]"`).
+        MissingPackageError: polygons need pycocotools (extra `formats`).
     """
     files = path_list(paths, "paths")
     check_shots(shots)

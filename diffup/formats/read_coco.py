@@ -69,7 +69,7 @@ def read_coco(
         FormatError: the file or a field of it does not follow COCO's format, the category does not exist or has fewer
             images than `shots`, or an image is missing or has another size than the file says. The message names the
             file and the field.
-        MissingPackageError: polygons need pycocotools (`pip install "diffup[formats]"`).
+        MissingPackageError: polygons need pycocotools (extra `formats`).
     """
     check_shots(shots)
     name, found = path_text(path, "path"), Gathering(on_error)

@@ -98,7 +98,7 @@ def read_cvat(
             entities could grow without limit; an image is missing or has another size than the file says; fewer images
             than `shots` have the label; or the shapes of an image are of several kinds. The message names the file and
             the field.
-        MissingPackageError: polygons need pycocotools (`pip install "diffup[formats]"`).
+        MissingPackageError: polygons need pycocotools (extra `formats`).
     """
     check_shots(shots)
     check_shape_types(shape_types, SHAPE_TYPES)

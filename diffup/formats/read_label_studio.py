@@ -96,7 +96,7 @@ def read_label_studio(
         FormatError: the file or a field of it does not follow Label Studio's format; an image is missing, of another
             size than the file says, or turned there; fewer tasks than `shots` have the label; or the regions of an
             image are of several kinds. The message names the file and the field.
-        MissingPackageError: polygons need pycocotools (`pip install "diffup[formats]"`).
+        MissingPackageError: polygons need pycocotools (extra `formats`).
     """
     check_shots(shots)
     check_shape_types(shape_types, SHAPE_TYPES)
@@ -229,7 +229,7 @@ def read_region(where: str, shape: str, region: dict[str, Any], size: tuple[int,
     Raises:
         MarksNothing: it has no area.
         FormatError: a field is missing or faulty, the image has another size than the region says, or is turned there.
-        MissingPackageError: polygons need pycocotools (`pip install "diffup[formats]"`).
+        MissingPackageError: polygons need pycocotools (extra `formats`).
     """
     check_size(stated_size(region, "original_height", "original_width", where), size, where)
     turned = number(region.get("image_rotation") or 0, f"{where}.image_rotation")

@@ -137,7 +137,7 @@ def read_supports(
     Raises:
         FormatError: the file is of no known format, there are several and not all are LabelMe's, the format has no such
             kind of annotation, or the format's own reader raises it.
-        MissingPackageError: polygons need pycocotools (`pip install "diffup[formats]"`).
+        MissingPackageError: polygons need pycocotools (extra `formats`).
     """
     files = path_list(paths, "paths")
     if not files:
