@@ -18,7 +18,7 @@ from cvat_cli._internal.parsers import parse_function_parameter
 from cvat_sdk.core.client import AccessTokenCredentials, Client, Config
 from cvat_sdk.masks import decode_mask
 from cvat_server import TASK, Task, serve
-from fakes import save_tiny_decoder, shape_image, teach, tiny_model
+from fakes import save_tiny_decoder, shape_image, teach
 
 from diffup import DiffUp, LabelMap, Prototypes
 from diffup.decoder.options import SamplingOptions
@@ -30,16 +30,6 @@ SIZES = ((80, 96), (60, 150), (72, 72))
 IMAGES = [shape_image((1, 2), size, seed) for seed, size in enumerate(SIZES)]
 NAMES = ("square", "disc")
 EVERYTHING = SamplingOptions(min_presence=0.0)
-
-
-@pytest.fixture(scope="module")
-def model() -> DiffUp:
-    return tiny_model()
-
-
-@pytest.fixture(scope="module")
-def classes(model: DiffUp) -> list[Prototypes]:
-    return teach(model, NAMES)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fakes import shape_image, teach, tiny_model
+from fakes import shape_image
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -24,16 +24,6 @@ from diffup.result import Segmentation
 
 QUERY, _ = shape_image((1, 2, 3), (60, 150), seed=4)
 NAMES = ("square", "disc", "triangle")
-
-
-@pytest.fixture(scope="module")
-def model() -> DiffUp:
-    return tiny_model()
-
-
-@pytest.fixture(scope="module")
-def classes(model: DiffUp) -> list[Prototypes]:
-    return teach(model, NAMES)
 
 
 @pytest.fixture(scope="module")
