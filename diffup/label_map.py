@@ -20,6 +20,7 @@ from diffup.errors import ImageError, PrototypesError
 from diffup.formats.detections import to_detections
 from diffup.formats.png import encode_label_png, write_label_png
 from diffup.instances import SMALLEST, Instance, find_instances
+from diffup.prototypes import check_count
 from diffup.refine import Guide
 from diffup.result import Segmentation, odds_over
 from diffup.utils import pictures
@@ -79,7 +80,11 @@ class LabelMap:
         Args:
             names: names of the C classes.
             results: the result of each class in the same query.
+
+        Raises:
+            PrototypesError: there are more than 255 classes.
         """
+        check_count(len(names), "names")
         labels, total = merge(results)
         return cls(results[0].image, labels.numpy(), (1 / total).numpy(), tuple(names), tuple(results))
 
@@ -198,7 +203,7 @@ class LabelMap:
             Iterator of pairs of a label and an object.
 
         Raises:
-            MissingPackageError: scikit-image is not installed (`pip install "diffup[formats]"`).
+            MissingPackageError: scikit-image is not installed (extra `formats`).
         """
         maps = zip(self.results, _probabilities(self.results), strict=True)
         for label, (item, probability) in enumerate(maps, start=1):
@@ -218,7 +223,7 @@ class LabelMap:
 
         Raises:
             MissingPackageError: scikit-image, which `instances` needs, is not installed
-                (`pip install "diffup[formats]"`).
+                (extra `formats`).
         """
         if instances:
             for label, found in self.instances(overlap):
@@ -243,7 +248,7 @@ class LabelMap:
             `confidence`, the score; none for an absent class.
 
         Raises:
-            MissingPackageError: supervision is not installed (`pip install "diffup[supervision]"`), or scikit-image,
+            MissingPackageError: supervision is not installed (extra `supervision`), or scikit-image,
                 which `instances` needs.
         """
         found = list(self.marked(instances=instances, overlap=overlap))

@@ -32,6 +32,9 @@ _EPS = 1e-6  # probabilities are clamped to this distance from 0 and 1, so that 
 MAPS = ("probability", "variance", "error_map", "prior")
 """Names of the maps of a result, in the order of `Segmentation.maps`."""
 
+_SURE = 0.8
+"""Presence from which on a class is said plainly to be in the photo."""
+
 
 @dataclass(frozen=True, eq=False)
 class Segmentation:
@@ -116,6 +119,13 @@ class Segmentation:
     def present(self) -> bool:
         """Whether the class counts as present: the presence is not below `min_presence`."""
         return bool(self.presence >= self.min_presence)
+
+    @property
+    def present_in_words(self) -> Literal["yes", "perhaps", "no"]:
+        """Whether the class is in the query: "no" if it is absent (`present`), "yes" from a presence of 0.8 on."""
+        if not self.present:
+            return "no"
+        return "yes" if self.presence >= _SURE else "perhaps"
 
     @functools.cached_property
     def mask(self) -> npt.NDArray[np.bool_]:
@@ -255,7 +265,7 @@ class Segmentation:
             The objects, the one with the greatest score first.
 
         Raises:
-            MissingPackageError: scikit-image is not installed (`pip install "diffup[formats]"`).
+            MissingPackageError: scikit-image is not installed (extra `formats`).
         """
         return find_instances(self.mask, self.image, self.probability, self.score, smallest)
 
@@ -315,7 +325,7 @@ class Segmentation:
         Raises:
             FormatError: the encoding is unknown or the tolerance is out of range.
             MissingPackageError: pycocotools is not installed, or scikit-image for polygons and objects
-                (`pip install "diffup[formats]"`).
+                (extra `formats`).
         """
         masks, scores = self._objects(instances)
         ids = [category_id] * len(masks)
@@ -333,7 +343,7 @@ class Segmentation:
             Detections with boxes, masks, `class_id` and, as `confidence`, the score; empty for an empty mask.
 
         Raises:
-            MissingPackageError: supervision is not installed (`pip install "diffup[supervision]"`), or scikit-image,
+            MissingPackageError: supervision is not installed (extra `supervision`), or scikit-image,
                 which `instances` needs.
         """
         masks, scores = self._objects(instances)

@@ -1,6 +1,6 @@
 r"""A session in FiftyOne: one photo is labelled, the model labels the others, and FiftyOne says how well.
 
-    pip install "diffup[examples,fiftyone]"
+    pip install ".[examples,fiftyone]"  # in a checkout
     python examples/fiftyone_session.py
 
 It makes ten photos with coins, tiles and grass on them, whose true masks are known. The first one is what a person has

@@ -6,7 +6,7 @@ Start Label Studio, here in an environment of its own, and let it reach a backen
     ML_BLOCK_LOCAL_IP=false SSRF_PROTECTION_ENABLED=false studio/bin/label-studio start --no-browser \
         --internal-host 127.0.0.1 --port 8080 --username me@example.com --password a-long-password
 
-and then, where diffup is installed (`pip install "diffup[examples,serve]"`),
+and then, where diffup is installed (`pip install ".[examples,serve]"` in a checkout),
 
     python examples/label_studio_session.py http://127.0.0.1:8080 me@example.com a-long-password
 

@@ -11,13 +11,13 @@ from typing import Any
 import kernels
 import pytest
 import torch
-from fakes import FakeBackbone, make_folder
+from fakes import FakeBackbone, make_folder, teach, tiny_model
 from hypothesis import HealthCheck, settings
 from pages import PHOTOS, make, make_decoder
 from runs import CONFIG, banks_of, encoder
 from skips import pytest_sessionfinish, pytest_terminal_summary  # noqa: F401
 
-from diffup import model
+from diffup import DiffUp, Prototypes
 from diffup.backbones.registry import temporary_backbones
 from diffup.training.config import TrainConfig
 from diffup.training.prepare import Banks
@@ -93,11 +93,23 @@ def banks(shapes: Path, feature_cache: Path) -> Banks:
     return banks_of(shapes, feature_cache)
 
 
+@pytest.fixture(scope="module")
+def model() -> DiffUp:
+    """A model of a small random decoder and a fake encoder."""
+    return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def classes(model: DiffUp, request: pytest.FixtureRequest) -> list[Prototypes]:
+    """Prototypes of the shapes 1, 2, ... by the names in the test module's `NAMES`."""
+    return teach(model, request.module.NAMES)
+
+
 @pytest.fixture
 def tiny_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A small random decoder in the place of the released one."""
     make_decoder(tmp_path / "release")
-    monkeypatch.setattr(model, "RELEASED", tmp_path / "release")
+    monkeypatch.setattr("diffup.model.RELEASED", tmp_path / "release")
 
 
 @pytest.fixture

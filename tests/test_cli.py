@@ -108,7 +108,9 @@ def test_segment_pairs_annotations_with_the_support_before_them(photos: Path, de
     assert json.loads(Path("out/result.json").read_text())["quality"] == expected.quality
 
 
-def test_segment_takes_negatives_of_supports_and_corrections_of_the_query(photos: Path, decoder: Path) -> None:
+def test_segment_takes_negatives_of_supports_and_corrections_of_the_query(
+    photos: Path, decoder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     supports = ["--support", "a.png", "--points", "20,30", "--not-points", "60,60 70,60", "--support", "b.png"]
     boxes = ["--box", "10,10,60,60", "--not-box", "40,40,60,60"]
     marks = ["--click", "20,30 40,30", "--not-stroke", "5,5 5,40", "--area", "30,30,50,50", "--not-click", "60,40"]
@@ -131,6 +133,7 @@ def test_segment_takes_negatives_of_supports_and_corrections_of_the_query(photos
     assert (np.asarray(Image.open("out/mask.png")) == expected.mask * 255).all()
     facts = json.loads(Path("out/result.json").read_text())
     assert facts["corrections"][3] == {"option": "--not-click", "value": "60,40"}
+    assert "; in the photo: yes; 4 corrections; " in capsys.readouterr().out
     assert facts["support"][0]["negative"] == ["60,60 70,60"]
 
 

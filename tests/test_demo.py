@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import subprocess
 import sys
@@ -351,6 +352,32 @@ def test_labels_count_the_classes_of_all_photos(encoders: Encoders, taught: Sess
         assert (np.asarray(Image.open(file)) == 2 * result(alone).labels).all()
 
 
+def test_prototypes_are_those_of_the_last_run(encoders: Encoders, taught: Session, tmp_path: Path) -> None:
+    before = add_shape(found(with_photos(taught, 8), encoders, "fake:a"), "disc", seed=3, label=2)
+    (_, stopped) = itertools.islice((step[0] for step in finding.find(before, encoders, ["fake:bbb"], SAMPLING)), 2)
+    assert [photo.run.encoders for photo in stopped.photos] == [("fake:bbb",), ("fake:a",)]
+    stopped = dataclasses.replace(stopped, photos=stopped.photos[::-1])  # the photo that was not reached comes first
+    files = {path.name: path for path in downloads.write_files(stopped, tmp_path)}
+    loaded = Prototypes.load(files["2_disc.safetensors"])
+    assert (loaded.backbone, loaded.shots) == ("fake:bbb", 2)
+
+
+def test_more_classes_than_a_label_file_holds(encoders: Encoders, taught: Session, tmp_path: Path) -> None:
+    state = found(with_photos(taught, 8, 9), encoders)
+    (item, *_), *_ = state.photos[0].found
+
+    def with_classes(photo: photos.Photo, first: int, count: int) -> photos.Photo:
+        names = tuple(str(first + index) for index in range(count))
+        return dataclasses.replace(photo, names=names, found=((item,) * count,), classes=())
+
+    # Runs that were stopped leave photos with classes of earlier examples.
+    many = [with_classes(photo, 100 * index, 100) for index, photo in enumerate(state.photos)]
+    many[2] = with_classes(state.photos[2], 200, 56)
+    with pytest.raises(ConfigError, match="have 256 classes together, and a label file holds 255: press 'Find'"):
+        downloads.write_files(dataclasses.replace(state, photos=tuple(many)), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_photos_of_one_name_are_told_apart(encoders: Encoders, tmp_path: Path) -> None:
     files = [(name, shapes_file(seed)[1]) for seed, name in ((7, "a.png"), (8, "a.png"), (9, "b.png"))]
     state, _ = session.add_photos(add_shape(Session(), "square"), files)
@@ -425,7 +452,7 @@ def test_the_command_finds_what_reads_words(
     encoders = served("--offer", "fake:bbb")
     assert encoders.reader == "conse:efficientnet_lite0"
     assert encoders.get("fake:bbb").text_space is encoders.first.text_space  # loaded once
-    assert "loading" in capsys.readouterr().out
+    assert capsys.readouterr().err.startswith("diffup: loading the page and the model ...\n")
     assert served("--backbone", "reading").reader == ReadingBackbone().name  # its own text tower, no other
     monkeypatch.setattr("diffup.demo.encoders.installed_reader", lambda: None)
     assert served().reader is None

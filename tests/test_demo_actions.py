@@ -177,6 +177,11 @@ def test_a_photo_is_drawn_on_and_removed(state: Session) -> None:
         do(removed, "remove", "next")
 
 
+def test_the_class_stays_when_a_photo_is_removed(state: Session) -> None:
+    second = act(state, [{"do": "class", "index": 1}])
+    assert do(second, "remove").opened.name == "disc"
+
+
 def test_what_cannot_be_done_is_told(state: Session) -> None:
     new = with_photos(Session(), 7)
     with pytest.raises(ConfigError, match="press 'Find'"):

@@ -182,7 +182,7 @@ def test_pictures_are_made_by_the_script(tmp_path: Path, tiny_release: None, fak
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     for package in ("zensical", "mkdocstrings"):
         if importlib.util.find_spec(package) is None:
-            pytest.skip('the site needs pip install "diffup[docs]"')
+            pytest.skip('the site needs pip install ".[docs]"')
     for name in ("mkdocs.yml", "CHANGELOG.md"):  # the site is written beside its source, links followed
         shutil.copyfile(ROOT / name, tmp_path / name)
     for name in ("configs", "docs", "diffup"):

@@ -167,6 +167,17 @@ def test_other_data_sets_of_images_and_masks(voc: Path) -> None:
     np.testing.assert_array_equal(pixels(annotation), labels(2) == 2)
 
 
+@pytest.mark.parametrize("white", [True, 1, 255])
+def test_two_valued_masks(white: int) -> None:
+    white_at = labels(1, edge=1) == 1
+    mask = Image.fromarray(white_at if white is True else white_at * np.uint8(white))
+    assert mask.mode == ("1" if white is True else "L")
+    (annotation,) = read_torchvision([(photo(0), mask), (photo(1), Image.new("1", (WIDTH, HEIGHT)))]).annotation
+    np.testing.assert_array_equal(pixels(annotation), white_at)
+    (annotation,) = read_torchvision([(photo(0), mask)], int(white)).annotation
+    np.testing.assert_array_equal(pixels(annotation), white_at)
+
+
 def test_data_sets_that_cannot_be_read(voc: Path, pets: Path) -> None:
     def open_voc(**options: Any) -> VOCSegmentation:
         return VOCSegmentation(voc, image_set="train", **options)
@@ -179,6 +190,13 @@ def test_data_sets_that_cannot_be_read(voc: Path, pets: Path) -> None:
         (open_voc(transform=ToTensor()), 12, r"dataset\[0\]: expected a PIL image, .* without transforms"),
         (open_voc(target_transform=ToTensor()), 12, r"dataset\[0\]: "),
         (Subset(open_voc(), [0]), "dog", "label='dog': give the class in the masks as a number$"),
+        (
+            [(photo(0), Image.fromarray(labels(1) > 0))],
+            255,
+            r"has the values 0, 1; for two-valued masks leave label= out",
+        ),
+        ([(photo(0), labels(1, 2))], None, r"dataset\[0\]: .* Or give label="),
+        (open_voc(), "bus", r"The mask of dataset\[0\] has the values 0, 12, 255$"),
         ([photo(0)], 1, r"dataset\[0\]: expected an image and its mask"),
         ([(photo(0), labels(1)[:30])], 1, r"dataset\[0\]: the record says 60 x 30 pixels"),
         (OxfordIIITPet(pets), None, "there are no masks; open the data set with target_types="),

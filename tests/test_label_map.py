@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fakes import shape_image, teach, tiny_model
+from fakes import shape_image
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -24,16 +24,6 @@ from diffup.result import Segmentation
 
 QUERY, _ = shape_image((1, 2, 3), (60, 150), seed=4)
 NAMES = ("square", "disc", "triangle")
-
-
-@pytest.fixture(scope="module")
-def model() -> DiffUp:
-    return tiny_model()
-
-
-@pytest.fixture(scope="module")
-def classes(model: DiffUp) -> list[Prototypes]:
-    return teach(model, NAMES)
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +144,13 @@ def test_the_rule_at_one_pixel(values: list[float], thresholds: list[float]) -> 
         assert chances[label - 1] >= result.background[0, 0] * (1 - 1e-5)
     else:
         assert result.background[0, 0] >= chances.max() * (1 - 1e-5)
+
+
+def test_more_classes_than_labels_are_refused() -> None:
+    items = [decoded(torch.tensor(0.1 if index < 254 else 0.9), 0.5) for index in range(255)]
+    assert (LabelMap.of([str(index) for index in range(255)], items).labels == 255).all()
+    with pytest.raises(PrototypesError, match="names: 256 classes do not fit into a label map; give up to 255"):
+        LabelMap.of([str(index) for index in range(256)], [*items, items[-1]])
 
 
 def test_the_rule_by_hand() -> None:

@@ -776,7 +776,7 @@ def test_a_missing_package_is_told_before_anything_is_done(
 ) -> None:
     for module in ("", ".mask", ".measure"):
         monkeypatch.setitem(sys.modules, package + module, None)
-    with pytest.raises(MissingPackageError, match=r"diffup\[formats\]"):
+    with pytest.raises(MissingPackageError, match='pip install "pycocotools>='):
         label_folder(model, photos, classes, tmp_path / "out", plan)
     assert not (tmp_path / "out").exists()
 

@@ -14,7 +14,9 @@ import pytest
 from PIL import Image
 from skimage import data
 
+from diffup.commands.segment_results import line_of
 from diffup.errors import FormatError, ImageError, MissingPackageError
+from diffup.label_map import LabelMap
 from diffup.result import Segmentation
 from diffup.utils.panels import HEAT, Scale
 
@@ -270,6 +272,17 @@ def test_it_is_short_in_print(result: Segmentation) -> None:
     )
 
 
+def test_the_line_of_the_command_says_whether_the_class_is_there(result: Segmentation) -> None:
+    items = [replace(result, presence=presence, min_presence=0.25) for presence in (0.8, 0.79, 0.24)]
+    assert [item.present_in_words for item in items] == ["yes", "perhaps", "no"]
+    assert line_of("a.jpg", items[1], 1.24) == f"a.jpg: {items[1]!r}; in the photo: perhaps; 1.2 s"
+    assert line_of("a.jpg", items[1], 1.24, 1).endswith("; in the photo: perhaps; 1 correction; 1.2 s")
+    several = LabelMap.of(("square", "disc", "ring"), items)
+    assert line_of("a.jpg", several, 1.24, 2) == (
+        f"a.jpg: {several!r}; in the photo: square yes, disc perhaps, ring no; 2 corrections; 1.2 s"
+    )
+
+
 def test_the_mask_of_an_absent_class_is_empty(result: Segmentation) -> None:
     at, below = (replace(result, presence=presence) for presence in (0.25, np.nextafter(0.25, 0)))
     assert at.present and not below.present and not replace(result, presence=0.9, min_presence=1.0).present
@@ -329,7 +342,7 @@ def test_detections_of_a_result(result: Segmentation) -> None:
 
 def test_supervision_is_optional(result: Segmentation, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "supervision", None)
-    with pytest.raises(MissingPackageError, match=r'supervision: pip install "diffup\[supervision\]"'):
+    with pytest.raises(MissingPackageError, match='supervision: pip install "supervision>='):
         result.to_supervision()
 
 

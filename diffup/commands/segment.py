@@ -14,7 +14,7 @@ from diffup import __version__
 from diffup.commands.arguments import add_command, add_decoding, add_model, add_text, load_model, templates_of
 from diffup.commands.corrections import add_corrections, corrections_as_given, read_correction
 from diffup.commands.paths import existing_file, output_folder
-from diffup.commands.segment_results import output_files, write_results
+from diffup.commands.segment_results import line_of, output_files, write_results
 from diffup.commands.segment_whole import add_whole, segment_whole
 from diffup.commands.supports import add_supports, as_given, read_annotation
 from diffup.errors import AnnotationError
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> None:
     }
     write_results(pictures, files, _facts(args, model, result, seconds))
     if not args.quiet:
-        print(f"{args.query}: {result!r}, {seconds:.1f} s")
+        print(line_of(args.query, result, seconds, len(corrections)))
         for path in files.values():
             print(path)
 

@@ -13,6 +13,9 @@ from diffup.errors import ConfigError
 if TYPE_CHECKING:
     from PIL import Image
 
+    from diffup.label_map import LabelMap
+    from diffup.result import Segmentation
+
 
 def output_files(args: argparse.Namespace, pictures: Sequence[str]) -> dict[str, Path]:
     """Paths of the files to write, by name, `result.json` last, after checking that none of them is an input file.
@@ -32,6 +35,26 @@ def output_files(args: argparse.Namespace, pictures: Sequence[str]) -> dict[str,
         if Path(name).resolve() in written:
             raise ConfigError(f"--output: the results would overwrite {name}; choose another folder")
     return files
+
+
+def line_of(query: str, found: Segmentation | LabelMap, seconds: float, corrections: int = 0) -> str:
+    """Describe a result in a line: what is marked, whether the class is there, and what went into it.
+
+    Args:
+        query: the photo as it was given.
+        found: the result, of one class or several.
+        seconds: time that it took.
+        corrections: number of corrections that were given.
+    """
+    from diffup.result import Segmentation
+
+    if isinstance(found, Segmentation):
+        there: str = found.present_in_words
+    else:
+        pairs = zip(found.names, found.results, strict=True)
+        there = ", ".join(f"{name} {item.present_in_words}" for name, item in pairs)
+    corrected = f"; {corrections} correction{'s' if corrections > 1 else ''}" if corrections else ""
+    return f"{query}: {found!r}; in the photo: {there}{corrected}; {seconds:.1f} s"
 
 
 def write_results(

@@ -14,7 +14,7 @@ from diffup import __version__
 from diffup.commands.arguments import several
 from diffup.commands.paths import existing_file, output_folder
 from diffup.commands.prototypes import load_classes
-from diffup.commands.segment_results import output_files, write_results
+from diffup.commands.segment_results import line_of, output_files, write_results
 from diffup.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def segment_whole(args: argparse.Namespace, folder: str) -> None:
         pictures = {"mask.png": lambda: Image.open(io.BytesIO(found.to_png())), "overlay.png": found.overlay}
         write_results(pictures, files, {**found.summary(), **facts})
     if not args.quiet:
-        print(f"{args.query}: {found.results[0] if single else found!r}, {seconds:.1f} s")
+        print(line_of(args.query, found.results[0] if single else found, seconds))
         for path in files.values():
             print(path)
 

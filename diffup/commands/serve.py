@@ -27,7 +27,7 @@ that --label-studio names, and from nowhere else. docs/labelling_tools.md has ea
 
 def add(commands: Any) -> None:
     """Add the command's parser."""
-    summary = "propose masks in a labelling tool and learn from what is saved (pip install 'diffup[serve]')"
+    summary = "propose masks in a labelling tool and learn from what is saved (pip install '.[serve]' in a checkout)"
     parser = add_command(commands, "serve", run, summary, EXAMPLES)
     parser.add_argument("folder", metavar="SHOTS", type=Path, help="folder that keeps the shots, created if needed")
     add_listening(parser, port=9090)

@@ -39,6 +39,7 @@ from diffup.formats.checks import MarksNothing
 from diffup.formats.coco import decode_segmentation
 from diffup.inputs.recorded import Pictures, read_json
 from diffup.utils.files import replacing, write_text
+from diffup.utils.optional import install_command
 
 LAYOUT = """COCO-20i looks like this:
   ROOT/train2014/COCO_train2014_*.jpg, ROOT/val2014/COCO_val2014_*.jpg     the photos, with year=2014
@@ -327,7 +328,7 @@ def _paint(regions: Iterable[tuple[int, Any]], size: tuple[int, int], name: str)
         except FormatError as error:
             raise DataError(f"{name}: an object's segmentation cannot be rendered ({error})") from error
         except MissingPackageError as error:
-            raise MissingPackageError('rendering COCO masks needs pycocotools: pip install "diffup[eval]"') from error
+            raise MissingPackageError(f"rendering COCO masks needs pycocotools: {install_command('eval')}") from error
     return labels
 
 

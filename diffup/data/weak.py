@@ -5,7 +5,7 @@ box around every connected component is BAM's (Lang et al., CVPR 2022), boxes of
 medial axis are PANet's (Wang et al., ICCV 2019). Dilated, eroded and shifted masks simulate careless or automatic ones.
 
 The first five kinds are fast enough to be drawn for every training episode, well under a millisecond at 128 x 128; the
-others need scipy or scikit-image (`pip install "diffup[eval]"`).
+others need scipy or scikit-image (extra `eval`).
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from typing import Any, Literal, TypeAlias, cast, get_args
 import numpy as np
 import numpy.typing as npt
 
-from diffup.errors import AnnotationError, ConfigError, MissingPackageError
+from diffup.errors import AnnotationError, ConfigError
 from diffup.inputs.annotations import Annotation, Box, Mask, Points, Scribble
 from diffup.inputs.masks import bounding_box
+from diffup.utils.optional import need
 
 AnnotationKind: TypeAlias = Literal[
     "mask",
@@ -217,10 +218,7 @@ def medial_scribble(mask: npt.NDArray[Any], generator: np.random.Generator, widt
     width = _positive("width", _WIDTH * min(mask.shape) if width is None else width)
     components, _ = _ndimage().label(mask, structure=np.ones((3, 3)))
     component = components == components[mask][generator.integers(mask.sum())]
-    try:
-        from skimage.morphology import medial_axis
-    except ImportError as error:
-        raise MissingPackageError('medial_scribble needs scikit-image: pip install "diffup[eval]"') from error
+    medial_axis = need("skimage.morphology", "medial_scribble", "eval").medial_axis
     canvas = np.zeros(mask.shape, dtype=bool)
     x, y = np.array(_longest_path(medial_axis(component, rng=generator))).T
     canvas[y, x] = True
@@ -345,11 +343,7 @@ def _positive(name: str, value: float) -> float:
 
 
 def _ndimage() -> Any:
-    try:
-        from scipy import ndimage
-    except ImportError as error:
-        raise MissingPackageError('this kind of annotation needs scipy: pip install "diffup[eval]"') from error
-    return ndimage
+    return need("scipy.ndimage", "this kind of annotation", "eval")
 
 
 def _checked(mask: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:

@@ -70,13 +70,8 @@ class SamplingOptions:
         check_steps(config, steps)
         if not 1 <= ensemble <= MAX_ENSEMBLE:
             raise ConfigError(f"ensemble={ensemble}: it must be 1 to {MAX_ENSEMBLE}")
-        threshold = None if self.threshold is None else _number("threshold", self.threshold)
-        if threshold is not None and not 0 < threshold < 1:
-            raise ConfigError(f"threshold={self.threshold}: it must lie between 0 and 1")
-        asked = config.min_presence if self.min_presence is None else self.min_presence
-        min_presence = _number("min_presence", asked)
-        if not 0 <= min_presence <= 1:
-            raise ConfigError(f"min_presence={asked}: it must be 0 to 1")
+        threshold = None if self.threshold is None else checked_threshold(self.threshold)
+        min_presence = checked_min_presence(config.min_presence if self.min_presence is None else self.min_presence)
         if not isinstance(self.generator, torch.Generator | None):
             raise ConfigError(f"generator={self.generator!r}: expected a torch.Generator; for a number give seed=")
         generator = seeded(self.seed) if self.generator is None else self.generator
@@ -124,6 +119,36 @@ class Sampling:
         """
         shape = (self.ensemble, SIZES[0], SIZES[0])
         return torch.randn(shape, generator=self.generator, device=self.generator.device)
+
+
+def checked_threshold(value: object) -> float:
+    """Return a threshold after checking that it lies between 0 and 1.
+
+    Args:
+        value: probability above which a pixel is marked.
+
+    Raises:
+        ConfigError: it is no number, or out of range.
+    """
+    threshold = _number("threshold", value)
+    if not 0 < threshold < 1:
+        raise ConfigError(f"threshold={value}: it must lie between 0 and 1")
+    return threshold
+
+
+def checked_min_presence(value: object) -> float:
+    """Return a minimum presence after checking that it is 0 to 1.
+
+    Args:
+        value: presence below which a mask is empty.
+
+    Raises:
+        ConfigError: it is no number, or out of range.
+    """
+    presence = _number("min_presence", value)
+    if not 0 <= presence <= 1:
+        raise ConfigError(f"min_presence={value}: it must be 0 to 1")
+    return presence
 
 
 def _number(name: str, value: object) -> float:

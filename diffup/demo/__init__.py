@@ -2,6 +2,6 @@
 
 A visitor's `session` has `examples`, which `marks` annotate, and `photos`, in which `find` looks for the classes and
 which `actions` correct; `views` and `downloads` draw and write results. These do not use Gradio. `page` is the layout,
-with a `canvas` to draw on; `wiring` connects it by `events`, and `serve` serves it on the loopback interface. It needs
-`pip install "diffup[demo]"`.
+with a `canvas` to draw on; `wiring` connects it by `events`, and `serve` serves it on the loopback interface. It
+needs the extra `demo`.
 """

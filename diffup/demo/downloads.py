@@ -17,6 +17,7 @@ from diffup.errors import ConfigError
 from diffup.formats import coco_annotations, coco_document
 from diffup.formats.png import write_label_png
 from diffup.label_map import LabelMap
+from diffup.prototypes import MAX_CLASSES
 from diffup.utils.files import numbered_name, replacing, write_text
 from diffup.utils.pictures import class_colours
 
@@ -36,13 +37,18 @@ def write_files(session: Session, folder: Path) -> list[Path]:
         The paths of the files.
 
     Raises:
-        ConfigError: there are no results.
+        ConfigError: there are no results, or the photos have more than 255 classes together.
         MissingPackageError: pycocotools is not installed.
     """
     photos = sorted((photo for photo in session.photos if photo.found), key=lambda photo: photo.key)
     if not photos:
         raise ConfigError("There are no results yet: press 'Find' first.")
     names = list(dict.fromkeys(name for photo in photos for name in photo.names))
+    if len(names) > MAX_CLASSES:
+        raise ConfigError(
+            f"The photos have {len(names)} classes together, and a label file holds {MAX_CLASSES}: press 'Find', after "
+            "which all photos have the classes of the examples, or remove photos of other classes."
+        )
     shown = Counter(photo.name for photo in photos)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -90,8 +96,8 @@ def _write_photo(result: LabelMap, stem: str, ids: list[int], count: int, folder
 
 def _write_prototypes(session: Session, names: list[str], folder: Path) -> list[Path]:
     """Write the prototypes of the last run's first encoder; the paths of the files."""
-    encoder = next(photo.run.encoders[0] for photo in session.photos if photo.run is not None)
-    taught = {name: session.taught.get((encoder, name)) for name in names}
+    assert session.run is not None, "there are results"
+    taught = {name: session.taught.get((session.run.encoders[0], name)) for name in names}
     return [
         item.prototypes.save(folder / f"{numbered_name(number, name)}.safetensors")
         for number, (name, item) in enumerate(taught.items(), start=1)

@@ -114,14 +114,14 @@ def prototypes(model: DiffUp, examples: Sequence[Example], before: Taught | None
 
 
 def _teach(session: Session, encoders: Encoders, run: Run) -> Session:
-    """The session with the prototypes of all classes and encoders of a run, and without those of removed classes."""
+    """The session with the prototypes of all classes and encoders of a new run, without those of removed classes."""
     taught = {key: value for key, value in session.taught.items() if key[1] in session.names}
     for encoder in run.encoders:
         model = encoders.get(encoder)
         for name in session.names:
             examples = [example for example in run.examples if example.name == name]
             taught[encoder, name] = prototypes(model, examples, taught.get((encoder, name)))
-    return replace(session, taught=taught)
+    return replace(session, taught=taught, run=run)
 
 
 def _segment(session: Session, encoders: Encoders, run: Run, key: int) -> Session:

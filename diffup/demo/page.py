@@ -10,7 +10,7 @@ from diffup.demo.scenes import SCENES
 from diffup.demo.session import Session
 from diffup.demo.views import VIEWS
 from diffup.demo.wiring import NO_OTHER, wire
-from diffup.utils.optional import need
+from diffup.utils.optional import install_command, need
 
 KEPT_SECONDS = 3600
 """Time in seconds for which a visitor's examples and results stay in memory after their last use."""
@@ -19,10 +19,6 @@ FILES_SECONDS = 600
 """Time in seconds after which uploaded and generated files are deleted."""
 
 _INTRO = "Show what you mean in one picture, and find it in others. No training; the encoder can be swapped."
-_NO_WORDS = (
-    'For words instead of pictures, `pip install "diffup[text]"` and start the page again, or with '
-    "`--text-backbone NAME`."
-)
 _KEYS = """| key | what it does |
 |---|---|
 | click, drag | more of the class, at this place or along this stroke |
@@ -85,7 +81,11 @@ def _examples(gr: Any, reader: str | None) -> dict[str, Any]:
             min_width=140,
         )
         part["add_word"] = gr.Button("Add word", elem_id="add-word", size="md", min_width=110)
-    gr.Markdown(_NO_WORDS, visible=reader is None, elem_id="no-words")
+    no_words = (
+        f"For words instead of pictures, `{install_command('text')}` and start the page again, or with "
+        "`--text-backbone NAME`."
+    )
+    gr.Markdown(no_words, visible=reader is None, elem_id="no-words")
     part["chosen"] = gr.State(None)
     part["examples"] = _gallery(gr, "Examples", 4, "examples")
     with gr.Row(visible=False) as part["tools"]:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from diffup.demo.examples import PHOTO, WORD, Example
 from diffup.demo.marks import read_drawing, to_annotation
-from diffup.demo.photos import Photo, decode, read_photo
+from diffup.demo.photos import Photo, Run, decode, read_photo
 from diffup.errors import ConfigError, ImageError, PrototypesError
 from diffup.inputs.annotations import Mask
 from diffup.label_map import LabelMap
@@ -61,6 +61,8 @@ class Session:
         photos: the photos in the order of the list.
         opened: the photo that is looked at; None if there is none.
         taught: computed prototypes by encoder and class, so that nothing is computed twice.
+        run: what the results of the last run depend on; None before the first. If it was stopped, other photos have
+            results of an earlier one.
         keys: number of photos that were ever added.
     """
 
@@ -69,6 +71,7 @@ class Session:
     photos: tuple[Photo, ...] = ()
     opened: Opened | None = None
     taught: Mapping[tuple[str, str], Taught] = field(default_factory=dict)
+    run: Run | None = None
     keys: int = 0
 
     @property
@@ -247,7 +250,7 @@ def open_photo(session: Session, index: int) -> Session:
 
 
 def remove_photo(session: Session) -> Session:
-    """Remove the photo that is looked at, and open the next one. Examples that were made of it stay.
+    """Remove the photo that is looked at, and open the next one at the same class. Examples made of it stay.
 
     Args:
         session: the current session.
@@ -259,7 +262,7 @@ def remove_photo(session: Session) -> Session:
         return session
     index = session.index
     rest = (*session.photos[:index], *session.photos[index + 1 :])
-    return open_photo(replace(session, photos=rest, opened=None), index)
+    return open_photo(replace(session, photos=rest), index)
 
 
 def mask_examples(session: Session) -> Session:

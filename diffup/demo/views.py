@@ -6,7 +6,6 @@ import base64
 import html
 import io
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,9 +23,6 @@ SMALL, SIDE = 512, 1024
 
 THUMBNAIL = 160
 """Longer side of a small picture in a list, in pixels."""
-
-_SURE = 0.8
-"""Presence from which on the page says plainly that a class is in the photo."""
 
 _STATES, _A_ROW, _STATE_HEIGHT = 8, 4, 192
 
@@ -109,9 +105,10 @@ def describe(result: LabelMap) -> str:
     numbers = {name: f"{number} = " for number, name in legend_key(result.names, pictures.legend_width(SMALL)).items()}
     classes = result.summary()["classes"]
     for item in classes:
-        uncertainty = result[item["name"]].summary()["uncertainty"]
+        own = result[item["name"]]
+        uncertainty = own.summary()["uncertainty"]
         name = numbers.get(item["name"], "") + _escape(item["name"])
-        there = f"{_in_words(item)} ({item['presence']:.0%})"
+        there = f"{own.present_in_words} ({own.presence:.0%})"
         rows.append(f"| {name} | {there} | {item['quality']:.2f} | {item['area_fraction']:.1%} | {uncertainty:.3f} |")
     head = ["| class | in the photo? | expected IoU | area | uncertainty |", "|---|---|---|---|---|"]
     table = "\n".join([f"**{_escape(result.results[0].backbone)}**", "", *head, *rows])
@@ -123,13 +120,6 @@ def describe(result: LabelMap) -> str:
         table += f"\n\nNot marked: {', '.join(missing)}. "
         table += "A lower threshold (under *Options*) or another example may help."
     return table
-
-
-def _in_words(item: dict[str, Any]) -> str:
-    """Say whether a class is in the photo."""
-    if not item["present"]:
-        return "no"
-    return "yes" if item["presence"] >= _SURE else "perhaps"
 
 
 def compare(first: LabelMap, second: LabelMap) -> str:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from diffup.errors import FormatError
 from diffup.formats.checks import MarksNothing
+from diffup.formats.fields import decode_base64, field, stated_size
 from diffup.formats.shapes import (
     Kind,
     Reading,
@@ -35,11 +36,10 @@ from diffup.formats.supports import (
     check_shots,
     check_size,
     cut_box,
-    decode_base64,
     embedded_image,
-    field,
+    path_list,
+    path_text,
     read_index,
-    stated_size,
     upright_size,
 )
 from diffup.inputs.images import ImageLike
@@ -103,11 +103,13 @@ def read_labelme(
         FormatError: a file or a field of it does not follow LabelMe's format, the image is missing or has another size
             than the file says, no file or fewer than `shots` have the label, or the shapes of an image are of several
             kinds. The message names the file and the field.
-        MissingPackageError: polygons need pycocotools (`pip install "diffup[formats]"`).
+        MissingPackageError: polygons need pycocotools (extra `formats`).
     """
-    files = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+    files = path_list(paths, "paths")
     check_shots(shots)
     check_shape_types(shape_types, SHAPE_TYPES)
+    if images is not None:
+        path_text(images, "images")
     found, folders = Gathering(on_error), dict[Path, Files]()
     for path in files:
         if len(found) == shots:

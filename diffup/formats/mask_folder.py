@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import os
+from numbers import Integral
 from pathlib import Path
 
 from diffup.errors import FormatError
-from diffup.formats.supports import Gathering, OnError, SupportSet, check_shots, check_size, class_mask, upright_size
+from diffup.formats.supports import (
+    Gathering,
+    OnError,
+    SupportSet,
+    check_shots,
+    check_size,
+    class_mask,
+    path_text,
+    upright_size,
+)
 from diffup.inputs.images import is_image_name
 from diffup.inputs.recorded import Names, without_ending
 
@@ -36,12 +46,14 @@ def read_mask_folder(
         without the label, are ignored and not faulty.
 
     Raises:
-        FormatError: a folder is missing; a mask has no image, several, or one of another size, cannot be read, or has
-            several labels and `label` is None; or there are fewer supports than `shots`.
+        FormatError: a folder is missing; the label is no number; a mask has no image, several, or one of another size,
+            cannot be read, or has several labels and `label` is None; or there are fewer supports than `shots`.
     """
     check_shots(shots)
-    pictures, found = _by_stem(Path(images), "images"), Gathering(on_error)
-    stems, own = Names(pictures), _by_stem(Path(masks), "masks")
+    if isinstance(label, bool) or not isinstance(label, Integral | None):
+        raise FormatError(f"label={label!r}: the classes of index masks are numbers; give one, or None without classes")
+    pictures, own, found = _by_stem(images, "images"), _by_stem(masks, "masks"), Gathering(on_error)
+    stems = Names(pictures)
     for stem, paths in sorted(own.items()):
         if len(found) == shots:
             break
@@ -61,8 +73,9 @@ def read_mask_folder(
     return found.shots(f"{os.fspath(masks)}: no mask marks {marked}", shots)
 
 
-def _by_stem(folder: Path, argument: str) -> dict[str, list[Path]]:
+def _by_stem(place: str | os.PathLike[str], argument: str) -> dict[str, list[Path]]:
     """Image files of a folder, by their names without suffix."""
+    folder = Path(path_text(place, argument))
     if not folder.is_dir():
         raise FormatError(f"{argument}: there is no folder {str(folder)!r}")
     found: dict[str, list[Path]] = {}

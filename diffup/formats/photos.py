@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diffup.errors import FormatError
+from diffup.formats.supports import path_text
 from diffup.inputs.recorded import Files
 
 
@@ -21,7 +22,9 @@ class Photos:
 
     def __init__(self, path: str | os.PathLike[str], images: str | os.PathLike[str] | None = None) -> None:
         beside = Path(path).parent
-        self._folders = [Files(beside), Files(beside / "images")] if images is None else [Files(images)]
+        self._folders = (
+            [Files(beside), Files(beside / "images")] if images is None else [Files(path_text(images, "images"))]
+        )
         self._taken: dict[Path, str] = {}
 
     def find(self, names: Sequence[str], where: str, field: str) -> Path:

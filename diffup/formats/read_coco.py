@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from diffup.errors import FormatError
 from diffup.formats.coco import decode_segmentation
+from diffup.formats.fields import field, four_numbers, id_field, stated_size
 from diffup.formats.supports import (
     Corners,
     Gathering,
@@ -23,10 +24,7 @@ from diffup.formats.supports import (
     check_shots,
     check_size,
     cut_box,
-    field,
-    four_numbers,
-    id_field,
-    stated_size,
+    path_text,
     unite,
     upright_size,
     with_area,
@@ -71,10 +69,11 @@ def read_coco(
         FormatError: the file or a field of it does not follow COCO's format, the category does not exist or has fewer
             images than `shots`, or an image is missing or has another size than the file says. The message names the
             file and the field.
-        MissingPackageError: polygons need pycocotools (`pip install "diffup[formats]"`).
+        MissingPackageError: polygons need pycocotools (extra `formats`).
     """
     check_shots(shots)
-    name, found = os.fspath(path), Gathering(on_error)
+    name, found = path_text(path, "path"), Gathering(on_error)
+    files, taken = Files(path_text(images, "images")), dict[Path, str]()
     content = read_json(path)
     objects = _objects(content, _category_ids(content, category, name), name, found)
     records = _records(content, name, found)
@@ -87,7 +86,6 @@ def read_coco(
         raise FormatError(f"{name}: {len(shown)} images show the category {category!r}, shots={shots} were asked for")
     if seed is not None:
         shown = [shown[index] for index in np.random.default_rng(seed).permutation(len(shown))]
-    files, taken = Files(images), dict[Path, str]()
     for image_id in shown:
         if len(found) == shots:
             break

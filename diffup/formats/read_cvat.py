@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from diffup.errors import FormatError
+from diffup.formats.fields import field, number_field, stated_size
 from diffup.formats.photos import Photos
 from diffup.formats.shapes import (
     Kind,
@@ -35,9 +36,7 @@ from diffup.formats.supports import (
     check_pixels,
     check_shots,
     check_size,
-    field,
-    number_field,
-    stated_size,
+    path_text,
     upright_size,
 )
 from diffup.formats.xml import visit_elements
@@ -99,11 +98,12 @@ def read_cvat(
             entities could grow without limit; an image is missing or has another size than the file says; fewer images
             than `shots` have the label; or the shapes of an image are of several kinds. The message names the file and
             the field.
-        MissingPackageError: polygons need pycocotools (`pip install "diffup[formats]"`).
+        MissingPackageError: polygons need pycocotools (extra `formats`).
     """
     check_shots(shots)
     check_shape_types(shape_types, SHAPE_TYPES)
-    name, found, photos = os.fspath(path), Gathering(on_error), Photos(path, images)
+    name, found = path_text(path, "path"), Gathering(on_error)
+    photos = Photos(path, images)
     for index, image in enumerate(_parse(path)):
         if len(found) == shots:
             break

@@ -14,6 +14,7 @@ from PIL import Image
 
 from diffup.errors import FormatError
 from diffup.formats.brush import decode_brush
+from diffup.formats.fields import decode_base64, field, stated_size
 from diffup.formats.photos import Photos
 from diffup.formats.shapes import (
     Kind,
@@ -34,10 +35,8 @@ from diffup.formats.supports import (
     SupportSet,
     check_shots,
     check_size,
-    decode_base64,
     embedded_image,
-    field,
-    stated_size,
+    path_text,
     upright_size,
 )
 from diffup.inputs.images import describe, is_image_name
@@ -97,11 +96,12 @@ def read_label_studio(
         FormatError: the file or a field of it does not follow Label Studio's format; an image is missing, of another
             size than the file says, or turned there; fewer tasks than `shots` have the label; or the regions of an
             image are of several kinds. The message names the file and the field.
-        MissingPackageError: polygons need pycocotools (`pip install "diffup[formats]"`).
+        MissingPackageError: polygons need pycocotools (extra `formats`).
     """
     check_shots(shots)
     check_shape_types(shape_types, SHAPE_TYPES)
-    name, found, photos = os.fspath(path), Gathering(on_error), Photos(path, images)
+    name, found = path_text(path, "path"), Gathering(on_error)
+    photos = Photos(path, images)
     content = parse_json(read_text(path), path)
     for index, task in enumerate(content if isinstance(content, list) else [content]):
         if len(found) == shots:
@@ -229,7 +229,7 @@ def read_region(where: str, shape: str, region: dict[str, Any], size: tuple[int,
     Raises:
         MarksNothing: it has no area.
         FormatError: a field is missing or faulty, the image has another size than the region says, or is turned there.
-        MissingPackageError: polygons need pycocotools (`pip install "diffup[formats]"`).
+        MissingPackageError: polygons need pycocotools (extra `formats`).
     """
     check_size(stated_size(region, "original_height", "original_width", where), size, where)
     turned = number(region.get("image_rotation") or 0, f"{where}.image_rotation")

@@ -16,7 +16,7 @@ from diffup.formats.read_cvat import read_cvat
 from diffup.formats.read_label_studio import SHAPE_TYPES as LABEL_STUDIO_SHAPES
 from diffup.formats.read_label_studio import read_label_studio
 from diffup.formats.shapes import KINDS, Kind
-from diffup.formats.supports import OnError, SupportSet
+from diffup.formats.supports import OnError, SupportSet, path_list, path_text
 from diffup.inputs.annotations import Mask
 from diffup.inputs.recorded import parse_json, read_text
 
@@ -90,7 +90,7 @@ def recognise_format(path: str | os.PathLike[str]) -> str:
     Raises:
         FormatError: the file cannot be read, or is of no known format.
     """
-    name = os.fspath(path)
+    name = path_text(path, "path")
     try:
         with Path(path).open("rb") as file:
             head = file.read(64)
@@ -137,9 +137,9 @@ def read_supports(
     Raises:
         FormatError: the file is of no known format, there are several and not all are LabelMe's, the format has no such
             kind of annotation, or the format's own reader raises it.
-        MissingPackageError: polygons need pycocotools (`pip install "diffup[formats]"`).
+        MissingPackageError: polygons need pycocotools (extra `formats`).
     """
-    files = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+    files = path_list(paths, "paths")
     if not files:
         raise FormatError("paths: got an empty list; give at least one file")
     if kind is not None and kind not in KINDS:

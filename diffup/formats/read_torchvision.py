@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from diffup.data.pascal5i import CLASSES
@@ -16,10 +17,10 @@ from diffup.formats.supports import (
     SupportSet,
     check_shots,
     check_size,
+    class_mask,
     read_index,
     upright_size,
 )
-from diffup.inputs.annotations import Mask
 from diffup.inputs.images import describe
 
 
@@ -28,16 +29,17 @@ def read_torchvision(
 ) -> SupportSet:
     """Read supports from a data set of torchvision: `VOCSegmentation`, `SBDataset` or `OxfordIIITPet`.
 
-    Any other data set of pairs of an image and an index mask will do, such as a `torch.utils.data.Subset`, if the class
-    is given as a number. The data set must have been opened without transforms. Pixels that it leaves open, the edges
-    of objects (255 in VOC, 3 in Pets), count as background.
+    Any other data set of pairs of an image and a mask will do, such as a `torch.utils.data.Subset`: index masks if the
+    class is given as a number, else two-valued ones. The data set must have been opened without transforms. Pixels that
+    it leaves open, the edges of objects (255 in VOC, 3 in Pets), count as background.
 
     Args:
         dataset: the data set. `SBDataset` needs `mode="segmentation"`, `OxfordIIITPet` `target_types="segmentation"`;
             for a breed it is `("category", "segmentation")`, for all cats or dogs `("binary-category",
             "segmentation")`.
         label: class in the masks as a number, or its name in VOC and SBD (`diffup.data.pascal5i.CLASSES`). For Pets the
-            name of a breed, "Cat" or "Dog" as the data set spells it; None for every pet.
+            name of a breed, "Cat" or "Dog" as the data set spells it; None for every pet. None also for two-valued
+            masks of another data set, in any form that `diffup.inputs.masks.read_mask` takes.
         shots: number of supports K, the first of the data set; all by default. The images after them are not read.
         on_error: "raise" the error of a faulty entry, or "skip" the entry.
 
@@ -51,10 +53,16 @@ def read_torchvision(
     """
     check_shots(shots)
     found = Gathering(on_error)
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+        raise FormatError(
+            f"dataset: expected a data set of torchvision, or a list of pairs of an image and its index mask, got "
+            f"{describe(dataset)}"
+        )
     kinds = {kind.__name__ for kind in type(dataset).__mro__}
     pets = "OxfordIIITPet" in kinds
     wanted = _pet(dataset, label) if pets else None
-    value = 1 if pets else _pixel_value(label, bool({"VOCSegmentation", "SBDataset"} & kinds))
+    named = bool({"VOCSegmentation", "SBDataset"} & kinds)
+    value = 1 if pets else _pixel_value(label, named)
     for index in range(len(dataset)):
         if len(found) == shots:
             break
@@ -67,20 +75,31 @@ def read_torchvision(
                 if wanted is not None and targets.get(wanted[0]) != wanted[1]:
                     continue
                 target = targets["segmentation"]
-            mask = read_index(target, where) == value
-            if mask.any():
-                check_size((mask.shape[0], mask.shape[1]), upright_size(image, where), where)
-                found.add(image, Mask(mask))
+            mask = class_mask(target, value, where)
+            if mask is not None:
+                check_size((mask.mask.shape[0], mask.mask.shape[1]), upright_size(image, where), where)
+                found.add(image, mask)
+            elif index == 0 and value is not None and not pets:
+                found.without(_values(target, where, named))
     return found.shots(f"label={label!r}: no image has it", shots)
 
 
-def _pixel_value(label: int | str | None, named: bool) -> int:
-    """The class in the masks; `named` says whether they have VOC's classes."""
+def _pixel_value(label: int | str | None, named: bool) -> int | None:
+    """The class in the masks, None in two-valued ones; `named` says whether they have VOC's classes."""
+    if label is None and not named:
+        return None
     value = next((number for number, name in CLASSES.items() if name == label), label) if named else label
     if isinstance(value, bool) or not isinstance(value, Integral):
         names = f", or one of {', '.join(CLASSES.values())}" if named else ""
         raise FormatError(f"label={label!r}: give the class in the masks as a number{names}")
     return int(value)
+
+
+def _values(target: Any, where: str, named: bool) -> str:
+    """What is said of a mask without the class; `named` says whether the masks have VOC's classes."""
+    values = np.unique(read_index(target, where)).tolist()
+    hint = "; for two-valued masks leave label= out" if len(values) <= 2 and not named else ""
+    return f"The mask of {where} has the values {', '.join(map(str, values))}{hint}"
 
 
 def _pet(dataset: Any, label: int | str | None) -> tuple[str, int] | None:

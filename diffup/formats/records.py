@@ -18,6 +18,7 @@ from PIL import Image
 
 from diffup.errors import FormatError
 from diffup.formats.checks import MarksNothing
+from diffup.formats.fields import decode_base64, field, four_numbers
 from diffup.formats.supports import (
     Corners,
     Gathering,
@@ -28,10 +29,9 @@ from diffup.formats.supports import (
     check_size,
     class_mask,
     cut_box,
-    decode_base64,
     embedded_image,
-    field,
-    four_numbers,
+    iterated,
+    path_text,
     read_index,
     unite,
     upright_size,
@@ -82,7 +82,9 @@ def read_fiftyone(
             the field.
     """
     check_shots(shots)
-    found, files = Gathering(on_error), Files(images)
+    found, files = Gathering(on_error), Files(path_text(images, "images"))
+    if not isinstance(mask_targets, Mapping | None):
+        raise FormatError(f"mask_targets: expected names by pixel value, {{1: 'dog'}}, got {describe(mask_targets)}")
     value = _pixel_value(label, _mask_targets(samples, field_name) if mask_targets is None else mask_targets)
     for index, sample in enumerate(_samples(samples)):
         if len(found) == shots:
@@ -105,7 +107,10 @@ def read_fiftyone(
 def _samples(given: Any) -> Iterator[Any]:
     """Samples as dictionaries; a sample of FiftyOne can be iterated over too, but has a file."""
     several = [given] if isinstance(given, Mapping) or hasattr(given, "filepath") else given
-    return (sample.to_dict() if hasattr(sample, "to_dict") else sample for sample in several)
+    expected = "samples of FiftyOne, or dictionaries of their form"
+    return (
+        sample.to_dict() if hasattr(sample, "to_dict") else sample for sample in iterated(several, "samples", expected)
+    )
 
 
 def _mask_targets(samples: Any, field_name: str) -> Mapping[Any, str]:
@@ -182,8 +187,12 @@ def read_huggingface(
     check_shots(shots)
     if box_format not in ("xywh", "xyxy"):
         raise FormatError(f"box_format={box_format!r}: expected xywh or xyxy")
-    found, files, features = Gathering(on_error), Files(images), getattr(rows, "features", None)
-    for index, row in enumerate([rows] if isinstance(rows, Mapping) else rows):
+    found, files = Gathering(on_error), Files(path_text(images, "images"))
+    features = getattr(rows, "features", None)
+    several = (
+        [rows] if isinstance(rows, Mapping) else iterated(rows, "rows", "a data set of Hugging Face, or rows of one")
+    )
+    for index, row in enumerate(several):
         if len(found) == shots:
             break
         where = f"rows[{index}]"

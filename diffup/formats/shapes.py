@@ -35,9 +35,11 @@ def check_shape_types(chosen: Collection[str] | None, known: Mapping[str, Kind])
         known: the shape types of the format.
 
     Raises:
-        FormatError: a name is unknown.
+        FormatError: a name is unknown, or there is no list.
     """
-    unknown = sorted(set(chosen or ()) - set(known))
+    if isinstance(chosen, str) or not isinstance(chosen, Collection | None):
+        raise FormatError(f"shape_types: expected a list of {', '.join(known)}, got {describe(chosen)}")
+    unknown = sorted(map(str, set(chosen or ()) - set(known)))
     if unknown:
         raise FormatError(f"shape_types: {', '.join(unknown)} unknown; there are {', '.join(known)}")
 

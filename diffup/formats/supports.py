@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import io
 import os
-import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar, get_args
 
@@ -33,7 +31,6 @@ OnError: TypeAlias = Literal["raise", "skip"]
 _SLACK = 4.0  # pixels by which a box may leave its image and is clipped: programs round, and hands slip
 _SLACK_PART = 0.02  # the same as a fraction of the longer side, for large images
 _SHOWN_LABELS = 20  # most labels that an error names
-_WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,17})(\.0+)?")
 
 
 class Skipped(NamedTuple):
@@ -181,95 +178,60 @@ def check_shots(shots: int | None) -> None:
     """Check that a number of supports is at least 1, or None for all.
 
     Raises:
-        FormatError: it is below 1.
+        FormatError: it is below 1, or no whole number.
     """
-    if shots is not None and shots < 1:
-        raise FormatError(f"shots: expected at least 1 or None for all, got {shots}")
+    if shots is not None and (isinstance(shots, bool) or not isinstance(shots, Integral) or shots < 1):
+        raise FormatError(f"shots: expected at least 1 or None for all, got {shots!r}")
 
 
-def field(record: Mapping[str, Any], name: str, kind: type | tuple[type, ...], where: str) -> Any:
-    """Read a required field of a record.
+def path_text(path: str | os.PathLike[str], argument: str) -> str:
+    """Check that an argument is a path, and return it as text.
 
     Args:
-        record: the record.
-        name: name of the field.
-        kind: type or types of its value.
-        where: name of the record in error messages, such as `labels.json: images[3]`.
+        path: the value of the argument.
+        argument: its name in error messages.
 
     Raises:
-        FormatError: the field is missing or has another type.
+        FormatError: it is no path.
     """
-    if not isinstance(record, Mapping):
-        raise FormatError(f"{where}: expected an object with the field {name!r}, got {describe(record)}")
-    value = record.get(name)
-    if value is None or not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        names = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
-        raise FormatError(f"{where}.{name}: expected {names}, got {'nothing' if value is None else describe(value)}")
-    return value
+    if not isinstance(path, str | os.PathLike):
+        raise FormatError(f"{argument}: expected a path, got {describe(path)}")
+    return os.fspath(path)
 
 
-def number_field(record: Mapping[str, Any], name: str, where: str) -> int:
-    """Read a required field that holds a whole number; 60.0 and "60" are 60, as some programs write it.
+def path_list(paths: Any, argument: str) -> list[str | os.PathLike[str]]:
+    """Return an argument of one path or several as a list.
 
     Args:
-        record: the record.
-        name: name of the field.
-        where: name of the record in error messages.
+        paths: the value of the argument.
+        argument: its name in error messages.
 
     Raises:
-        FormatError: the field is missing or holds no whole number.
+        FormatError: it is neither a path nor paths.
     """
-    value = whole(field(record, name, (int, float, str), where))
-    if not isinstance(value, int):
-        raise FormatError(f"{where}.{name}: expected int, got {describe(value)}")
-    return value
+    if isinstance(paths, str | os.PathLike):
+        return [paths]
+    several = list(iterated(paths, argument, "a path or a list of paths"))
+    for index, path in enumerate(several):
+        path_text(path, f"{argument}[{index}]")
+    return several
 
 
-def id_field(record: Mapping[str, Any], name: str, where: str) -> int | str:
-    """Read a required field that holds an id; 1.0 and "1" are 1, other strings are unchanged.
+def iterated(given: Any, argument: str, expected: str) -> Iterator[Any]:
+    """Iterate over an argument.
 
     Args:
-        record: the record.
-        name: name of the field.
-        where: name of the record in error messages.
+        given: the value of the argument.
+        argument: its name in error messages.
+        expected: what it should be, for the error message.
 
     Raises:
-        FormatError: the field is missing or holds neither a string nor a whole number.
+        FormatError: it cannot be iterated over.
     """
-    value = whole(field(record, name, (int, str, float), where))
-    if isinstance(value, float):
-        raise FormatError(f"{where}.{name}: expected int or str, got {describe(value)}")
-    return value
-
-
-def whole(value: float | str) -> int | float | str:
-    """Turn a float or a string that holds a whole number into an integer; return any other value unchanged."""
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if isinstance(value, str) and _WHOLE.fullmatch(value):
-        return int(value.partition(".")[0])
-    return value
-
-
-def stated_size(record: Mapping[str, Any], height: str, width: str, where: str) -> tuple[int, int] | None:
-    """Read the image size that a record states.
-
-    Args:
-        record: the record.
-        height: name of the field with the height.
-        width: name of the field with the width.
-        where: name of the record in error messages.
-
-    Returns:
-        (height, width) in pixels; `None` if a side is missing, null or not above 0.
-
-    Raises:
-        FormatError: a side is not a whole number.
-    """
-    if record.get(height) is None or record.get(width) is None:
-        return None
-    size = number_field(record, height, where), number_field(record, width, where)
-    return size if min(size) > 0 else None
+    try:
+        return iter(given)
+    except TypeError as error:
+        raise FormatError(f"{argument}: expected {expected}, got {describe(given)}") from error
 
 
 def upright_size(source: str | os.PathLike[str] | Image.Image, where: str) -> tuple[int, int]:
@@ -313,24 +275,6 @@ def check_size(stated: tuple[int, int] | None, actual: tuple[int, int], where: s
         )
 
 
-def decode_base64(text: str, where: str) -> bytes:
-    """Decode a base64 field, which may be a data URL.
-
-    Args:
-        text: value of the field.
-        where: name of the field in error messages.
-
-    Raises:
-        FormatError: the text is not base64.
-    """
-    if text.startswith("data:"):  # a data URL
-        text = text.partition(",")[2]
-    try:
-        return base64.b64decode("".join(text.split()), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise FormatError(f"{where}: not base64 ({error})") from error
-
-
 def embedded_image(data: bytes, where: str) -> Image.Image:
     """Open an image from the bytes of its file and check its size; it is not decoded yet.
 
@@ -343,7 +287,7 @@ def embedded_image(data: bytes, where: str) -> Image.Image:
     """
     try:
         image = Image.open(io.BytesIO(data))
-    except Exception as error:  # as above
+    except Exception as error:  # Pillow's decoders raise whatever they like
         raise FormatError(f"{where}: the embedded image cannot be read ({error})") from error
     if image.width * image.height > MAX_PIXELS:
         raise FormatError(f"{where}: {image.width} x {image.height} pixels, more than the limit of {MAX_PIXELS}")
@@ -395,29 +339,6 @@ def class_mask(source: Any, label: int | None, where: str) -> Mask | None:
     except AnnotationError as error:
         raise FormatError(f"{error} Or give label=, the class to take from index masks.") from error
     return mask if bool(mask.mask.any()) else None
-
-
-def four_numbers(value: Any, where: str, form: str = "four numbers") -> npt.NDArray[np.float64]:
-    """Read the four numbers of a box, which may be strings.
-
-    Args:
-        value: value of the field.
-        where: name of the field in error messages.
-        form: expected form in error messages.
-
-    Returns:
-        (4,) float64.
-
-    Raises:
-        FormatError: the value is not four numbers.
-    """
-    try:
-        numbers = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise FormatError(f"{where}: expected {form}, got {describe(value)}") from error
-    if numbers.shape != (4,):
-        raise FormatError(f"{where}: expected {form}, got {describe(value)}")
-    return numbers
 
 
 def cut_box(box: Corners, size: tuple[int, int], where: str) -> Corners:

@@ -57,7 +57,7 @@ def create(
     Raises:
         PrototypesError: a file is missing or holds no prototypes, or they do not fit the model or each other.
         BackboneError, WeightsError, ConfigError: the model cannot be loaded, or an option is out of range.
-        MissingPackageError: cvat-sdk is not installed (`pip install "diffup[cvat]"`).
+        MissingPackageError: cvat-sdk is not installed (extra `cvat`).
     """
     need("cvat_sdk.auto_annotation", "the function for CVAT", extra="cvat")  # before the model is loaded
     model = DiffUp.from_pretrained(
@@ -83,7 +83,7 @@ class DetectionFunction:
     Raises:
         PrototypesError: a file is missing or holds no prototypes, or they do not fit the model or each other.
         ConfigError: an option is out of range, or a class has a name that is too long for CVAT.
-        MissingPackageError: cvat-sdk is not installed (`pip install "diffup[cvat]"`).
+        MissingPackageError: cvat-sdk is not installed (extra `cvat`).
     """
 
     def __init__(

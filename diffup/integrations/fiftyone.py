@@ -52,7 +52,7 @@ class DiffUpModel(_base()):  # type: ignore[misc] # FiftyOne has no types
         PrototypesError: a file is missing or holds no prototypes, or they do not fit the model or each other.
         ConfigError: an option is out of range, `output` is something else, or `instances` is set for a segmentation.
         TypeError: a keyword is not a field of `SamplingOptions`.
-        MissingPackageError: FiftyOne is not installed (`pip install "diffup[fiftyone]"`).
+        MissingPackageError: FiftyOne is not installed (extra `fiftyone`).
 
     Examples:
         >>> dataset.apply_model(DiffUpModel("dog.safetensors"), label_field="dog", batch_size=8)

@@ -274,7 +274,7 @@ def prepare_support(support: SupportFeatures, config: PriorConfig, members: Memb
     return PreparedSupport(tuple(levels), support.valid, possible_share(support), matched)
 
 
-def matched_query(last: Tensor, config: PriorConfig, members: Members = ()) -> tuple[MatchedQuery, ...]:
+def matched_query(last: Tensor, config: PriorConfig, members: Members) -> tuple[MatchedQuery, ...]:
     """Prepare what the presence compares of queries.
 
     Args:

@@ -1,13 +1,10 @@
 """Prototypes of a class, computed once from supports and text prompts, saved, and used on any number of queries."""
 
+from diffup.prototypes.classes import MAX_CLASSES, check_classes, check_count, distinct_classes, has_text
 from diffup.prototypes.join import join_prototypes
 from diffup.prototypes.prototypes import (
-    MAX_CLASSES,
     PrototypeEncoder,
     Prototypes,
-    check_classes,
-    distinct_classes,
-    has_text,
     read_negatives,
     read_supports,
     teach,
@@ -19,6 +16,7 @@ __all__ = [
     "PrototypeEncoder",
     "Prototypes",
     "check_classes",
+    "check_count",
     "distinct_classes",
     "has_text",
     "join_prototypes",

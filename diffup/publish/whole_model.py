@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from diffup.decoder.config import from_dict
-from diffup.errors import ConfigError, FormatError, PrototypesError
+from diffup.decoder.options import checked_min_presence, checked_threshold
+from diffup.errors import FormatError, PrototypesError
 from diffup.inputs.images import ImageLike, read_image, to_bytes
 from diffup.label_map import LabelMap
 from diffup.priors.config import PriorConfig
@@ -106,9 +107,8 @@ class WholeModel:
             PrototypesError: prototypes are missing, not wanted, or made with another encoder.
             ConfigError: an option is out of range, or a class has text prompts or negatives.
         """
-        for name, value, low in (("threshold", threshold, 1e-9), ("min_presence", min_presence, 0.0)):
-            if value is not None and not low <= value <= 1 - low:
-                raise ConfigError(f"{name}={value}: it must lie between 0 and 1")
+        threshold = None if threshold is None else checked_threshold(threshold)
+        min_presence = checked_min_presence(self.facts.min_presence if min_presence is None else min_presence)
         given = [] if isinstance(prototypes, Sequence) and not prototypes else distinct_classes(prototypes)
         self._check(given)
         photo = to_bytes(read_image(query, "query"))
@@ -131,7 +131,7 @@ class WholeModel:
                 backbone=self.facts.encoder["name"],
                 presence=float(presence[index]),
                 score=float(score[index]),
-                min_presence=self.facts.min_presence if min_presence is None else min_presence,
+                min_presence=min_presence,
                 refine=REFINE if refine is None else refine,
             )
             for index in range(len(names))

@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from diffup.errors import DiffUpError, FormatError
+from diffup.formats.fields import field
 from diffup.formats.label_studio import label_studio_prediction
 from diffup.formats.labelling_config import BrushTag, read_brush_tag
-from diffup.formats.supports import field
 from diffup.inputs.images import describe, read_image
 from diffup.serve.learner import Learner
 from diffup.serve.photos import Photos

@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from diffup.errors import ConfigError, ImageError
-from diffup.formats.supports import decode_base64
+from diffup.formats.fields import decode_base64
 from diffup.inputs.images import upright_size
 from diffup.serve.host import LabelStudioHost
 from diffup.serve.shots import Photo

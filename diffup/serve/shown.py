@@ -67,7 +67,7 @@ def shown_support(image: Tensor, shown: Shown) -> Support:
 
     Raises:
         FormatError: a region is faulty, or none is on the object.
-        MissingPackageError: polygons need pycocotools (`pip install "diffup[formats]"`).
+        MissingPackageError: polygons need pycocotools (extra `formats`).
     """
     size = (image.shape[1], image.shape[2])
     on = _drawn([region for region in shown.regions if region.get("is_positive", True)], size)

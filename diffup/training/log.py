@@ -9,6 +9,7 @@ from typing import Any
 
 from diffup.errors import MissingPackageError
 from diffup.utils.journal import Journal
+from diffup.utils.optional import install_command
 
 LOG = "log.jsonl"
 CURVES = "tensorboard"
@@ -77,7 +78,7 @@ def find_tensorboard(wanted: bool | None) -> bool:
     """
     installed = importlib.util.find_spec("tensorboard") is not None
     if wanted and not installed:
-        raise MissingPackageError('TensorBoard curves need tensorboard: pip install "diffup[train]"')
+        raise MissingPackageError(f"TensorBoard curves need tensorboard: {install_command('train')}")
     return installed if wanted is None else wanted
 
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from diffup.errors import ConfigError, MissingPackageError
+from diffup.utils.optional import install_command
 
 _PATIENCE = timedelta(days=7)
 """Time for which processes wait for the main one, which may have to encode a large data set."""
@@ -107,7 +108,7 @@ class Processes:
             from accelerate.utils import InitProcessGroupKwargs
         except ImportError as error:
             raise MissingPackageError(
-                'training in several processes needs accelerate: pip install "diffup[train]"'
+                f"training in several processes needs accelerate: {install_command('train')}"
             ) from error
         accelerator = Accelerator(cpu=device.type == "cpu", kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)])
         return cls(accelerator.device, accelerator)
