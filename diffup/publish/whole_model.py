@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from diffup.decoder.config import from_dict
 from diffup.errors import ConfigError, FormatError, PrototypesError
-from diffup.inputs.images import ImageLike, read_image, to_bytes
+from diffup.inputs.images import ImageLike, fetch, read_image, to_bytes
 from diffup.label_map import LabelMap
 from diffup.priors.config import PriorConfig
 from diffup.prototypes import Prototypes, distinct_classes
@@ -111,7 +111,7 @@ class WholeModel:
                 raise ConfigError(f"{name}={value}: it must lie between 0 and 1")
         given = [] if isinstance(prototypes, Sequence) and not prototypes else distinct_classes(prototypes)
         self._check(given)
-        photo = to_bytes(read_image(query, "query"))
+        photo = to_bytes(read_image(fetch(query, "query"), "query"))
         pixels = np.ascontiguousarray(photo.transpose(2, 0, 1)[None])
         if given:
             config = from_dict(PriorConfig, self.facts.priors, "priors.")
