@@ -94,6 +94,10 @@ class RemoteJournal:
         """
         return damaged_line(self.path, number, error)
 
+    def _check_lock(self) -> None:
+        if self._lock is not None:
+            self._lock.check()
+
     def _parts(self) -> list[str]:
         return sorted(self._folder.versions(f"{self._name}.parts"))
 
@@ -104,8 +108,7 @@ class RemoteJournal:
         """Write the entries that were held back, as the last part."""
         if not self._held:
             return
-        if self._lock is not None:
-            self._lock.check()
+        self._check_lock()
         if self._written is None:
             self._written = max((int(name.rpartition("/")[2].partition("-")[0]) for name in self._parts()), default=0)
         text = "".join(json.dumps(entry) + "\n" for entry in self._held).encode()
@@ -122,6 +125,7 @@ class RemoteJournal:
         """
         parts = self._parts()
         if parts:
+            self._check_lock()
             self._folder.write(self._name, self._content())
             for name in parts:
                 self._folder.remove(name)
