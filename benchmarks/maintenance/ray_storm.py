@@ -250,10 +250,9 @@ def disturb(output: Path, processes: Processes, ended: threading.Event) -> None:
     os.kill(workers[0], signal.SIGKILL)
     print(f"  worker {workers[0]} of {len(workers)} killed, {done(output)} photos on record", flush=True)
     await_parts(output, 4, ended)
-    with (output / FILLER).open("wb") as file, contextlib.suppress(OSError):
+    with contextlib.suppress(OSError), (output / FILLER).open("wb", buffering=0) as file:
         while True:
             file.write(bytes(2**12))
-            file.flush()
     print(f"  disk full, {done(output)} photos on record", flush=True)
 
 
