@@ -58,11 +58,13 @@ class Processes:
     """What the processes below this one are called, and how much CPU time they have had, looked at every half second.
 
     Attributes:
-        seconds: CPU seconds of each process that was seen, by its id, the time of its start, and its name.
+        seconds: CPU seconds of each process that was seen, by its id and the time of its start.
+        names: all names that each of them had; Ray's workers are renamed with every task.
     """
 
     def __init__(self) -> None:
-        self.seconds: dict[tuple[int, int, str], float] = {}
+        self.seconds: dict[tuple[int, int], float] = {}
+        self.names: dict[tuple[int, int], str] = {}
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -80,12 +82,13 @@ class Processes:
         found = {}
         for process, start, name, seconds in descendants():
             found[process] = name
-            self.seconds[process, start, name] = seconds
+            self.seconds[process, start] = seconds
+            self.names[process, start] = f"{self.names.get((process, start), '')} {name}"[-1000:]
         return found
 
     def total(self, part: str = "") -> float:
-        """CPU seconds of the processes whose name has a part."""
-        return sum(seconds for (_, _, name), seconds in self.seconds.items() if part in name)
+        """CPU seconds of the processes one of whose names has a part."""
+        return sum(seconds for process, seconds in self.seconds.items() if part in self.names[process])
 
     def _watch(self) -> None:
         while not self._ended.wait(0.5):

@@ -37,6 +37,10 @@ if TYPE_CHECKING:
 LABELS, ERRORS, SETTINGS = "labels", "errors", "settings.json"
 UNWRITTEN = "unwritten"  # column with the reason why rows could not be written
 
+HELPERS = 4
+"""Most processes that pick the rows to label, and that write them: Ray would start one for every block of the dataset,
+since they hold no core, and each imports PyTorch."""
+
 _PURPOSE = "labelling with Ray"
 
 
@@ -251,10 +255,19 @@ def label_into(
         for path in (output / ERRORS).glob("*.parquet"):  # tried again now
             path.unlink()
         left = dataset.map_batches(
-            _unlabelled, batch_format="pyarrow", fn_kwargs={"known": ray.put(known), "key": key}, num_cpus=0
+            _unlabelled,
+            batch_format="pyarrow",
+            fn_kwargs={"known": ray.put(known), "key": key},
+            num_cpus=0,
+            concurrency=HELPERS,
         )
         written = label_dataset(left, prototypes, plan).map_batches(
-            _write_part, batch_size=None, batch_format="pyarrow", fn_kwargs={"output": output, "key": key}, num_cpus=0
+            _write_part,
+            batch_size=None,
+            batch_format="pyarrow",
+            fn_kwargs={"output": output, "key": key},
+            num_cpus=0,
+            concurrency=HELPERS,
         )
         labelled, failed = 0, {}
         # Closed before the lock is released, so that no task of this run writes while the next one begins.
