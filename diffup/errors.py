@@ -64,5 +64,5 @@ class ExportError(DiffUpError, RuntimeError):
 class StorageError(DiffUpError, OSError):
     """A file cannot be written: the disk is full, the folder is read-only, or another process writes to it.
 
-    An older file at the same path is left unchanged.
+    An older file at the same path is left unchanged. Also raised if what was given by its URL cannot be read.
     """

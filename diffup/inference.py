@@ -28,7 +28,7 @@ from diffup.decoder.quality import (
     quality_estimates,
 )
 from diffup.decoder.sampling import Ensemble, sample_batches, sample_ensemble
-from diffup.inputs.images import ImageLike, read_image, resize_image, to_bytes
+from diffup.inputs.images import ImageLike, fetch, read_image, resize_image, to_bytes
 from diffup.priors import build_condition
 from diffup.priors.condition import EDGE_SIDE, Condition, assemble, class_maps
 from diffup.priors.features import SupportFeatures
@@ -77,7 +77,8 @@ def read_query(source: ImageLike, argument: str, backbone: Backbone, text_space:
     """Read a query image and resize it for the encoder.
 
     Args:
-        source: the image: a path, PIL image, numpy array (H, W, 3) uint8 or torch tensor (3, H, W).
+        source: the image: a path, a URL that fsspec opens, the bytes of a file, a PIL image, numpy array (H, W, 3)
+            uint8 or torch tensor (3, H, W).
         argument: name of the image in error messages, such as "query".
         backbone: the image encoder.
         text_space: the encoder that embeds text prompts; None if no class has one.
@@ -85,7 +86,7 @@ def read_query(source: ImageLike, argument: str, backbone: Backbone, text_space:
     Raises:
         ImageError: the image is missing, damaged, too large, or of an unknown layout.
     """
-    image = read_image(source, argument)
+    image = read_image(fetch(source, argument), argument)
     return Query(
         pixels=to_bytes(image),
         resized=resize_image(image, backbone.input_size),

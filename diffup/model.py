@@ -299,7 +299,8 @@ class DiffUp:
         """Segment one class in the query image, given by supports, text or both, or several classes by prototypes.
 
         Args:
-            query: the image to segment: path, PIL image, numpy array (H, W, 3) uint8 or torch tensor (3, H, W).
+            query: the image to segment: path, URL that fsspec opens (`s3://bucket/a.jpg`), bytes of an image file, PIL
+                image, numpy array (H, W, 3) uint8 or torch tensor (3, H, W). Supports and masks may be URLs, too.
             support: one or more images that show the class; or its `Prototypes`; or a list of `Prototypes`, one for
                 each class; None for zero-shot segmentation with `text`.
             annotation: annotation of each support image: `Mask`, `Box`, `Scribble`, `Points`, an image or array that
@@ -324,7 +325,7 @@ class DiffUp:
             AnnotationError: an annotation does not fit its image, or there is neither support nor text.
             PrototypesError: prototypes do not fit the model or each other.
             BackboneError: text is given, and neither the encoder nor `text_backbone` can embed it.
-            MissingPackageError: a package that the text encoder needs is not installed.
+            MissingPackageError: a package that the text encoder or the file system of a URL needs is not installed.
             ConfigError: a sampling option is out of range, or the templates are invalid.
         """
         chosen = sampling_options(options, sampling).resolve(self.config)
@@ -393,6 +394,7 @@ class DiffUp:
             PrototypesError: prototypes do not fit the model or each other.
             ConfigError: an option is out of range, or `queries` is a single image.
             ImageError: an image cannot be read and `on_error="raise"`; raised by the iterator.
+            MissingPackageError: the package of a URL's file system is not installed; raised by the iterator.
         """
         check_stream(queries, batch_size, workers, on_error)
         chosen = sampling_options(options, sampling).resolve(self.config)

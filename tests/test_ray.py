@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from diffup import DiffUp, LabelMap, Prototypes
-from diffup.errors import ConfigError, DataError, PrototypesError, WeightsError
+from diffup.errors import ConfigError, DataError, PrototypesError, StorageError, WeightsError
 from diffup.stream import Failure
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -330,10 +330,31 @@ def test_keys() -> None:
 def test_a_part_is_written_over_itself(tmp_path: Path) -> None:
     rows = pyarrow.table({"path": ["a", "b"], "labels": [b"x", None], "error": [None, "it is broken"]})
     for _ in range(2):
-        assert _write_part(rows, tmp_path, "path").to_pylist() == rows.select(["path", "error"]).to_pylist()
+        said = _write_part(rows, tmp_path, "path")
+        assert said.drop_columns(["unwritten"]).to_pylist() == rows.select(["path", "error"]).to_pylist()
+        assert said["unwritten"].null_count == len(rows)
         assert len(list(tmp_path.rglob("*.parquet"))) == 2
     assert [row["path"] for row in rows_of(tmp_path / "labels")] == ["a"]
     assert [row["path"] for row in rows_of(tmp_path / "errors")] == ["b"]
+
+
+def test_an_output_that_cannot_be_written(
+    classes: list[Prototypes], photos: list[str], plan: RayPlan, expected_of_workers: dict[str, Any], tmp_path: Path
+) -> None:
+    """As on a full disk: a clear error, nothing that counts as done, and the same call goes on."""
+    (tmp_path / "labels").touch()  # in the place of a folder
+    rows = pyarrow.table({"path": ["a"], "labels": [b"x"], "error": pyarrow.array([None], pyarrow.string())})
+    (said,) = _write_part(rows, tmp_path, "path")["unwritten"].to_pylist()
+    assert "cannot be written" in said and str(tmp_path / "labels") in said
+    with pytest.raises(StorageError, match=r"labels.*cannot be written.*The same call goes on"):
+        label_into(dataset(photos), tmp_path, classes, plan)
+    (tmp_path / "labels").unlink()
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "errors") == ["settings.json"]
+    report = label_into(dataset(photos), tmp_path, classes, plan)
+    assert (report.labelled, report.known) == (COUNT - 1, 0)
+    check([row for folder in report.files for row in rows_of(folder)], expected_of_workers)
+    with pytest.raises(ConfigError, match="Ray's own write_parquet"):
+        label_into(dataset(photos), "s3://bucket/labels", classes, plan)
 
 
 # --- the docs and the example, with the bundled encoder --------------------------------------------------------------

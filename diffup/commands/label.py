@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
 from diffup.commands.arguments import add_command, add_decoding, add_model, at_least, distinct, load_model, several
-from diffup.commands.paths import existing_folder, output_folder
+from diffup.commands.paths import existing_folder, output_folder, path_or_url
 from diffup.commands.prototypes import check_prototypes, load_classes
+from diffup.utils.storage import is_url
 
 EXAMPLES = """examples:
   diffup label photos --prototypes dog.safetensors cat.safetensors -o labels
@@ -17,6 +17,9 @@ EXAMPLES = """examples:
   diffup label photos --prototypes dog.safetensors --format labelme label-studio -o labels
   diffup label photos --prototypes dog.safetensors --format coco --coco-encoding polygon --instances -o labels
   diffup label photos --prototypes dog.safetensors cat.safetensors --format png coco --overlap -o labels
+  diffup label s3://bucket/photos --prototypes dog.safetensors -o s3://bucket/labels
+
+FOLDER, FILE and OUT may be URLs that fsspec opens; s3:// needs the package s3fs, gs:// gcsfs, az:// adlfs.
 
 A run that was stopped or killed goes on where it was when the same command is given again."""
 
@@ -24,11 +27,15 @@ A run that was stopped or killed goes on where it was when the same command is g
 def add(commands: Any) -> None:
     """Add the command's parser."""
     parser = add_command(commands, "label", run, "segment classes in every image of a folder", EXAMPLES)
-    parser.add_argument("folder", metavar="FOLDER", type=Path, help="folder of the images, with its subfolders")
+    parser.add_argument("folder", metavar="FOLDER", type=path_or_url, help="folder of the images, with its subfolders")
     parser.add_argument(
-        "--prototypes", metavar="FILE", required=True, **several(Path), help="prototype files, one for each class"
+        "--prototypes",
+        metavar="FILE",
+        required=True,
+        **several(path_or_url),
+        help="prototype files, one for each class",
     )
-    parser.add_argument("-o", "--output", metavar="OUT", type=Path, required=True, help="folder for the results")
+    parser.add_argument("-o", "--output", metavar="OUT", type=path_or_url, required=True, help="folder for the results")
     written = parser.add_argument_group("what is written")
     written.add_argument(
         "--format",
@@ -59,8 +66,11 @@ def run(args: argparse.Namespace) -> None:
     from diffup.labelling.listing import summary
     from diffup.utils.fonts import legend_key
 
-    existing_folder(args.folder, "FOLDER", "for a single photo: diffup segment QUERY --support IMG --mask FILE -o OUT")
-    output_folder(args.output)
+    if not is_url(args.folder):
+        single = "for a single photo: diffup segment QUERY --support IMG --mask FILE -o OUT"
+        existing_folder(args.folder, "FOLDER", single)
+    if not is_url(args.output):
+        output_folder(args.output)
     plan = LabelPlan(
         formats=distinct(args.formats) or LabelPlan.formats,
         encoding=args.coco_encoding,
@@ -92,8 +102,8 @@ def run(args: argparse.Namespace) -> None:
             print(f"left out: {summary(report.left_out)}")
         if report.kept:
             print(f"changed by hand, so they stay though their photos are gone: {', '.join(map(str, report.kept))}")
-        for path in report.files:
-            print(path)
+        for place in report.files:
+            print(place)
         if "overlay" in plan.formats:
             for number, name in legend_key([item.name for item in classes.values()]).items():
                 print(f"in the legends of the overlays: {number} = {name}")

@@ -5,12 +5,37 @@ from __future__ import annotations
 from pathlib import Path
 
 from diffup.errors import ConfigError
+from diffup.utils.storage import is_url, is_web, was_url
 from diffup.utils.suggestions import neighbour_of
 
 _FILE_ENDINGS = (
     *(".bmp", ".csv", ".gif", ".html", ".jpeg", ".jpg", ".json", ".jsonl", ".md", ".npy", ".npz", ".onnx", ".pdf"),
     *(".png", ".pt", ".pt2", ".pth", ".safetensors", ".tif", ".tiff", ".txt", ".webp", ".yaml", ".yml", ".zip"),
 )
+
+
+def path_or_url(text: str) -> Path | str:
+    """Read an argument that may be a URL, of which `pathlib` would make one slash of two.
+
+    Args:
+        text: the argument.
+    """
+    return text if is_url(text) else Path(text)
+
+
+def readable_file(path: str | Path, option: str, folder: str = "give a file") -> None:
+    """Check that a path is an existing file; a URL is checked when it is read.
+
+    Args:
+        path: path or URL as the user gave it.
+        option: name of the option, such as `--support`.
+        folder: advice in the error message if the path is a folder.
+
+    Raises:
+        ConfigError: there is no such file, or the URL is a web address.
+    """
+    if not is_url(path) or is_web(str(path)):
+        existing_file(path, option, folder)
 
 
 def existing_file(path: str | Path, option: str, folder: str = "give a file") -> None:
@@ -61,6 +86,8 @@ def output_folder(path: Path, option: str = "--output") -> None:
     """
     if path.is_dir():
         return
+    if was_url(path):
+        raise ConfigError(f"{option}: {str(path)!r} is a URL, and only `diffup label` writes to URLs; give a folder")
     for part in (path, *path.parents):
         if part.exists() and not part.is_dir():
             raise ConfigError(f"{option}: {str(part)!r} is a file; give a folder for the results, which may be new")
@@ -92,8 +119,8 @@ def output_file(path: Path, ending: str, option: str = "--output") -> None:
 
 def _instead(text: str, path: Path, pattern: str) -> str:
     """Advice in the error message for a path that does not exist."""
-    if text.startswith(("http:", "https:")):
-        return ". URLs are not fetched: download the file and give its path"
+    if was_url(text):
+        return ". URLs are not fetched here: download the file and give its path"
     if any(letter in text for letter in "*?["):
         return f", and a pattern is not looked up; {pattern}"
     if text.startswith("~"):

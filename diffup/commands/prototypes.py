@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffup.commands.paths import existing_file
+from diffup.commands.paths import readable_file
 from diffup.errors import PrototypesError
 
 if TYPE_CHECKING:
@@ -14,35 +14,35 @@ if TYPE_CHECKING:
     from diffup.prototypes import Prototypes
 
 
-def load_prototypes(path: Path, option: str) -> Prototypes:
+def load_prototypes(path: Path | str, option: str) -> Prototypes:
     """Read a prototype file.
 
     Args:
-        path: path of the file.
+        path: path or URL of the file.
         option: name of the option that gave it.
 
     Raises:
         ConfigError: there is no such file.
         PrototypesError: the file holds no prototypes.
     """
-    existing_file(path, option, "give a file of `diffup teach`, which ends in .safetensors")
+    readable_file(path, option, "give a file of `diffup teach`, which ends in .safetensors")
     from diffup.prototypes import Prototypes
 
     return Prototypes.load(path)
 
 
-def load_classes(paths: Sequence[Path]) -> dict[Path, Prototypes]:
+def load_classes(paths: Sequence[Path | str]) -> dict[Path | str, Prototypes]:
     """Read the prototype files of `--prototypes`, one for each class.
 
     Args:
-        paths: paths of the files.
+        paths: paths or URLs of the files.
 
     Raises:
         ConfigError: a file does not exist.
         PrototypesError: a file holds no prototypes, or two files hold the same class.
     """
     classes = {path: load_prototypes(path, "--prototypes") for path in paths}
-    files: dict[str, Path] = {}
+    files: dict[str, Path | str] = {}
     for path, item in classes.items():
         other = files.setdefault(item.name, path)
         if other != path:
@@ -54,7 +54,7 @@ def load_classes(paths: Sequence[Path]) -> dict[Path, Prototypes]:
     return classes
 
 
-def check_prototypes(item: Prototypes, path: Path, option: str, model: DiffUp) -> None:
+def check_prototypes(item: Prototypes, path: Path | str, option: str, model: DiffUp) -> None:
     """Check that prototypes were made with the model's encoder and text space.
 
     Args:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from diffup import __version__
 from diffup.commands.arguments import add_command, add_decoding, add_model, add_text, load_model, templates_of
 from diffup.commands.corrections import add_corrections, corrections_as_given, read_correction
-from diffup.commands.paths import existing_file, output_folder
+from diffup.commands.paths import output_folder, readable_file
 from diffup.commands.segment_results import line_of, output_files, write_results
 from diffup.commands.segment_whole import add_whole, segment_whole
 from diffup.commands.supports import add_supports, as_given, read_annotation
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
     if not args.supports and not args.text:
         raise AnnotationError("give at least one image that shows the class, --support IMG, or its name, --text NAME")
     output_folder(args.output)
-    existing_file(args.query, "QUERY", _MANY)
+    readable_file(args.query, "QUERY", _MANY)
     annotations = [read_annotation(support) for support in args.supports]
     corrections = [read_correction(given) for given in args.corrections]
     files = output_files(args, ("mask.png", "overlay.png", "overview.png", *(["trace.png"] if args.trace else [])))

@@ -7,12 +7,11 @@ import io
 import platform
 import time
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffup import __version__
 from diffup.commands.arguments import several
-from diffup.commands.paths import existing_file, output_folder
+from diffup.commands.paths import existing_file, output_folder, path_or_url, readable_file
 from diffup.commands.prototypes import load_classes
 from diffup.commands.segment_results import line_of, output_files, write_results
 from diffup.errors import ConfigError
@@ -38,7 +37,7 @@ def add_whole(parser: argparse.ArgumentParser) -> None:
         "--prototypes",
         metavar="FILE",
         help="prototype files of the classes, if they are inputs of --model",
-        **several(Path),
+        **several(path_or_url),
     )
 
 
@@ -62,7 +61,7 @@ def segment_whole(args: argparse.Namespace, folder: str) -> None:
             "options that change results only --threshold, --min-presence and --refine do"
         )
     output_folder(args.output)
-    existing_file(args.query, "QUERY", folder)
+    readable_file(args.query, "QUERY", folder)
     existing_file(args.model, "--model", "give a file of `diffup export --whole`")
     classes = load_classes(args.prototypes or [])
     from diffup.publish.whole_model import WholeModel

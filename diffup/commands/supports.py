@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffup.commands.paths import existing_file
+from diffup.commands.paths import existing_file, readable_file
 from diffup.errors import AnnotationError, ImageError
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def read_annotation(support: SupportOptions) -> AnnotationLike:
     from diffup.inputs.annotations import Box, Points, Scribble
 
     option = NOT if support.opposed else "--support"
-    existing_file(support.image, option, f"give its images by name: {option} a.jpg b.jpg")
+    readable_file(support.image, option, f"give its images by name: {option} a.jpg b.jpg")
     if support.negative and not support.values:
         raise AnnotationError(
             f"--not-{support.kind}: {support.image} has no --{support.kind} that marks the class; give one, too"
@@ -117,7 +117,7 @@ def read_annotation(support: SupportOptions) -> AnnotationLike:
     if support.kind == "mask":
         if len(support.values) > 1:
             raise AnnotationError(f"--mask: {support.image} has {len(support.values)} masks; join them into one")
-        existing_file(support.values[0], "--mask", f"give the mask of {support.image}")
+        readable_file(support.values[0], "--mask", f"give the mask of {support.image}")
         return support.values[0]  # read beside its image, whose size it must have
     if support.kind == "box":
         form = "x0,y0,x1,y1"

@@ -21,6 +21,7 @@ from diffup.inputs import images
 from diffup.inputs.annotations import Annotation, Box, Mask, Points, Scribble
 from diffup.inputs.images import MAX_PIXELS, ImageLike, describe, open_image
 from diffup.inputs.masks import read_mask
+from diffup.utils.storage import is_url
 
 Corners: TypeAlias = tuple[float, float, float, float]
 T = TypeVar("T")
@@ -85,7 +86,13 @@ class Gathering:
         return len(self._found)
 
     def add(self, image: ImageLike, annotation: Annotation) -> None:
-        """Add a support image with its annotation."""
+        """Add a support image with its annotation.
+
+        Raises:
+            FormatError: the image is a URL; only a user's own are fetched, and this one comes from a file.
+        """
+        if is_url(image):
+            raise FormatError(f"{image!r} is a URL, and URLs are not fetched; download the image")
         self._found.append((image, annotation))
 
     def without(self, reason: str) -> None:

@@ -20,10 +20,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffup.errors import AnnotationError
+from diffup.errors import AnnotationError, ImageError
 from diffup.inputs.coordinates import check_beyond_first_pixel, check_not_fractions, kind_of_numbers
 from diffup.inputs.drawing import Boxes, Strokes, cover_boxes, draw_points, draw_strokes, fill_boxes
-from diffup.inputs.images import ImageLike, describe, read_image
+from diffup.inputs.images import ImageLike, describe, fetch, read_image
 from diffup.inputs.masks import MaskLike, check_mask_size, name_mask, read_mask, seems_inverted
 
 Polyline: TypeAlias = Sequence[tuple[float, float]] | npt.NDArray[Any]
@@ -56,6 +56,7 @@ class Mask:
     name: str
 
     def __init__(self, mask: MaskLike) -> None:
+        mask = _fetched(mask, "Mask")
         object.__setattr__(self, "mask", read_mask(mask, "Mask"))
         object.__setattr__(self, "name", name_mask(mask))
 
@@ -355,9 +356,9 @@ def pair_supports(
         raise AnnotationError(f"annotation: {kind_of_numbers(annotation) or count}")
     supports, inverted = [], []
     for source, value, image_name, name in zip(images, annotations, image_names, annotation_names, strict=True):
-        image = read_image(source, image_name)
+        image = read_image(fetch(source, image_name), image_name)
         size = (image.shape[1], image.shape[2])
-        parsed = parse_annotation(value, name, size)
+        parsed = parse_annotation(_fetched(value, name), name, size)
         check_pixels(parsed, size, name)
         supports.append(Support(image, parsed, rasterise(parsed, size, name)))
         if isinstance(parsed, Mask) and seems_inverted(parsed.mask):
@@ -403,6 +404,19 @@ def _coordinates(annotation: Annotation) -> list[npt.NDArray[np.float64]]:
         for rows in both
         if not isinstance(rows, Tensor) and rows
     ]
+
+
+def _fetched(mask: Any, argument: str) -> Any:
+    """A mask or annotation whose file is read, if the user has given it by its URL.
+
+    Raises:
+        AnnotationError: it cannot be read.
+        MissingPackageError: the package of the URL's file system is not installed.
+    """
+    try:
+        return fetch(mask, argument)
+    except ImageError as error:
+        raise AnnotationError(str(error)) from error
 
 
 def _itemise(value: Any, argument: str) -> tuple[list[Any], list[str]]:
@@ -469,7 +483,7 @@ def _positive(value: float | None, kind: str, name: str) -> float | None:
 def _read_strokes(strokes: Any) -> tuple[npt.NDArray[np.float64], ...] | Tensor:
     """Read strokes as one polyline, several polylines or a stroke image."""
     if isinstance(strokes, str | os.PathLike | bytes | Image.Image):
-        return read_mask(strokes, "Scribble")
+        return read_mask(_fetched(strokes, "Scribble"), "Scribble")
     if isinstance(strokes, np.ndarray | Tensor):
         is_bool = strokes.dtype == (
             torch.bool if isinstance(strokes, Tensor) else np.bool_

@@ -14,7 +14,8 @@ import torch
 from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
-from diffup.errors import ImageError
+from diffup.errors import ImageError, StorageError
+from diffup.utils.storage import is_url, local_path, read_url
 
 ImageLike: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[Any] | Tensor
 """A path, the bytes of a file, a PIL image, a numpy array (H, W), (H, W, 1 | 3 | 4), or a torch tensor (H, W),
@@ -55,6 +56,49 @@ def is_image_name(name: str | os.PathLike[str]) -> bool:
 def _is_read(file_format: str | None) -> bool:
     """Whether `read_image` reads a format; Pillow opens MPO, photos of two lenses, as JPEG."""
     return (file_format in Image.OPEN or file_format == "MPO") and file_format not in _NOT_DECODED
+
+
+class FetchedFile(bytes):
+    """The content of an image file that was read from a URL.
+
+    Args:
+        content: bytes of the file.
+        url: the URL, which error messages name.
+    """
+
+    url: str
+
+    def __new__(cls, content: bytes, url: str) -> FetchedFile:
+        """Keep the URL beside the content."""
+        made = super().__new__(cls, content)
+        made.url = url
+        return made
+
+
+def fetch(source: Any, argument: str) -> Any:
+    """Read the file of an image that the user has given by a URL that fsspec opens, such as "s3://bucket/a.jpg".
+
+    Only functions whose images the user names may call this; no other one fetches anything.
+
+    Args:
+        source: image or mask of any form.
+        argument: name of the image in error messages.
+
+    Returns:
+        The content of the file that a URL names; a path for `file://`; anything else as it is.
+
+    Raises:
+        ImageError: there is no such file, it has more than `diffup.utils.storage.MAX_BYTES`, it cannot be read, or the
+            URL is a web address.
+        MissingPackageError: the package of the file system is not installed.
+    """
+    if not is_url(source):
+        return source
+    try:
+        local = local_path(source)
+        return FetchedFile(read_url(source), source) if local is None else local
+    except StorageError as error:
+        raise ImageError(f"{argument}: {error}") from error
 
 
 def read_image(
@@ -221,8 +265,9 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
 def _existing(source: str | os.PathLike[str], argument: str) -> Path:
     path = Path(source)
     if not path.is_file():
-        remote = str(source).startswith(("http:", "https:"))
-        remedy = "URLs are not fetched: download the file and give its path." if remote else "Check the path."
+        remedy = (
+            "URLs are not fetched here: download the file and give its path." if is_url(source) else "Check the path."
+        )
         raise ImageError(f"{argument}: there is no file {describe(source)}. {remedy}")
     return path
 
@@ -237,6 +282,8 @@ def describe(value: object) -> str:
         return f"a torch tensor of shape {tuple(value.shape)} and type {str(value.dtype).removeprefix('torch.')}"
     if isinstance(value, str | os.PathLike):
         return repr(os.fspath(value))
+    if isinstance(value, FetchedFile):
+        return repr(value.url)
     if isinstance(value, bytes):
         return f"{len(value)} bytes"
     text = repr(value)

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from diffup.errors import AnnotationError, ImageError
-from diffup.inputs.images import MAX_PIXELS, ROUNDING, check_dense, describe, open_image
+from diffup.inputs.images import MAX_PIXELS, ROUNDING, FetchedFile, check_dense, describe, open_image
 
 MaskLike: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[Any] | Tensor
 """A path, the bytes of a file, a PIL image, a numpy array (H, W), (H, W, 1 | 3 | 4) or a torch tensor (H, W),
@@ -97,7 +97,8 @@ def check_mask_size(shape: Sequence[int], size: tuple[int, int], what: str, argu
 
 def name_mask(source: object) -> str:
     """Name of a mask in error messages: "the mask", with its path if it was given as one."""
-    return f"the mask {describe(source)}" if isinstance(source, str | os.PathLike) else "the mask"
+    named = isinstance(source, str | os.PathLike | FetchedFile)
+    return f"the mask {describe(source)}" if named else "the mask"
 
 
 def bounding_box(mask: npt.NDArray[np.bool_]) -> tuple[int, int, int, int] | None:

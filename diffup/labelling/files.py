@@ -7,8 +7,7 @@ import io
 import json
 import os
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from diffup.errors import DataError, FormatError
+from diffup.errors import FormatError
 from diffup.formats.write_labelme import labelme_document
 from diffup.formats.yolo import yolo_lines
 from diffup.label_map import LabelMap
-from diffup.utils.files import numbered_name, replacing
+from diffup.labelling.hashes import PhotoFacts
+from diffup.labelling.outputs import Output, Place
+from diffup.utils.files import numbered_name
 
 PLACES = {
     "png": ("labels", ".png"),
@@ -34,92 +35,33 @@ OWN = "own"
 """Folder of the classes' own masks, which has a folder for each class."""
 
 
-@dataclass(frozen=True)
-class PhotoFacts:
-    """File facts by which a changed photo is recognised in a later run.
+def file_of(written: str, name: str) -> str:
+    """Return the name of an image's file in one format, relative to the folder of the results.
 
     Args:
-        size: size of the file in bytes.
-        modified: time of the last change of content, in nanoseconds.
-        changed: time of the last change of content or metadata, in nanoseconds.
-        digest: hash of the content.
-    """
-
-    size: int
-    modified: int
-    changed: int
-    digest: str
-
-    @classmethod
-    def of(cls, path: Path) -> PhotoFacts | None:
-        """Read the facts of a file; None if it cannot be read.
-
-        Args:
-            path: path of the file.
-        """
-        try:
-            facts = path.stat()
-            return cls(facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, digest_of(path))
-        except OSError:
-            return None
-
-    def still(self, path: Path) -> bool:
-        """Whether a file still has the same content; it is read only if its times changed.
-
-        Args:
-            path: path of the file.
-        """
-        try:
-            facts = path.stat()
-            if (facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns) == (self.size, self.modified, self.changed):
-                return True
-            return facts.st_size == self.size and digest_of(path) == self.digest
-        except OSError:
-            return False
-
-
-def digest_of(path: Path) -> str:
-    """Return the hash of a file's content, 32 hexadecimal digits.
-
-    Args:
-        path: path of the file.
-    """
-    digest = hashlib.blake2b(digest_size=16)
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def file_of(output: Path, written: str, name: str) -> Path:
-    """Return the path of an image's file in one format.
-
-    Args:
-        output: folder of the results.
         written: the format, a key of `PLACES`.
         name: base name of the image's files, from `names_of`.
     """
     folder, ending = PLACES[written]
-    return output / folder / f"{name}{ending}"
+    return f"{folder}/{name}{ending}"
 
 
-def own_files_of(output: Path, classes: Sequence[str], name: str) -> list[Path]:
-    """Return the paths of an image's masks, one of each class.
+def own_files_of(classes: Sequence[str], name: str) -> list[str]:
+    """Return the names of an image's masks, one of each class, relative to the folder of the results.
 
     Args:
-        output: folder of the results.
         classes: names of the classes.
         name: base name of the image's files, from `names_of`.
     """
     folders = (numbered_name(number, item) for number, item in enumerate(classes, start=1))
-    return [output / OWN / folder / f"{name}.png" for folder in folders]
+    return [f"{OWN}/{folder}/{name}.png" for folder in folders]
 
 
 def write_files(
     name: str,
-    photo: Path,
+    seen_from: Callable[[str], str],
     result: LabelMap,
-    output: Path,
+    output: Output,
     formats: Iterable[str],
     own: npt.NDArray[np.bool_] | None = None,
     instances: bool = False,
@@ -130,7 +72,7 @@ def write_files(
 
     Args:
         name: base name of the image's files, from `names_of`.
-        photo: path of the image.
+        seen_from: function that returns the image's path as seen from a file of `output`, given the file's name.
         result: label map of the image.
         output: folder of the results.
         formats: formats to write; those without a file per image are skipped.
@@ -138,52 +80,42 @@ def write_files(
         instances: whether touching objects are separated in files that hold objects (`yolo`).
 
     Returns:
-        The hash of each file's content, by the file's path relative to `output`.
+        The hash of each file's content, by the file's name relative to `output`.
 
     Raises:
         DataError: a file of other content has the name of one of them.
         StorageError: a file cannot be written.
     """
-    made = {}
-    for path, content in _contents(name, photo, result, output, formats, own, instances):
-        with replacing(path) as unfinished:
-            unfinished.write_bytes(content)
-            digest = digest_of(unfinished)
-            if path.exists() and digest_of(path) != digest:
-                raise DataError(
-                    f"{path} was not written by this run and would be replaced; move it away, and run it again"
-                )
-        made[path.relative_to(output).as_posix()] = digest
-    return made
+    contents = _contents(name, seen_from, result, formats, own, instances)
+    return {file: output.put(file, content) for file, content in contents}
 
 
 def _contents(
     name: str,
-    photo: Path,
+    seen_from: Callable[[str], str],
     result: LabelMap,
-    output: Path,
     formats: Iterable[str],
     own: npt.NDArray[np.bool_] | None,
     instances: bool,
-) -> Iterator[tuple[Path, bytes]]:
-    """Path and content of each file of an image."""
+) -> Iterator[tuple[str, bytes]]:
+    """Name and content of each file of an image."""
     for written in formats:
         if written not in PLACES:
             continue
-        path = file_of(output, written, name)
+        file = file_of(written, name)
         if written == "png":
-            yield path, result.to_png()
+            yield file, result.to_png()
         elif written == "overlay":
-            yield path, _encoded(result.overlay(), format="JPEG", quality=90)
+            yield file, _encoded(result.overlay(), format="JPEG", quality=90)
         elif written == "labelme":
-            document = labelme_document(result.labels, result.names, path_from(path.parent, photo))
-            yield path, f"{json.dumps(document)}\n".encode()
+            document = labelme_document(result.labels, result.names, seen_from(file))
+            yield file, f"{json.dumps(document)}\n".encode()
         else:
             lines = _object_lines(result) if instances else yolo_lines(result.labels, range(len(result.names)))
-            yield path, "".join(f"{line}\n" for line in lines).encode()
+            yield file, "".join(f"{line}\n" for line in lines).encode()
     if own is not None:
-        for path, mask in zip(own_files_of(output, result.names, name), own, strict=True):
-            yield path, _encoded(Image.fromarray(mask.astype(np.uint8) * np.uint8(255)), format="PNG")
+        for file, mask in zip(own_files_of(result.names, name), own, strict=True):
+            yield file, _encoded(Image.fromarray(mask.astype(np.uint8) * np.uint8(255)), format="PNG")
 
 
 def _object_lines(result: LabelMap) -> list[str]:
@@ -211,32 +143,22 @@ def path_from(folder: Path, path: Path) -> str:
         return whole.as_posix()
 
 
-def remove_files(output: Path, files: Mapping[str, str]) -> list[Path]:
+def remove_files(output: Output, files: Mapping[str, str]) -> list[Place]:
     """Remove the files of an image, unless one of them was changed after it was written.
 
     Args:
         output: folder of the results.
-        files: hashes of the written files by relative path, from `write_files`.
+        files: hashes of the written files by name, from `write_files`.
 
     Returns:
         The changed files; if there are any, no file is removed.
     """
-    edited = edited_files(output, files)
+    there = {file: output.digest(file) for file in files}
+    edited = [output.at(file) for file, digest in there.items() if digest not in (None, files[file])]
     if not edited:
-        for path in files:
-            (output / path).unlink(missing_ok=True)
+        for file in files:
+            output.remove(file)
     return edited
-
-
-def edited_files(output: Path, files: Mapping[str, str]) -> list[Path]:
-    """List the files of an image that were changed after they were written.
-
-    Args:
-        output: folder of the results.
-        files: hashes of the written files by relative path, from `write_files`.
-    """
-    there = [(output / path, digest) for path, digest in files.items() if (output / path).is_file()]
-    return [path for path, digest in there if digest_of(path) != digest]
 
 
 def names_of(images: Iterable[str], fixed: Mapping[str, str]) -> dict[str, str]:

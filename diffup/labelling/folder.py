@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -22,12 +23,11 @@ from diffup.decoder.options import SamplingOptions, refuse_generator
 from diffup.decoder.weights import decoder_hash
 from diffup.errors import ConfigError, DataError, StorageError
 from diffup.formats.coco import coco_annotations, coco_document
-from diffup.formats.label_studio import label_studio_prediction, label_studio_task, local_file_url
+from diffup.formats.label_studio import label_studio_prediction, label_studio_task
 from diffup.label_map import LabelMap
 from diffup.labelling.files import (
     OWN,
     PLACES,
-    PhotoFacts,
     facts_of,
     file_of,
     names_of,
@@ -37,14 +37,18 @@ from diffup.labelling.files import (
     write_files,
     yaml_string,
 )
-from diffup.labelling.listing import Listing, list_images
+from diffup.labelling.hashes import PhotoFacts
+from diffup.labelling.listing import list_images
+from diffup.labelling.outputs import Output, Place, open_output
+from diffup.labelling.photos import Photos, open_photos
 from diffup.labelling.table import quality_table
 from diffup.model import DiffUp
 from diffup.prototypes import Prototypes, check_classes
 from diffup.stream import Failure
-from diffup.utils.files import sweep, write_text
 from diffup.utils.journal import Journal
 from diffup.utils.optional import need
+from diffup.utils.remote_journal import RemoteJournal
+from diffup.utils.storage import located
 
 Format = Literal["png", "coco", "yolo", "labelme", "label-studio", "overlay", "csv"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -106,7 +110,7 @@ class LabelReport:
         labelled: number of images labelled in this run.
         known: number of images labelled in earlier runs.
         failed: reasons why images could not be read or labelled, by image name.
-        files: paths of the folders and files with the results.
+        files: paths or URLs of the folders and files with the results.
         left_out: reasons why files and folders were skipped, by name.
         gone: names of images labelled in earlier runs that are no longer in the folder.
         kept: label files of such images that were not removed, because they were changed after they were written.
@@ -115,10 +119,10 @@ class LabelReport:
     labelled: int
     known: int
     failed: dict[str, str]
-    files: tuple[Path, ...]
+    files: tuple[Place, ...]
     left_out: dict[str, str] = field(default_factory=dict)
     gone: tuple[str, ...] = ()
-    kept: tuple[Path, ...] = ()
+    kept: tuple[Place, ...] = ()
 
 
 def label_folder(
@@ -144,10 +148,11 @@ def label_folder(
 
     Args:
         model: the model.
-        folder: folder of the images, which are found by their endings (all formats that Pillow reads). Links to folders
-            are followed, and names that begin with a dot are skipped.
+        folder: folder of the images, a path or a URL that fsspec opens (`s3://bucket/photos`). Images are found by
+            their endings (all formats that Pillow reads). Links to folders are followed, and names that begin with a
+            dot are skipped.
         prototypes: prototypes of one class, or a list with those of several.
-        output: folder for the results, outside of `folder`; created if needed.
+        output: folder for the results, outside of `folder`, a path or a URL; created if needed.
         plan: files to write, and sampling options; by default `LabelPlan()`.
         batch_size: number of images encoded and decoded together.
         workers: number of threads that read images.
@@ -156,22 +161,22 @@ def label_folder(
     Raises:
         DataError: the folder does not exist or holds no image, the record is damaged, or the output holds results of
             other settings or files that `label_folder` did not write.
-        StorageError: another process writes to the output, or the output cannot be written to.
+        StorageError: another process writes to the output, the output cannot be written to, or a URL cannot be opened.
         ConfigError: an option is out of range, or the output lies within the folder.
-        MissingPackageError: a format needs a package that is not installed.
+        MissingPackageError: a format or a URL needs a package that is not installed.
         PrototypesError: prototypes do not fit the model or each other.
     """
-    folder, output, plan = Path(folder), Path(output), LabelPlan() if plan is None else plan
-    listing = list_images(folder)
-    if any(output.resolve().is_relative_to(real) for real in listing.folders):
-        raise ConfigError(f"output: {output} lies within {folder}, so its pictures would be labelled; choose another")
+    plan, place = LabelPlan() if plan is None else plan, located(output)
+    photos, written = open_photos(located(folder)), open_output(place)
+    listing = photos.listing
+    photos.refuse_within(place)
     classes = check_classes(prototypes, model)
     _need_packages(plan)
     settings = _settings(model, classes, plan)
-    journal = Journal(output / RECORD)
+    journal = written.journal(RECORD)
     with journal.alone("diffup label"):
-        sweep(output)
-        state = _compare(folder, output, listing, _open_record(journal, settings, output, listing.images, plan))
+        written.begin()
+        state = _compare(photos, written, _open_record(journal, settings, written, listing.images, plan))
         for image in state.forgotten:
             journal.append([{"image": image, "gone": True}])
         failed = {**listing.failed, **state.failed}
@@ -180,12 +185,12 @@ def label_folder(
         # A batch with any image left is decoded as a whole, so that rounding equals that of an uninterrupted run.
         batches = [images[start : start + batch_size] for start in range(0, len(images), max(1, batch_size))]
         listed = [image for batch in batches if not left.isdisjoint(batch) for image in batch]
-        photos: dict[str, PhotoFacts | None] = {}
+        facts: dict[str, PhotoFacts | None] = {}
 
-        def sources() -> Iterator[Path]:
+        def sources() -> Iterator[Place]:
             for image in listed:  # facts before reading: the next run notices a change in between
-                photos[image] = PhotoFacts.of(folder / image)
-                yield folder / image
+                facts[image] = photos.facts(image)
+                yield photos.source(image)
 
         results = model.segment_many(
             sources(),
@@ -199,13 +204,14 @@ def label_folder(
             for image, result in zip(listed, results, strict=True):
                 if image in state.done:
                     continue
-                entry = _label(folder / image, image, names[image], result, photos.pop(image), output, plan)
+                seen_from = partial(photos.seen_from, place, image=image)
+                entry = _label(image, names[image], seen_from, result, facts.pop(image), written, plan)
                 if "error" in entry:
                     failed[image] = entry["error"]
                 if "error" not in entry or state.errors.get(image) != entry["error"]:
                     journal.append([entry])
                 bar.update(1)
-        files = _write_summaries(journal, folder, output, images, failed, [item.name for item in classes], plan)
+        files = _write_summaries(journal, photos, written, images, failed, [item.name for item in classes], plan)
     labelled = len(left) - sum(image in failed for image in left)
     return LabelReport(labelled, len(state.done), failed, files, listing.left_out, state.gone, state.kept)
 
@@ -242,22 +248,22 @@ class _State:
     failed: dict[str, str]
     forgotten: tuple[str, ...]
     gone: tuple[str, ...]
-    kept: tuple[Path, ...]
+    kept: tuple[Place, ...]
 
 
-def _compare(folder: Path, output: Path, listing: Listing, known: dict[str, dict[str, Any]]) -> _State:
+def _compare(photos: Photos, output: Output, known: dict[str, dict[str, Any]]) -> _State:
     """Compare the record with the folder, and remove the files of images that are gone or have changed."""
-    there = set(listing.images)
+    there = set(photos.listing.images)
     errors = {image: entry["error"] for image, entry in known.items() if "error" in entry}
     labelled = {image: entry for image, entry in known.items() if "error" not in entry}
     with ThreadPoolExecutor() as pool:
-        same = pool.map(lambda item: item[0] in there and _still(folder, output, *item), labelled.items())
+        same = pool.map(lambda item: item[0] in there and _still(photos, output, *item), labelled.items())
         done = {image for image, still in zip(labelled, same, strict=True) if still}
-    failed, kept, forgotten = {}, list[Path](), list[str]()
+    failed, kept, forgotten = {}, list[Place](), list[str]()
     for image, entry in labelled.items():
         if image in done:
             continue
-        edited = remove_files(output, _files_of(entry, image, output, image in there))
+        edited = remove_files(output, _files_of(entry, image, image in there))
         if not edited:
             forgotten.append(image)
         elif image in there:
@@ -268,29 +274,26 @@ def _compare(folder: Path, output: Path, listing: Listing, known: dict[str, dict
         else:
             kept += edited
     stay = {image: entry.get("name", stem_of(image)) for image, entry in labelled.items() if image not in forgotten}
-    gone = tuple(sorted(known.keys() - there - listing.failed.keys()))
+    gone = tuple(sorted(known.keys() - there - photos.listing.failed.keys()))
     forgotten += [image for image in errors if image not in there]
     return _State(frozenset(done), stay, errors, failed, tuple(forgotten), gone, tuple(kept))
 
 
-def _files_of(entry: dict[str, Any], image: str, output: Path, there: bool) -> dict[str, str]:
-    """Hashes of the files written for an image, by relative path.
+def _files_of(entry: dict[str, Any], image: str, there: bool) -> dict[str, str]:
+    """Hashes of the files written for an image, by name.
 
     Records of older versions do not list them. If the image is there, its files are replaced; if it is gone, the files
     that may belong to it count as changed, so that they are not removed.
     """
     if "files" in entry or there:
         return dict(entry.get("files", {}))
-    own = (file_of(output, written, stem_of(image)) for written in PLACES)
-    return {path.relative_to(output).as_posix(): "" for path in own}
+    return {file_of(written, stem_of(image)): "" for written in PLACES}
 
 
-def _still(folder: Path, output: Path, image: str, entry: dict[str, Any]) -> bool:
+def _still(photos: Photos, output: Output, image: str, entry: dict[str, Any]) -> bool:
     """Whether an image is unchanged since it was labelled, and all its files exist."""
     facts = facts_of(entry)
-    return (
-        facts is not None and facts.still(folder / image) and all((output / file).exists() for file in entry["files"])
-    )
+    return facts is not None and photos.still(image, facts) and all(output.has(file) for file in entry["files"])
 
 
 def _need_packages(plan: LabelPlan) -> None:
@@ -349,7 +352,7 @@ def digest(prototypes: Prototypes) -> str:
 
 
 def _open_record(
-    journal: Journal, settings: dict[str, Any], output: Path, images: Sequence[str], plan: LabelPlan
+    journal: Journal | RemoteJournal, settings: dict[str, Any], output: Output, images: Sequence[str], plan: LabelPlan
 ) -> dict[str, dict[str, Any]]:
     """Read the recorded images with their files or errors; create the record if there is none.
 
@@ -360,7 +363,7 @@ def _open_record(
     known: dict[str, dict[str, Any]] = {}
     begun = False
     for number, entry in journal.read():
-        if not begun:
+        if not begun or "settings" in entry:  # again where a remote journal was joined, and the process killed then
             compare_settings(journal.path, entry.get("settings", {}), settings)
             begun = True
         elif not isinstance(entry.get("image"), str):
@@ -379,11 +382,11 @@ def _open_record(
     return known
 
 
-def compare_settings(record: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
+def compare_settings(record: Place, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
     """Check that a run to be resumed has the same settings.
 
     Args:
-        record: path of the file with the settings of the earlier run.
+        record: path or URL of the file with the settings of the earlier run.
         theirs: settings of the earlier run.
         ours: settings of this run.
 
@@ -399,21 +402,21 @@ def compare_settings(record: Path, theirs: dict[str, Any], ours: dict[str, Any])
         )
 
 
-def _refuse_strangers(output: Path, images: Sequence[str], classes: Sequence[str], plan: LabelPlan) -> None:
+def _refuse_strangers(output: Output, images: Sequence[str], classes: Sequence[str], plan: LabelPlan) -> None:
     """Check that a new run overwrites no file of other origin.
 
     Raises:
         DataError: such a file exists.
     """
     names = names_of(images, {}).values()
-    ours = [output / SUMMARIES[written] for written in plan.formats if written in SUMMARIES]
-    ours += [file_of(output, written, name) for written in plan.formats if written in PLACES for name in names]
-    ours += [path for name in names if plan.overlap for path in own_files_of(output, classes, name)]
-    strangers = [path for path in ours if path.exists()]
-    if strangers:
+    ours = [SUMMARIES[written] for written in plan.formats if written in SUMMARIES]
+    ours += [file_of(written, name) for written in plan.formats if written in PLACES for name in names]
+    ours += [file for name in names if plan.overlap for file in own_files_of(classes, name)]
+    stranger = next((file for file in ours if output.has(file)), None)
+    if stranger is not None:
         raise DataError(
-            f"output: {strangers[0]} would be replaced, and {output} has no {RECORD} that says it was written by "
-            "`diffup label`; move it away or choose another output folder"
+            f"output: {output.at(stranger)} would be replaced, and {output.at()} has no {RECORD} that says it was "
+            "written by `diffup label`; move it away or choose another output folder"
         )
 
 
@@ -429,7 +432,13 @@ def _coco_of(result: LabelMap, own: npt.NDArray[np.bool_] | None, plan: LabelPla
 
 
 def _label(
-    path: Path, image: str, name: str, result: object, photo: PhotoFacts | None, output: Path, plan: LabelPlan
+    image: str,
+    name: str,
+    seen_from: Callable[[str], str],
+    result: object,
+    photo: PhotoFacts | None,
+    output: Output,
+    plan: LabelPlan,
 ) -> dict[str, Any]:
     """Write the files of one image and return its entry for the record, which has the error if there is one."""
     if isinstance(result, Failure):
@@ -438,7 +447,7 @@ def _label(
         raise TypeError(f"a list of prototypes gives label maps, not {type(result).__name__}")
     own = result.masks if plan.overlap else None
     try:
-        files = write_files(name, path, result, output, plan.formats, own, plan.instances)
+        files = write_files(name, seen_from, result, output, plan.formats, own, plan.instances)
     except DataError as error:
         return {"image": image, "error": str(error)}
     except StorageError as error:
@@ -460,15 +469,15 @@ def _label(
 
 
 def _write_summaries(
-    journal: Journal,
-    folder: Path,
-    output: Path,
+    journal: Journal | RemoteJournal,
+    photos: Photos,
+    output: Output,
     images: Sequence[str],
     failed: dict[str, str],
     names: Sequence[str],
     plan: LabelPlan,
-) -> tuple[Path, ...]:
-    """Write the files that cover all images, sorted by name, and return the path of each format's results."""
+) -> tuple[Place, ...]:
+    """Write the files that cover all images, sorted by name, and return the place of each format's results."""
     there = set(images).difference(failed)
     entries = {entry["image"]: entry for _, entry in journal.read() if entry.get("image") in there}
     entries |= {image: {"image": image, "error": reason} for image, reason in failed.items()}
@@ -476,15 +485,15 @@ def _write_summaries(
     texts: dict[str, Callable[[], str]] = {
         "coco": lambda: _coco(ordered, names),
         "yolo": lambda: _yolo_data(names),
-        "label-studio": lambda: _label_studio(ordered, folder.resolve().name),
+        "label-studio": lambda: _label_studio(ordered, photos),
         "csv": lambda: quality_table(ordered, names),
     }
     for written in plan.formats:
         if written in texts:
-            write_text(output / SUMMARIES[written], texts[written]())
+            output.replace(SUMMARIES[written], texts[written]())
     places = {**{name: place for name, (place, _) in PLACES.items()}, **SUMMARIES}
     shown = [places[written] for written in plan.formats] + [OWN] * plan.overlap
-    return tuple(output / place for place in shown)
+    return tuple(output.at(place) for place in shown)
 
 
 def _coco(entries: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
@@ -497,10 +506,10 @@ def _coco(entries: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
     return json.dumps(coco_document(images, annotations, names)) + "\n"
 
 
-def _label_studio(entries: Sequence[dict[str, Any]], folder: str) -> str:
-    """Label Studio's tasks of the images that could be read, for a document root that holds the folder of images."""
+def _label_studio(entries: Sequence[dict[str, Any]], photos: Photos) -> str:
+    """Label Studio's tasks of the images that could be read."""
     tasks = [
-        label_studio_task(local_file_url(f"{folder}/{entry['image']}"), entry["label_studio"])
+        label_studio_task(photos.task_url(entry["image"]), entry["label_studio"])
         for entry in entries
         if "error" not in entry
     ]

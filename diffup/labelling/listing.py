@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -52,6 +53,39 @@ def list_images(folder: Path) -> Listing:
         reason = _look_through(folder, name, listing, waiting, links)
         if reason is not None:
             listing.left_out[f"{printable(name)}/"] = reason
+    return _checked(listing, str(folder))
+
+
+def list_names(names: Iterable[str], folder: str) -> Listing:
+    """List the images among the files of an object store.
+
+    Args:
+        names: names of all files below the folder, relative to it.
+        folder: URL of the folder, for the error message.
+
+    Raises:
+        DataError: there is no image among them.
+    """
+    listing = Listing()
+    for name in names:
+        parts = name.split("/")
+        hidden = next((index for index, part in enumerate(parts) if part.startswith(".")), None)
+        if hidden is not None:
+            within = hidden < len(parts) - 1
+            listing.left_out[printable("/".join(parts[: hidden + 1])) + "/" * within] = HIDDEN
+        elif is_image_name(name):
+            listing.images.append(name)
+        else:
+            listing.left_out[printable(name)] = OTHER
+    return _checked(listing, folder)
+
+
+def _checked(listing: Listing, folder: str) -> Listing:
+    """Sort the images of a listing.
+
+    Raises:
+        DataError: there are none.
+    """
     if not listing.images:
         nothing = [f" It has {said}." for said in (summary(listing.failed), summary(listing.left_out)) if said]
         raise DataError(

@@ -6,6 +6,7 @@ gets decoder and prototypes from Ray's object store, and calls `DiffUp.segment_m
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -18,7 +19,7 @@ from diffup.backbones import Backbone
 from diffup.decoder.base import Decoder
 from diffup.decoder.options import SamplingOptions, refuse_generator
 from diffup.decoder.weights import decoder_hash, fetch_decoder, load_decoder
-from diffup.errors import ConfigError, DataError
+from diffup.errors import ConfigError, DataError, StorageError
 from diffup.label_map import LabelMap
 from diffup.labelling.folder import RECORD, REVISION, LabelReport, compare_settings, digest
 from diffup.model import RELEASED, DiffUp
@@ -26,6 +27,7 @@ from diffup.prototypes import Prototypes, distinct_classes
 from diffup.stream import Failure
 from diffup.utils.files import replacing, sole_writer, sweep, write_text
 from diffup.utils.optional import need
+from diffup.utils.storage import is_url
 
 if TYPE_CHECKING:
     import pyarrow
@@ -33,6 +35,11 @@ if TYPE_CHECKING:
     from ray.data import Dataset
 
 LABELS, ERRORS, SETTINGS = "labels", "errors", "settings.json"
+UNWRITTEN = "unwritten"  # column with the reason why rows could not be written
+
+HELPERS = 4
+"""Most processes that pick the rows to label, and that write them: Ray would start one for every block of the dataset,
+since they hold no core, and each imports PyTorch."""
 
 _PURPOSE = "labelling with Ray"
 
@@ -48,8 +55,9 @@ class RayPlan(SamplingOptions):
         backbone: name of the encoder, which each worker loads for itself, or an object, which is pickled; by default
             the encoder named in the decoder's config.
         device: torch device of a worker; by default the GPU that Ray assigns to it, or else the CPU.
-        images: name of the column with the images: paths that every machine can read, bytes of image files
-            (`ray.data.read_binary_files`), or arrays (`ray.data.read_images`).
+        images: name of the column with the images: paths that every machine can read, URLs that fsspec opens there
+            (`s3://bucket/a.jpg`), bytes of image files (`ray.data.read_binary_files`), or arrays
+            (`ray.data.read_images`).
         batch_size: number of images encoded and decoded together.
         readers: number of threads of each worker that read images.
         task_size: number of images in a task, which is repeated if its worker dies. A multiple of `batch_size` keeps
@@ -234,6 +242,11 @@ def label_into(
         WeightsError: the decoder does not exist or is damaged.
     """
     ray = need("ray", _PURPOSE, "ray")
+    if is_url(output):
+        raise ConfigError(
+            f"output: {output!r} is a URL; give a folder that all machines can access, or write the rows of "
+            "label_dataset with Ray's own write_parquet"
+        )
     plan, output = RayPlan() if plan is None else plan, Path(output).resolve()
     settings = _settings(_load_decoder(plan), distinct_classes(prototypes), plan, key)
     with sole_writer(output / SETTINGS, "label_into"):
@@ -242,18 +255,32 @@ def label_into(
         for path in (output / ERRORS).glob("*.parquet"):  # tried again now
             path.unlink()
         left = dataset.map_batches(
-            _unlabelled, batch_format="pyarrow", fn_kwargs={"known": ray.put(known), "key": key}, num_cpus=0
+            _unlabelled,
+            batch_format="pyarrow",
+            fn_kwargs={"known": ray.put(known), "key": key},
+            num_cpus=0,
+            concurrency=HELPERS,
         )
         written = label_dataset(left, prototypes, plan).map_batches(
-            _write_part, batch_size=None, batch_format="pyarrow", fn_kwargs={"output": output, "key": key}, num_cpus=0
+            _write_part,
+            batch_size=None,
+            batch_format="pyarrow",
+            fn_kwargs={"output": output, "key": key},
+            num_cpus=0,
+            concurrency=HELPERS,
         )
         labelled, failed = 0, {}
-        for rows in written.iter_batches(batch_size=None, batch_format="pyarrow"):
-            for name, error in zip(rows[key].to_pylist(), rows["error"].to_pylist(), strict=True):
-                if error is None:
-                    labelled += 1
-                else:
-                    failed[name] = error
+        # Closed before the lock is released, so that no task of this run writes while the next one begins.
+        with contextlib.closing(iter(written.iter_batches(batch_size=None, batch_format="pyarrow"))) as parts:
+            for rows in parts:
+                columns = (rows[name].to_pylist() for name in (key, "error", UNWRITTEN))
+                for name, error, unwritten in zip(*columns, strict=True):
+                    if unwritten is not None:
+                        raise StorageError(f"{unwritten}. The same call goes on with what is left then")
+                    if error is None:
+                        labelled += 1
+                    else:
+                        failed[name] = error
     return LabelReport(labelled, len(known), failed, (output / LABELS, output / ERRORS))
 
 
@@ -365,16 +392,22 @@ def _is_text(rows: pyarrow.Table, column: str) -> bool:
 
 
 def _write_part(rows: pyarrow.Table, output: Path, key: str) -> pyarrow.Table:
-    """Write the rows of a block and return the columns that the report needs.
+    """Write the rows of a block and return the columns that the report needs, and the reason if they were not written.
 
-    The same rows have the same file name, so a repeated task replaces its file.
+    The same rows have the same file name, so a repeated task replaces its file. The reason is returned because Ray
+    hands an exception of a task on as text alone.
     """
+    import pyarrow as pa
     from pyarrow import compute, parquet
 
     good = compute.is_null(rows["error"])
     name = hashlib.sha256("\n".join(rows[key].to_pylist()).encode()).hexdigest()[:16]
-    for folder, part in ((LABELS, rows.filter(good)), (ERRORS, rows.filter(compute.invert(good)))):
-        if len(part):
-            with replacing(output / folder / f"part-{name}.parquet") as unfinished:
-                parquet.write_table(part, unfinished)
-    return rows.select([key, "error"])
+    unwritten = None
+    try:
+        for folder, part in ((LABELS, rows.filter(good)), (ERRORS, rows.filter(compute.invert(good)))):
+            if len(part):
+                with replacing(output / folder / f"part-{name}.parquet") as unfinished:
+                    parquet.write_table(part, unfinished)
+    except StorageError as error:
+        unwritten = str(error)
+    return rows.select([key, "error"]).append_column(UNWRITTEN, pa.array([unwritten] * len(rows), pa.string()))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,12 +29,12 @@ def _compact(tensor: Tensor) -> Tensor:
     return half.contiguous() if lost <= _HALF_ERROR * tensor.abs().max() else tensor.contiguous()
 
 
-def read_facts(metadata: dict[str, str] | None, path: Path) -> dict[str, Any]:
+def read_facts(metadata: dict[str, str] | None, path: str) -> dict[str, Any]:
     """Read the JSON fields of a prototype file from its metadata.
 
     Args:
         metadata: metadata of the safetensors file, or None if it has none.
-        path: path of the file, for error messages.
+        path: path or URL of the file, for error messages.
 
     Returns:
         The fields by name, without the version.

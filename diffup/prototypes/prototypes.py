@@ -19,7 +19,7 @@ from torch import Tensor
 
 from diffup.backbones import Backbone
 from diffup.decoder.config import DecoderConfig
-from diffup.errors import AnnotationError, ConfigError, ImageError, PrototypesError
+from diffup.errors import AnnotationError, ConfigError, ImageError, PrototypesError, StorageError
 from diffup.inputs.annotations import AnnotationLike, Support, pair_supports
 from diffup.inputs.images import ImageLike
 from diffup.priors.config import PriorConfig
@@ -40,6 +40,7 @@ from diffup.text.prompts import TextPrompt, embed_text_prompts
 from diffup.text.space import TextSpace
 from diffup.text.templates import Templates
 from diffup.utils.files import checked_ending, named_in_utf8, replacing
+from diffup.utils.storage import is_url, local_copy
 
 
 class PrototypeEncoder(Protocol):
@@ -324,17 +325,28 @@ class Prototypes:
         """Load prototypes from a file that `save` wrote.
 
         Args:
-            path: path of the safetensors file.
+            path: path of the safetensors file, or a URL that fsspec opens (`s3://bucket/dog.safetensors`).
 
         Raises:
             PrototypesError: the file is missing, damaged, of another kind, or written by a newer diffup.
+            MissingPackageError: the package of the URL's file system is not installed.
         """
-        path = Path(path)
+        if not isinstance(path, str) or not is_url(path):
+            return cls._load(Path(path), os.fspath(path))
+        try:
+            with local_copy(path) as copy:
+                return cls._load(copy, path)
+        except StorageError as error:
+            raise PrototypesError(str(error)) from error
+
+    @classmethod
+    def _load(cls, path: Path, shown: str) -> Prototypes:
+        """Load prototypes from a local file, which error messages call `shown`."""
         if not path.is_file():
-            raise PrototypesError(f"there is no file {str(path)!r}; `diffup teach` and Prototypes.save make one")
+            raise PrototypesError(f"there is no file {shown!r}; `diffup teach` and Prototypes.save make one")
         try:
             with named_in_utf8(path) as readable, safe_open(readable, framework="pt") as file:
-                facts = read_facts(file.metadata(), path)
+                facts = read_facts(file.metadata(), shown)
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
             others, negative = facts.pop("negative", None), None
             if others is not None:
@@ -345,7 +357,7 @@ class Prototypes:
             raise
         except (SafetensorError, LookupError, ValueError, TypeError, OverflowError, RecursionError) as error:
             raise PrototypesError(
-                f"{path} is damaged or no file of prototypes ({type(error).__name__}: {error}); make it again"
+                f"{shown} is damaged or no file of prototypes ({type(error).__name__}: {error}); make it again"
             ) from error
 
 

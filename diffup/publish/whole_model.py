@@ -14,7 +14,7 @@ import numpy.typing as npt
 from diffup.decoder.config import from_dict
 from diffup.decoder.options import checked_min_presence, checked_threshold
 from diffup.errors import FormatError, PrototypesError
-from diffup.inputs.images import ImageLike, read_image, to_bytes
+from diffup.inputs.images import ImageLike, fetch, read_image, to_bytes
 from diffup.label_map import LabelMap
 from diffup.priors.config import PriorConfig
 from diffup.prototypes import Prototypes, distinct_classes
@@ -111,7 +111,7 @@ class WholeModel:
         min_presence = checked_min_presence(self.facts.min_presence if min_presence is None else min_presence)
         given = [] if isinstance(prototypes, Sequence) and not prototypes else distinct_classes(prototypes)
         self._check(given)
-        photo = to_bytes(read_image(query, "query"))
+        photo = to_bytes(read_image(fetch(query, "query"), "query"))
         pixels = np.ascontiguousarray(photo.transpose(2, 0, 1)[None])
         if given:
             config = from_dict(PriorConfig, self.facts.priors, "priors.")

@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from diffup.errors import DiffUpError, FormatError, StorageError
+from diffup.utils.storage import was_url
 
 _PREFIX = ".diffup-"  # start of a temporary file's name, which tells it from other programs' files
 _STEM = 40  # characters of the target's name that a temporary file's name repeats; a file name must not grow too long
@@ -157,6 +158,8 @@ def storage_errors(path: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
     """Yield the path of a new file beside the target, removed when the block ends unless it was moved."""
+    if was_url(path):  # or a folder "s3:" would be made
+        raise StorageError(f"{path} is a URL, and only `diffup label` writes to URLs; give a local path")
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{_PREFIX}{path.stem[:_STEM]}-", suffix=path.suffix)
     os.close(handle)
@@ -228,16 +231,29 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         FormatError: the text holds half a character (a lone surrogate), which UTF-8 cannot hold.
         StorageError: the disk is full or the folder cannot be written to. An older file stays as it was.
     """
+    content = utf8(path, text)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def utf8(place: str | os.PathLike[str], text: str) -> bytes:
+    """Encode the text of a file.
+
+    Args:
+        place: path or URL of the file, for the error message.
+        text: content of the file.
+
+    Raises:
+        FormatError: the text holds half a character (a lone surrogate), which UTF-8 cannot hold.
+    """
     try:
-        content = text.encode("utf-8")
+        return text.encode("utf-8")
     except UnicodeEncodeError as error:
         around = text[max(0, error.start - 20) : error.end + 20]
         raise FormatError(
-            f"{os.fspath(path)}: {around!r} holds half a character (a lone surrogate), which no text file can hold; "
+            f"{os.fspath(place)}: {around!r} holds half a character (a lone surrogate), which no text file can hold; "
             "write the name anew"
         ) from error
-    with replacing(path) as temporary:
-        temporary.write_bytes(content)
 
 
 def sweep(folder: str | os.PathLike[str], deep: bool = True) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -36,19 +36,9 @@ class Journal:
         Raises:
             DataError: a line is not a JSON object.
         """
-        if not self.path.exists():
-            return
-        with self.path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.endswith(b"\n"):
-                    return
-                try:
-                    entry = json.loads(line)
-                    if not isinstance(entry, dict):
-                        raise ValueError("no JSON object")
-                except (ValueError, RecursionError) as error:
-                    raise self.damaged(number, error) from error
-                yield number, entry
+        if self.path.exists():
+            with self.path.open("rb") as file:
+                yield from parsed(file, self.damaged)
 
     def append(self, entries: Iterable[dict[str, Any]]) -> None:
         """Append entries; they are on the disk when this returns.
@@ -96,7 +86,39 @@ class Journal:
             number: line number, from 1.
             error: the reason, named in the message.
         """
-        return DataError(f"{self.path}, line {number} is damaged ({error!r}); delete the line to have it done again")
+        return damaged_line(self.path, number, error)
+
+
+def parsed(
+    lines: Iterable[bytes], damaged: Callable[[int, Exception], Exception]
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield line numbers (from 1) and entries; a last line that was cut off is dropped.
+
+    Args:
+        lines: lines of the journal, with their ends.
+        damaged: function that makes the error to raise for a damaged line, given its number and the reason.
+    """
+    for number, line in enumerate(lines, start=1):
+        if not line.endswith(b"\n"):
+            return
+        try:
+            entry = json.loads(line)
+            if not isinstance(entry, dict):
+                raise ValueError("no JSON object")
+        except (ValueError, RecursionError) as error:
+            raise damaged(number, error) from error
+        yield number, entry
+
+
+def damaged_line(journal: str | os.PathLike[str], number: int, error: Exception) -> DataError:
+    """The error to raise for a damaged line of a journal.
+
+    Args:
+        journal: path or URL of the journal.
+        number: line number, from 1.
+        error: the reason, named in the message.
+    """
+    return DataError(f"{journal}, line {number} is damaged ({error!r}); delete the line to have it done again")
 
 
 def _whole_lines(file: BinaryIO) -> int:
