@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,7 @@ def whole_graph() -> Any:
         make("Resize", ["pixels", "", "", "size"], [ENCODER_IMAGE], mode="linear"),
     ]
     last = ENCODER_IMAGE
-    for index, (width, channels) in enumerate(zip(WIDTHS, WIDTHS[1:], strict=False)):
+    for index, (width, channels) in enumerate(pairwise(WIDTHS)):
         arrays[f"weight{index}"] = (rng.normal(size=(channels, width, 3, 3)) / np.sqrt(9 * width)).astype(np.float32)
         norm = [f"{name}{index}" for name in ("scale", "bias", "mean", "var")]
         arrays |= {name: rng.uniform(0.5, 1.5, channels).astype(np.float32) for name in norm}

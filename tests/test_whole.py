@@ -35,7 +35,6 @@ from diffup.publish.whole import (
 )
 from diffup.publish.whole_model import WholeModel
 from diffup.utils.resize import _cell_weights, triangle_weights
-from diffup.publish.whole_model import WholeModel
 
 PROGRAM = Path(__file__).resolve().parents[1] / "examples" / "onnx_whole.py"
 CNN = "timm:test_efficientnet"

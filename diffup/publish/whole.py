@@ -276,7 +276,7 @@ def export_whole(
     check_packages()
     encoder = _exportable(backbone, decoder, classes)
     say = (lambda line: None) if progress is None else progress
-    photos = []
+    photos: list[Tensor] = []
     if calibration is not None:
         check_quantisable(encoder)
         photos = [_as_input(photo) for photo in draw_photos(calibration)]
@@ -426,7 +426,8 @@ def _write(module: PhotoModel, support: Mapping[str, Tensor], facts: Facts, path
             f"{reason[0] if reason else 'no reason given'}; export the decoder alone"
         ) from error
     assert exported is not None  # only the older exporter returns None
-    del exported.model.graph.outputs[len(OUTPUTS) :]
+    for _ in (ENCODER_IMAGE, *ENCODER_LEVELS):
+        exported.model.graph.outputs.pop()
     exported.model.metadata_props[FACTS] = json.dumps(asdict(facts))
     exported.save(str(path), external_data=False)
 
