@@ -37,6 +37,7 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Serve the page until it is interrupted."""
+    print("diffup: loading the web page and the model ...", flush=True)
     from diffup.utils.optional import need
 
     need("gradio", "the web page", extra="demo")  # before the model is loaded
@@ -45,7 +46,6 @@ def run(args: argparse.Namespace) -> None:
     from diffup.text import load_text_space
     from diffup.text.load import text_tower
 
-    print("diffup: loading the model ...", flush=True)
     model = load_model(args)
     reader = args.text_backbone or (installed_reader() if text_tower(model.backbone) is None else None)
     if reader is not None:  # now, so that a wrong name is an error at once, and it is loaded once for all encoders

@@ -123,7 +123,7 @@ def _with_encoder(model: ModelProto, encoder: ModelProto) -> ModelProto:
     """Replace the encoder's nodes in a whole model, and drop all nodes and weights that nothing reads any more."""
     import onnx
     import onnx_ir
-    from onnx_ir.passes.common import RemoveUnusedFunctionsPass, RemoveUnusedNodesPass
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
 
     inner = onnx.compose.add_prefix(encoder, _PREFIX).graph
     outer = {_PREFIX + name: name for name in (ENCODER_IMAGE, *ENCODER_LEVELS)}
@@ -138,7 +138,6 @@ def _with_encoder(model: ModelProto, encoder: ModelProto) -> ModelProto:
     changed.graph.node.extend([*nodes[:start], *inner.node, *nodes[start:]])
     changed.graph.initializer.extend(inner.initializer)
     cleaned = onnx_ir.from_proto(changed)
-    for clean in (RemoveUnusedNodesPass(), RemoveUnusedFunctionsPass()):
-        clean(cleaned)
+    RemoveUnusedNodesPass()(cleaned)
     found: ModelProto = onnx_ir.to_proto(cleaned)
     return found
