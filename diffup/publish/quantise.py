@@ -101,15 +101,17 @@ class _Images:
 def _quantised(encoder: ModelProto, images: Sequence[npt.NDArray[np.float32]]) -> ModelProto:
     """Quantise the graph of an encoder (QDQ)."""
     import onnx
-    from onnxruntime.quantization import QuantType, quantize_static
+    from onnxruntime.quantization import QuantType, quant_utils, quantize_static
     from onnxscript import optimizer
 
+    # It folds BatchNorm, which would stay in float32 between a convolution and its activation.
+    folded = optimizer.optimize(encoder)
+    quant_utils.add_pre_process_metadata(folded)  # else onnxruntime asks for that in a warning
     with tempfile.TemporaryDirectory() as name:
-        folded, target = Path(name) / "folded.onnx", Path(name) / "int8.onnx"
-        # It folds BatchNorm, which would stay in float32 between a convolution and its activation.
-        onnx.save(optimizer.optimize(encoder), folded)
+        source, target = Path(name) / "float32.onnx", Path(name) / "int8.onnx"
+        onnx.save(folded, source)
         quantize_static(
-            folded,
+            source,
             target,
             _Images(images),
             per_channel=True,
