@@ -17,6 +17,7 @@ from diffup.publish.quantise import (
     MIN_PHOTOS,
     check_quantisable,
     draw_photos,
+    fold_encoder,
     quantise_encoder,
 )
 
@@ -111,6 +112,18 @@ def test_the_encoder_alone_becomes_int8(caplog: pytest.LogCaptureFixture) -> Non
         photo = rng.integers(0, 256, (1, 3, height, width), dtype=np.uint8)
         expected, found = run(model, photo), run(changed, photo)
         assert 0 < np.abs(found - expected).max() < 0.02 * np.abs(expected).max()
+
+
+def test_batch_norm_is_folded() -> None:
+    model = whole_graph()
+    changed = fold_encoder(model)
+    kinds = [node.op_type for node in changed.graph.node]
+    assert "BatchNormalization" not in kinds and kinds.count("Conv") == 4 and "QuantizeLinear" not in kinds
+    assert fold_encoder(changed) is changed
+    photo = np.random.default_rng(1).integers(0, 256, (1, 3, 40, 60), dtype=np.uint8)
+    assert np.allclose(run(changed, photo), run(model, photo), rtol=1e-4)
+    again = quantise_encoder(changed, [photo[..., :SIDE, :SIDE].astype(np.float32) / 255] * 8)
+    assert "QuantizeLinear" in [node.op_type for node in again.graph.node]
 
 
 def test_photos_are_drawn_always_the_same_and_in_their_order() -> None:

@@ -1,4 +1,4 @@
-"""The encoder of a whole model in int8: cut out of the graph, quantised by onnxruntime, and put back in its place.
+"""The encoder of a whole model, cut out of the graph, with BatchNorm folded or in int8, and put back in its place.
 
 Quantisation is static: weights have a scale for each channel, activations one that photos calibrate. Only the encoder
 is run for it. Priors and decoder stay in float32.
@@ -34,7 +34,7 @@ MIN_PHOTOS = 8
 MAX_PHOTOS = 24
 """Greatest number of photos that calibrate an encoder; of more, that many are drawn."""
 
-_PREFIX = "int8/"  # of all names that the quantised encoder brings
+_PREFIX = "changed/"  # of all names that a changed encoder brings
 _Photo = TypeVar("_Photo")
 
 
@@ -81,10 +81,30 @@ def quantise_encoder(model: ModelProto, images: Sequence[npt.NDArray[np.float32]
     Returns:
         The model with the same inputs, outputs and metadata.
     """
+    return _with_encoder(model, _quantised(_folded_encoder(model), images))
+
+
+def fold_encoder(model: ModelProto) -> ModelProto:
+    """Fold BatchNorm into the encoder's convolutions; a model without BatchNorm is returned as it is.
+
+    onnxruntime does not, because the exporter puts nodes between the weights and BatchNorm that it folds too late.
+
+    Args:
+        model: the whole model, in which `ENCODER_IMAGE` and `ENCODER_LEVELS` are names of values; it is not changed.
+    """
+    if all(node.op_type != "BatchNormalization" for node in model.graph.node):
+        return model
+    return _with_encoder(model, _folded_encoder(model))
+
+
+def _folded_encoder(model: ModelProto) -> ModelProto:
+    """Cut the encoder out of a whole model, and fold constants and BatchNorm."""
     import onnx
+    from onnxscript import optimizer
 
     encoder = onnx.utils.Extractor(model).extract_model([ENCODER_IMAGE], list(ENCODER_LEVELS))
-    return _with_encoder(model, _quantised(encoder, images))
+    folded: ModelProto = optimizer.optimize(encoder)
+    return folded
 
 
 class _Images:
@@ -99,17 +119,14 @@ class _Images:
 
 
 def _quantised(encoder: ModelProto, images: Sequence[npt.NDArray[np.float32]]) -> ModelProto:
-    """Quantise the graph of an encoder (QDQ)."""
+    """Quantise the graph of an encoder (QDQ), whose BatchNorm is folded; it would stay in float32."""
     import onnx
     from onnxruntime.quantization import QuantType, quant_utils, quantize_static
-    from onnxscript import optimizer
 
-    # It folds BatchNorm, which would stay in float32 between a convolution and its activation.
-    folded = optimizer.optimize(encoder)
-    quant_utils.add_pre_process_metadata(folded)  # else onnxruntime asks for that in a warning
+    quant_utils.add_pre_process_metadata(encoder)  # else onnxruntime asks for that in a warning
     with tempfile.TemporaryDirectory() as name:
         source, target = Path(name) / "float32.onnx", Path(name) / "int8.onnx"
-        onnx.save(folded, source)
+        onnx.save(encoder, source)
         quantize_static(
             source,
             target,

@@ -29,7 +29,14 @@ from diffup.priors.prepared import PreparedSupport, SupportLevel, prepare_query
 from diffup.priors.presence import MatchedSupport
 from diffup.prototypes import Prototypes
 from diffup.publish.export import TOLERANCE, check_packages, quiet
-from diffup.publish.quantise import ENCODER_IMAGE, ENCODER_LEVELS, check_quantisable, draw_photos, quantise_encoder
+from diffup.publish.quantise import (
+    ENCODER_IMAGE,
+    ENCODER_LEVELS,
+    check_quantisable,
+    draw_photos,
+    fold_encoder,
+    quantise_encoder,
+)
 from diffup.utils.files import checked_ending, replacing
 from diffup.utils.resize import resize_maps, triangle_weights
 
@@ -401,6 +408,8 @@ def _write(module: PhotoModel, support: Mapping[str, Tensor], facts: Facts, path
     Raises:
         ExportError: the encoder or the decoder has something that cannot be traced or that ONNX does not have.
     """
+    import onnx
+
     views = torch.export.Dim("views", min=1, max=1024)
     sides = {2: torch.export.Dim("height", min=1, max=MAX_SIDE), 3: torch.export.Dim("width", min=1, max=MAX_SIDE)}
     varying = tuple(None if name == "share" else {2 if name.startswith("contrast") else 1: views} for name in support)
@@ -429,7 +438,7 @@ def _write(module: PhotoModel, support: Mapping[str, Tensor], facts: Facts, path
     for _ in (ENCODER_IMAGE, *ENCODER_LEVELS):
         exported.model.graph.outputs.pop()
     exported.model.metadata_props[FACTS] = json.dumps(asdict(facts))
-    exported.save(str(path), external_data=False)
+    onnx.save(fold_encoder(exported.model_proto), path)
 
 
 def example_photo(height: int, width: int, seed: int = 0) -> Tensor:
