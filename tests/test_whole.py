@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -20,10 +21,19 @@ from diffup import Box, DiffUp, Mask, Prototypes, cli
 from diffup.backbones import load_backbone
 from diffup.backbones.base import hash_weights
 from diffup.decoder.options import SamplingOptions
-from diffup.errors import ConfigError, FormatError
+from diffup.errors import ConfigError, FormatError, ImageError
 from diffup.priors.config import PriorConfig
 from diffup.publish.export import TOLERANCE
-from diffup.publish.whole import AnyClass, FixedClasses, export_whole, resize_photo, support_inputs
+from diffup.publish.whole import (
+    OUTPUTS,
+    AnyClass,
+    Differences,
+    FixedClasses,
+    export_whole,
+    resize_photo,
+    support_inputs,
+)
+from diffup.publish.whole_model import WholeModel
 from diffup.utils.resize import _cell_weights, triangle_weights
 
 PROGRAM = Path(__file__).resolve().parents[1] / "examples" / "onnx_whole.py"
@@ -71,7 +81,7 @@ def test_the_module_computes_what_segment_does(name: str, size: int) -> None:
     for photo in photos():
         expected = model.segment(photo, classes).results
         with torch.no_grad():
-            probability, presence, quality, score, maps = module(as_input(photo))
+            probability, presence, quality, score, maps = module(as_input(photo))[: len(OUTPUTS)]
             alone = single(
                 as_input(photo), *support_inputs(classes[0].prepared(model.config.priors, (), model.device)).values()
             )
@@ -122,6 +132,10 @@ def test_what_cannot_be_exported_whole(tmp_path: Path) -> None:
     tied = random_decoder(tiny_config(low_level_channels=2, low_level_width=8, low_level_encoder="fake"))
     with pytest.raises(ConfigError, match="low_level_channels=2"):
         export_whole(model.backbone, tied, classes, path)
+    with pytest.raises(ConfigError, match="calibration: 7 photos, but int8 needs 8"):
+        export_whole(model.backbone, model.decoder, classes, path, calibration=[data.coffee()] * 7)
+    with pytest.raises(ImageError, match=r"calibration: there is no file 'lost\.png'"):
+        export_whole(model.backbone, model.decoder, classes, path, calibration=["lost.png"] * 8)
     assert not list(tmp_path.iterdir())
 
 
@@ -129,12 +143,70 @@ def test_options_of_the_whole_model_on_the_command_line(tmp_path: Path, capsys: 
     for options, said in (
         (["--whole"], "--prototypes FILE"),
         (["--prototypes", "a.safetensors"], "add --whole"),
+        (["--int8"], "--int8: it belongs to the whole model"),
         (["--steps", "2"], "--steps: it belongs to the whole model"),
         (["--whole", "--prototypes", "a.safetensors", "--format", "onnx"], "one ONNX file"),
         (["--whole", "--prototypes", "a.safetensors"], ".onnx"),
     ):
         assert cli.main(["export", "-o", str(tmp_path / "out"), *options]) == cli.FAILED
         assert said in capsys.readouterr().err
+
+
+def test_options_of_int8_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    few, none = tmp_path / "few", tmp_path / "none"
+    few.mkdir()
+    none.mkdir()
+    for index in range(7):
+        Image.fromarray(data.coffee()[:20, :20]).save(few / f"{index}.png")
+    for options, said in (
+        (["--int8"], "--int8 and --calibrate FOLDER go together"),
+        (["--calibrate", str(few)], "--int8 and --calibrate FOLDER go together"),
+        (["--int8", "--calibrate", str(few)], "holds 7 photos, fewer than 8; add some"),
+        (["--int8", "--calibrate", str(none)], "holds no image"),
+        (["--int8", "--calibrate", str(tmp_path / "lost")], "--calibrate: there is no folder"),
+        (["--int8", "--calibrate", str(few / "0.png")], "is a file; give a folder of photos"),
+    ):
+        output = str(tmp_path / "out.onnx")
+        assert cli.main(["export", "--whole", "--prototypes", "a.safetensors", "-o", output, *options]) == cli.FAILED
+        assert said in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["few", "none"]
+
+
+@pytest.mark.slow
+def test_a_file_with_the_encoder_in_int8(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    monkeypatch.chdir(tmp_path)
+    save_tiny_decoder(Path("decoder"), backbone=CNN)
+    torch.manual_seed(0)
+    encoder = load_backbone(CNN, pretrained=False, input_size=64)
+    torch.save(encoder.encoder.state_dict(), "encoder.pt")  # type: ignore[attr-defined]
+    model = DiffUp.from_pretrained("decoder", device="cpu", checkpoint_path="encoder.pt", input_size=64)
+    cat = model.prototypes(data.chelsea(), Box(100, 60, 300, 250), name="cat")
+    cat.save("cat.safetensors")
+    Path("photos").mkdir()
+    for index in range(30):
+        crop = photos()[index % 2][index * 3 :, index * 5 : index * 5 + 200]
+        Image.fromarray(crop).save(f"photos/{index}.png")
+    shared = ["--decoder", "decoder", "--backbone-weights", "encoder.pt", "--input-size", "64"]
+    options = ["--whole", "--prototypes", "cat.safetensors", "--int8", "--calibrate", "photos"]
+    assert cli.main(["export", *options, "-o", "cat.onnx", *shared]) == 0
+    printed = capsys.readouterr()
+    assert "diffup: calibrating the encoder in int8 on 24 photos ..." in printed.err.splitlines()
+    change = re.search(r"int8 changes probabilities by (\S+) on average, and (\S+)% of the masks' pixels", printed.out)
+    assert change is not None and 0 < float(change[1]) < 0.05 and float(change[2]) < 20
+    whole = WholeModel.load("cat.onnx")
+    assert (whole.facts.encoder_precision, whole.facts.calibration_photos) == ("int8", 24)
+    expected = model.segment(data.coffee(), cat, refine=False)
+    (found,) = whole.segment(data.coffee(), refine=False).results
+    assert 0 < np.abs(found.maps[0] - expected.maps[0]).mean() < 0.05
+    Image.fromarray(data.coffee()).save("photo.png")
+    subprocess.run([sys.executable, str(PROGRAM), "cat.onnx", "photo.png", "-o", "masks"], check=True)
+    assert Image.open("masks/photo_cat.png").size == (600, 400)
+    assert cli.main(["segment", "photo.png", "--model", "cat.onnx", "-o", "out"]) == 0
+    assert json.loads(Path("out/result.json").read_text())["settings"]["encoder_precision"] == "int8"
 
 
 @pytest.mark.slow
@@ -185,10 +257,9 @@ def test_the_file_says_what_it_holds(tmp_path: Path) -> None:
     classes = two_classes(model)
     options = SamplingOptions(ensemble=1, seed=2)
     path = tmp_path / "pets.onnx"
-    difference = export_whole(
-        model.backbone, model.decoder, classes, path, options=options, encoder_licence="apache-2.0"
-    )
-    assert difference < TOLERANCE and [file.name for file in tmp_path.iterdir()] == ["pets.onnx"]
+    found = export_whole(model.backbone, model.decoder, classes, path, options=options, encoder_licence="apache-2.0")
+    assert found == Differences(found.float32) and found.float32 < TOLERANCE
+    assert [file.name for file in tmp_path.iterdir()] == ["pets.onnx"]
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     facts = json.loads(session.get_modelmeta().custom_metadata_map["diffup"])
     assert facts["classes"] == [

@@ -171,7 +171,7 @@ class FrozenBackbone(nn.Module):
         """The encoder as `features` runs it: `encoder`, or in float32 and float64 a quicker copy with equal features.
 
         The copy is made with the first pass, by `quicker`. BatchNorm is folded only if the features of an image of
-        noise remain those of `encoder`. Exported graphs have the original, whose BatchNorm their runtimes fold.
+        noise remain those of `encoder`. Graphs are traced from the original, and their BatchNorm is folded later.
         """
         if torch.compiler.is_exporting() or self.dtype not in (torch.float32, torch.float64):
             return self.encoder

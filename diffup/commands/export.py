@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffup.commands.arguments import add_command, add_model, at_least, load_model, several
-from diffup.commands.paths import existing_file, output_file, output_folder
+from diffup.commands.paths import existing_file, existing_folder, output_file, output_folder
 from diffup.commands.prototypes import check_prototypes, load_classes
 from diffup.commands.supports import add_supports, as_given, read_annotation
-from diffup.errors import ConfigError
+from diffup.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from diffup.decoder.base import Decoder
@@ -21,6 +22,7 @@ EXAMPLES = """examples:
   diffup export -o exported --condition query.jpg --support dog.jpg --mask dog_mask.png
   diffup export --whole --prototypes dog.safetensors cat.safetensors -o pets.onnx
   diffup export --whole --prototypes dog.safetensors --prototypes-as-inputs -o any.onnx
+  diffup export --whole --int8 --calibrate photos --prototypes dog.safetensors -o dog_int8.onnx
 
 The folder gets network.onnx, quality.onnx, the same as .pt2, and config.json; with --condition also
 condition.npz, from which examples/onnx_numpy.py makes the mask without torch. With --whole, encoder, priors and decoder
@@ -56,6 +58,15 @@ def add(commands: Any) -> None:
     whole.add_argument("--steps", type=at_least(1), help="sampling steps; default: the decoder's")
     whole.add_argument("--ensemble", type=at_least(1), help="samples that are averaged; default: the decoder's")
     whole.add_argument("--encoder-licence", metavar="TEXT", help="licence of the encoder's weights, for the metadata")
+    whole.add_argument(
+        "--int8", action="store_true", help="let the encoder compute in int8, calibrated on the photos of --calibrate"
+    )
+    whole.add_argument(
+        "--calibrate",
+        metavar="FOLDER",
+        type=Path,
+        help="8 photos or more, of which 24 at most are drawn, like those that the model will see",
+    )
     add_model(parser)
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
 
@@ -83,7 +94,7 @@ def run(args: argparse.Namespace) -> None:
             print(condition)
 
 
-_OF_WHOLE = ("prototypes", "prototypes_as_inputs", "steps", "ensemble", "encoder_licence")
+_OF_WHOLE = ("prototypes", "prototypes_as_inputs", "steps", "ensemble", "encoder_licence", "int8", "calibrate")
 """Names of the options that need `--whole`."""
 
 
@@ -93,7 +104,16 @@ def _export_whole(args: argparse.Namespace) -> None:
         raise ConfigError("--whole: give the classes, --prototypes FILE; `diffup teach` makes such files")
     if args.supports or args.condition is not None or args.formats:
         raise ConfigError("--whole: it writes one ONNX file; --condition, --support and --format are for the decoder")
+    if args.int8 != (args.calibrate is not None):
+        raise ConfigError("--int8 and --calibrate FOLDER go together: photos tell the range of the encoder's numbers")
     output_file(args.output, ".onnx")
+    calibration = None if args.calibrate is None else _photos(args.calibrate)
+
+    def say(line: str) -> None:
+        if not args.quiet:
+            print(f"diffup: {line} ...", file=sys.stderr, flush=True)
+
+    say("loading the model")
     from diffup.decoder.options import SamplingOptions
     from diffup.publish.whole import export_whole
 
@@ -102,7 +122,7 @@ def _export_whole(args: argparse.Namespace) -> None:
     model = load_model(args)
     for path, item in classes.items():
         check_prototypes(item, path, "--prototypes", model)
-    difference = export_whole(
+    found = export_whole(
         model.backbone,
         model.decoder,
         list(classes.values()),
@@ -110,9 +130,34 @@ def _export_whole(args: argparse.Namespace) -> None:
         options=SamplingOptions(steps=args.steps, ensemble=args.ensemble, seed=args.seed),
         as_inputs=args.prototypes_as_inputs,
         encoder_licence=args.encoder_licence,
+        calibration=calibration,
+        progress=say,
     )
-    if not args.quiet:
-        print(f"{args.output}  (differs from the original by at most {difference:.1g})")
+    if args.quiet:
+        return
+    if found.int8 is None or found.int8_pixels is None:
+        print(f"{args.output}  (differs from the original by at most {found.float32:.1g})")
+    else:
+        print(
+            f"{args.output}  (on the calibration photos the encoder in int8 changes probabilities by {found.int8:.1g} "
+            f"on average, and {found.int8_pixels:.1%} of the masks' pixels; in float32 the graph differs from the "
+            f"original by at most {found.float32:.1g})"
+        )
+
+
+def _photos(folder: Path) -> list[Path]:
+    """Paths of the photos that calibrate an encoder."""
+    existing_folder(folder, "--calibrate", "give a folder of photos")
+    from diffup.labelling.listing import list_images
+    from diffup.publish.quantise import MIN_PHOTOS
+
+    try:
+        names = list_images(folder).images
+    except DataError as error:
+        raise ConfigError(f"--calibrate: {error}") from error
+    if len(names) < MIN_PHOTOS:
+        raise ConfigError(f"--calibrate: {str(folder)!r} holds {len(names)} photos, fewer than {MIN_PHOTOS}; add some")
+    return [folder / name for name in names]
 
 
 def _load_decoder(args: argparse.Namespace) -> Decoder:

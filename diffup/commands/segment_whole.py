@@ -107,6 +107,7 @@ def _facts(args: argparse.Namespace, model: WholeModel, found: LabelMap, seconds
             "backbone": facts.encoder["name"],
             "backbone_fingerprint": facts.encoder["fingerprint"],
             "backbone_licence": facts.encoder_licence,
+            "encoder_precision": facts.encoder_precision,
             "input_size": facts.encoder["input_size"],
             "steps": facts.steps,
             "ensemble": facts.ensemble,

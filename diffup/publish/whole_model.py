@@ -18,7 +18,7 @@ from diffup.inputs.images import ImageLike, fetch, read_image, to_bytes
 from diffup.label_map import LabelMap
 from diffup.priors.config import PriorConfig
 from diffup.prototypes import Prototypes, distinct_classes
-from diffup.publish.whole import OUTPUTS, PHOTO, Facts, check_exportable, prepared, support_inputs
+from diffup.publish.whole import FACTS, OUTPUTS, PHOTO, Facts, check_exportable, prepared, support_inputs
 from diffup.refine import REFINE
 from diffup.result import Segmentation
 from diffup.utils.optional import need
@@ -176,7 +176,7 @@ def _read_facts(session: Any, path: Path) -> Facts:
     Raises:
         FormatError: it is no whole model, or one of another version.
     """
-    text = session.get_modelmeta().custom_metadata_map.get("diffup")
+    text = session.get_modelmeta().custom_metadata_map.get(FACTS)
     if text is None:
         raise FormatError(f"{path} is an ONNX file, but no whole model of diffup; `diffup export --whole` makes one")
     outputs = {output.name for output in session.get_outputs()}
