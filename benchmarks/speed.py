@@ -37,6 +37,7 @@ from fakes import FakeBackbone, make_folder, random_decoder, tiny_config  # noqa
 from timing import ACCEPTED, CLOCKS, Figure, Figures, accept, both_clocks, read_accepted, rows, take_turns  # noqa: E402
 
 from diffup import DiffUp, Mask, Prototypes  # noqa: E402
+from diffup.backbones import load_backbone  # noqa: E402
 from diffup.backbones.encode import encode  # noqa: E402
 from diffup.data.folder import LabelledFolder  # noqa: E402
 from diffup.inference import Query, condition, read_query  # noqa: E402
@@ -176,7 +177,7 @@ def paper(bench: Bench) -> Figures:
 
 def classes(bench: Bench) -> Figures:
     """Measure the cost for several numbers of classes, with computed prototypes."""
-    counts = (1, 2) if bench.quick else (1, 2, 4, 8, 16)
+    counts = (1, 2) if bench.quick else (1, 2, 5, 10, 20, 50)
     one = bench.shots(1)
     known = [replace(one, name=f"class {index}") for index in range(max(counts))]
     calls = {count: (lambda part=known[:count]: bench.model.segment(bench.mirrored, part)) for count in counts}
@@ -185,11 +186,32 @@ def classes(bench: Bench) -> Figures:
 
 def shots(bench: Bench) -> Figures:
     """Measure the cost for several K: of a query with computed prototypes, and of computing them."""
-    counts = (1, 2) if bench.quick else (1, 2, 5, 10)
+    counts = (1, 2) if bench.quick else (1, 2, 5, 10, 20, 50)
     known = {count: bench.shots(count) for count in counts}
     kept = {f"K = {k}, kept": (lambda p=p: bench.model.segment(bench.mirrored, p)) for k, p in known.items()}
     made = {f"K = {k}, making prototypes": (lambda k=k: bench.shots(k)) for k in counts}
     return bench.passes(kept) | bench.passes(made, rounds=min(bench.rounds, 3))
+
+
+def settings(bench: Bench) -> Figures:
+    """Measure the cost against samples, steps, the photo's side and the encoder's, prototypes kept."""
+    model, query, known = bench.model, bench.mirrored, bench.shots(1)
+    samples, steps, photos, inputs = (2,), (2,), (128,), ()
+    if not bench.quick:
+        samples, steps, photos, inputs = (1, 2, 4, 8), (4, 10, 50), (512, 1024, 2048, 4096), (256, 384, 768)
+    calls: dict[str, Callable[[], object]] = {}
+    for count in samples:
+        calls[f"samples {count}"] = lambda count=count: model.segment(query, known, ensemble=count).mask
+    for count in steps:
+        calls[f"steps {count}, one sample"] = lambda count=count: model.segment(query, known, steps=count, **FAST).mask
+    for side in photos:
+        photo = np.array(Image.fromarray(query).resize((side, side)))
+        calls[f"photo of {side} px"] = lambda photo=photo: model.segment(photo, known).mask
+    for side in inputs:
+        other = DiffUp(model.decoder, load_backbone(model.backbone.name, input_size=side), model.device)
+        own = other.prototypes(bench.photo, bench.mask)
+        calls[f"encoder at {side} px"] = lambda other=other, own=own: other.segment(query, own).mask
+    return bench.passes(calls, rounds=min(bench.rounds, 3))
 
 
 def stream(bench: Bench) -> Figures:
@@ -285,7 +307,7 @@ def jpeg(pixels: np.ndarray) -> bytes:
 
 
 PARTS: dict[str, Callable[[Bench], Figures]] = {
-    part.__name__: part for part in (jobs, paper, classes, shots, stream, start, peak, training)
+    part.__name__: part for part in (jobs, paper, classes, shots, settings, stream, start, peak, training)
 }
 
 

@@ -38,7 +38,6 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Serve the page until it is interrupted."""
-    print("diffup: loading the web page and the model ...", flush=True)
     from diffup.utils.optional import need
 
     print("diffup: loading the page and the model ...", file=sys.stderr, flush=True)  # Gradio alone takes seconds
