@@ -262,17 +262,25 @@ def test_paths_in_files_of_others_are_not_fetched(tmp_path: Path) -> None:
     assert Trap.used == 1
 
 
-def test_only_labels_are_written_to_urls(model: DiffUp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_labels_are_written_to_urls(
+    model: DiffUp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     for write in (
         lambda: write_text("s3://bucket/a.txt", ""),
         lambda: teach(model, "a")[0].save("s3://b/a.safetensors"),
     ):
-        with pytest.raises(StorageError, match="only `diffup label` writes to URLs"):
+        with pytest.raises(StorageError, match=r"^s3://.* only `diffup label` writes to URLs"):
             write()
     with pytest.raises(ConfigError, match=r"Ray's own write_parquet"):
         label_into(None, "s3://bucket/out", teach(model, "a"))  # type: ignore[arg-type]
-    assert cli.main(["segment", "a.png", "--support", "b.png", "-o", "s3://bucket/out"]) != 0
+    for command, url in (
+        ("segment a.png --support b.png", "s3://bucket/out"),
+        ("teach --support b.png --name b", "s3://bucket/b.safetensors"),
+        ("teach --support b.png --name b", "file:///b.safetensors"),
+    ):
+        assert cli.main([*command.split(), "-o", url]) == cli.FAILED
+        assert f"--output: '{url}' is a URL" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

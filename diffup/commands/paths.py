@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from diffup.errors import ConfigError
-from diffup.utils.storage import is_url, is_web, was_url
+from diffup.utils.storage import as_url, is_url, is_web, was_url
 from diffup.utils.suggestions import neighbour_of
 
 _FILE_ENDINGS = (
@@ -86,8 +86,7 @@ def output_folder(path: Path, option: str = "--output") -> None:
     """
     if path.is_dir():
         return
-    if was_url(path):
-        raise ConfigError(f"{option}: {str(path)!r} is a URL, and only `diffup label` writes to URLs; give a folder")
+    _check_is_no_url(path, option)
     for part in (path, *path.parents):
         if part.exists() and not part.is_dir():
             raise ConfigError(f"{option}: {str(part)!r} is a file; give a folder for the results, which may be new")
@@ -109,12 +108,20 @@ def output_file(path: Path, ending: str, option: str = "--output") -> None:
     Raises:
         ConfigError: the path is a folder, lies within a file, or has another ending.
     """
+    _check_is_no_url(path, option)
     if path.suffix != ending:
         instead = str(path.with_suffix(ending)) if path.name else f"NAME{ending}"
         raise ConfigError(f"{option}: expected a file name ending in {ending}, got {str(path)!r}; give {instead!r}")
     if path.is_dir():
         raise ConfigError(f"{option}: {str(path)!r} is a folder; give a file name in it, or another")
     output_folder(path.parent, option)
+
+
+def _check_is_no_url(path: Path, option: str) -> None:
+    if was_url(path):
+        raise ConfigError(
+            f"{option}: {as_url(path)!r} is a URL, and only `diffup label` writes to URLs; give a path on the disk"
+        )
 
 
 def _instead(text: str, path: Path, pattern: str) -> str:

@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from diffup.errors import DiffUpError, FormatError, StorageError
-from diffup.utils.storage import was_url
+from diffup.utils.storage import as_url, was_url
 
 _PREFIX = ".diffup-"  # start of a temporary file's name, which tells it from other programs' files
 _STEM = 40  # characters of the target's name that a temporary file's name repeats; a file name must not grow too long
@@ -159,7 +159,7 @@ def storage_errors(path: Path) -> Iterator[None]:
 def _temporary(path: Path) -> Iterator[Path]:
     """Yield the path of a new file beside the target, removed when the block ends unless it was moved."""
     if was_url(path):  # or a folder "s3:" would be made
-        raise StorageError(f"{path} is a URL, and only `diffup label` writes to URLs; give a local path")
+        raise StorageError(f"{as_url(path)} is a URL, and only `diffup label` writes to URLs; give a local path")
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{_PREFIX}{path.stem[:_STEM]}-", suffix=path.suffix)
     os.close(handle)

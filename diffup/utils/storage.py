@@ -48,6 +48,13 @@ def was_url(path: str | os.PathLike[str]) -> bool:
     return _PATH_OF_URL.match(os.fspath(path)) is not None
 
 
+def as_url(path: str | os.PathLike[str]) -> str:
+    """The URL that a path was, with the slashes that `pathlib` dropped: "s3://bucket" for "s3:/bucket"."""
+    protocol, _, rest = os.fspath(path).partition(":")
+    slashes = "//" if protocol in _LOCAL else "/"
+    return f"{protocol}:{slashes}/{rest.lstrip('/')}"
+
+
 def located(place: str | os.PathLike[str]) -> Path | RemoteFolder:
     """Return the local path that a path or a URL `file://` names, or the remote folder that another URL names.
 
