@@ -40,7 +40,7 @@ from diffup.stream import Failure
 from diffup.utils import remote_journal
 from diffup.utils.files import write_text
 from diffup.utils.remote_journal import RemoteJournal
-from diffup.utils.storage import RemoteFolder, is_url, located, read_url
+from diffup.utils.storage import RemoteFolder, is_url, located, read_url, without_password
 
 BUCKET = "memory://bucket"
 
@@ -211,6 +211,88 @@ def test_a_file_of_unknown_size_is_read_up_to_the_limit(store: MemoryFileSystem,
     with pytest.raises(StorageError, match="more than 10 bytes"):
         read_url(f"{BUCKET}/a.png", 10)
     assert asked == [11]
+
+
+# --- passwords in URLs -----------------------------------------------------------------------------------------------
+
+
+class Vault(MemoryFileSystem):
+    """A file system whose URLs hold a password, such as that of an FTP server."""
+
+    protocol = "vault"
+    cachable = False
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        _, found, rest = path.partition("://")
+        if found and not rest.startswith("user:secret@host/"):
+            raise PermissionError(f"{path} is refused")  # some errors repeat the URL
+        return f"/{rest.partition('/')[2] if found else path.strip('/')}".rstrip("/")
+
+
+def test_what_is_a_password() -> None:
+    for url, shown in (
+        ("ftp://user:secret@host/a.png", "ftp://user:***@host/a.png"),
+        ("'s3://key:se/cr@et@bucket/a@b.png' cannot be read", "'s3://key:***@bucket/a@b.png' cannot be read"),
+        ("s3:/key:secret@bucket/a", "s3:/key:***@bucket/a"),
+        ("ftp://:secret@host ftp://u:1234@host", "ftp://:***@host ftp://u:***@host"),
+    ):
+        assert without_password(url) == shown
+    for other in ("sftp://host:22/a@b.png", "abfs://box@account/a:b.png", "s3://bucket/a:b@c.png", "C:/a:b@c", "a:b@c"):
+        assert without_password(other) == other
+
+
+def test_passwords_are_neither_printed_nor_written(
+    model: DiffUp,
+    classes: list[Prototypes],
+    uploaded: str,
+    store: MemoryFileSystem,
+    families: Callable[..., None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    register_implementation("vault", Vault, clobber=True)
+    vault, other = "vault://user:secret@host/bucket", "vault://user:secret@elsewhere/bucket"
+    report = label(model, classes, f"{vault}/photos", tmp_path / "disk")
+    assert report.labelled == 6 and len(report.failed) == 1
+    report = label(model, classes, f"{vault}/photos", f"{BUCKET}/vault")
+    label(model, classes, uploaded, f"{vault}/labels")
+    tasks = json.loads((tmp_path / "disk/label_studio.json").read_text())
+    assert tasks[0]["data"]["image"].startswith("vault://user:***@host/bucket/photos/")
+    texts = [content for name, content in contents(tmp_path / "disk").items() if not name.endswith((".png", ".jpg"))]
+    texts += [store.cat_file(path) for path in store.find("/bucket") if not path.endswith((".png", ".jpg", ".PNG"))]
+    assert len(texts) > 30 and not any(b"secret" in text for text in texts)
+    assert "secret" not in f"{report} {label(model, classes, uploaded, f'{vault}/labels')}"
+    with pytest.raises(ConfigError) as refused:
+        label(model, classes, f"{vault}/photos", f"{vault}/photos/out")
+    said = [str(refused.value)]
+    for act in (
+        lambda: label(model, classes, f"{vault}/none", f"{vault}/out"),
+        lambda: label(model, classes, f"{other}/none", f"{vault}/out"),
+        lambda: label(model, classes, f"{vault}/photos", f"{vault}/labels", LabelPlan(seed=3)),
+        lambda: Prototypes.load(f"{vault}/none"),
+        lambda: Prototypes.load(f"{vault}/photos/0.jpg"),
+        lambda: read_url(f"{vault}/photos/0.jpg", 1),
+        lambda: read_url("https://user:secret@host/a"),
+        lambda: read_url("vault://user:secret@host/a::b"),
+        lambda: read_url("absent://user:secret@host/a"),
+        lambda: model.segment(f"{vault}/photos/{IMAGES[-1]}", classes[0]),
+        lambda: read_image(f"{vault}/photos/0.jpg"),
+    ):
+        with pytest.raises((DataError, ImageError, PrototypesError, StorageError)) as caught:
+            act()
+        said.append(str(caught.value))
+    assert not [text for text in said if "secret" in text or "user:***@" not in text]
+    monkeypatch.chdir(tmp_path)
+    families(fake=build_fake)
+    chosen = ("--decoder", str(save_tiny_decoder(Path("decoder"), steps=1, backbone="fake")), "--device", "cpu")
+    photos_there = f"{vault}/photos/0.jpg", "--support", f"{vault}/photos/1.jpg"
+    assert cli.main(["segment", *photos_there, "-o", "out", *chosen]) == 0
+    assert cli.main(["segment", *photos_there, "-o", "ftp://user:secret@host/out", *chosen]) == cli.FAILED
+    printed = capsys.readouterr()
+    assert "secret" not in printed.out + printed.err and "secret" not in Path("out/result.json").read_text()
+    assert "user:***@host" in printed.out and "user:***@host" in printed.err
 
 
 # --- what comes from others is never fetched -------------------------------------------------------------------------

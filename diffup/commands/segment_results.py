@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffup.errors import ConfigError
+from diffup.utils.storage import local_path, without_password
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -54,7 +55,7 @@ def line_of(query: str, found: Segmentation | LabelMap, seconds: float, correcti
         pairs = zip(found.names, found.results, strict=True)
         there = ", ".join(f"{name} {item.present_in_words}" for name, item in pairs)
     corrected = f"; {corrections} correction{'s' if corrections > 1 else ''}" if corrections else ""
-    return f"{query}: {found!r}; in the photo: {there}{corrected}; {seconds:.1f} s"
+    return f"{without_password(query)}: {found!r}; in the photo: {there}{corrected}; {seconds:.1f} s"
 
 
 def write_results(
@@ -77,4 +78,4 @@ def write_results(
             if name in pictures:
                 pictures[name]().save(path, format="PNG")
             else:
-                path.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+                path.write_text(without_password(json.dumps(facts, indent=2)) + "\n", encoding="utf-8")

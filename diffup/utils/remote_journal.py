@@ -37,7 +37,7 @@ class RemoteJournal:
     """
 
     def __init__(self, folder: RemoteFolder, name: str) -> None:
-        self.path = folder.url_of(name)
+        self.path = folder.shown(name)
         self._folder, self._name = folder, name
         self._held: list[dict[str, Any]] = []
         self._flushed = -math.inf  # so that the first entry, which says what the others belong to, is written at once
@@ -155,7 +155,7 @@ class _Lock:
                 continue
             if self._changes(held):
                 raise StorageError(
-                    f"{self._folder.url} is being written to by {_holder(held)}; wait until it has ended, or choose "
+                    f"{self._folder.shown()} is being written to by {_holder(held)}; wait until it has ended, or choose "
                     "another folder"
                 )
             if self._folder.read(self._name) == held:
@@ -178,7 +178,7 @@ class _Lock:
         """
         if self._lost.is_set():
             raise StorageError(
-                f"{self._folder.url}: another process has taken over, because this one did not renew its lock for "
+                f"{self._folder.shown()}: another process has taken over, because this one did not renew its lock for "
                 f"{LEASE:g} seconds; run it again when the other one has ended"
             )
 
