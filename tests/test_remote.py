@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from fakes import build_fake, save_mask, save_tiny_decoder, shape_image, teach, tiny_model
 from fsspec import register_implementation
+from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import known_implementations
 from PIL import Image
@@ -396,6 +397,34 @@ def test_the_same_bytes(
     assert on_disk["label_studio.json"] == whole["label_studio.json"]
     with pytest.raises(DataError, match="seed: 0 there, 3 here"):
         label(model, classes, uploaded, f"{BUCKET}/labels", LabelPlan(formats=EVERYTHING.formats, seed=3))
+
+
+class Disk(LocalFileSystem):
+    """A file system that has folders, which must be made before their files, as SFTP, FTP and SMB need it."""
+
+    protocol = "disk"
+    cachable = False
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return str(super()._strip_protocol(path.removeprefix("disk://")))
+
+
+def test_file_systems_with_folders(
+    model: DiffUp,
+    classes: list[Prototypes],
+    whole: dict[str, bytes],
+    photos: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    register_implementation("disk", Disk, clobber=True)
+    report = label(model, classes, f"disk://{photos}", f"disk://{tmp_path}/new/out")
+    assert (report.labelled, report.known) == (6, 0)
+    check(contents(tmp_path / "new/out"), whole)
+    (tmp_path / "new/out/labels/0.png").unlink()
+    report = label(model, classes, f"disk://{photos}", f"disk://{tmp_path}/new/out")
+    assert (report.labelled, report.known) == (1, 5)
+    check(contents(tmp_path / "new/out"), whole)
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, after: int, record: bool) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffup.errors import ConfigError
-from diffup.utils.storage import local_path, without_password
+from diffup.utils.storage import without_password
 
 if TYPE_CHECKING:
     from PIL import Image

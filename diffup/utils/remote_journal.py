@@ -155,8 +155,8 @@ class _Lock:
                 continue
             if self._changes(held):
                 raise StorageError(
-                    f"{self._folder.shown()} is being written to by {_holder(held)}; wait until it has ended, or choose "
-                    "another folder"
+                    f"{self._folder.shown()} is being written to by {_holder(held)}; wait until it has ended, or "
+                    "choose another folder"
                 )
             if self._folder.read(self._name) == held:
                 self._folder.remove(self._name)

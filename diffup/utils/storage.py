@@ -247,8 +247,13 @@ class RemoteFolder:
         return f"{self.root}/{name}"
 
     def _pipe(self, name: str, content: bytes, mode: str) -> None:
+        path = self._path(name)
         try:
-            self.system.pipe_file(self._path(name), content, mode=mode)
+            try:
+                self.system.pipe_file(path, content, mode=mode)
+            except FileNotFoundError:  # unlike object stores, SFTP, FTP and SMB need the folder first
+                self.system.makedirs(posixpath.dirname(path), exist_ok=True)
+                self.system.pipe_file(path, content, mode=mode)
         except Exception as error:  # as above
             raise StorageError(f"{self.shown(name)} cannot be written ({_reason(error)})") from error
 
