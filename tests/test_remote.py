@@ -511,6 +511,13 @@ def test_a_journal_joined_twice(store: MemoryFileSystem) -> None:
     for path, content in parts.items():
         store.pipe_file(path, content)
     assert [entry for _, entry in RemoteJournal(folder, RECORD).read()] == entries * 2
+    whole = store.cat_file(f"/bucket/j/{RECORD}")  # half an upload of what the parts hold, and half a part
+    store.pipe_file(f"/bucket/j/{RECORD}", whole[: len(whole) // 2])
+    last = max(parts)
+    store.pipe_file(last, parts[last][:-5])
+    store.pipe_file(f"{last}-later", b'{"image": "later"}\n')
+    found = [entry for _, entry in RemoteJournal(folder, RECORD).read()]
+    assert found[-1] == {"image": "later"} and all(entry in found for entry in entries[:-1])
     store.pipe_file(f"/bucket/j/{RECORD}", b"{}\n[1]\n")
     with pytest.raises(DataError, match=r"memory://bucket/j/record\.jsonl, line 2 is damaged"):
         list(RemoteJournal(folder, RECORD).read())

@@ -102,7 +102,7 @@ class RemoteJournal:
         return sorted(self._folder.versions(f"{self._name}.parts"))
 
     def _content(self) -> bytes:
-        return b"".join(self._folder.read(name) or b"" for name in (self._name, *self._parts()))
+        return b"".join(_whole_lines(self._folder.read(name) or b"") for name in (self._name, *self._parts()))
 
     def _flush(self) -> None:
         """Write the entries that were held back, as the last part."""
@@ -129,6 +129,11 @@ class RemoteJournal:
             self._folder.write(self._name, self._content())
             for name in parts:
                 self._folder.remove(name)
+
+
+def _whole_lines(content: bytes) -> bytes:
+    """An object without a last line that was cut off, as where a file system shows half an upload."""
+    return content[: content.rfind(b"\n") + 1]
 
 
 class _Lock:
