@@ -568,6 +568,32 @@ def test_an_object_that_cannot_be_read(
     assert written(store)["labels/1.png"] == whole["labels/1.png"]
 
 
+def test_names_that_only_objects_may_have(
+    model: DiffUp, classes: list[Prototypes], uploaded: str, store: MemoryFileSystem, tmp_path: Path
+) -> None:
+    """A run fails for these photos alone, and nothing is written outside of its folder.
+
+    Objects that stand for folders are none of the photos.
+    """
+    photo = store.store["/bucket/photos/0.jpg"]
+    store.store |= {
+        f"/bucket/photos/{name}": photo for name in ("a\0b.png", "\udc80.png", "b\\..\\..\\c.png", "../d.png")
+    }
+    store.store |= {
+        f"/bucket/photos/{name}": photo for name in ("", "sub/", "more/sub/", "e f%20#?*[1].png", "e::f.png")
+    }
+    for output in (tmp_path / "out", f"{BUCKET}/labels"):
+        report = label(model, classes, uploaded, output)
+        assert report.labelled == 7
+        assert set(report.failed) == {"a\0b.png", "\\udc80.png", "b\\..\\..\\c.png", IMAGES[-1], "e::f.png"}
+        assert set(report.left_out) == {"notes.txt", ".hidden.png", "more/.hidden/", "../"}
+        again = label(model, classes, uploaded, output)
+        assert (again.labelled, again.known, again.failed) == (0, 7, report.failed)
+    assert (tmp_path / "out/labels/e f%20#?*[1].png").is_file() and [path.name for path in tmp_path.iterdir()] == [
+        "out"
+    ]
+
+
 def test_refused_folders(model: DiffUp, classes: list[Prototypes], uploaded: str, store: MemoryFileSystem) -> None:
     for output in (uploaded, f"{uploaded}/labels"):
         with pytest.raises(ConfigError, match="lies within memory://bucket/photos"):

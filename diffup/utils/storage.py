@@ -163,6 +163,8 @@ class RemoteFolder:
     def versions(self, below: str = "") -> dict[str, str]:
         """List all files below the folder, with a text for each that changes when the file is written anew.
 
+        Empty objects that stand for folders, whose names end with a slash, are left out.
+
         Args:
             below: name of the subfolder to list; by default all of the folder.
 
@@ -177,7 +179,11 @@ class RemoteFolder:
         except Exception as error:  # as above
             raise StorageError(f"{self.shown()} cannot be listed ({_reason(error)})") from error
         start = f"{self.root}/"
-        return {path[len(start) :]: _version(facts) for path, facts in found.items() if path.startswith(start)}
+        return {
+            path[len(start) :]: _version(facts)
+            for path, facts in found.items()
+            if path.startswith(start) and not path.endswith("/")
+        }
 
     def read(self, name: str) -> bytes | None:
         """Read a file; None if there is none.
