@@ -40,6 +40,7 @@ from diffup.serve.photos import Photos
 from diffup.stream import Failure
 from diffup.utils import remote_journal
 from diffup.utils.files import write_text
+from diffup.utils.journal import Journal
 from diffup.utils.remote_journal import RemoteJournal
 from diffup.utils.storage import RemoteFolder, is_url, located, read_url, without_password
 
@@ -350,13 +351,26 @@ def test_only_labels_are_written_to_urls(model: DiffUp, tmp_path: Path, monkeypa
     for write in (
         lambda: write_text("s3://bucket/a.txt", ""),
         lambda: teach(model, "a")[0].save("s3://b/a.safetensors"),
+        lambda: Journal("s3://bucket/record.jsonl").append([{}]),
     ):
         with pytest.raises(StorageError, match="only `diffup label` writes to URLs"):
             write()
+    for folder, output in (("photos", Path("s3://bucket/out")), (Path("s3://bucket/photos"), "out")):
+        with pytest.raises(
+            StorageError, match=r"s3:/bucket/\w+ was a URL before it became a Path.*give the URL as text"
+        ):
+            label(model, teach(model, "a"), folder, output)
     with pytest.raises(ConfigError, match=r"Ray's own write_parquet"):
         label_into(None, "s3://bucket/out", teach(model, "a"))  # type: ignore[arg-type]
     assert cli.main(["segment", "a.png", "--support", "b.png", "-o", "s3://bucket/out"]) != 0
     assert not list(tmp_path.iterdir())
+
+
+def test_results_do_not_overwrite_an_input_by_url(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.fromarray(shape_image((1,))[0]).save(tmp_path / "mask.png")
+    photo = (tmp_path / "mask.png").as_uri()
+    assert cli.main(["segment", photo, "--support", photo, "-o", str(tmp_path)]) == cli.FAILED
+    assert "the results would overwrite file:///" in capsys.readouterr().err
 
 
 # --- label runs ------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffup.errors import ConfigError
-from diffup.utils.storage import without_password
+from diffup.utils.storage import is_url, local_path, without_password
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -33,7 +33,8 @@ def output_files(args: argparse.Namespace, pictures: Sequence[str]) -> dict[str,
     read += [value for support in args.supports if support.kind in ("mask", "scribble") for value in support.values]
     written = {path.resolve() for path in files.values()}
     for name in read:
-        if Path(name).resolve() in written:
+        path = local_path(name) if is_url(name) else Path(name)
+        if path is not None and path.resolve() in written:
             raise ConfigError(f"--output: the results would overwrite {name}; choose another folder")
     return files
 

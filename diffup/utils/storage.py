@@ -65,11 +65,16 @@ def located(place: str | os.PathLike[str]) -> Path | RemoteFolder:
         place: path or URL of a folder.
 
     Raises:
-        StorageError: the URL is a web address, a chain of file systems or of an unknown protocol, or the file system
-            cannot be reached.
+        StorageError: the URL is a web address, a chain of file systems or of an unknown protocol, or a `Path`; or the
+            file system cannot be reached.
         MissingPackageError: the package of the file system is not installed.
     """
     if not isinstance(place, str) or not is_url(place):
+        if was_url(place) and not Path(place).exists():
+            raise StorageError(
+                f"{without_password(os.fspath(place))} was a URL before it became a Path, which makes one slash of "
+                "two; give the URL as text"
+            )
         return Path(place)
     system, root = _opened(place)
     if system is None:
