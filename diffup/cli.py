@@ -14,6 +14,7 @@ from diffup.commands import backbones, demo, evaluate, export, label, push, segm
 from diffup.commands.spelling import CommandParser, check_spelling, refuse_extra
 from diffup.commands.streams import printing
 from diffup.errors import DiffUpError
+from diffup.utils.storage import without_password
 
 FAILED = 2
 INTERRUPTED = 130
@@ -47,7 +48,7 @@ def _run(argv: list[str]) -> int:
         args = _parse(argv)
         args.command(args)
     except (DiffUpError, OSError) as error:
-        print(f"diffup: error: {error}", file=sys.stderr)
+        print(f"diffup: error: {without_password(str(error))}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
         print("diffup: interrupted", file=sys.stderr)

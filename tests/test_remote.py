@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from fakes import build_fake, save_mask, save_tiny_decoder, shape_image, teach, tiny_model
 from fsspec import register_implementation
+from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import known_implementations
 from PIL import Image
@@ -39,8 +40,9 @@ from diffup.serve.photos import Photos
 from diffup.stream import Failure
 from diffup.utils import remote_journal
 from diffup.utils.files import write_text
+from diffup.utils.journal import Journal
 from diffup.utils.remote_journal import RemoteJournal
-from diffup.utils.storage import RemoteFolder, is_url, located, read_url
+from diffup.utils.storage import RemoteFolder, is_url, located, read_url, without_password
 
 BUCKET = "memory://bucket"
 
@@ -213,6 +215,88 @@ def test_a_file_of_unknown_size_is_read_up_to_the_limit(store: MemoryFileSystem,
     assert asked == [11]
 
 
+# --- passwords in URLs -----------------------------------------------------------------------------------------------
+
+
+class Vault(MemoryFileSystem):
+    """A file system whose URLs hold a password, such as that of an FTP server."""
+
+    protocol = "vault"
+    cachable = False
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        _, found, rest = path.partition("://")
+        if found and not rest.startswith("user:secret@host/"):
+            raise PermissionError(f"{path} is refused")  # some errors repeat the URL
+        return f"/{rest.partition('/')[2] if found else path.strip('/')}".rstrip("/")
+
+
+def test_what_is_a_password() -> None:
+    for url, shown in (
+        ("ftp://user:secret@host/a.png", "ftp://user:***@host/a.png"),
+        ("'s3://key:se/cr@et@bucket/a@b.png' cannot be read", "'s3://key:***@bucket/a@b.png' cannot be read"),
+        ("s3:/key:secret@bucket/a", "s3:/key:***@bucket/a"),
+        ("ftp://:secret@host ftp://u:1234@host", "ftp://:***@host ftp://u:***@host"),
+    ):
+        assert without_password(url) == shown
+    for other in ("sftp://host:22/a@b.png", "abfs://box@account/a:b.png", "s3://bucket/a:b@c.png", "C:/a:b@c", "a:b@c"):
+        assert without_password(other) == other
+
+
+def test_passwords_are_neither_printed_nor_written(
+    model: DiffUp,
+    classes: list[Prototypes],
+    uploaded: str,
+    store: MemoryFileSystem,
+    families: Callable[..., None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    register_implementation("vault", Vault, clobber=True)
+    vault, other = "vault://user:secret@host/bucket", "vault://user:secret@elsewhere/bucket"
+    report = label(model, classes, f"{vault}/photos", tmp_path / "disk")
+    assert report.labelled == 6 and len(report.failed) == 1
+    report = label(model, classes, f"{vault}/photos", f"{BUCKET}/vault")
+    label(model, classes, uploaded, f"{vault}/labels")
+    tasks = json.loads((tmp_path / "disk/label_studio.json").read_text())
+    assert tasks[0]["data"]["image"].startswith("vault://user:***@host/bucket/photos/")
+    texts = [content for name, content in contents(tmp_path / "disk").items() if not name.endswith((".png", ".jpg"))]
+    texts += [store.cat_file(path) for path in store.find("/bucket") if not path.endswith((".png", ".jpg", ".PNG"))]
+    assert len(texts) > 30 and not any(b"secret" in text for text in texts)
+    assert "secret" not in f"{report} {label(model, classes, uploaded, f'{vault}/labels')}"
+    with pytest.raises(ConfigError) as refused:
+        label(model, classes, f"{vault}/photos", f"{vault}/photos/out")
+    said = [str(refused.value)]
+    for act in (
+        lambda: label(model, classes, f"{vault}/none", f"{vault}/out"),
+        lambda: label(model, classes, f"{other}/none", f"{vault}/out"),
+        lambda: label(model, classes, f"{vault}/photos", f"{vault}/labels", LabelPlan(seed=3)),
+        lambda: Prototypes.load(f"{vault}/none"),
+        lambda: Prototypes.load(f"{vault}/photos/0.jpg"),
+        lambda: read_url(f"{vault}/photos/0.jpg", 1),
+        lambda: read_url("https://user:secret@host/a"),
+        lambda: read_url("vault://user:secret@host/a::b"),
+        lambda: read_url("absent://user:secret@host/a"),
+        lambda: model.segment(f"{vault}/photos/{IMAGES[-1]}", classes[0]),
+        lambda: read_image(f"{vault}/photos/0.jpg"),
+    ):
+        with pytest.raises((DataError, ImageError, PrototypesError, StorageError)) as caught:
+            act()
+        said.append(str(caught.value))
+    assert not [text for text in said if "secret" in text or "user:***@" not in text]
+    monkeypatch.chdir(tmp_path)
+    families(fake=build_fake)
+    chosen = ("--decoder", str(save_tiny_decoder(Path("decoder"), steps=1, backbone="fake")), "--device", "cpu")
+    photos_there = f"{vault}/photos/0.jpg", "--support", f"{vault}/photos/1.jpg"
+    assert cli.main(["segment", *photos_there, "-o", "out", *chosen]) == 0
+    assert cli.main(["segment", *photos_there, "-o", "ftp://user:secret@host/out", *chosen]) == cli.FAILED
+    printed = capsys.readouterr()
+    assert "secret" not in printed.out + printed.err and "secret" not in Path("out/result.json").read_text()
+    assert "user:***@host" in printed.out and "user:***@host" in printed.err
+
+
 # --- what comes from others is never fetched -------------------------------------------------------------------------
 
 
@@ -269,9 +353,15 @@ def test_only_labels_are_written_to_urls(
     for write in (
         lambda: write_text("s3://bucket/a.txt", ""),
         lambda: teach(model, "a")[0].save("s3://b/a.safetensors"),
+        lambda: Journal("s3://bucket/record.jsonl").append([{}]),
     ):
         with pytest.raises(StorageError, match=r"^s3://.* only `diffup label` writes to URLs"):
             write()
+    for folder, output in (("photos", Path("s3://bucket/out")), (Path("s3://bucket/photos"), "out")):
+        with pytest.raises(
+            StorageError, match=r"s3:/bucket/\w+ was a URL before it became a Path.*give the URL as text"
+        ):
+            label(model, teach(model, "a"), folder, output)
     with pytest.raises(ConfigError, match=r"Ray's own write_parquet"):
         label_into(None, "s3://bucket/out", teach(model, "a"))  # type: ignore[arg-type]
     for command, url in (
@@ -282,6 +372,13 @@ def test_only_labels_are_written_to_urls(
         assert cli.main([*command.split(), "-o", url]) == cli.FAILED
         assert f"--output: '{url}' is a URL" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_results_do_not_overwrite_an_input_by_url(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.fromarray(shape_image((1,))[0]).save(tmp_path / "mask.png")
+    photo = (tmp_path / "mask.png").as_uri()
+    assert cli.main(["segment", photo, "--support", photo, "-o", str(tmp_path)]) == cli.FAILED
+    assert "the results would overwrite file:///" in capsys.readouterr().err
 
 
 # --- label runs ------------------------------------------------------------------------------------------------------
@@ -322,6 +419,34 @@ def test_the_same_bytes(
     assert on_disk["label_studio.json"] == whole["label_studio.json"]
     with pytest.raises(DataError, match="seed: 0 there, 3 here"):
         label(model, classes, uploaded, f"{BUCKET}/labels", LabelPlan(formats=EVERYTHING.formats, seed=3))
+
+
+class Disk(LocalFileSystem):
+    """A file system that has folders, which must be made before their files, as SFTP, FTP and SMB need it."""
+
+    protocol = "disk"
+    cachable = False
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return str(super()._strip_protocol(path.removeprefix("disk://")))
+
+
+def test_file_systems_with_folders(
+    model: DiffUp,
+    classes: list[Prototypes],
+    whole: dict[str, bytes],
+    photos: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    register_implementation("disk", Disk, clobber=True)
+    report = label(model, classes, f"disk://{photos}", f"disk://{tmp_path}/new/out")
+    assert (report.labelled, report.known) == (6, 0)
+    check(contents(tmp_path / "new/out"), whole)
+    (tmp_path / "new/out/labels/0.png").unlink()
+    report = label(model, classes, f"disk://{photos}", f"disk://{tmp_path}/new/out")
+    assert (report.labelled, report.known) == (1, 5)
+    check(contents(tmp_path / "new/out"), whole)
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, after: int, record: bool) -> None:
@@ -408,6 +533,13 @@ def test_a_journal_joined_twice(store: MemoryFileSystem) -> None:
     for path, content in parts.items():
         store.pipe_file(path, content)
     assert [entry for _, entry in RemoteJournal(folder, RECORD).read()] == entries * 2
+    whole = store.cat_file(f"/bucket/j/{RECORD}")  # half an upload of what the parts hold, and half a part
+    store.pipe_file(f"/bucket/j/{RECORD}", whole[: len(whole) // 2])
+    last = max(parts)
+    store.pipe_file(last, parts[last][:-5])
+    store.pipe_file(f"{last}-later", b'{"image": "later"}\n')
+    found = [entry for _, entry in RemoteJournal(folder, RECORD).read()]
+    assert found[-1] == {"image": "later"} and all(entry in found for entry in entries[:-1])
     store.pipe_file(f"/bucket/j/{RECORD}", b"{}\n[1]\n")
     with pytest.raises(DataError, match=r"memory://bucket/j/record\.jsonl, line 2 is damaged"):
         list(RemoteJournal(folder, RECORD).read())
@@ -456,6 +588,32 @@ def test_an_object_that_cannot_be_read(
     report = label(model, classes, uploaded, f"{BUCKET}/labels", LabelPlan())
     assert (report.labelled, report.known) == (1, 5)
     assert written(store)["labels/1.png"] == whole["labels/1.png"]
+
+
+def test_names_that_only_objects_may_have(
+    model: DiffUp, classes: list[Prototypes], uploaded: str, store: MemoryFileSystem, tmp_path: Path
+) -> None:
+    """A run fails for these photos alone, and nothing is written outside of its folder.
+
+    Objects that stand for folders are none of the photos.
+    """
+    photo = store.store["/bucket/photos/0.jpg"]
+    store.store |= {
+        f"/bucket/photos/{name}": photo for name in ("a\0b.png", "\udc80.png", "b\\..\\..\\c.png", "../d.png")
+    }
+    store.store |= {
+        f"/bucket/photos/{name}": photo for name in ("", "sub/", "more/sub/", "e f%20#?*[1].png", "e::f.png")
+    }
+    for output in (tmp_path / "out", f"{BUCKET}/labels"):
+        report = label(model, classes, uploaded, output)
+        assert report.labelled == 7
+        assert set(report.failed) == {"a\0b.png", "\\udc80.png", "b\\..\\..\\c.png", IMAGES[-1], "e::f.png"}
+        assert set(report.left_out) == {"notes.txt", ".hidden.png", "more/.hidden/", "../"}
+        again = label(model, classes, uploaded, output)
+        assert (again.labelled, again.known, again.failed) == (0, 7, report.failed)
+    assert (tmp_path / "out/labels/e f%20#?*[1].png").is_file() and [path.name for path in tmp_path.iterdir()] == [
+        "out"
+    ]
 
 
 def test_refused_folders(model: DiffUp, classes: list[Prototypes], uploaded: str, store: MemoryFileSystem) -> None:

@@ -136,6 +136,12 @@ def test_what_cannot_be_exported_whole(tmp_path: Path) -> None:
         export_whole(model.backbone, model.decoder, classes, path, calibration=[data.coffee()] * 7)
     with pytest.raises(ImageError, match=r"calibration: there is no file 'lost\.png'"):
         export_whole(model.backbone, model.decoder, classes, path, calibration=["lost.png"] * 8)
+    for folder in ("a folder of photos", tmp_path):
+        with pytest.raises(ConfigError, match=r"calibration: expected a list of photos, got '"):
+            export_whole(model.backbone, model.decoder, classes, path, calibration=folder)  # type: ignore[arg-type]
+    for name in ("cats/dogs", "..\\dog"):
+        with pytest.raises(ConfigError, match=r"the class is written to pets\.NAME\.npz.*another name"):
+            export_whole(model.backbone, model.decoder, [replace(classes[0], name=name)], path, as_inputs=True)
     assert not list(tmp_path.iterdir())
 
 

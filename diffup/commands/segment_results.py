@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffup.errors import ConfigError
+from diffup.utils.storage import is_url, local_path, without_password
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -32,7 +33,8 @@ def output_files(args: argparse.Namespace, pictures: Sequence[str]) -> dict[str,
     read += [value for support in args.supports if support.kind in ("mask", "scribble") for value in support.values]
     written = {path.resolve() for path in files.values()}
     for name in read:
-        if Path(name).resolve() in written:
+        path = local_path(name) if is_url(name) else Path(name)
+        if path is not None and path.resolve() in written:
             raise ConfigError(f"--output: the results would overwrite {name}; choose another folder")
     return files
 
@@ -54,7 +56,7 @@ def line_of(query: str, found: Segmentation | LabelMap, seconds: float, correcti
         pairs = zip(found.names, found.results, strict=True)
         there = ", ".join(f"{name} {item.present_in_words}" for name, item in pairs)
     corrected = f"; {corrections} correction{'s' if corrections > 1 else ''}" if corrections else ""
-    return f"{query}: {found!r}; in the photo: {there}{corrected}; {seconds:.1f} s"
+    return f"{without_password(query)}: {found!r}; in the photo: {there}{corrected}; {seconds:.1f} s"
 
 
 def write_results(
@@ -77,4 +79,4 @@ def write_results(
             if name in pictures:
                 pictures[name]().save(path, format="PNG")
             else:
-                path.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+                path.write_text(without_password(json.dumps(facts, indent=2)) + "\n", encoding="utf-8")

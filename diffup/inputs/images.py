@@ -15,7 +15,7 @@ from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageErr
 from torch import Tensor
 
 from diffup.errors import ImageError, StorageError
-from diffup.utils.storage import is_url, local_path, read_url
+from diffup.utils.storage import is_url, local_path, read_url, without_password
 
 ImageLike: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[Any] | Tensor
 """A path, the bytes of a file, a PIL image, a numpy array (H, W), (H, W, 1 | 3 | 4), or a torch tensor (H, W),
@@ -281,9 +281,9 @@ def describe(value: object) -> str:
     if isinstance(value, Tensor):
         return f"a torch tensor of shape {tuple(value.shape)} and type {str(value.dtype).removeprefix('torch.')}"
     if isinstance(value, str | os.PathLike):
-        return repr(os.fspath(value))
+        return repr(os.fspath(value)) if isinstance(value, os.PathLike) else repr(without_password(value))
     if isinstance(value, FetchedFile):
-        return repr(value.url)
+        return repr(without_password(value.url))
     if isinstance(value, bytes):
         return f"{len(value)} bytes"
     text = repr(value)

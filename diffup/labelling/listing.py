@@ -12,6 +12,7 @@ from diffup.inputs.images import is_image_name
 
 HIDDEN = "hidden"
 OTHER = "no image by its ending"
+NOT_UTF8 = "its name is not UTF-8, which no label file can hold; rename it"
 _NAMED = 10  # maximum number of names in a message; the rest are counted
 
 
@@ -73,11 +74,24 @@ def list_names(names: Iterable[str], folder: str) -> Listing:
         if hidden is not None:
             within = hidden < len(parts) - 1
             listing.left_out[printable("/".join(parts[: hidden + 1])) + "/" * within] = HIDDEN
-        elif is_image_name(name):
-            listing.images.append(name)
-        else:
+        elif not is_image_name(name):
             listing.left_out[printable(name)] = OTHER
+        elif (problem := _problem_of(name)) is not None:
+            listing.failed[printable(name)] = problem
+        else:
+            listing.images.append(name)
     return _checked(listing, folder)
+
+
+def _problem_of(name: str) -> str | None:
+    """Why no label file may be named after an object, whose name, unlike a file's, may hold anything."""
+    if printable(name) != name:
+        return NOT_UTF8
+    if "\0" in name:
+        return "its name has a null character, which no file's may have; rename it"
+    if ".." in name.split("\\"):  # Windows would leave the folder
+        return r"its name has the folder ..\, which leads out of the folder of the results; rename it"
+    return None
 
 
 def _checked(listing: Listing, folder: str) -> Listing:
@@ -151,7 +165,7 @@ def _look_through(folder: Path, name: str, listing: Listing, waiting: list[str],
         elif not is_image_name(entry.name):
             listing.left_out[printable(path)] = problem if problem and entry.is_symlink() else OTHER
         elif problem is None and printable(path) != path:
-            listing.failed[printable(path)] = "its name is not UTF-8, which no label file can hold; rename it"
+            listing.failed[printable(path)] = NOT_UTF8
         elif problem is not None:
             listing.failed[printable(path)] = problem
         else:

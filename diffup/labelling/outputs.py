@@ -126,8 +126,8 @@ class RemoteOutput:
         self._there: set[str] = set()
 
     def at(self, name: str = "") -> str:
-        """URL of a file, or of the folder itself."""
-        return self.folder.url_of(name) if name else self.folder.url
+        """URL of a file, or of the folder itself, without a password."""
+        return self.folder.shown(name)
 
     def journal(self, name: str) -> RemoteJournal:
         """The journal of this name."""

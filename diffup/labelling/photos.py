@@ -110,7 +110,7 @@ class RemotePhotos:
     def __init__(self, folder: RemoteFolder) -> None:
         self.folder = folder
         self._versions = folder.versions()
-        self.listing = list_names(self._versions, folder.url)
+        self.listing = list_names(self._versions, folder.shown())
 
     def source(self, image: str) -> str:
         """URL of a photo."""
@@ -127,15 +127,15 @@ class RemotePhotos:
     def refuse_within(self, output: Path | RemoteFolder) -> None:
         """Check that a folder for results does not lie within that of the photos (see `Photos`)."""
         if isinstance(output, RemoteFolder) and self.folder.holds(output):
-            raise _within(output.url, self.folder.url)
+            raise _within(output.shown(), self.folder.shown())
 
     def seen_from(self, output: Path | RemoteFolder, file: str, image: str) -> str:
         """A photo's path as seen from a file of the results, or its URL (see `Photos`)."""
-        return self.source(image) if isinstance(output, Path) else output.path_to(file, self.folder, image)
+        return self.folder.shown(image) if isinstance(output, Path) else output.path_to(file, self.folder, image)
 
     def task_url(self, image: str) -> str:
         """The photo's URL, which Label Studio resolves for the storages that a project is connected to."""
-        return self.source(image)
+        return self.folder.shown(image)
 
 
 def open_photos(place: Path | RemoteFolder) -> Photos:

@@ -40,7 +40,7 @@ from diffup.text.prompts import TextPrompt, embed_text_prompts
 from diffup.text.space import TextSpace
 from diffup.text.templates import Templates
 from diffup.utils.files import checked_ending, named_in_utf8, replacing
-from diffup.utils.storage import is_url, local_copy
+from diffup.utils.storage import is_url, local_copy, without_password
 
 
 class PrototypeEncoder(Protocol):
@@ -335,7 +335,7 @@ class Prototypes:
             return cls._load(Path(path), os.fspath(path))
         try:
             with local_copy(path) as copy:
-                return cls._load(copy, path)
+                return cls._load(copy, without_password(path))
         except StorageError as error:
             raise PrototypesError(str(error)) from error
 

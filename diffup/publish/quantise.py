@@ -6,6 +6,7 @@ is run for it. Priors and decoder stay in float32.
 
 from __future__ import annotations
 
+import os
 import random
 import tempfile
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from torch import nn
 
 from diffup.backbones.base import LEVELS, FrozenBackbone
 from diffup.errors import ConfigError
+from diffup.inputs.images import describe
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -45,8 +47,10 @@ def draw_photos(photos: Sequence[_Photo]) -> list[_Photo]:
         photos: the photos to draw from.
 
     Raises:
-        ConfigError: there are fewer than `MIN_PHOTOS`.
+        ConfigError: there are fewer than `MIN_PHOTOS`, or it is a path instead of a list.
     """
+    if isinstance(photos, str | bytes | os.PathLike):
+        raise ConfigError(f"calibration: expected a list of photos, got {describe(photos)}; list the folder's photos")
     if len(photos) < MIN_PHOTOS:
         raise ConfigError(
             f"calibration: {len(photos)} photos, but int8 needs {MIN_PHOTOS} or more, best of what the model will see"

@@ -273,7 +273,8 @@ def export_whole(
         progress: function that is called with a line on each step before it begins.
 
     Raises:
-        ConfigError: the encoder, decoder or a class cannot be exported, or there are too few photos.
+        ConfigError: the encoder, decoder or a class cannot be exported, there are too few photos, or the name of a
+            class that would be a file's cannot be one.
         ImageError: a photo cannot be read.
         FormatError: the path has another ending.
         MissingPackageError: a package of `diffup[onnx]` is not installed.
@@ -282,6 +283,7 @@ def export_whole(
     path = checked_ending(path, ".onnx")
     check_packages()
     encoder = _exportable(backbone, decoder, classes)
+    beside = [_class_file(path, item.name) for item in classes] if as_inputs else []
     say = (lambda line: None) if progress is None else progress
     photos: list[Tensor] = []
     if calibration is not None:
@@ -332,9 +334,23 @@ def export_whole(
             say("comparing int8 with float32 on them")
             after = open_session(temporary)
             found = replace(found, **_int8_differences(before, after, module.thresholds, photos, examples))
-    for item, support in zip(classes, supports, strict=True) if as_inputs else ():
-        save_class(path.with_name(f"{path.stem}.{item.name}.npz"), support)
+    for file, support in zip(beside, supports, strict=True) if as_inputs else ():
+        save_class(file, support)
     return found
+
+
+def _class_file(path: Path, name: str) -> Path:
+    """Path of the file of a class beside a graph that takes the class as inputs.
+
+    Raises:
+        ConfigError: the name of the class cannot be part of a file's name.
+    """
+    if any(character in name for character in "/\\"):
+        raise ConfigError(
+            f"prototypes {name!r}: the class is written to {path.stem}.NAME.npz, and no file name holds a slash; give "
+            "the class another name"
+        )
+    return path.with_name(f"{path.stem}.{name}.npz")
 
 
 def save_class(path: Path, support: PreparedSupport) -> None:

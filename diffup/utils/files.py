@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from diffup.errors import DiffUpError, FormatError, StorageError
-from diffup.utils.storage import as_url, was_url
+from diffup.utils.storage import as_url, was_url, without_password
 
 _PREFIX = ".diffup-"  # start of a temporary file's name, which tells it from other programs' files
 _STEM = 40  # characters of the target's name that a temporary file's name repeats; a file name must not grow too long
@@ -105,6 +105,7 @@ def locked(path: Path, timeout: float = -1) -> Iterator[None]:
     """
     place = path.with_name(f".{path.name}.lock")
     lock = FileLock(place)
+    refuse_url(path)
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         while not _acquire(lock, place, timeout):
@@ -155,11 +156,24 @@ def storage_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
+def refuse_url(path: Path) -> None:
+    """Refuse to write to a path that was a URL, or a folder "s3:" would be made.
+
+    Args:
+        path: the path.
+
+    Raises:
+        StorageError: it was a URL.
+    """
+    if was_url(path):
+        shown = without_password(as_url(path))
+        raise StorageError(f"{shown} is a URL, and only `diffup label` writes to URLs; give a local path")
+
+
 @contextlib.contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
     """Yield the path of a new file beside the target, removed when the block ends unless it was moved."""
-    if was_url(path):  # or a folder "s3:" would be made
-        raise StorageError(f"{as_url(path)} is a URL, and only `diffup label` writes to URLs; give a local path")
+    refuse_url(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{_PREFIX}{path.stem[:_STEM]}-", suffix=path.suffix)
     os.close(handle)

@@ -37,7 +37,7 @@ class RemoteJournal:
     """
 
     def __init__(self, folder: RemoteFolder, name: str) -> None:
-        self.path = folder.url_of(name)
+        self.path = folder.shown(name)
         self._folder, self._name = folder, name
         self._held: list[dict[str, Any]] = []
         self._flushed = -math.inf  # so that the first entry, which says what the others belong to, is written at once
@@ -102,7 +102,7 @@ class RemoteJournal:
         return sorted(self._folder.versions(f"{self._name}.parts"))
 
     def _content(self) -> bytes:
-        return b"".join(self._folder.read(name) or b"" for name in (self._name, *self._parts()))
+        return b"".join(_whole_lines(self._folder.read(name) or b"") for name in (self._name, *self._parts()))
 
     def _flush(self) -> None:
         """Write the entries that were held back, as the last part."""
@@ -131,6 +131,11 @@ class RemoteJournal:
                 self._folder.remove(name)
 
 
+def _whole_lines(content: bytes) -> bytes:
+    """An object without a last line that was cut off, as where a file system shows half an upload."""
+    return content[: content.rfind(b"\n") + 1]
+
+
 class _Lock:
     """A lock that is an object, renewed while it is held, so that that of a killed process can be told by its age.
 
@@ -155,8 +160,8 @@ class _Lock:
                 continue
             if self._changes(held):
                 raise StorageError(
-                    f"{self._folder.url} is being written to by {_holder(held)}; wait until it has ended, or choose "
-                    "another folder"
+                    f"{self._folder.shown()} is being written to by {_holder(held)}; wait until it has ended, or "
+                    "choose another folder"
                 )
             if self._folder.read(self._name) == held:
                 self._folder.remove(self._name)
@@ -178,7 +183,7 @@ class _Lock:
         """
         if self._lost.is_set():
             raise StorageError(
-                f"{self._folder.url}: another process has taken over, because this one did not renew its lock for "
+                f"{self._folder.shown()}: another process has taken over, because this one did not renew its lock for "
                 f"{LEASE:g} seconds; run it again when the other one has ended"
             )
 

@@ -24,6 +24,7 @@ MAX_BYTES = 2**29
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)(::[A-Za-z0-9+.-]+)*://")  # a single letter is a drive of Windows
 _PATH_OF_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+_PASSWORD = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+:/{1,2}[^\s/:@]*):(?!\d*/)[^\s@]*@(?:[^\s/@]*@)*")  # digits: a port
 _LOCAL = ("file", "local")
 _WEB = ("http", "https")
 _VERSION = (
@@ -55,6 +56,15 @@ def as_url(path: str | os.PathLike[str]) -> str:
     return f"{protocol}:{slashes}/{rest.lstrip('/')}"
 
 
+def without_password(text: str) -> str:
+    """Replace the passwords of all URLs in a text, such as "ftp://user:password@host", by asterisks.
+
+    Args:
+        text: a URL, or a message that may hold some.
+    """
+    return _PASSWORD.sub(r"\1:***@", text)
+
+
 def located(place: str | os.PathLike[str]) -> Path | RemoteFolder:
     """Return the local path that a path or a URL `file://` names, or the remote folder that another URL names.
 
@@ -62,11 +72,16 @@ def located(place: str | os.PathLike[str]) -> Path | RemoteFolder:
         place: path or URL of a folder.
 
     Raises:
-        StorageError: the URL is a web address, a chain of file systems or of an unknown protocol, or the file system
-            cannot be reached.
+        StorageError: the URL is a web address, a chain of file systems or of an unknown protocol, or a `Path`; or the
+            file system cannot be reached.
         MissingPackageError: the package of the file system is not installed.
     """
     if not isinstance(place, str) or not is_url(place):
+        if was_url(place) and not Path(place).exists():
+            raise StorageError(
+                f"{without_password(os.fspath(place))} was a URL before it became a Path, which makes one slash of "
+                "two; give the URL as text"
+            )
         return Path(place)
     system, root = _opened(place)
     if system is None:
@@ -120,17 +135,18 @@ def read_url(url: str, most: int = MAX_BYTES) -> bytes:
         MissingPackageError: the package of the file system is not installed.
     """
     system, path = _opened(url)
+    shown = without_password(url)
     content: bytes | None
     try:
         with system.open(path, "rb") if system is not None else Path(path).open("rb") as file:
             size = getattr(file, "size", None)
             content = file.read(most + 1) if size is None or size <= most else None
     except FileNotFoundError as error:
-        raise StorageError(f"there is no file {url!r}; check the URL") from error
+        raise StorageError(f"there is no file {shown!r}; check the URL") from error
     except Exception as error:  # every file system has errors of its own
-        raise StorageError(f"{url!r} cannot be read ({_reason(error)})") from error
+        raise StorageError(f"{shown!r} cannot be read ({_reason(error)})") from error
     if content is None or len(content) > most:
-        raise StorageError(f"{url!r} has more than {most} bytes, the most that are read from a URL")
+        raise StorageError(f"{shown!r} has more than {most} bytes, the most that are read from a URL")
     return bytes(content)
 
 
@@ -149,11 +165,17 @@ class RemoteFolder:
     root: str
 
     def url_of(self, name: str) -> str:
-        """URL of a file."""
+        """URL of a file, to read it by."""
         return f"{self.url}/{name}"
+
+    def shown(self, name: str = "") -> str:
+        """URL of a file, or of the folder itself, without a password: for messages and for files."""
+        return without_password(self.url_of(name) if name else self.url)
 
     def versions(self, below: str = "") -> dict[str, str]:
         """List all files below the folder, with a text for each that changes when the file is written anew.
+
+        Empty objects that stand for folders, whose names end with a slash, are left out.
 
         Args:
             below: name of the subfolder to list; by default all of the folder.
@@ -167,9 +189,13 @@ class RemoteFolder:
         except FileNotFoundError:
             return {}
         except Exception as error:  # as above
-            raise StorageError(f"{self.url} cannot be listed ({_reason(error)})") from error
+            raise StorageError(f"{self.shown()} cannot be listed ({_reason(error)})") from error
         start = f"{self.root}/"
-        return {path[len(start) :]: _version(facts) for path, facts in found.items() if path.startswith(start)}
+        return {
+            path[len(start) :]: _version(facts)
+            for path, facts in found.items()
+            if path.startswith(start) and not path.endswith("/")
+        }
 
     def read(self, name: str) -> bytes | None:
         """Read a file; None if there is none.
@@ -182,7 +208,7 @@ class RemoteFolder:
         except FileNotFoundError:
             return None
         except Exception as error:  # as above
-            raise StorageError(f"{self.url_of(name)} cannot be read ({_reason(error)})") from error
+            raise StorageError(f"{self.shown(name)} cannot be read ({_reason(error)})") from error
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file. In an object store it is there as a whole or not at all.
@@ -217,7 +243,7 @@ class RemoteFolder:
         except FileNotFoundError:
             return
         except Exception as error:  # as above
-            raise StorageError(f"{self.url_of(name)} cannot be removed ({_reason(error)})") from error
+            raise StorageError(f"{self.shown(name)} cannot be removed ({_reason(error)})") from error
 
     def holds(self, other: RemoteFolder) -> bool:
         """Whether another folder is this one or lies within it."""
@@ -232,35 +258,42 @@ class RemoteFolder:
             other_name: name of the file in it.
         """
         if self.system != other.system:
-            return other.url_of(other_name)
+            return other.shown(other_name)
         return posixpath.relpath(other._path(other_name), posixpath.dirname(self._path(name)))
 
     def _path(self, name: str) -> str:
         return f"{self.root}/{name}"
 
     def _pipe(self, name: str, content: bytes, mode: str) -> None:
+        path = self._path(name)
         try:
-            self.system.pipe_file(self._path(name), content, mode=mode)
+            try:
+                self.system.pipe_file(path, content, mode=mode)
+            except FileNotFoundError:  # unlike object stores, SFTP, FTP and SMB need the folder first
+                self.system.makedirs(posixpath.dirname(path), exist_ok=True)
+                self.system.pipe_file(path, content, mode=mode)
         except Exception as error:  # as above
-            raise StorageError(f"{self.url_of(name)} cannot be written ({_reason(error)})") from error
+            raise StorageError(f"{self.shown(name)} cannot be written ({_reason(error)})") from error
 
 
 def _opened(url: str) -> tuple[Any, str]:
     """The file system of a URL and the path in it; None and a local path for `file://`."""
     import fsspec
 
-    match = _URL.match(url)
+    match, shown = _URL.match(url), without_password(url)
     protocol = url.partition(":")[0]
     if match is None or "::" in url:
-        raise StorageError(f"{url!r}: chains of file systems (::) are not opened; copy the file, and give its own URL")
+        raise StorageError(
+            f"{shown!r}: chains of file systems (::) are not opened; copy the file, and give its own URL"
+        )
     if is_web(url):
-        raise StorageError(f"{url!r}: web addresses are not fetched; download the file, and give its path")
+        raise StorageError(f"{shown!r}: web addresses are not fetched; download the file, and give its path")
     try:
         system, path = fsspec.core.url_to_fs(url)
     except ImportError as error:  # whose message is fsspec's own, and names the package
-        raise MissingPackageError(f"{url!r} needs a package that is not installed. {error}") from error
+        raise MissingPackageError(f"{shown!r} needs a package that is not installed. {error}") from error
     except Exception as error:  # an unknown protocol, no credentials, and whatever else a file system raises
-        raise StorageError(f"{url!r} cannot be opened ({_reason(error)})") from error
+        raise StorageError(f"{shown!r} cannot be opened ({_reason(error)})") from error
     return (None, path) if protocol in _LOCAL else (system, path)
 
 
@@ -272,4 +305,4 @@ def _version(facts: dict[str, Any]) -> str:
 
 
 def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return without_password(f"{type(error).__name__}: {error}") if str(error) else type(error).__name__
