@@ -46,15 +46,16 @@ class LabelMap:
     """The label map of several classes in one query image.
 
     **The rule for overlaps.** Each class is segmented separately and has its own probability p and threshold t. Its
-    score is its odds relative to the odds at its threshold, s = p / (1 - p) * (1 - t) / t, which is 1 where p = t; the
-    background's score is 1. A pixel gets the class with the highest score, or the background where no p is above its t.
-    If scores are equal, the class that comes first in the list wins. Scores divided by their sum are the probabilities;
+    score is its odds relative to the odds at its threshold, p / (1 - p) * (1 - t) / t, times its presence in the query;
+    the background's score is 1. Of the classes whose p is above their t the one with the highest score gets the pixel,
+    so that a class that is hardly there takes little from one that is; if there is none, the pixel is background. If
+    scores are equal, the class that comes first in the list wins. Scores divided by their sum are the probabilities;
     with the background's they add up to 1 at every pixel.
 
     A class that is absent from the query (`Segmentation.present`) has the score 0: it takes no pixel from the others.
 
-    So a pixel is background exactly where it is in no class's own mask, and with equal thresholds the present class
-    with the highest p wins.
+    So a pixel is background exactly where it is in no class's own mask, and with equal thresholds and presences the
+    class with the highest p wins.
 
     The maps of the classes are stored at the decoder's size, and refined or enlarged on request, which saves memory
     with many classes in a large photo.
@@ -99,7 +100,7 @@ class LabelMap:
         """(C, H, W) float32 in [0, 1], probability of each class; computed at every access."""
         background = torch.from_numpy(self.background)
         maps = zip(self.results, _probabilities(self.results), strict=True)
-        found = [odds_over(probability, item.threshold) * background * item.present for item, probability in maps]
+        found = [_claim(item, probability) * background for item, probability in maps]
         return torch.stack(found).numpy()
 
     @property
@@ -330,14 +331,17 @@ def merge(results: Sequence[Segmentation]) -> tuple[Tensor, Tensor]:
     size = results[0].size
     labels, best, total = torch.zeros(size, dtype=torch.uint8), torch.zeros(size), torch.ones(size)
     for index, (item, probability) in enumerate(zip(results, _probabilities(results), strict=True)):
-        if not item.present:
-            continue
-        score = odds_over(probability, item.threshold)
+        score = _claim(item, probability)
         total += score
         wins = (probability > item.threshold) & (score > best)
         labels[wins] = index + 1
         best[wins] = score[wins]
     return labels, total
+
+
+def _claim(item: Segmentation, probability: Tensor) -> Tensor:
+    """Score of a class by the rule that `LabelMap` describes: 0 everywhere if it is absent."""
+    return odds_over(probability, item.threshold) * (item.presence * item.present)
 
 
 def _probabilities(results: Sequence[Segmentation]) -> Iterator[Tensor]:

@@ -170,6 +170,16 @@ def test_equal_thresholds_give_the_most_probable_class() -> None:
     assert torch.equal(labels.long(), expected)
 
 
+def test_a_class_that_is_hardly_there_takes_little_from_one_that_is() -> None:
+    """Odds over the odds at the threshold, times the presence: 4 * 0.9 against 9 * 0.3."""
+    items = [decoded(torch.tensor(0.9), 0.5, presence=0.3), decoded(torch.tensor(0.8), 0.5, presence=0.9)]
+    result = LabelMap.of("ab", items)
+    assert (result.labels == 2).all()
+    assert result.probabilities[:, 0, 0] == pytest.approx([2.7 / 7.3, 3.6 / 7.3], rel=1e-4)
+    assert result.masks.all(), "its own mask stays"
+    assert (LabelMap.of("a", items[:1]).labels == 1).all(), "alone it loses nothing"
+
+
 def test_an_absent_class_takes_no_pixel() -> None:
     maps = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0))
     maps[1] = 0.99
