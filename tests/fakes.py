@@ -168,6 +168,25 @@ def save_tiny_decoder(folder: Path, seed: int = 0, **changes: object) -> Path:
     return folder
 
 
+def save_tiny_cnn(folder: Path, name: str, side: int = 64) -> DiffUp:
+    """Write `decoder` and `encoder.pt` to a folder, a small random decoder and random weights of a timm encoder.
+
+    Args:
+        folder: the folder.
+        name: name of the encoder.
+        side: side of its input images in pixels.
+
+    Returns:
+        The model of both.
+    """
+    save_tiny_decoder(folder / "decoder", backbone=name)
+    torch.manual_seed(0)
+    encoder = load_backbone(name, pretrained=False, input_size=side)
+    torch.save(encoder.encoder.state_dict(), folder / "encoder.pt")  # type: ignore[attr-defined]
+    options = {"checkpoint_path": str(folder / "encoder.pt"), "input_size": side}
+    return DiffUp.from_pretrained(folder / "decoder", device="cpu", **options)
+
+
 def tiny_model(
     encoder: Backbone | None = None, /, text_backbone: TextSpace | None = None, seed: int = 0, **changes: object
 ) -> DiffUp:

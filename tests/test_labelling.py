@@ -21,7 +21,6 @@ from fakes import (
     save_photo,
     save_tiny_decoder,
     shape_image,
-    teach,
     tiny_model,
 )
 from PIL import Image
@@ -43,11 +42,6 @@ NAMES = ("red square", "disc: green")
 @pytest.fixture(scope="module")
 def model() -> DiffUp:
     return tiny_model(steps=1)
-
-
-@pytest.fixture(scope="module")
-def classes(model: DiffUp) -> list[Prototypes]:
-    return teach(model, NAMES)
 
 
 @pytest.fixture(scope="module")

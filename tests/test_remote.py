@@ -64,11 +64,6 @@ def model() -> DiffUp:
     return tiny_model(steps=1)
 
 
-@pytest.fixture(scope="module")
-def classes(model: DiffUp) -> list[Prototypes]:
-    return teach(model, NAMES)
-
-
 def label(
     model: DiffUp, classes: list[Prototypes], folder: object, output: object, plan: LabelPlan = EVERYTHING
 ) -> Any:

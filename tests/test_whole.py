@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from fakes import FakeBackbone, random_decoder, save_tiny_decoder, tiny_config
+from fakes import FakeBackbone, random_decoder, save_tiny_cnn, tiny_config
 from PIL import Image
 from skimage import data
 
@@ -185,11 +185,7 @@ def test_a_file_with_the_encoder_in_int8(
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     monkeypatch.chdir(tmp_path)
-    save_tiny_decoder(Path("decoder"), backbone=CNN)
-    torch.manual_seed(0)
-    encoder = load_backbone(CNN, pretrained=False, input_size=64)
-    torch.save(encoder.encoder.state_dict(), "encoder.pt")  # type: ignore[attr-defined]
-    model = DiffUp.from_pretrained("decoder", device="cpu", checkpoint_path="encoder.pt", input_size=64)
+    model = save_tiny_cnn(tmp_path, CNN)
     cat = model.prototypes(data.chelsea(), Box(100, 60, 300, 250), name="cat")
     cat.save("cat.safetensors")
     Path("photos").mkdir()
@@ -220,11 +216,7 @@ def test_photos_are_segmented_without_torch(tmp_path: Path, monkeypatch: pytest.
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     monkeypatch.chdir(tmp_path)
-    save_tiny_decoder(Path("decoder"), backbone=CNN)
-    encoder = load_backbone(CNN, pretrained=False, input_size=64)
-    torch.save(encoder.encoder.state_dict(), "encoder.pt")  # type: ignore[attr-defined]
-    options = {"checkpoint_path": "encoder.pt", "input_size": 64}
-    model = DiffUp.from_pretrained("decoder", device="cpu", **options)
+    model = save_tiny_cnn(tmp_path, CNN)
     classes = two_classes(model)
     files = [str(item.save(f"{item.name}.safetensors")) for item in classes]
     shared = ["--decoder", "decoder", "--backbone-weights", "encoder.pt", "--input-size", "64", "--seed", "3"]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fakes import random_decoder, save_tiny_decoder, tiny_config
+from fakes import random_decoder, save_tiny_cnn, tiny_config
 from PIL import Image
 from skimage import data
 
@@ -188,11 +188,7 @@ def test_the_command_gives_what_segment_does(
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     monkeypatch.chdir(tmp_path)
-    save_tiny_decoder(Path("decoder"), backbone=CNN)
-    torch.manual_seed(0)
-    encoder = load_backbone(CNN, pretrained=False, input_size=64)
-    torch.save(encoder.encoder.state_dict(), "encoder.pt")  # type: ignore[attr-defined]
-    model = DiffUp.from_pretrained("decoder", device="cpu", checkpoint_path="encoder.pt", input_size=64)
+    model = save_tiny_cnn(tmp_path, CNN)
     face = model.prototypes(data.astronaut(), Box(160, 20, 290, 200), name="face", threshold=0.4)
     cat = model.prototypes(data.chelsea(), Box(100, 60, 300, 250), name="cat")
     files = [str(item.save(f"{item.name}.safetensors")) for item in (face, cat)]
