@@ -330,11 +330,12 @@ def merge(results: Sequence[Segmentation]) -> tuple[Tensor, Tensor]:
     """
     size = results[0].size
     labels, best, total = torch.zeros(size, dtype=torch.uint8), torch.zeros(size), torch.ones(size)
-    for index, (item, probability) in enumerate(zip(results, _probabilities(results), strict=True)):
+    there = [(label, item) for label, item in enumerate(results, start=1) if item.present]
+    for (label, item), probability in zip(there, _probabilities([item for _, item in there]), strict=True):
         score = _claim(item, probability)
         total += score
         wins = (probability > item.threshold) & (score > best)
-        labels[wins] = index + 1
+        labels[wins] = label
         best[wins] = score[wins]
     return labels, total
 

@@ -281,7 +281,7 @@ def describe(value: object) -> str:
     if isinstance(value, Tensor):
         return f"a torch tensor of shape {tuple(value.shape)} and type {str(value.dtype).removeprefix('torch.')}"
     if isinstance(value, str | os.PathLike):
-        return repr(os.fspath(value)) if isinstance(value, os.PathLike) else repr(without_password(value))
+        return repr(without_password(os.fspath(value)))
     if isinstance(value, FetchedFile):
         return repr(without_password(value.url))
     if isinstance(value, bytes):

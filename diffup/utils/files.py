@@ -105,7 +105,6 @@ def locked(path: Path, timeout: float = -1) -> Iterator[None]:
     """
     place = path.with_name(f".{path.name}.lock")
     lock = FileLock(place)
-    refuse_url(path)
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         while not _acquire(lock, place, timeout):
@@ -144,7 +143,19 @@ def _read_owner(owner: Path) -> str:
 
 @contextlib.contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
-    """Turn a system's error within the block into a `StorageError` that names the file being written."""
+    """Turn a system's error within the block into a `StorageError` that names the file being written.
+
+    A path that was a URL is refused before anything is written: a folder "s3:" would be made.
+
+    Args:
+        path: path of the file.
+
+    Raises:
+        StorageError: the path was a URL, or a system's error occurred.
+    """
+    if was_url(path):
+        shown = without_password(as_url(path))
+        raise StorageError(f"{shown} is a URL, and only `diffup label` writes to URLs; give a local path")
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -156,24 +167,9 @@ def storage_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-def refuse_url(path: Path) -> None:
-    """Refuse to write to a path that was a URL, or a folder "s3:" would be made.
-
-    Args:
-        path: the path.
-
-    Raises:
-        StorageError: it was a URL.
-    """
-    if was_url(path):
-        shown = without_password(as_url(path))
-        raise StorageError(f"{shown} is a URL, and only `diffup label` writes to URLs; give a local path")
-
-
 @contextlib.contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
     """Yield the path of a new file beside the target, removed when the block ends unless it was moved."""
-    refuse_url(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{_PREFIX}{path.stem[:_STEM]}-", suffix=path.suffix)
     os.close(handle)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from diffup.errors import DataError
-from diffup.utils.files import locked, refuse_url, sole_writer, storage_errors
+from diffup.utils.files import locked, sole_writer, storage_errors
 
 _BLOCK = 2**16
 
@@ -50,7 +50,6 @@ class Journal:
             StorageError: the file cannot be written.
         """
         text = "".join(json.dumps(entry) + "\n" for entry in entries).encode()
-        refuse_url(self.path)
         with storage_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             # The end of the file is looked up under the lock each time: another process may have appended to it, or
