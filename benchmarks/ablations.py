@@ -1,9 +1,11 @@
-"""Ablations of the paper's Tables 6 to 9, and the decoder without diffusion, all trained for equal processor time.
+"""Ablations in equal processor time: the paper's own choices, its Tables 6 to 9, and parts of the decoder.
 
-Each row is a file of `configs/`, on top of the library's default settings and the files of `--config`. The number of
-steps that fit into the time is measured for each row before training. Finished rows are not trained again.
+Each row is a file of `configs/`, below the library's default settings and the files of `--config`. The number of steps
+that fit into the time is measured for each row before training. All rows are trained first, then all are scored on the
+held-out classes; what is finished is not done again. Scores are mIoU at the best threshold without refinement, and
+differences from the first row are paired, with an interval from a bootstrap over photos.
 
-    python benchmarks/ablations.py DATA --fold 0 --fold 1 --minutes 5 --episodes 300 -o runs/ablations
+    python benchmarks/ablations.py DATA [DATA ...] --fold 0 --fold 1 --minutes 8 --episodes 200 -o runs/ablations
     python benchmarks/ablations.py DATA --fold 0 --fold 1 --minutes 15 --rows full "one step, no diffusion" -o runs/long
 """
 
@@ -12,34 +14,40 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from diffup.backbones import load_backbone
+from diffup.backbones import Backbone, load_backbone
+from diffup.data.base import TrainingData
 from diffup.data.folder import LabelledFolder
-from diffup.evaluation.episodes import draw_episodes
-from diffup.evaluation.evaluate import Evaluator
-from diffup.evaluation.features import FeatureCache
+from diffup.data.joined import join_data
+from diffup.evaluation.bootstrap import difference
+from diffup.evaluation.record import EpisodeRecord
+from diffup.evaluation.sweep import Candidate, Plan, Row, sweep
 from diffup.model import DiffUp
 from diffup.training.config import TrainConfig
-from diffup.training.trainer import train
+from diffup.training.trainer import DECODER, train
 from diffup.utils.files import write_text
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-TIMED = (2, 10)
-"""Steps of two discarded runs; their difference gives the time of a step without that of the start."""
+TIMED = (1, 2, 10)
+"""Steps of three discarded runs: the first fills the cache, and the difference of the others is without the start."""
 
 BASE = {"learning_rate": 8e-4, "warmup": 30, "ema": 0.99}
 """Settings of every row, for short runs."""
 
-FULL, ONE_STEP = "full", "one step, no diffusion"
+FULL, ONE_STEP, PAPER = "full", "one step, no diffusion", "the paper's choices"
 ROWS = {
     FULL: None,
     ONE_STEP: "one_step.json",
+    "no self-affinity in the U-Net": "no_self_affinity.json",
+    PAPER: "paper.json",
     "6: no affinity": "table6/no_affinity.json",
     "6: no edges": "table6/no_edges.json",
     "6: no IoU modulation": "table6/no_iou.json",
@@ -55,81 +63,151 @@ ROWS = {
 }
 """Config file of each row. "L2 of unit vectors, 1 - d^2/2" of Table 7 equals the cosine, as a test shows."""
 
-SEVERAL = (FULL, ONE_STEP)
+SEVERAL = (FULL, ONE_STEP, "no self-affinity in the U-Net")
 """Rows that are trained with several seeds."""
 
-SCORED = {"mask, 1": "", "box, 1": "8", "scribble, 1": "8", "mask, 5": "9"}
-"""Evaluation settings (annotation, shots), each with the number of the only table whose rows use it; empty for all."""
+OWN = (None, None)
+SAMPLING = {PAPER: (10, 2)}
+"""Steps and samples of rows that are not scored with their decoder's own: 50 and 5 would take hours."""
+
+CACHE_BYTES = 6 * 2**30
+"""Size of the cache of features that all rows of a data set share."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A row that has been trained.
+
+    Args:
+        name: name of the row.
+        seed: seed of its training.
+        folder: folder of the row.
+        steps: number of its steps.
+    """
+
+    name: str
+    seed: int
+    folder: Path
+    steps: int
 
 
 def main() -> None:
     args = _arguments()
-    data = LabelledFolder.open(args.data)
+    folders = [LabelledFolder.open(path) for path in args.data]
     backbone = load_backbone(args.backbone, input_size=args.input_size)
-    base = {**BASE, "folds": args.folds, "backbones": [args.backbone]}
-    streams = {
-        shots: draw_episodes(data, "test", data.fold(args.folds[0]), shots, args.episodes, 0) for shots in (1, 5)
-    }
-    features, table = FeatureCache(), {}
     runs = [(name, seed) for name in args.rows for seed in (args.seeds if name in SEVERAL else args.seeds[:1])]
-    for name, seed in tqdm(runs):
-        file, run = ROWS[name], f"{name}, seed {seed}"
-        folder = args.output / "".join(c if c.isalnum() else "_" for c in run)
-        if not (folder / "row.json").exists():
-            options = {"backgrounds": args.backgrounds, "cache": args.cache or args.output / "cache"}
-            write_text(folder / "base.json", json.dumps({**base, "seed": seed}))
-            files = [folder / "base.json", *args.config, *([] if file is None else [CONFIGS / file])]
-            config = TrainConfig.from_files(files)
-            steps = args.steps or fitting_steps(data, folder / "timing", config, backbone, 60 * args.minutes, options)
-            quiet = {"in_memory": True, "tensorboard": False, "progress": False}
-            decoder = train(data, folder, replace(config, steps=steps), [backbone], **options, **quiet)
-            evaluator = Evaluator(DiffUp.from_pretrained(decoder, backbone=backbone), data, cache=features)
-            row: dict[str, Any] = {"steps": steps}
-            for scored, only in SCORED.items():
-                if name == FULL or name.startswith(only):
-                    annotation, shots = scored.split(", ")
-                    scores = evaluator.run(streams[int(shots)], annotation, steps=1, bf16=True)
-                    best = scores.miou_by_threshold[scores.best_threshold]
-                    row[scored] = {"miou": scores.miou, "best": best, "prior": scores.best_prior}
-            write_text(folder / "row.json", json.dumps(row, indent=2) + "\n")
-        table[run] = json.loads((folder / "row.json").read_text())
-    write_text(args.output / "table.json", json.dumps({"rows": table, "options": vars(args)}, indent=2, default=str))
-    show(table)
+    trained = [train_row(name, seed, join_data(folders), backbone, args) for name, seed in tqdm(runs)]
+    scored = {}
+    for data in folders:
+        for shots in args.shots:
+            scored[f"{data.name}, {args.annotation}, {shots}"] = score(trained, data, shots, backbone, args)
+    show(trained, scored)
+
+
+def train_row(name: str, seed: int, data: TrainingData, backbone: Backbone, args: argparse.Namespace) -> Trained:
+    """Train a row, unless it is done."""
+    run = f"{name}, seed {seed}"
+    folder = args.output / "".join(c if c.isalnum() else "_" for c in run)
+    done = folder / "done.json"
+    if not done.exists():
+        base = {**BASE, "folds": args.folds, "backbones": [args.backbone], "seed": seed}
+        write_text(folder / "base.json", json.dumps(base))
+        file = [] if ROWS[name] is None else [CONFIGS / ROWS[name]]
+        config = TrainConfig.from_files([*file, folder / "base.json", *args.config])
+        options = {"backgrounds": args.backgrounds, "cache": args.cache or args.output / "cache"}
+        steps = args.steps or fitting_steps(data, folder / "timing", config, backbone, 60 * args.minutes, options)
+        quiet = {"in_memory": True, "tensorboard": False, "progress": False}
+        train(data, folder, replace(config, steps=steps), [backbone], **options, **quiet)
+        write_text(done, json.dumps({"steps": steps}))
+    return Trained(name, seed, folder, json.loads(done.read_text())["steps"])
 
 
 def fitting_steps(
-    data: LabelledFolder, folder: Path, config: TrainConfig, backbone: Any, seconds: float, options: dict[str, Any]
+    data: TrainingData, folder: Path, config: TrainConfig, backbone: Backbone, seconds: float, options: dict[str, Any]
 ) -> int:
-    """Measure how many training steps fit into the given seconds of processor time, on two discarded runs."""
-    clock = []
-    for steps in TIMED:
-        start = time.process_time()
-        run = folder / str(steps)
-        train(data, run, replace(config, steps=steps), [backbone], tensorboard=False, progress=False, **options)
-        clock.append(time.process_time() - start)
-    return max(1, round(seconds * (TIMED[1] - TIMED[0]) / max(clock[1] - clock[0], 1e-3)))
+    """Measure how many training steps fit into the given seconds of processor time, on discarded runs.
+
+    A run that was interrupted goes on with the number that was measured for it.
+    """
+    measured = folder / "steps"
+    if not measured.exists():
+        clock = []
+        for steps in TIMED:
+            start = time.process_time()
+            run = folder / str(steps)
+            train(data, run, replace(config, steps=steps), [backbone], tensorboard=False, progress=False, **options)
+            clock.append(time.process_time() - start)
+        fitting = seconds * (TIMED[2] - TIMED[1]) / max(clock[2] - clock[1], 1e-3)
+        write_text(measured, str(max(1, round(fitting))))
+    return int(measured.read_text())
 
 
-def show(table: dict[str, dict[str, Any]]) -> None:
-    """Print the table as Markdown: mIoU at the best threshold."""
-    print("| row | steps | " + " | ".join(SCORED) + " | prior |\n|" + "---|" * (len(SCORED) + 3))
-    for name, row in table.items():
-        cells = [f"{row[scored]['best']:.1f}" if scored in row else "" for scored in SCORED]
-        print(f"| {name} | {row['steps']} | " + " | ".join(cells) + f" | {row['mask, 1']['prior']:.1f} |")
+def score(
+    trained: Sequence[Trained], data: LabelledFolder, shots: int, backbone: Backbone, args: argparse.Namespace
+) -> dict[Trained, list[Row]]:
+    """Score all rows on the held-out classes of a data set: the scores of each row on each fold."""
+    record, found = EpisodeRecord(args.output / "episodes.jsonl"), dict[Trained, list[Row]]()
+    for sampling in {SAMPLING.get(run.name, OWN) for run in trained}:
+        runs = [run for run in trained if SAMPLING.get(run.name, OWN) == sampling]
+        plan = Plan(
+            folds=tuple(args.folds),
+            shots=(shots,),
+            annotations=(args.annotation,),
+            seeds=(0,),
+            steps=(args.sampling_steps or sampling[0],),
+            ensembles=(sampling[1],),
+            episodes=args.episodes,
+            split=args.split,
+            refine=False,
+        )
+        candidates = [
+            Candidate(run.folder.name, DiffUp.from_pretrained(run.folder / DECODER, backbone=backbone)) for run in runs
+        ]
+        rows = sweep(candidates, data, plan, record, cache_bytes=CACHE_BYTES, progress=True)
+        folds = len(args.folds)
+        found |= {run: rows[index * folds : (index + 1) * folds] for index, run in enumerate(runs)}
+    return found
+
+
+def show(trained: Sequence[Trained], scored: dict[str, dict[Trained, list[Row]]]) -> None:
+    """Print the table as Markdown: mIoU of each row at the best threshold, and its difference from the first row."""
+    print("| row | steps | " + " | ".join(f"{what} | difference" for what in scored) + " |")
+    print("|" + "---|" * (2 + 2 * len(scored)))
+    first = {run.seed: run for run in trained if run.name == trained[0].name}
+    for name in dict.fromkeys(run.name for run in trained):
+        seeds = [run for run in trained if run.name == name]
+        cells = []
+        for rows in scored.values():
+            own = [row for run in seeds for row in rows[run]]
+            base = [row for run in seeds for row in rows[first[run.seed]]]
+            each = [fmean(row.scores.figures()["best_miou"] for row in rows[run]) for run in seeds]
+            gap = difference(own, base, "best_miou")
+            cells += [
+                " ".join(f"{miou:.1f}" for miou in each),
+                f"{gap.value:+.1f} [{gap.interval[0]:.1f}, {gap.interval[1]:.1f}]",
+            ]
+        print(f"| {name} | {', '.join(str(run.steps) for run in seeds)} | " + " | ".join(cells) + " |")
+    for what, rows in scored.items():
+        prior = fmean(row.scores.best_prior for row in rows[trained[0]])
+        print(f"Fused prior of the first row at its best threshold, {what}: {prior:.1f}")
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", metavar="DATA", type=Path, help="labelled folder")
+    parser.add_argument("data", metavar="DATA", type=Path, nargs="+", help="labelled folder")
     parser.add_argument("--fold", type=int, action="append", dest="folds", required=True, help="held-out fold")
-    parser.add_argument("--backbone", default="bundled:efficientnet_lite0")
+    parser.add_argument("--backbone", default="bundled:efficientnet_lite2")
     parser.add_argument("--input-size", type=int, default=512)
     parser.add_argument("--config", type=Path, nargs="+", default=[], help="config files of every row")
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS, metavar="ROW", help="default: all")
     parser.add_argument("--minutes", type=float, default=5.0, help="processor time of each row's training")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds; all rows use the first")
     parser.add_argument("--steps", type=int, help="number of steps of every row, instead of equal time")
-    parser.add_argument("--episodes", type=int, default=300)
+    parser.add_argument("--split", default="train", help="split that is scored; default: train")
+    parser.add_argument("--annotation", default="mask", help="kind of annotation that is scored; default: mask")
+    parser.add_argument("--shots", type=int, nargs="+", default=[1], help="numbers of supports that are scored")
+    parser.add_argument("--sampling-steps", type=int, help="sampling steps; default: those of each decoder")
+    parser.add_argument("--episodes", type=int, default=200, help="episodes of each fold; default: 200")
     parser.add_argument("--backgrounds", type=Path, help="folder of photos to paste objects onto")
     parser.add_argument("--cache", type=Path, help="folder of cached features; default: OUT/cache")
     parser.add_argument("-o", "--output", type=Path, required=True)

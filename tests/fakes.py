@@ -243,7 +243,7 @@ def random_episode(
     for shot in range(shots):
         foreground[:, shot, 20 + 8 * shot : 90, 30 : 100 - 6 * shot] = 1
     yes = torch.ones(batch, shots, dtype=torch.bool)
-    support = SupportFeatures(levels, foreground, 1 - foreground, yes, annotated=yes)
+    support = SupportFeatures(levels, foreground, 1 - foreground, yes, annotated=yes, shots=shots)
     return query, support, torch.rand(batch, 3, 128, 128, generator=generator)
 
 

@@ -71,6 +71,7 @@ def chosen(support: SupportFeatures, which: list[int] | Tensor) -> SupportFeatur
         support.background[:, which],
         support.valid[:, which],
         support.annotated[:, which],
+        len(which),
     )
 
 
@@ -172,6 +173,7 @@ def test_equal_supports_give_one_supports_priors_and_no_variance(name: str) -> N
             part.expand(-1, 3, *part.shape[2:])
             for part in (support.foreground, support.background, support.valid, support.annotated)
         ),
+        shots=1,
     )
     kinds = len(config.kinds)
     for one, three in zip(fused_priors(query, support, config), fused_priors(query, tripled, config), strict=True):
@@ -191,6 +193,7 @@ def test_episodes_padded_to_more_shots_are_the_same(name: str) -> None:
         torch.cat([support.background, padding[4]], dim=1),
         torch.tensor([[True, True, True, False]] * 2),
         torch.ones(2, 4, dtype=torch.bool),
+        support.shots,
     )
     assert_same(
         build_condition(query, support, images, CONFIGS[name]), build_condition(query, padded, images, CONFIGS[name])
@@ -209,6 +212,7 @@ def test_episodes_of_a_batch_do_not_see_each_other() -> None:
             support.background[one],
             support.valid[one],
             support.annotated[one],
+            support.shots,
         )
         condition = build_condition([level[one] for level in query], alone, images[one], config)
         for tensor, whole in zip(tensors(condition), tensors(together), strict=True):
@@ -264,7 +268,7 @@ def planted_episode() -> tuple[list[Tensor], SupportFeatures]:
     levels = [features, *(torch.nn.functional.avg_pool2d(features, k) for k in (2, 2, 4))]
     foreground = torch.nn.functional.interpolate((labels[1:] == 1).float()[None], (128, 128))
     yes = torch.ones(1, 1, dtype=torch.bool)
-    support = SupportFeatures(tuple(level[1:, None] for level in levels), foreground, 1 - foreground, yes, yes)
+    support = SupportFeatures(tuple(level[1:, None] for level in levels), foreground, 1 - foreground, yes, yes, 1)
     return [level[:1] for level in levels], support
 
 

@@ -145,6 +145,7 @@ def test_one_preparation_of_many_episodes_is_that_of_each() -> None:
         support.background[:1],
         support.valid[:1],
         support.annotated[:1],
+        support.shots,
     )
     shared = prepare_support(one, config).each(lambda tensor: tensor.expand(2, *tensor.shape[1:]))
     alone = assemble(class_maps(ready, shared, config), config)

@@ -16,9 +16,10 @@ from diffup.inference import trust
 from diffup.priors.condition import build_condition, prior_maps
 from diffup.priors.config import PriorConfig
 from diffup.priors.features import Members, SupportFeatures
-from diffup.priors.presence import MatchedQuery, MatchedSupport, support_evidence, text_evidence
+from diffup.priors.presence import SHOTS_POWER, MatchedQuery, MatchedSupport, support_evidence, text_evidence
 
 SYSTEMS = ("diffusion", "one_step", "gan", "prior")
+VIEWS = ("foreground", "background", "valid", "annotated")
 IMAGES = torch.rand(2, 3, 128, 128, generator=torch.Generator().manual_seed(0))
 
 
@@ -41,7 +42,7 @@ def test_the_presence_is_the_weighted_evidence_whatever_the_ensemble(system: str
 def test_the_evidence_of_supports_is_its_definition() -> None:
     query, views = noise(2, 6, 3, 4), noise(2, 3, 6, 2, 5, seed=1)
     foreground, valid = noise(2, 3, 10, seed=2).abs(), torch.tensor([[True, True, False], [True, False, False]])
-    found = support_evidence(MatchedQuery.of(query), MatchedSupport.of(views, foreground, valid))
+    found = support_evidence(MatchedQuery.of(query), MatchedSupport.of(views, foreground, valid, 3))
     for row in range(2):
         for column, centred in enumerate((True, False)):
             means = []
@@ -57,7 +58,7 @@ def test_the_evidence_of_supports_is_its_definition() -> None:
 
 def test_the_evidence_of_a_photo_that_is_the_support_is_1() -> None:
     features, foreground = noise(1, 6, 4, 4), torch.ones(1, 1, 16)
-    matched = MatchedSupport.of(features[:, None], foreground, torch.ones(1, 1, dtype=torch.bool))
+    matched = MatchedSupport.of(features[:, None], foreground, torch.ones(1, 1, dtype=torch.bool), 1)
     found = support_evidence(MatchedQuery.of(features), matched)
     assert torch.allclose(found, torch.ones(1, 2), atol=1e-5)
 
@@ -84,10 +85,20 @@ def test_each_source_has_its_own_values() -> None:
     query, support, _ = random_episode(shots=2)
     text = noise(2, 3, 4, 4)
     by_support, by_text = evidence(query, support), evidence(query, None, text=text)
-    assert (by_support[:, 2] == 1).all() and (by_support[:, 3:] == 0).all() and (by_support[:, :2] != 0).all()
+    assert by_support[:, 2].tolist() == pytest.approx([2**SHOTS_POWER] * 2)
+    assert (by_support[:, 3:] == 0).all() and (by_support[:, :2] != 0).all()
     assert (by_text[:, :3] == 0).all() and (by_text[:, 4] == 1).all()
     assert torch.equal(by_text[:, 3], text_evidence(text))
     assert torch.equal(evidence(query, support, text=text), by_support), "text counts only without supports"
+
+
+def test_the_more_supports_the_surer_is_the_same_similarity() -> None:
+    query, support, _ = random_episode(shots=1)
+    once = evidence(query, support)
+    views = dataclasses.replace(support, **{name: getattr(support, name).repeat_interleave(4, dim=1) for name in VIEWS})
+    four = dataclasses.replace(views, levels=tuple(level.repeat_interleave(4, dim=1) for level in support.levels))
+    assert torch.allclose(evidence(query, four), once, atol=1e-5), "views of a single support are no further supports"
+    assert torch.allclose(evidence(query, dataclasses.replace(four, shots=4)), 4**SHOTS_POWER * once, atol=1e-5)
 
 
 def test_the_evidence_does_not_depend_on_the_encoder() -> None:
@@ -105,11 +116,10 @@ def test_the_evidence_does_not_depend_on_the_encoder() -> None:
     large = replace_last(support, support.levels[-1] * 1e30)
     assert torch.allclose(evidence([query[-1] * 1e30], large), expected, atol=1e-5)
     order = [2, 0, 1]
-    names = ("foreground", "background", "valid", "annotated")
     shuffled = dataclasses.replace(
         support,
         levels=tuple(level[:, order] for level in support.levels),
-        **{name: getattr(support, name)[:, order] for name in names},
+        **{name: getattr(support, name)[:, order] for name in VIEWS},
     )
     assert torch.allclose(evidence(query, shuffled), expected, atol=1e-5)
     assert float((expected[0] - expected[1]).abs().max()) > 1e-3, "queries differ"

@@ -122,14 +122,15 @@ def test_the_calibration_error_by_hand() -> None:
 
 
 def test_a_logistic_regression_recovers_its_factors() -> None:
-    inputs = np.random.default_rng(0).normal(size=(400, 2))
-    for factors, offset in (((1.5, -0.7), 0.3), ((0.0, 2.0), -1.0)):
-        found = fit_logistic(inputs, sigmoid(inputs @ np.array(factors) + offset))
-        assert found == pytest.approx((*factors, offset), abs=1e-3)  # the ridge pulls them to 0 a little
+    inputs = np.random.default_rng(0).normal(size=(400, 3))
+    inputs[:, 2] = 1
+    for factors in ((1.5, -0.7, 0.3), (0.0, 2.0, -1.0)):
+        found = fit_logistic(inputs, sigmoid(inputs @ np.array(factors)))
+        assert found == pytest.approx(factors, abs=1e-3)  # the ridge pulls them to 0 a little
 
 
 def test_a_logistic_regression_of_what_is_separable_is_finite() -> None:
-    inputs, truth = np.array([[-2.0], [-1.0], [1.0], [2.0]]), np.array([0.0, 0.0, 1.0, 1.0])
+    inputs, truth = np.array([[-2.0, 1], [-1.0, 1], [1.0, 1], [2.0, 1]]), np.array([0.0, 0.0, 1.0, 1.0])
     factor, offset = fit_logistic(inputs, truth)
     assert 1 < factor < 20 and offset == pytest.approx(0, abs=1e-6)
     slope = inputs[:, 0] @ (sigmoid(factor * inputs[:, 0] + offset) - truth) + 1e-3 * factor
@@ -152,6 +153,14 @@ def made_up(seed: int = 0, count: int = 500) -> Evidence:
     iou = sigmoid(estimates @ MADE_UP[:4] + (0.5 * shown[:, 0] - 0.2)[:, None])
     photos = tuple(map(str, range(count)))
     return Evidence(shown, absent, FITTED, estimates, np.ones(iou.shape, bool), iou, photos)
+
+
+def test_several_supports_are_calibrated_with_their_offset() -> None:
+    evidence = made_up()
+    scaled = {name: getattr(evidence, name) * np.array([2.0, 2, 2, 1, 1]) for name in ("shown", "absent")}
+    config, more = (calibrate(part, tiny_config()) for part in (evidence, dataclasses.replace(evidence, **scaled)))
+    assert more.presence_calibration[:3] == pytest.approx(np.array(config.presence_calibration[:3]) / 2, abs=1e-2)
+    assert more.quality_calibration == pytest.approx((*MADE_UP[:4], 0.25, 0, -0.1, 0, -0.1), abs=2e-3)
 
 
 def test_supports_and_text_are_calibrated_apart() -> None:
@@ -341,14 +350,15 @@ def test_calibrations_are_written_and_used(
     assert np.array_equal(judged.probability, plain.probability)
 
 
-def test_several_annotations_are_told_apart_and_together(
+def test_several_annotations_and_shots_are_told_apart_and_together(
     decoder: Path, shapes: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = [str(decoder), str(shapes), "--episodes", "3", "--annotation", "mask", "--annotation", "box"]
-    assert evidence_of.main(options) == 0
+    assert evidence_of.main([*options, "--shots", "1", "--shots", "2"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert [name.split()[-1] for name in found] == ["mask", "box", "all"]
-    assert len({json.dumps(figures) for figures in found.values()}) == 3
+    each = [f"{shots}-shot {annotation}" for annotation in ("mask", "box") for shots in (1, 2)]
+    assert [name.partition(" ")[2] for name in found] == [*each, ""] and list(found)[-1] == "all"
+    assert len({json.dumps(figures) for figures in found.values()}) == 5
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ System = Literal["diffusion", "one_step", "gan", "prior"]
 MAX_ENSEMBLE = 1000
 """Greatest number of samples of a query."""
 
-PRESENCE_CALIBRATION = (4.35, 12.0, -4.64, 13.4, -2.26)
+PRESENCE_CALIBRATION = (7.92, 10.67, -4.87, 13.4, -2.26)
 """Factors of `Condition.evidence` (`diffup.priors.presence.EVIDENCE`), fitted to the bundled encoders."""
 
 FORMAT = 5

@@ -19,7 +19,7 @@ from diffup.decoder.quality import (
 from diffup.errors import ConfigError
 from diffup.evaluation.presence import Floats, auc, false_alarms
 
-KEPT = 0.97
+KEPT = 0.95
 """Share of the queries with the class that a fitted `min_presence` keeps: a mask that is missing costs more than one
 that has to be deleted."""
 
@@ -27,7 +27,7 @@ RIDGE = 1e-3
 """Weight of the squared factors of a calibration, which keeps those of separable evidence finite."""
 
 SOURCES = (slice(0, 3), slice(3, 5))
-"""Values of `Condition.evidence` that supports give, and those that text gives; the last of each is 1."""
+"""Values of `Condition.evidence` that supports give, and those that text gives; the last of each is the offset's."""
 
 FITTED = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6)
 """Thresholds at which the quality is fitted, so that it holds for whatever threshold a user chooses."""
@@ -91,16 +91,16 @@ def calibrate(evidence: Evidence, config: DecoderConfig, recall: float = KEPT) -
     truth = np.repeat([1.0, 0.0], len(evidence.shown))
     factors = np.array(config.presence_calibration)
     for source in SOURCES:
-        rows = given[:, source.stop - 1] == 1
+        rows = given[:, source.stop - 1] > 0
         if rows.any():
-            factors[source] = fit_logistic(given[rows, source][:, :-1], truth[rows])
+            factors[source] = fit_logistic(given[rows, source], truth[rows])
     judged = replace(
         config,
         presence_calibration=tuple(factors.tolist()),
         quality_calibration=tuple(_quality_factors(evidence).tolist()),
     )
     quality, iou = answers(evidence, judged)
-    slope, start = fit_logistic(_logit(quality)[:, None], (iou > 0.5).astype(float))
+    slope, start = fit_logistic(np.stack([_logit(quality), np.ones(len(quality))], axis=1), (iou > 0.5).astype(float))
     lowest = float(np.quantile(presences(evidence.shown, judged), 1 - recall))
     return replace(judged, score_calibration=(slope, start), min_presence=round(lowest, 3))
 
@@ -110,14 +110,11 @@ def _quality_factors(evidence: Evidence) -> Floats:
     columns = [evidence.column(threshold) for threshold in FITTED]
     given = np.repeat(evidence.shown[:, None], len(columns), axis=1)
     inputs = np.concatenate([evidence.estimates[:, columns], given], axis=2).reshape(-1, ESTIMATES + given.shape[2])
-    constants = [ESTIMATES + source.stop - 1 for source in SOURCES]
-    both = all(inputs[:, column].any() for column in constants)
-    apart = constants[1:] if both else []  # what the second offset differs by from the first
-    fitted = [column for column in range(inputs.shape[1]) if column not in constants or column in apart]
-    *slopes, offset = fit_logistic(inputs[:, fitted], evidence.iou[:, columns].reshape(-1))
-    factors = np.zeros(inputs.shape[1])
-    factors[fitted] = slopes
-    factors[constants] += offset
+    factors = np.array(fit_logistic(inputs, evidence.iou[:, columns].reshape(-1)))
+    offsets = [ESTIMATES + source.stop - 1 for source in SOURCES]
+    given_offsets = [column for column in offsets if inputs[:, column].any()]
+    if len(given_offsets) == 1:
+        factors[offsets] = factors[given_offsets]
     return factors
 
 
@@ -177,24 +174,21 @@ def answers(evidence: Evidence, config: DecoderConfig) -> tuple[Floats, Floats]:
     return np.where(evidence.marked[:, column], quality, 0.0), evidence.iou[:, column]
 
 
-def fit_logistic(inputs: Floats, target: Floats, ridge: float = RIDGE) -> tuple[float, ...]:
-    """Fit a logistic regression to shares, by Newton's method with a small ridge.
+def fit_logistic(inputs: Floats, target: Floats) -> tuple[float, ...]:
+    """Fit a logistic regression to shares, by Newton's method with a ridge of weight `RIDGE`.
 
     Args:
-        inputs: (N, D).
+        inputs: (N, D), with a column of 1 for an offset.
         target: (N,) in [0, 1].
-        ridge: weight of the squared factors, against the sum of the N losses.
 
     Returns:
-        D factors, then the offset.
+        D factors.
     """
-    rows = np.concatenate([inputs, np.ones((len(inputs), 1))], axis=1)
-    penalty = np.append(np.full(inputs.shape[1], ridge), RIDGE)  # the offset is free
-    weights = np.zeros(rows.shape[1])
+    weights = np.zeros(inputs.shape[1])
     for _ in range(_ROUNDS):
-        fitted = 1 / (1 + np.exp(-rows @ weights))
-        slope = rows.T @ (fitted - target) + penalty * weights
-        curvature = (rows * (fitted * (1 - fitted))[:, None]).T @ rows + np.diag(penalty)
+        fitted = 1 / (1 + np.exp(-inputs @ weights))
+        slope = inputs.T @ (fitted - target) + RIDGE * weights
+        curvature = (inputs * (fitted * (1 - fitted))[:, None]).T @ inputs + RIDGE * np.eye(len(weights))
         weights = weights - np.linalg.solve(curvature, slope)
     return tuple(float(weight) for weight in weights)
 

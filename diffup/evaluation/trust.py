@@ -2,8 +2,8 @@
 
 Each episode is judged twice with the same supports: on its query, which shows the class, and on a photo that does not.
 
-    python -m diffup.evaluation.trust DECODER DATA [DATA ...] --split train --fold 0 --fold 1 --annotation mask \
-        --annotation box --backbone bundled:efficientnet_lite0 --backbone bundled:efficientnet_lite2 --write
+    python -m diffup.evaluation.trust DECODER DATA [DATA ...] --split train --fold 0 --fold 1 --shots 1 --shots 5 \
+        --annotation mask --annotation box --backbone bundled:efficientnet_lite2 --write
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--split", default="train", help="split of the images; default: train")
     parser.add_argument("--fold", type=int, action="append", default=[], help="fold to draw from; default: all classes")
     parser.add_argument("--episodes", type=int, default=400, help="episodes of each data set; default: 400")
-    parser.add_argument("--shots", type=int, default=1)
+    parser.add_argument("--shots", type=int, action="append", help="number of supports, given once or more; default: 1")
     parser.add_argument(
         "--annotation", action="append", help="kind of the annotations, as of `evaluate`; default: mask"
     )
@@ -146,8 +146,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for backbone in args.backbone or [None]:
             model = DiffUp.from_pretrained(args.decoder, backbone=backbone)
             for annotation in args.annotation or ["mask"]:
-                parts = [_gather_folder(model, folder, annotation, args) for folder in args.data]
-                found[f"{model.backbone.name} {annotation}"] = join(parts)
+                for shots in args.shots or [1]:
+                    parts = [_gather_folder(model, folder, annotation, shots, args) for folder in args.data]
+                    found[f"{model.backbone.name} {shots}-shot {annotation}"] = join(parts)
         evidence, config = join(list(found.values())), model.config
         if args.write:
             config = calibrate(evidence, config)
@@ -164,11 +165,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _gather_folder(model: DiffUp, folder: str, annotation: str, args: argparse.Namespace) -> Evidence:
+def _gather_folder(model: DiffUp, folder: str, annotation: str, shots: int, args: argparse.Namespace) -> Evidence:
     data = LabelledFolder.open(folder)
     classes = [c for fold in args.fold for c in data.fold(fold)] or list(data.classes)
-    options = {name: getattr(args, name) for name in ("split", "episodes", "shots", "seed")}
-    return gather(model, data, classes, annotation=annotation, **options)
+    options = {name: getattr(args, name) for name in ("split", "episodes", "seed")}
+    return gather(model, data, classes, annotation=annotation, shots=shots, **options)
 
 
 if __name__ == "__main__":

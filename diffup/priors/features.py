@@ -22,6 +22,7 @@ class SupportFeatures:
         valid: (B, K) bool, False for the padding of episodes with fewer views.
         annotated: (B, K) bool, False if the annotation does not say where the class is, so that saliency marks it. All
             views of a support share it, even a magnified view that a mask fills.
+        shots: number of supports of each episode, 1 if the views are those of a single support.
     """
 
     levels: tuple[Tensor, ...]
@@ -29,6 +30,7 @@ class SupportFeatures:
     background: Tensor
     valid: Tensor
     annotated: Tensor
+    shots: int
 
 
 def possible_share(support: SupportFeatures) -> Tensor:

@@ -296,7 +296,9 @@ def _matched_support(
     last = support.levels[-1].float()
     parts = torch.split(last, _widths(last[:, 0], -1, members), dim=2)
     return tuple(
-        MatchedSupport.of(_pooled(part / scale_of(part), min(MATCH_GRID, config.grid)), weights, support.valid)
+        MatchedSupport.of(
+            _pooled(part / scale_of(part), min(MATCH_GRID, config.grid)), weights, support.valid, support.shots
+        )
         for part, weights in zip(parts, foreground, strict=True)
     )
 

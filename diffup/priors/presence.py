@@ -17,9 +17,14 @@ from diffup.priors.similarity import unit
 EVIDENCE = 5
 """Number of values of each query: two similarities to the supports and 1, then one to the text prompts and 1.
 
-The logit of the presence is a linear function of them. Values of a source that a class does not have are 0; text counts
-only without supports.
+The logit of the presence is a linear function of them. The first three are multiplied by a power of the number of
+supports: the more supports a similarity is the mean of, the less chance moves it, and the surer is what it tells.
+Values of a source that a class does not have are 0; text counts only without supports.
 """
+
+SHOTS_POWER = 1 / 3
+"""Power of the number of supports. It is below 1/2, that of independent supports, because what a class finds in photos
+that do not show it is the same for all of its supports (`docs/experiments.md`)."""
 
 _EPS = 1e-6
 
@@ -51,26 +56,29 @@ class MatchedSupport:
         centred: (B, K, S, C), of features from which each view's mean is subtracted.
         plain: (B, K, S, C), of the features themselves.
         weights: (B, K, S) in [0, 1], weights of the class, which sum to 1.
+        shots: (B,), number of supports.
     """
 
     centred: Tensor
     plain: Tensor
     weights: Tensor
+    shots: Tensor
 
     @classmethod
-    def of(cls, views: Tensor, foreground: Tensor, valid: Tensor) -> MatchedSupport:
+    def of(cls, views: Tensor, foreground: Tensor, valid: Tensor, shots: int) -> MatchedSupport:
         """Weigh each valid view equally.
 
         Args:
             views: (B, K, C, h, w), features of the support views.
             foreground: (B, K, h * w) in [0, 1], weights of the class.
             valid: (B, K) bool, False for padding.
+            shots: number of supports, of which the views are.
         """
         weights = foreground / foreground.sum(dim=2, keepdim=True).clamp_min(_EPS) * valid[..., None]
         weights = weights / valid.sum(dim=1).clamp_min(1)[:, None, None]
         flat = views.flatten(3)
         centred = flat - flat.mean(dim=3, keepdim=True)
-        return cls(unit(centred, dim=2).mT, unit(flat, dim=2).mT, weights)
+        return cls(unit(centred, dim=2).mT, unit(flat, dim=2).mT, weights, weights.new_full((len(weights),), shots))
 
     def each(self, change: Callable[[Tensor], Tensor]) -> MatchedSupport:
         """Apply a function to every tensor.
@@ -78,7 +86,7 @@ class MatchedSupport:
         Args:
             change: function of one tensor; the first dimension of all is B.
         """
-        return MatchedSupport(change(self.centred), change(self.plain), change(self.weights))
+        return MatchedSupport(change(self.centred), change(self.plain), change(self.weights), change(self.shots))
 
 
 def presence_evidence(
@@ -99,6 +107,7 @@ def presence_evidence(
         pairs = zip(query, support, strict=True)
         found[:, :2] = torch.stack([support_evidence(*pair) for pair in pairs]).mean(dim=0)
         found[:, 2] = 1
+        found *= support[0].shots[:, None] ** SHOTS_POWER
     elif text is not None:
         found[:, 3], found[:, 4] = text_evidence(text), 1
     return found

@@ -114,6 +114,7 @@ def support_features(
         # A view may move a small object out of sight.
         valid=foreground.amax(dim=(2, 3)) > 0,
         annotated=torch.tensor([[supports[index].regions.annotated for index, _ in plan]], device=device),
+        shots=len(supports),
     )
 
 
@@ -132,13 +133,14 @@ def pool_support(features: SupportFeatures, grids: Sequence[int]) -> SupportFeat
 
 
 def join_views(parts: Sequence[SupportFeatures]) -> SupportFeatures:
-    """Concatenate the views of several support features of one encoder and one batch size, in their order."""
+    """Concatenate the views of the supports of one encoder and one batch size, in their order, with their shots."""
     return SupportFeatures(
         tuple(torch.cat(levels, dim=1) for levels in zip(*(part.levels for part in parts), strict=True)),
         torch.cat([part.foreground for part in parts], dim=1),
         torch.cat([part.background for part in parts], dim=1),
         torch.cat([part.valid for part in parts], dim=1),
         torch.cat([part.annotated for part in parts], dim=1),
+        sum(part.shots for part in parts),
     )
 
 

@@ -118,7 +118,12 @@ def read_features(tensors: dict[str, Tensor], shots: int) -> SupportFeatures:
     if annotated.shape != valid.shape:
         raise ValueError(f"annotated of shape {tuple(annotated.shape)} for {views} views")
     return SupportFeatures(
-        tuple(level[None] for level in levels), regions[None, :, 0], regions[None, :, 1], valid[None], annotated[None]
+        tuple(level[None] for level in levels),
+        regions[None, :, 0],
+        regions[None, :, 1],
+        valid[None],
+        annotated[None],
+        shots,
     )
 
 

@@ -59,7 +59,7 @@ TENSORS = ("prototypes", "contrast", "positions", "inside", "outside", "known", 
 """Fields of a `SupportLevel` that are tensors, in the order of a graph's inputs."""
 
 
-MATCHED = ("centred", "plain", "weights")
+MATCHED = ("centred", "plain", "weights", "shots")
 """Fields of a `MatchedSupport`, in the order of a graph's inputs, whose names begin with `matched_`."""
 
 
@@ -82,10 +82,10 @@ def support_of(tensors: Sequence[Tensor]) -> PreparedSupport:
     Args:
         tensors: the tensors, in the order of `support_inputs`.
     """
-    *levels, centred, plain, weights, valid, share = tensors
+    *levels, centred, plain, weights, shots, valid, share = tensors
     parts = [levels[start : start + len(TENSORS)] for start in range(0, len(levels), len(TENSORS))]
     members = [SupportLevel(**dict(zip(TENSORS, part, strict=True))) for part in parts]  # type: ignore[arg-type]
-    matched = MatchedSupport(centred, plain, weights)
+    matched = MatchedSupport(centred, plain, weights, shots)
     return PreparedSupport(tuple((member,) for member in members), valid, share, (matched,))
 
 

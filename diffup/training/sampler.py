@@ -177,6 +177,7 @@ class EpisodeSampler:
                 # A view may have moved a small object outside the image.
                 valid=(marked.amax(dim=(2, 3)) > 0).to(device),
                 annotated=torch.stack(annotated).to(device),
+                shots=shots,
             )
         similar = None
         if named and text:
