@@ -55,10 +55,13 @@ def as_input(photo: Array) -> torch.Tensor:
     return torch.from_numpy(photo).permute(2, 0, 1)[None].contiguous()
 
 
-def times(model: DiffUp, example: Prototypes, photo: Array, files: dict[str, Path], rounds: int) -> dict[str, float]:
-    """Median CPU milliseconds of a photo, by runtime and precision."""
+def times(
+    model: DiffUp, example: Prototypes, photo: Array, files: dict[str, Path], batches: list[int], rounds: int
+) -> dict[str, float]:
+    """Median CPU milliseconds of a photo, by runtime and precision, and of photos in batches."""
     support = support_inputs(prepared(example, model.config.priors))
     inputs = {PHOTO: as_input(photo).numpy(), **{name: tensor.numpy() for name, tensor in support.items()}}
+    several = {f", batch of {size}": inputs | {PHOTO: inputs[PHOTO].repeat(size, axis=0)} for size in batches}
     jobs: dict[str, Callable[[], object]] = {
         "torch float32": lambda: model.segment(photo, example, refine=False).maps,
     }
@@ -66,15 +69,16 @@ def times(model: DiffUp, example: Prototypes, photo: Array, files: dict[str, Pat
     options.intra_op_num_threads, options.log_severity_level = 1, 3
     for precision, path in files.items():
         session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
-        jobs[f"onnxruntime {precision}"] = lambda session=session: session.run(None, inputs)
+        for batch, given in {"": inputs, **several}.items():
+            jobs[f"onnxruntime {precision}{batch}"] = lambda session=session, given=given: session.run(None, given)
         if importlib.util.find_spec("openvino"):
             import openvino
 
             compiled = openvino.compile_model(path, "CPU", {"INFERENCE_NUM_THREADS": 1})
             jobs[f"openvino {precision}"] = lambda compiled=compiled: compiled(inputs)
-    return {
-        name: 1000 * statistics.median(taken) for name, taken in take_turns(jobs, rounds, time.process_time).items()
-    }
+    photos = {name: int(name.partition(", batch of ")[2] or 1) for name in jobs}
+    taken = take_turns(jobs, rounds, time.process_time)
+    return {name: 1000 * statistics.median(seconds) / photos[name] for name, seconds in taken.items()}
 
 
 def overlaps(
@@ -104,6 +108,7 @@ def main() -> None:
     parser.add_argument("--backbone", default="bundled:efficientnet_lite2")
     parser.add_argument("--backbone-weights", help="local file of the encoder's weights")
     parser.add_argument("--episodes", type=int, default=72)
+    parser.add_argument("--batches", type=int, nargs="+", default=[], help="sizes of batches that are timed, too")
     parser.add_argument("--rounds", type=int, default=9, help="timed calls of each runtime")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder for the two files and figures.json")
     args = parser.parse_args()
@@ -120,7 +125,7 @@ def main() -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     files = export(model, example, photos, args.output)
     figures: dict[str, Any] = {"bytes": {name: path.stat().st_size for name, path in files.items()}}
-    figures["ms"] = times(model, example, photos[0], files, args.rounds)
+    figures["ms"] = times(model, example, photos[0], files, args.batches, args.rounds)
     print(json.dumps(figures), flush=True)
     found = overlaps(model, data, episodes, files)
     change = np.subtract(found["int8"], found["float32"])

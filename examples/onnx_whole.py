@@ -56,7 +56,7 @@ def segment(session: Any, photo: Array, classes: list[Path]) -> dict[str, tuple[
         names = [(item["name"], item["threshold"]) for item in facts["classes"]]
         inputs = [{"photo": photo}]
     runs = [session.run(["probability", "presence", "quality"], given) for given in inputs]
-    maps, presences, qualities = (np.concatenate(parts) for parts in zip(*runs, strict=True))
+    maps, presences, qualities = (np.concatenate(parts, axis=1)[0] for parts in zip(*runs, strict=True))
     found = {}
     for (name, threshold), small, presence, quality in zip(names, maps, presences, qualities, strict=True):
         mask = (enlarge(small, photo.shape[2:]) > threshold) & (presence >= facts["min_presence"])

@@ -30,6 +30,7 @@ from diffup.publish.whole import (
     Differences,
     FixedClasses,
     export_whole,
+    open_session,
     resize_photo,
     support_inputs,
 )
@@ -60,6 +61,24 @@ def photos() -> list[np.ndarray]:
     return [data.chelsea(), data.coffee(), np.ascontiguousarray(data.astronaut()[:50, 100:400])]
 
 
+def crops() -> list[np.ndarray]:
+    """Five photos of one size."""
+    cat, cup, _ = photos()
+    return [cat[:250, :200], cat[:250, 90:290], cat[:250, 180:380], cup[:250, :200], cup[:250, 300:500]]
+
+
+def check_batches(path: Path, support: dict[str, np.ndarray] | None = None) -> None:
+    """A file gives batches of 1, 2 and 5 photos the results that it gives each of them alone."""
+    session = open_session(path)
+    batch = np.stack([photo.transpose(2, 0, 1) for photo in crops()])
+    alone = [session.run(None, {"photo": photo[None], **(support or {})}) for photo in batch]
+    assert np.abs(alone[0][0] - alone[3][0]).max() > 10 * TOLERANCE
+    for count in (1, 2, 5):
+        together = session.run(None, {"photo": batch[:count], **(support or {})})
+        for part, *parts in zip(together, *alone[:count], strict=True):
+            assert part.shape[0] == count and np.abs(part - np.concatenate(parts)).max() < TOLERANCE
+
+
 def as_input(photo: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(photo).permute(2, 0, 1)[None].contiguous()
 
@@ -81,7 +100,7 @@ def test_the_module_computes_what_segment_does(name: str, size: int) -> None:
     for photo in photos():
         expected = model.segment(photo, classes).results
         with torch.no_grad():
-            probability, presence, quality, score, maps = module(as_input(photo))[: len(OUTPUTS)]
+            probability, presence, quality, score, maps = (part[0] for part in module(as_input(photo))[: len(OUTPUTS)])
             alone = single(
                 as_input(photo), *support_inputs(classes[0].prepared(model.config.priors, (), model.device)).values()
             )
@@ -91,7 +110,17 @@ def test_the_module_computes_what_segment_does(name: str, size: int) -> None:
             assert [float(v[index]) for v in (presence, quality, score)] == pytest.approx(
                 [result.presence, result.quality, result.score], abs=1e-4
             )
-        assert torch.allclose(alone[0][0], probability[0], atol=1e-5)
+        assert torch.allclose(alone[0][0, 0], probability[0], atol=1e-5)
+
+
+def test_a_batch_computes_what_its_photos_do_alone() -> None:
+    model = tiny_model()
+    module = graph_module(model, two_classes(model))
+    batch = torch.cat([as_input(photo) for photo in crops()])
+    with torch.no_grad():
+        together, alone = module(batch), [module(photo[None]) for photo in batch]
+    for part, *parts in zip(together[: len(OUTPUTS)], *alone, strict=False):
+        assert torch.allclose(part, torch.cat(parts), atol=1e-5)
 
 
 @pytest.mark.parametrize(("source", "target"), [(481, 128), (37, 64), (64, 64), (2000, 512), (1, 8), (640, 3)])
@@ -201,6 +230,7 @@ def test_a_file_with_the_encoder_in_int8(
     assert change is not None and 0 < float(change[1]) < 0.05 and float(change[2]) < 20
     whole = WholeModel.load("cat.onnx")
     assert (whole.facts.encoder_precision, whole.facts.calibration_photos) == ("int8", 24)
+    check_batches(Path("cat.onnx"))
     expected = model.segment(data.coffee(), cat, refine=False)
     (found,) = whole.segment(data.coffee(), refine=False).results
     assert 0 < np.abs(found.maps[0] - expected.maps[0]).mean() < 0.05
@@ -245,6 +275,8 @@ def test_photos_are_segmented_without_torch(tmp_path: Path, monkeypatch: pytest.
         # A class that is an input has the decoder's threshold.
         found, result = np.asarray(Image.open(f"any/{index}_cat.png")) > 0, results[1]
         assert (found != result.mask).mean() <= 1e-3
+    check_batches(Path("pets.onnx"))
+    check_batches(Path("any.onnx"), dict(np.load("any.cat.npz")))
 
 
 @pytest.mark.slow
@@ -271,6 +303,7 @@ def test_the_file_says_what_it_holds(tmp_path: Path) -> None:
         found = session.run(None, {"photo": as_input(photo).numpy()})
         expected = model.segment(photo, classes, options=options).results
         for index, result in enumerate(expected):
-            assert np.abs(found[0][index] - result.maps[0]).max() < TOLERANCE
-            assert found[1][index] == pytest.approx(result.presence, abs=TOLERANCE)
-            assert found[2][index] == pytest.approx(result.quality, abs=TOLERANCE)
+            assert np.abs(found[0][0, index] - result.maps[0]).max() < TOLERANCE
+            assert found[1][0, index] == pytest.approx(result.presence, abs=TOLERANCE)
+            assert found[2][0, index] == pytest.approx(result.quality, abs=TOLERANCE)
+    check_batches(path)

@@ -50,19 +50,20 @@ class Session:
     presence: float = 0.5
     metadata: dict[str, str] = field(default_factory=dict)
     outputs: tuple[str, ...] = OUTPUTS
+    shape: tuple[str | int, ...] = ("batch", 1, 64, 64)
     seen: dict[str, Any] = field(default_factory=dict)
 
     def run(self, names: list[str], inputs: dict[str, Any]) -> list[np.ndarray]:
         assert names == ["presence", "quality", "score", "maps"]
         self.seen = inputs
-        ramp = np.broadcast_to(np.linspace(0, 1, 64, dtype=np.float32), (1, 4, 64, 64))
-        return [np.array([value], dtype=np.float32) for value in (self.presence, 0.7, 0.6)] + [ramp]
+        ramp = np.broadcast_to(np.linspace(0, 1, 64, dtype=np.float32), (1, 1, 4, 64, 64))
+        return [np.array([[value]], dtype=np.float32) for value in (self.presence, 0.7, 0.6)] + [ramp]
 
     def get_modelmeta(self) -> Any:
         return SimpleNamespace(custom_metadata_map=self.metadata)
 
     def get_outputs(self) -> list[Any]:
-        return [SimpleNamespace(name=name) for name in self.outputs]
+        return [SimpleNamespace(name=name, shape=self.shape) for name in self.outputs]
 
 
 def photo() -> np.ndarray:
@@ -154,6 +155,8 @@ def test_facts_of_another_version() -> None:
             _read_facts(Session(metadata={"diffup": json.dumps(changed)}), Path("a.onnx"))
     with pytest.raises(FormatError, match="outputs are missing"):
         _read_facts(Session(metadata={"diffup": json.dumps(own)}, outputs=OUTPUTS[:4]), Path("a.onnx"))
+    with pytest.raises(FormatError, match=r"another version of diffup \(its outputs have no dimension of photos\)"):
+        _read_facts(Session(metadata={"diffup": json.dumps(own)}, shape=(1, 64, 64)), Path("a.onnx"))
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,7 @@ def sample(
     seen: list[Tensor] = []
     mask = torch.zeros_like(y)
     for index, t in enumerate(timesteps):
-        now = torch.full((len(y),), t, device=y.device)
+        now = torch.full(y.shape[:1], t, device=y.device)
         x = diffusion.observe(y, repeated.prior, now)
         seen.append(x[:batch, 0])
         mask = diffusion.estimate(decoder(x, now / diffusion.timesteps, repeated).output.float(), y, now)
@@ -148,6 +148,8 @@ def sample_batches(queries: int, ensemble: int, device: torch.device) -> list[tu
     Returns:
         Pairs of slices: queries, and samples of each of them.
     """
+    if torch.compiler.is_exporting():  # the number of queries varies
+        return [(slice(None), slice(start, start + CPU_BATCH)) for start in range(0, ensemble, CPU_BATCH)]
     most = min(BATCH, CPU_BATCH * torch.get_num_threads()) if device.type == "cpu" else BATCH
     rows = [slice(start, min(start + most, queries)) for start in range(0, queries, most)]
     each = max(1, most // max(1, min(queries, most)))
@@ -179,7 +181,7 @@ def sample_ensemble(
     if decoder.config.deterministic:
         noise = noise[:, :1]
     whole: list[Ensemble] = []
-    for rows, members in sample_batches(len(noise), noise.shape[1], noise.device):
+    for rows, members in sample_batches(noise.shape[0], noise.shape[1], noise.device):
         first = members.start == 0
         some = condition.rows(rows)
         samples = sample(decoder, some, noise[rows, members], steps, trace and first, on_step)

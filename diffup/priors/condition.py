@@ -79,6 +79,8 @@ class Condition:
 
     def rows(self, rows: slice) -> Condition:
         """The condition of a slice of the queries."""
+        if rows == slice(None):
+            return self
         chosen = range(len(self.prior))[rows]
         return self._each(lambda tensor: tensor[rows], tuple(_of_rows(tensor, chosen) for tensor in self.affinity))
 
@@ -186,7 +188,7 @@ def _member_priors(
     query: QueryLevel, support: SupportLevel | None, valid: Tensor | None, text: Tensor | None, config: PriorConfig
 ) -> tuple[Tensor, Tensor]:
     """Priors of one backbone at one level: maps of every view (B, V, M, P), and maps without views (B, N, P)."""
-    once = [query.features.new_zeros(len(query.features), 0, query.features.shape[2])]
+    once = [query.features.new_zeros(query.features.shape[0], 0, query.features.shape[2])]
     priors = []
     if support is not None and valid is not None:
         stretched, similar = level_priors(query, support, config)
@@ -233,7 +235,7 @@ def _weights(valid: Tensor | None, text: Tensor | None) -> Tensor:
 
 def _fuse_views(priors: Tensor, weights: Tensor, config: PriorConfig) -> list[Tensor]:
     """Mean and variance of every kind, and the extra priors: (B, V, M, P), (B, V) -> three or two of (B, N, P)."""
-    channels = [fused.view(len(fused), *priors.shape[2:]) for fused in fuse(priors.flatten(2), weights)]
+    channels = [fused.view(fused.shape[0], *priors.shape[2:]) for fused in fuse(priors.flatten(2), weights)]
     if config.extra_priors:
         channels.append(nearest_views(priors[:, :, 0], weights > 0, channels[0][:, 0], config.extra_priors))
     return channels

@@ -102,7 +102,7 @@ def presence_evidence(
     Returns:
         (B, 5), values of `EVIDENCE`.
     """
-    found = query[0].plain.new_zeros(len(query[0].plain), EVIDENCE)
+    found = query[0].plain.new_zeros(query[0].plain.shape[0], EVIDENCE)
     if support is not None:
         pairs = zip(query, support, strict=True)
         found[:, :2] = torch.stack([support_evidence(*pair) for pair in pairs]).mean(dim=0)
@@ -127,9 +127,13 @@ def support_evidence(query: MatchedQuery, support: MatchedSupport) -> Tensor:
     weights = support.weights.flatten(1)
     found = []
     for ours, theirs in pairs:
-        # Query by query: the rounding of a batched product would depend on the number of queries.
-        best = [(vectors @ features).amax(dim=1) for vectors, features in zip(theirs.flatten(1, 2), ours, strict=True)]
-        found.append((torch.stack(best) * weights).sum(dim=1))
+        vectors = theirs.flatten(1, 2)
+        if torch.compiler.is_exporting():  # a graph cannot loop over queries whose number varies
+            best = (vectors @ ours).amax(dim=2)
+        else:
+            # Query by query: the rounding of a batched product would depend on the number of queries.
+            best = torch.stack([(a @ b).amax(dim=1) for a, b in zip(vectors, ours, strict=True)])
+        found.append((best * weights).sum(dim=1))
     return torch.stack(found, dim=1)
 
 

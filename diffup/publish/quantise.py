@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 ENCODER_IMAGE = "encoder_image"
-"""Name of the value in a whole graph that the encoder reads: the resized photo, (1, 3, h, w) in [0, 1]."""
+"""Name of the value in a whole graph that the encoder reads: the resized photos, (B, 3, h, w) in [0, 1]."""
 
 ENCODER_LEVELS = tuple(f"encoder_level{index}" for index in range(LEVELS))
-"""Names of the values in a whole graph that the encoder gives: four float32 maps (1, C_l, h_l, w_l), fine to coarse."""
+"""Names of the values in a whole graph that the encoder gives: four float32 maps (B, C_l, h_l, w_l), fine to coarse."""
 
 MIN_PHOTOS = 8
 """Least number of photos that calibrate an encoder."""

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from diffup import __version__
@@ -19,7 +20,7 @@ from diffup.backbones import Backbone
 from diffup.backbones.base import FrozenBackbone, hash_weights
 from diffup.decoder.base import Decoder
 from diffup.decoder.options import Sampling, SamplingOptions
-from diffup.decoder.sampling import sample_ensemble
+from diffup.decoder.sampling import CPU_BATCH, sample_ensemble
 from diffup.errors import ConfigError, ExportError
 from diffup.inference import result_maps, trust
 from diffup.inputs.images import ImageLike, read_image, to_bytes
@@ -41,16 +42,19 @@ from diffup.utils.files import checked_ending, replacing
 from diffup.utils.resize import resize_maps, triangle_weights
 
 PHOTO = "photo"
-"""Name of the input: the pixels of a photo, (1, 3, H, W) uint8, RGB, at any size."""
+"""Name of the input: the pixels of B photos of one size, (B, 3, H, W) uint8, RGB; B, H and W vary."""
 
 OUTPUTS = ("probability", "presence", "quality", "score", "maps")
-"""Names of the outputs for C classes: (C, 64, 64), three of (C,), and (C, 4, 64, 64) as `Segmentation.maps` has them.
+"""Names of the outputs for C classes: (B, C, 64, 64), three of (B, C), and (B, C, 4, 64, 64), `Segmentation.maps`.
 
 They are not refined (`diffup.refine`).
 """
 
 MAX_SIDE = 16384
 """Greatest side of a photo in pixels."""
+
+MAX_BATCH = 1024
+"""Greatest number of photos in a batch."""
 
 FACTS = "diffup"
 """Key of `Facts` in the metadata of a file."""
@@ -116,21 +120,28 @@ class PhotoModel(nn.Module):
         The last five let the graph name the encoder's ends; a file does not have them as outputs.
 
         Args:
-            photo: (1, 3, H, W) uint8, RGB.
+            photo: (B, 3, H, W) uint8, RGB.
             classes: the prepared classes, batches of one.
         """
+        batch, ensemble = photo.shape[0], self.noise.shape[0]
         config, priors = self.decoder.config, self.decoder.config.priors
         pixels = photo.float() / 255
         image = resize_photo(pixels, self.backbone.input_size)
         # Copies, because a level may be there twice, and a value of a graph has one name.
         levels = [level.clone() for level in self.backbone.unchecked_pyramid(image)]
         query = prepare_query(levels, resize_photo(pixels, (EDGE_SIDE, EDGE_SIDE)), priors)
-        condition = Condition.cat([assemble(class_maps(query, item, priors), priors) for item in classes])
-        noise = self.noise.expand(len(classes), *self.noise.shape)
-        samples = sample_ensemble(self.decoder, condition, noise, self.steps)
-        judged = trust(samples, condition.evidence, self.thresholds, config)
-        results = (samples.mean, judged.presence, judged.quality, judged.score, result_maps(samples, condition))
-        return *results, image, *levels
+        together = max(1, CPU_BATCH // ensemble)  # classes
+        found = []
+        for start in range(0, len(classes), together):
+            group = [item.each(lambda t: t.expand(batch, *t.shape[1:])) for item in classes[start : start + together]]
+            condition = Condition.cat([assemble(class_maps(query, item, priors), priors) for item in group])
+            noise = self.noise.expand(condition.prior.shape[0], *self.noise.shape)
+            samples = sample_ensemble(self.decoder, condition, noise, self.steps)
+            thresholds = self.thresholds[start : start + together, None].expand(-1, batch).flatten()
+            judged = trust(samples, condition.evidence, thresholds, config)
+            results = (samples.mean, judged.presence, judged.quality, judged.score, result_maps(samples, condition))
+            found.append([rearrange(result, "(c b) ... -> b c ...", b=batch) for result in results])
+        return *(torch.cat(parts, dim=1) for parts in zip(*found, strict=True)), image, *levels
 
 
 class AnyClass(PhotoModel):
@@ -140,7 +151,7 @@ class AnyClass(PhotoModel):
         """Segment one class: what `segment` returns.
 
         Args:
-            photo: (1, 3, H, W) uint8, RGB.
+            photo: (B, 3, H, W) uint8, RGB.
             support: tensors of the class, as `support_inputs` orders them.
         """
         return self.segment(photo, [support_of(support)])
@@ -172,7 +183,7 @@ class FixedClasses(PhotoModel):
                 self.register_buffer(f"class{index}_{place}", tensor, persistent=False)
 
     def forward(self, photo: Tensor) -> tuple[Tensor, ...]:
-        """Segment all classes: photo (1, 3, H, W) uint8, RGB -> what `segment` returns."""
+        """Segment all classes: photo (B, 3, H, W) uint8, RGB -> what `segment` returns."""
         classes = [
             support_of([getattr(self, f"class{index}_{place}") for place in range(count)])
             for index, count in enumerate(self.counts)
@@ -181,7 +192,7 @@ class FixedClasses(PhotoModel):
 
 
 def resize_photo(pixels: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize a photo of any size, as `diffup.inputs.images.resize_image` does: (1, 3, H, W) -> (1, 3, h, w) in [0, 1].
+    """Resize photos of any size, as `diffup.inputs.images.resize_image` does: (B, 3, H, W) -> (B, 3, h, w) in [0, 1].
 
     It is a product with matrices, which a graph can compute for any size of the photo.
     """
@@ -254,7 +265,8 @@ def export_whole(
 ) -> Differences:
     """Export encoder, priors and decoder as one ONNX file, and compare its results with the original's.
 
-    The photo is resized and normalised in the graph, and may have any size. Probabilities are not refined.
+    Photos are resized and normalised in the graph; they may have any size, the same for all of a batch. Probabilities
+    are not refined.
 
     With `calibration` the encoder computes in int8: smaller and faster, with slightly other results. The graph is
     compared with the original before that.
@@ -419,7 +431,7 @@ def prepared(prototypes: Prototypes, config: PriorConfig) -> PreparedSupport:
 
 
 def _write(module: PhotoModel, support: Mapping[str, Tensor], facts: Facts, path: Path, encoder: str) -> None:
-    """Trace a module to a graph in which the size of the photo and the number of support views vary.
+    """Trace a module to a graph in which the number and size of the photos and the number of support views vary.
 
     Raises:
         ExportError: the encoder or the decoder has something that cannot be traced or that ONNX does not have.
@@ -427,14 +439,17 @@ def _write(module: PhotoModel, support: Mapping[str, Tensor], facts: Facts, path
     import onnx
 
     views = torch.export.Dim("views", min=1, max=1024)
-    sides = {2: torch.export.Dim("height", min=1, max=MAX_SIDE), 3: torch.export.Dim("width", min=1, max=MAX_SIDE)}
+    sides = {
+        0: torch.export.Dim("batch", min=1, max=MAX_BATCH),
+        2: torch.export.Dim("height", min=1, max=MAX_SIDE),
+        3: torch.export.Dim("width", min=1, max=MAX_SIDE),
+    }
+    photos = example_photo(96, 128).repeat(2, 1, 1, 1)  # the number 1 would become a constant of the graph
     varying = tuple(None if name == "share" else {2 if name.startswith("contrast") else 1: views} for name in support)
     shapes = (sides, varying) if support else (sides,)
     try:
         with torch.no_grad(), quiet():
-            program = torch.export.export(
-                module, (example_photo(96, 128), *support.values()), dynamic_shapes=shapes, strict=False
-            )
+            program = torch.export.export(module, (photos, *support.values()), dynamic_shapes=shapes, strict=False)
             exported = torch.onnx.export(
                 program,
                 input_names=[PHOTO, *support],
@@ -490,18 +505,18 @@ def _difference(module: PhotoModel, path: Path, support: Mapping[str, Tensor]) -
     session = open_session(path)
     greatest = 0.0
     # No edge of these photos is decided by rounding; in others one pixel is, and changes probabilities by up to 5e-3.
-    for seed, height, width in ((0, 150, 90), (8, 300, 410)):
-        photo = example_photo(height, width, seed)
+    small, large = example_photo(150, 90), example_photo(300, 410, seed=8)
+    for photos in (torch.cat([small, small.flip(2), small.flip(3)]), large):
         with torch.no_grad():
-            expected = module(photo, *support.values())[: len(OUTPUTS)]
-        for a, b in zip(expected, session.run(None, _arrays(photo, support)), strict=True):
+            expected = module(photos, *support.values())[: len(OUTPUTS)]
+        for a, b in zip(expected, session.run(None, _arrays(photos, support)), strict=True):
             greatest = max(greatest, float(np.abs(a.numpy() - b).max()))
     return greatest
 
 
-def _arrays(photo: Tensor, support: Mapping[str, Tensor]) -> dict[str, npt.NDArray[Any]]:
+def _arrays(photos: Tensor, support: Mapping[str, Tensor]) -> dict[str, npt.NDArray[Any]]:
     """Inputs of a session."""
-    return {PHOTO: photo.numpy(), **{name: tensor.numpy() for name, tensor in support.items()}}
+    return {PHOTO: photos.numpy(), **{name: tensor.numpy() for name, tensor in support.items()}}
 
 
 def _as_input(photo: ImageLike) -> Tensor:

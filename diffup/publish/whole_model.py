@@ -121,7 +121,7 @@ class WholeModel:
         else:
             found, names = [self._run({PHOTO: pixels})], self.names
             own = [item["threshold"] for item in self.facts.classes]
-        presence, quality, score, maps = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        presence, quality, score, maps = (np.concatenate(parts, axis=1)[0] for parts in zip(*found, strict=True))
         results = [
             Segmentation(
                 image=photo,
@@ -161,7 +161,7 @@ class WholeModel:
                 )
 
     def _run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> list[npt.NDArray[np.float32]]:
-        """Presence, quality, score and maps of the classes."""
+        """Presence, quality, score and maps of the classes, each with a batch of one photo before them."""
         found: list[npt.NDArray[np.float32]] = self._session.run(list(OUTPUTS[1:]), dict(inputs))
         return found
 
@@ -179,11 +179,13 @@ def _read_facts(session: Any, path: Path) -> Facts:
     text = session.get_modelmeta().custom_metadata_map.get(FACTS)
     if text is None:
         raise FormatError(f"{path} is an ONNX file, but no whole model of diffup; `diffup export --whole` makes one")
-    outputs = {output.name for output in session.get_outputs()}
+    sides = {output.name: len(output.shape) for output in session.get_outputs()}
     try:
         facts = Facts(**json.loads(text))
-        if not outputs.issuperset(OUTPUTS):
+        if not sides.keys() >= set(OUTPUTS):
             raise ValueError("outputs are missing")
+        if sides["probability"] != 4:
+            raise ValueError("its outputs have no dimension of photos")
     except (TypeError, ValueError) as error:
         raise FormatError(f"{path} was written by another version of diffup ({error}); export it again") from error
     return facts
