@@ -445,7 +445,10 @@ def _write(module: PhotoModel, support: Mapping[str, Tensor], facts: Facts, path
         3: torch.export.Dim("width", min=1, max=MAX_SIDE),
     }
     photos = example_photo(96, 128).repeat(2, 1, 1, 1)  # the number 1 would become a constant of the graph
-    varying = tuple(None if name == "share" else {2 if name.startswith("contrast") else 1: views} for name in support)
+    varying = tuple(
+        None if tensor.dim() == 1 else {2 if name.startswith("contrast") else 1: views}
+        for name, tensor in support.items()
+    )
     shapes = (sides, varying) if support else (sides,)
     try:
         with torch.no_grad(), quiet():
