@@ -1,6 +1,6 @@
 """Ray against a single process: the same label maps, byte by byte, with a worker killed and the disk full in between.
 
-Passes over the same photos, with the same class:
+Passes over the same photos, with the same classes:
 
 1. a single process, `DiffUp.segment_many`;
 2. `calm`: Ray, undisturbed (`label_into`);
@@ -124,6 +124,7 @@ def main() -> int:
     parser.add_argument("--backbone", help="encoder; default: the decoder's own")
     parser.add_argument("--small", action="store_true", help="a tiny encoder and decoder, for the comparison alone")
     parser.add_argument("--passes", nargs="+", choices=["calm", "storm"], default=["calm", "storm"])
+    parser.add_argument("--classes", type=int, default=1, help="number of classes; default: 1")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--task-size", type=int, default=32)
@@ -139,12 +140,12 @@ def run(args: argparse.Namespace, paths: list[str], folder: Path) -> int:
     decoder = fakes.save_tiny_decoder(folder / "decoder", steps=1) if args.small else None
     backbone = fakes.FakeBackbone() if args.small else args.backbone
     model = DiffUp.from_pretrained(decoder, backbone=backbone, device="cpu")
-    known = teach(model, paths[0])
+    known = [teach(model, path, f"object{number}") for number, path in enumerate(paths[: args.classes])]
     print(f"diffup {__version__}, {model}, torch {torch.__version__}, ray {ray.__version__}")
-    print(f"Python {platform.python_version()}, {processor()}, {len(paths)} photos", flush=True)
+    print(f"Python {platform.python_version()}, {processor()}, {len(paths)} photos, {len(known)} classes", flush=True)
 
     clock, start = time.monotonic(), time.process_time()
-    results = model.segment_many(paths, [known], batch_size=args.batch_size, workers=1)
+    results = model.segment_many(paths, known, batch_size=args.batch_size, workers=1)
     expected = {path: png(result) for path, result in zip(paths, results, strict=True)}
     report("single process", len(paths), time.process_time() - start, time.monotonic() - clock)
 
@@ -166,7 +167,7 @@ def run(args: argparse.Namespace, paths: list[str], folder: Path) -> int:
     if "calm" in args.passes:
         clock = time.monotonic()
         with Processes() as processes:
-            label_into(rows, folder / "calm", [known], plan)
+            label_into(rows, folder / "calm", known, plan)
         report("Ray, its workers", len(paths), processes.total("Labeller"), time.monotonic() - clock)
         print(f"  with all other processes of Ray: {processes.total():.0f} CPU s")
         faults += compare("Ray", folder / "calm", expected)
@@ -174,19 +175,19 @@ def run(args: argparse.Namespace, paths: list[str], folder: Path) -> int:
         with small_disk(args.output) as output:
             clock = time.monotonic()
             with Processes() as processes:
-                storm(lambda: label_into(rows, output, [known], plan), output, processes)
+                storm(lambda: label_into(rows, output, known, plan), output, processes)
             report("Ray, disturbed, its workers", len(paths), processes.total("Labeller"), time.monotonic() - clock)
             faults += compare("Ray, disturbed", output, expected)
     ray.shutdown()
     return int(faults > 0)
 
 
-def teach(model: DiffUp, path: str) -> Prototypes:
+def teach(model: DiffUp, path: str, name: str) -> Prototypes:
     """Prototypes of a box in the middle of a photo."""
     image = read_query(path, "query", model.backbone)
     height, width = image.size
     box = Box(width // 4, height // 4, 3 * width // 4, 3 * height // 4)
-    return model.prototypes(image.pixels, box, name="object")
+    return model.prototypes(image.pixels, box, name=name)
 
 
 def processor() -> str:
