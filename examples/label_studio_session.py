@@ -153,15 +153,19 @@ def backend(studio: str, key: str) -> Iterator[str]:
 
 def clicked(studio: Studio, connection: int, task: int, truth: np.ndarray) -> None:
     """Print the IoU of the mask that one click on a tile with the smart tool gives."""
+    request = {"task": task, "context": {"result": [click(truth)]}}
+    found = studio.call("POST", f"/api/ml/{connection}/interactive-annotating", request)["data"]
+    overlap = iou(masks_of(found), truth, names=(2,))
+    print(f"{found['model_version']:<24} IoU of the tiles of photo 5 by one click on one of them: {overlap:.2f}")
+
+
+def click(truth: np.ndarray) -> dict[str, Any]:
+    """What the browser sends of a click on a tile."""
     tile = truth == 2
     y, x = np.argwhere(tile)[tile.sum() // 4]
     value = {"x": 100 * x / SIZE[1], "y": 100 * y / SIZE[0], "width": 0.5, "keypointlabels": ["tile"]}
     size = {"original_width": SIZE[1], "original_height": SIZE[0], "image_rotation": 0}
-    region = {"type": "keypointlabels", "is_positive": True, "value": value, **size}
-    request = {"task": task, "context": {"result": [region]}}
-    found = studio.call("POST", f"/api/ml/{connection}/interactive-annotating", request)["data"]
-    overlap = iou(masks_of(found), truth, names=(2,))
-    print(f"{found['model_version']:<24} IoU of the tiles of photo 5 by one click on one of them: {overlap:.2f}")
+    return {"type": "keypointlabels", "is_positive": True, "value": value, **size}
 
 
 def model_version(studio: Studio, project: int) -> str:
