@@ -71,7 +71,7 @@ def assert_sound(result: Segmentation, size: tuple[int, int]) -> None:
     assert np.array_equal(result.mask, result.probability > result.threshold)
     expected = float(expected_iou(torch.from_numpy(result.maps[:1]), result.threshold))
     assert result.quality == pytest.approx(np.clip(expected, 1e-3, 1 - 1e-3) if expected else 0.0, abs=1e-6)
-    assert 0 < result.presence < 1 and result.present and result.min_presence == 0.0
+    assert 0 < result.presence <= 1 and result.present and result.min_presence == 0.0
     assert result.score == pytest.approx(result.presence * np.clip(result.quality, 1e-3, 1 - 1e-3), abs=1e-6)
 
 
