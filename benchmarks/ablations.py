@@ -192,25 +192,31 @@ def show(trained: Sequence[Trained], scored: dict[str, dict[Trained, list[Row]]]
         print(f"Fused prior of the first row at its best threshold, {what}: {prior:.1f}")
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def common_arguments(description: str | None) -> argparse.ArgumentParser:
+    """Make a parser with the options of every script that trains rows for equal time and scores them."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", metavar="DATA", type=Path, nargs="+", help="labelled folder")
     parser.add_argument("--fold", type=int, action="append", dest="folds", required=True, help="held-out fold")
     parser.add_argument("--backbone", default="bundled:efficientnet_lite2")
     parser.add_argument("--input-size", type=int, default=512)
     parser.add_argument("--config", type=Path, nargs="+", default=[], help="config files of every row")
-    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS, metavar="ROW", help="default: all")
     parser.add_argument("--minutes", type=float, default=5.0, help="processor time of each row's training")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds; all rows use the first")
-    parser.add_argument("--steps", type=int, help="number of steps of every row, instead of equal time")
     parser.add_argument("--split", default="train", help="split that is scored; default: train")
     parser.add_argument("--annotation", default="mask", help="kind of annotation that is scored; default: mask")
     parser.add_argument("--shots", type=int, nargs="+", default=[1], help="numbers of supports that are scored")
-    parser.add_argument("--sampling-steps", type=int, help="sampling steps; default: those of each decoder")
     parser.add_argument("--episodes", type=int, default=200, help="episodes of each fold; default: 200")
     parser.add_argument("--backgrounds", type=Path, help="folder of photos to paste objects onto")
     parser.add_argument("--cache", type=Path, help="folder of cached features; default: OUT/cache")
     parser.add_argument("-o", "--output", type=Path, required=True)
+    return parser
+
+
+def _arguments() -> argparse.Namespace:
+    parser = common_arguments(__doc__)
+    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS, metavar="ROW", help="default: all")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds; all rows use the first")
+    parser.add_argument("--steps", type=int, help="number of steps of every row, instead of equal time")
+    parser.add_argument("--sampling-steps", type=int, help="sampling steps; default: those of each decoder")
     return parser.parse_args()
 
 

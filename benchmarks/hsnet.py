@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from ablations import common_arguments
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -368,10 +369,9 @@ def main() -> None:
         "minutes": round(training.seconds / 60, 2),
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
     }
-    if args.episodes:
-        for data in folders:
-            for shots in args.shots:
-                row[f"{data.name}, {args.annotation}, {shots}"] = score(network, config, data, shots, backbone, args)
+    for data in folders:
+        for shots in args.shots:
+            row[f"{data.name}, {args.annotation}, {shots}"] = score(network, config, data, shots, backbone, args)
     write_text(folder / "row.json", json.dumps(row, indent=2) + "\n")
     print(json.dumps(row))
 
@@ -423,25 +423,10 @@ def _scored(
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", metavar="DATA", type=Path, nargs="+", help="labelled folder")
-    parser.add_argument("--fold", type=int, action="append", dest="folds", required=True, help="held-out fold")
-    parser.add_argument("--backbone", default="bundled:efficientnet_lite2")
-    parser.add_argument("--input-size", type=int, default=512)
-    parser.add_argument("--config", type=Path, nargs="+", default=[], help="config files, as those of `ablations.py`")
-    parser.add_argument("--minutes", type=float, default=5.0, help="processor time of the training steps")
+    parser = common_arguments(__doc__)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--checkpoint-every", type=int, default=50, help="steps between checkpoints; default: 50")
-    parser.add_argument("--split", default="train", help="split that is scored; default: train")
-    parser.add_argument("--annotation", default="mask", help="kind of annotation that is scored; default: mask")
-    parser.add_argument("--shots", type=int, nargs="+", default=[1, 5], help="numbers of supports; default: 1 5")
-    parser.add_argument(
-        "--episodes", type=int, default=200, help="episodes of each fold; default: 200; 0 for training alone"
-    )
     parser.add_argument("--against", type=Path, nargs="+", default=[], help="decoders to compare with, in pairs")
-    parser.add_argument("--backgrounds", type=Path, help="folder of photos to paste objects onto")
-    parser.add_argument("--cache", type=Path, help="folder of cached features; default: OUT/cache")
-    parser.add_argument("-o", "--output", type=Path, required=True)
     return parser.parse_args()
 
 
