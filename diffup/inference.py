@@ -48,6 +48,9 @@ The number of samples in a pass of the decoder has a limit of its own (`diffup.d
 CPU_DECODER_BATCH = 8
 """The same limit per CPU thread: larger batches do not fit in the processor's cache and are slower."""
 
+NEGATIVE_SHARE = 0.5
+"""Share of the log-odds by which its negatives exceed their threshold that a class loses (`docs/experiments.md`)."""
+
 _EPS = 1e-6  # distance from 0 and 1 to which probabilities are clamped, so that their log-odds are finite
 
 
@@ -266,9 +269,9 @@ def decode(
 def opposed(results: Sequence[Segmentation], classes: Sequence[Prototypes]) -> list[Segmentation]:
     """Take from each class what is more likely its negatives.
 
-    At every position a class loses the log-odds by which its negatives exceed their threshold, so that it remains in
-    the mask where it exceeds its own by more, as among the classes of a label map. The log-odds by which the presence
-    of the negatives is higher than that of the class are added to theirs, and lost by its presence.
+    At every position a class loses `NEGATIVE_SHARE` of the log-odds by which its negatives exceed their threshold, so
+    that it remains in the mask where it exceeds its own by more than that. Its presence loses the log-odds by which
+    that of the negatives is higher.
 
     Args:
         results: results of C classes and then of the negatives of those that have any, in the same query.
@@ -287,10 +290,10 @@ def opposed(results: Sequence[Segmentation], classes: Sequence[Prototypes]) -> l
 def _opposed(own: Segmentation, other: Segmentation) -> Segmentation:
     logits, rival = (torch.from_numpy(result.maps[0]).logit(eps=_EPS) for result in (own, other))
     presence, rivals = _logit(own.presence), _logit(other.presence)
-    lead = (rival - _logit(other.threshold) + rivals - presence).clamp_min(0)
+    lead = NEGATIVE_SHARE * (rival - _logit(other.threshold)).clamp_min(0)
     maps = own.maps.copy()
     maps[0] = np.where(lead > 0, torch.sigmoid(logits - lead), maps[0])
-    left = min(own.presence, float(torch.sigmoid(presence - (rivals - presence))))
+    left = float(torch.sigmoid(presence - (rivals - presence))) if rivals > presence else own.presence
     return replace(own, maps=maps, presence=left, score=own.score * left / max(own.presence, _EPS))
 
 

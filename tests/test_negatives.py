@@ -17,7 +17,7 @@ from scene import MASK, QUERY, SUPPORT, assert_close, assert_equal
 from diffup import DiffUp, Mask, Prototypes, Segmentation, cli
 from diffup.decoder.weights import save_decoder
 from diffup.errors import AnnotationError, ImageError
-from diffup.inference import opposed
+from diffup.inference import NEGATIVE_SHARE, opposed
 from diffup.prototypes.file import FORMAT
 
 OTHER, OTHER_LABELS = shape_image((2,), (80, 64), seed=5)
@@ -42,15 +42,15 @@ def result_of(probability: list[float], threshold: float, presence: float) -> Se
     return Segmentation(image, maps, 0.5, threshold, "fake", presence=presence, score=presence / 2, refine=False)
 
 
-def odds(probability: float) -> float:
+def odds(probability: Any) -> Any:
     return probability / (1 - probability)
 
 
-def test_a_class_loses_the_odds_by_which_its_negatives_exceed_their_threshold(taught: Prototypes) -> None:
+def test_a_class_loses_a_share_of_the_odds_by_which_its_negatives_exceed_their_threshold(taught: Prototypes) -> None:
     own, other = result_of([0.6, 0.6, 0.3], 0.5, 0.8), result_of([0.9, 0.01, 0.6], 0.25, 0.9)
     (found,) = opposed([own, other], [taught])
-    there = odds(0.9) / odds(0.8)
-    expected = [odds(0.6) / (odds(0.9) / odds(0.25)) / there, odds(0.6), odds(0.3) / (odds(0.6) / odds(0.25)) / there]
+    leads = [(odds(p) / odds(0.25)) ** NEGATIVE_SHARE for p in (0.9, 0.25, 0.6)]
+    expected = [odds(p) / lead for p, lead in zip((0.6, 0.6, 0.3), leads, strict=True)]
     assert found.maps[0, 0] == pytest.approx([value / (1 + value) for value in expected], rel=1e-4)
     assert odds(found.presence) == pytest.approx(odds(0.8) ** 2 / odds(0.9), rel=1e-4)
     assert found.score == pytest.approx(found.presence / 2)
@@ -68,13 +68,13 @@ def test_classes_without_negatives_are_as_they_were(taught: Prototypes) -> None:
     assert second.maps[0, 0, 0] < 0.5
 
 
-def test_of_equal_presence_it_is_the_rule_of_label_maps(taught: Prototypes) -> None:
+def test_a_class_stays_where_it_exceeds_its_threshold_by_more_than_the_share(taught: Prototypes) -> None:
     generator = np.random.default_rng(0)
     own, other = (result_of(generator.uniform(0.01, 0.99, 50).tolist(), 0.4, 0.5) for _ in range(2))
     (found,) = opposed([own, other], [taught])
-    mine, theirs = own.maps[0], other.maps[0]
-    assert np.array_equal(found.maps[0] > 0.4, (mine > 0.4) & (mine > theirs))
-    assert ((mine > 0.4) & (mine < theirs)).any()
+    mine, theirs = (odds(result.maps[0]) / odds(0.4) for result in (own, other))
+    assert np.array_equal(found.maps[0] > 0.4, (mine > 1) & (mine > theirs**NEGATIVE_SHARE))
+    assert ((mine > 1) & (mine < theirs**NEGATIVE_SHARE)).any()
 
 
 def test_negatives_are_a_class_of_the_same_query(model: DiffUp, taught: Prototypes) -> None:
