@@ -1,9 +1,9 @@
 """Ablations in equal processor time: the paper's own choices, its Tables 6 to 9, and parts of the decoder.
 
-Each row is a file of `configs/`, below the library's default settings and the files of `--config`. The number of steps
-that fit into the time is measured for each row before training. All rows are trained first, then all are scored on the
-held-out classes; what is finished is not done again. Scores are mIoU at the best threshold without refinement, and
-differences from the first row are paired, with an interval from a bootstrap over photos.
+Each row is a file of `configs/` on top of the library's default settings; the files of `--config` override it. The
+number of steps that fit into the time is measured for each row before training. All rows are trained first, then all
+are scored on the held-out classes; what is finished is not done again. Scores are mIoU at the best threshold without
+refinement, and differences from the first row are paired, with an interval from a bootstrap over photos.
 
     python benchmarks/ablations.py DATA [DATA ...] --fold 0 --fold 1 --minutes 8 --episodes 200 -o runs/ablations
     python benchmarks/ablations.py DATA --fold 0 --fold 1 --minutes 15 --rows full "one step, no diffusion" -o runs/long
