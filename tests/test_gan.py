@@ -19,6 +19,7 @@ from diffup.decoder.baselines.gan import (
     LATENT,
     Discriminator,
     ModulatedConv,
+    StyledConv,
     discriminator_loss,
     generator_loss,
     gradient_penalty,
@@ -72,6 +73,22 @@ def test_noise_every_level_the_prior_and_the_image_matter_and_the_time_does_not(
     moved = answer(condition=dataclasses.replace(condition, prior=condition.prior + 0.5))
     assert torch.allclose(moved - before, (0.5 * gain).expand_as(moved), atol=1e-5)
     assert random_decoder(tiny_config(system="gan", prior_skip=False)).prior_gain is None
+
+
+def test_noise_at_every_layer() -> None:
+    """Standard normal at every side, and of the strength that each layer has learned; none to begin with."""
+    layer, x, latent = StyledConv(5, 7), noise(64, 1, 64, 64), noise(1, LATENT, seed=1)
+    for side in (8, 16, 32, 64):
+        h = noise(1, 5, side, side, seed=2)
+        with torch.no_grad():
+            layer.strength.zero_()
+            without = layer(h, latent, x[:1])
+            assert torch.equal(without, F.leaky_relu(layer.convolution(h, latent), 0.2))
+            layer.strength.fill_(3)
+            several = layer(h, latent, x)
+        added = (torch.where(several > 0, several, several / 0.2) - layer.convolution(h, latent)).detach()
+        assert torch.allclose(added[:, :1], added[:, 1:2], atol=1e-4)  # the same for all channels
+        assert added.mean().abs() < 0.3 and added.std() == pytest.approx(3, rel=0.05)
 
 
 def test_the_losses_are_the_non_saturating_ones() -> None:

@@ -138,8 +138,9 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.fixture(scope="module")
 def plan(decoder: Path) -> RayPlan:
+    """One image a batch, since Ray may put other images together each time, and a batch rounds its images together."""
     return RayPlan(
-        decoder=decoder, backbone=FakeBackbone(), device="cpu", batch_size=2, task_size=4, concurrency=2, num_cpus=0.5
+        decoder=decoder, backbone=FakeBackbone(), device="cpu", batch_size=1, task_size=4, concurrency=2, num_cpus=0.5
     )
 
 
@@ -156,7 +157,7 @@ def expected_of_workers(decoder: Path, classes: list[Prototypes], photos: list[s
     @ray.remote(num_cpus=0.5)
     def label() -> list[LabelMap | Failure]:
         model = DiffUp.from_pretrained(decoder, backbone=FakeBackbone(), device="cpu")
-        return list(model.segment_many(photos, classes, batch_size=2))
+        return list(model.segment_many(photos, classes, batch_size=1))
 
     return dict(zip(photos, ray.get(label.remote()), strict=True))
 
@@ -197,7 +198,7 @@ def table(**columns: list[Any]) -> Any:
 @pytest.fixture(scope="module")
 def labeller(model: DiffUp, classes: list[Prototypes], plan: RayPlan) -> Labeller:
     """What runs in a worker, in this process."""
-    return Labeller(ray.put((model.decoder, classes)), plan)
+    return Labeller(ray.put((model.decoder, classes)), replace(plan, batch_size=2))
 
 
 def test_paths_bytes_and_arrays(labeller: Labeller, photos: list[str], expected: dict[str, Any]) -> None:

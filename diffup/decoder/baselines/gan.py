@@ -1,7 +1,7 @@
 """The StyleGAN2-style baseline of the paper's Table 8: a generator with the decoders' interface, and its discriminator.
 
 The generator follows StyleGAN2 (Karras et al., CVPR 2020): a mapping network, modulated and demodulated convolutions,
-masks of every resolution summed. As in the paper, an encoder maps the priors to a latent vector that is concatenated
+noise at each of them, masks of every resolution summed. As in the paper, an encoder maps the priors to a latent vector that is concatenated
 with Gaussian noise. In the generator's favour, the encoder's 8 x 8 map replaces StyleGAN2's learned constant, the
 generator sees the query image (as the U-Net's quality branch does), and with `prior_skip` the output starts from the
 mean prior: a vector alone hardly encodes positions.
@@ -25,7 +25,7 @@ LATENT = 256
 """Width of the latent vector and of the style."""
 
 NOISE_SIDE = 8
-"""Side, in positions, to which the noise map is pooled, each still standard normal: 64 numbers beside the latent."""
+"""Side, in positions, of the noise beside the latent vector: 64 numbers."""
 
 _SLOPE = 0.2
 
@@ -58,6 +58,25 @@ class ModulatedConv(nn.Module):
             squares = scale.square() @ self.weight.square().sum(dim=(2, 3)).T
             h = h * (squares + 1e-8).rsqrt()[:, :, None, None]
         return h + self.bias[:, None, None]
+
+
+class StyledConv(nn.Module):
+    """A modulated convolution, noise of a strength that is learned from zero, and the activation.
+
+    Args:
+        inputs: input channels.
+        outputs: output channels.
+    """
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.convolution = ModulatedConv(inputs, outputs)
+        self.strength = nn.Parameter(torch.zeros(()))
+
+    def forward(self, h: Tensor, latent: Tensor, noise: Tensor) -> Tensor:
+        """(B, inputs, s, s), (B, LATENT), noise of the finest side (B, 1, 64, 64) -> (B, outputs, s, s)."""
+        h = self.convolution(h, latent)
+        return F.leaky_relu(h + self.strength * _pooled(noise, h.shape[-1]), _SLOPE)
 
 
 class PriorEncoder(nn.Module):
@@ -101,9 +120,9 @@ class StyleGenerator(Decoder):
         self.mapping = nn.Sequential(
             nn.Linear(LATENT + NOISE_SIDE**2, LATENT), nn.LeakyReLU(_SLOPE), nn.Linear(LATENT, LATENT)
         )
-        self.start = ModulatedConv(coarse_to_fine[0], coarse_to_fine[0])
-        self.widen = nn.ModuleList(ModulatedConv(a, b) for a, b in pairwise(coarse_to_fine))
-        self.refine = nn.ModuleList(ModulatedConv(b, b) for b in coarse_to_fine[1:])
+        self.start = StyledConv(coarse_to_fine[0], coarse_to_fine[0])
+        self.widen = nn.ModuleList(StyledConv(a, b) for a, b in pairwise(coarse_to_fine))
+        self.refine = nn.ModuleList(StyledConv(b, b) for b in coarse_to_fine[1:])
         self.to_mask = nn.ModuleList(ModulatedConv(c, 1, size=1, demodulate=False) for c in coarse_to_fine)
         self.prior_gain = nn.Parameter(torch.tensor(PRIOR_GAIN)) if config.prior_skip else None
         self.add_quality_branch()
@@ -117,13 +136,11 @@ class StyleGenerator(Decoder):
             condition: condition of B queries.
         """
         h, latent = self.encoder(condition)
-        noise = F.avg_pool2d(x, x.shape[-1] // NOISE_SIDE) * (x.shape[-1] // NOISE_SIDE)
-        style = self.mapping(torch.cat([latent, noise.flatten(1)], dim=1))
-        h = F.leaky_relu(self.start(h, style), _SLOPE)
+        style = self.mapping(torch.cat([latent, _pooled(x, NOISE_SIDE).flatten(1)], dim=1))
+        h = self.start(h, style, x)
         output = self.to_mask[0](h, style)
         for widen, refine, to_mask in zip(self.widen, self.refine, self.to_mask[1:], strict=True):
-            h = F.leaky_relu(widen(_double(h), style), _SLOPE)
-            h = F.leaky_relu(refine(h, style), _SLOPE)
+            h = refine(widen(_double(h), style, x), style, x)
             output = _double(output) + to_mask(h, style)
         if self.prior_gain is not None:
             output = output + self.prior_gain * condition.prior
@@ -183,3 +200,9 @@ def gradient_penalty(discriminator: Discriminator, mask: Tensor, condition: Cond
 
 def _double(maps: Tensor) -> Tensor:
     return F.interpolate(maps, scale_factor=2, mode="bilinear", align_corners=False)
+
+
+def _pooled(noise: Tensor, side: int) -> Tensor:
+    """Pool standard normal noise to a side, at which it is still standard normal: (B, 1, n, n) -> (B, 1, side, side)."""
+    factor = noise.shape[-1] // side
+    return F.avg_pool2d(noise, factor) * factor
