@@ -70,6 +70,9 @@ def crops() -> list[np.ndarray]:
 def check_batches(path: Path, support: dict[str, np.ndarray] | None = None) -> None:
     """A file gives batches of 1, 2 and 5 photos the results that it gives each of them alone."""
     session = open_session(path)
+    assert session.get_inputs()[0].shape == ["batch", 3, "height", "width"]
+    assert {item.shape[0] for item in session.get_outputs()} == {"batch"}
+    assert {side for item in session.get_inputs()[1:] for side in item.shape if isinstance(side, str)} <= {"views"}
     batch = np.stack([photo.transpose(2, 0, 1) for photo in crops()])
     alone = [session.run(None, {"photo": photo[None], **(support or {})}) for photo in batch]
     assert np.abs(alone[0][0] - alone[3][0]).max() > 10 * TOLERANCE

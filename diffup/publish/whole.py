@@ -472,7 +472,20 @@ def _write(module: PhotoModel, support: Mapping[str, Tensor], facts: Facts, path
     for _ in (ENCODER_IMAGE, *ENCODER_LEVELS):
         exported.model.graph.outputs.pop()
     exported.model.metadata_props[FACTS] = json.dumps(asdict(facts))
-    onnx.save(fold_encoder(exported.model_proto), path)
+    model = fold_encoder(exported.model_proto)
+    _name_dimensions(model)
+    onnx.save(model, path)
+
+
+def _name_dimensions(model: Any) -> None:
+    """Give the varying dimensions of the inputs and outputs their names, in the place of the exporter's numbers."""
+    photo, *support = (value.type.tensor_type.shape.dim for value in model.graph.input)
+    names = {photo[axis].dim_param: name for axis, name in ((0, "batch"), (2, "height"), (3, "width"))}
+    names |= {dim.dim_param: "views" for dims in support for dim in dims if dim.dim_param}
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param in names:
+                dim.dim_param = names[dim.dim_param]
 
 
 def example_photo(height: int, width: int, seed: int = 0) -> Tensor:
