@@ -271,7 +271,7 @@ def opposed(results: Sequence[Segmentation], classes: Sequence[Prototypes]) -> l
 
     At every position a class loses `NEGATIVE_SHARE` of the log-odds by which its negatives exceed their threshold, so
     that it remains in the mask where it exceeds its own by more than that. Its presence loses the log-odds by which
-    that of the negatives is higher.
+    that of the negatives is higher. Where nothing is left of its mask, quality and score are 0.
 
     Args:
         results: results of C classes and then of the negatives of those that have any, in the same query.
@@ -294,7 +294,9 @@ def _opposed(own: Segmentation, other: Segmentation) -> Segmentation:
     maps = own.maps.copy()
     maps[0] = np.where(lead > 0, torch.sigmoid(logits - lead), maps[0])
     left = float(torch.sigmoid(presence - (rivals - presence))) if rivals > presence else own.presence
-    return replace(own, maps=maps, presence=left, score=own.score * left / max(own.presence, _EPS))
+    marked = bool((maps[0] > own.threshold).any())
+    score = own.score * left / max(own.presence, _EPS)
+    return replace(own, maps=maps, presence=left, quality=own.quality * marked, score=score * marked)
 
 
 def _logit(probability: float) -> Tensor:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from diffup.errors import ConfigError
 from diffup.utils.optional import need
 
 Labels = npt.NDArray[np.int32]
@@ -78,8 +79,11 @@ def find_instances(
         The objects, the one with the greatest score first.
 
     Raises:
+        ConfigError: `smallest` is outside of [0, 1].
         MissingPackageError: scikit-image is not installed.
     """
+    if not 0 <= smallest <= 1:
+        raise ConfigError(f"smallest={smallest}: it must be 0 to 1, a part of the image")
     if not mask.any():
         return []
     labels = separate(mask, image)

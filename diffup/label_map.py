@@ -204,6 +204,7 @@ class LabelMap:
             Iterator of pairs of a label and an object.
 
         Raises:
+            ConfigError: `smallest` is outside of [0, 1].
             MissingPackageError: scikit-image is not installed (extra `formats`).
         """
         maps = zip(self.results, _probabilities(self.results), strict=True)

@@ -265,6 +265,7 @@ class Segmentation:
             The objects, the one with the greatest score first.
 
         Raises:
+            ConfigError: `smallest` is outside of [0, 1].
             MissingPackageError: scikit-image is not installed (extra `formats`).
         """
         return find_instances(self.mask, self.image, self.probability, self.score, smallest)

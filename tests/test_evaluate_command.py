@@ -318,6 +318,16 @@ def test_episodes_of_another_revision_are_scored_again(shapes: Path, decoder: Pa
         assert (tmp_path / "old" / name).read_bytes() == (tmp_path / "new" / name).read_bytes()
 
 
+def test_presences_that_do_not_know_the_number_of_supports_are_scored_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, setting = tmp_path / "record.jsonl", setting_of()
+    with monkeypatch.context() as before:
+        before.setattr("diffup.evaluation.record.REVISION", 6)
+        EpisodeRecord(path).append(setting, EPISODES, [SCORE])
+    assert EpisodeRecord(path).known(setting, EPISODES) == {}
+
+
 def test_a_torn_line_is_dropped_and_a_damaged_one_named(tmp_path: Path) -> None:
     path, setting = tmp_path / "record.jsonl", setting_of()
     EpisodeRecord(path).append(setting, EPISODES, [SCORE])

@@ -10,6 +10,7 @@ from hypothesis.extra import numpy as hnp
 from skimage import data
 from skimage.measure import label
 
+from diffup.errors import ConfigError
 from diffup.instances import find_instances, separate
 from diffup.label_map import LabelMap
 from diffup.result import Segmentation
@@ -100,6 +101,13 @@ def test_results_and_their_exports_hold_the_objects() -> None:
     assert sorted(item["area"] for item in annotations) == sorted(item.area for item in found)
     assert [item["score"] for item in annotations] == pytest.approx([0.45, 0.45])
     assert len(result(mask, plain()).to_coco()) == 1
+
+
+@pytest.mark.parametrize("smallest", [-0.1, 2, float("nan")])
+def test_a_least_part_that_is_none_is_refused(smallest: float) -> None:
+    for mask in (disc(60, 60, 35), np.zeros_like(disc(60, 60, 35))):
+        with pytest.raises(ConfigError, match=r"smallest=.*: it must be 0 to 1"):
+            result(mask, plain()).instances(smallest)
 
 
 def test_a_label_map_has_the_objects_of_every_class() -> None:

@@ -77,6 +77,14 @@ def test_a_class_stays_where_it_exceeds_its_threshold_by_more_than_the_share(tau
     assert ((mine > 1) & (mine < theirs**NEGATIVE_SHARE)).any()
 
 
+def test_what_is_left_of_no_pixel_has_no_quality(taught: Prototypes) -> None:
+    """An empty mask, whose presence its negatives do not change, is not to be trusted."""
+    own, other = result_of([0.6, 0.4], 0.5, 0.8), result_of([0.99, 0.99], 0.5, 0.3)
+    (found,) = opposed([own, other], [taught])
+    assert own.mask.any() and not found.mask.any()
+    assert (found.presence, found.quality, found.score) == (own.presence, 0.0, 0.0)
+
+
 def test_negatives_are_a_class_of_the_same_query(model: DiffUp, taught: Prototypes) -> None:
     classes = [replace(taught, negative=None), model.prototypes(OTHER, OTHER_MASK, name="not disc")]
     (expected,) = opposed(model.segment(QUERY, classes, **UNREFINED).results, [taught])

@@ -236,6 +236,8 @@ def test_files_of_before_the_flag_tell_annotated_supports_by_their_whole_image(
         ({"level.0": torch.zeros(4, 8, 4, 4)}, {}, "level.0"),
         ({"valid": torch.zeros(5, dtype=torch.uint8)}, {}, "views"),
         ({}, {"shots": 9}, "shots"),
+        ({}, {"shots": 2}, "3 views of 2 shots"),
+        ({}, {"shots": 1.0}, "3 views of 1.0 shots"),
         ({}, {"kept": 1}, "kept"),
         ({}, {"colour": "red"}, "colour"),
         ({}, {"name": ""}, "name"),

@@ -109,7 +109,8 @@ def read_features(tensors: dict[str, Tensor], shots: int) -> SupportFeatures:
     levels = [tensors[f"level.{index}"].float() for index in range(LEVELS)]
     regions, valid = tensors["regions"].float(), tensors["valid"].bool()
     views = len(valid)
-    if regions.shape != (views, 2, EDGE_SIDE, EDGE_SIDE) or not 1 <= shots <= views or not bool(valid.any()):
+    counted = type(shots) is int and shots in (1, views)  # a single support has several views, others one each
+    if regions.shape != (views, 2, EDGE_SIDE, EDGE_SIDE) or not counted or not bool(valid.any()):
         raise ValueError(f"{views} views of {shots} shots with regions {tuple(regions.shape)}")
     for name, tensor in (*((f"level.{index}", level) for index, level in enumerate(levels)), ("regions", regions)):
         if tensor.ndim != 4 or len(tensor) != views or not bool(tensor.isfinite().all()):
