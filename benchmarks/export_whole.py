@@ -31,8 +31,9 @@ from diffup.inputs.annotations import Mask
 from diffup.inputs.images import to_bytes
 from diffup.model import DiffUp
 from diffup.prototypes import Prototypes
+from diffup.publish.photo_model import resize_photo, support_inputs
 from diffup.publish.quantise import MAX_PHOTOS, quantise_encoder
-from diffup.publish.whole import PHOTO, export_whole, prepared, resize_photo, support_inputs
+from diffup.publish.whole import PHOTO, export_whole, prepared
 from diffup.publish.whole_model import WholeModel
 from diffup.utils.files import write_text
 

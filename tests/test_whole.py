@@ -24,16 +24,8 @@ from diffup.decoder.options import SamplingOptions
 from diffup.errors import ConfigError, FormatError, ImageError
 from diffup.priors.config import PriorConfig
 from diffup.publish.export import TOLERANCE
-from diffup.publish.whole import (
-    OUTPUTS,
-    AnyClass,
-    Differences,
-    FixedClasses,
-    export_whole,
-    open_session,
-    resize_photo,
-    support_inputs,
-)
+from diffup.publish.photo_model import OUTPUTS, AnyClass, FixedClasses, resize_photo, support_inputs
+from diffup.publish.whole import Differences, export_whole, open_session
 from diffup.publish.whole_model import WholeModel
 from diffup.utils.resize import _cell_weights, triangle_weights
 

@@ -21,7 +21,8 @@ from diffup.backbones import load_backbone
 from diffup.errors import ConfigError, FormatError, MissingPackageError, PrototypesError
 from diffup.priors.config import PriorConfig
 from diffup.publish.export import TOLERANCE
-from diffup.publish.whole import OUTPUTS, Facts
+from diffup.publish.photo_model import OUTPUTS
+from diffup.publish.whole import Facts
 from diffup.publish.whole_model import WholeModel, _read_facts
 
 CNN = "timm:test_efficientnet"

@@ -18,7 +18,8 @@ from diffup.inputs.images import ImageLike, fetch, read_image, to_bytes
 from diffup.label_map import LabelMap
 from diffup.priors.config import PriorConfig
 from diffup.prototypes import Prototypes, distinct_classes
-from diffup.publish.whole import FACTS, OUTPUTS, PHOTO, Facts, check_exportable, prepared, support_inputs
+from diffup.publish.photo_model import OUTPUTS, support_inputs
+from diffup.publish.whole import FACTS, PHOTO, Facts, check_exportable, prepared
 from diffup.refine import REFINE
 from diffup.result import Segmentation
 from diffup.utils.optional import need

@@ -1,10 +1,10 @@
 """The StyleGAN2-style baseline of the paper's Table 8: a generator with the decoders' interface, and its discriminator.
 
 The generator follows StyleGAN2 (Karras et al., CVPR 2020): a mapping network, modulated and demodulated convolutions,
-noise at each of them, masks of every resolution summed. As in the paper, an encoder maps the priors to a latent vector that is concatenated
-with Gaussian noise. In the generator's favour, the encoder's 8 x 8 map replaces StyleGAN2's learned constant, the
-generator sees the query image (as the U-Net's quality branch does), and with `prior_skip` the output starts from the
-mean prior: a vector alone hardly encodes positions.
+noise at each of them, masks of every resolution summed. As in the paper, an encoder maps the priors to a latent vector
+that is concatenated with Gaussian noise. In the generator's favour, the encoder's 8 x 8 map replaces StyleGAN2's
+learned constant, the generator sees the query image (as the U-Net's quality branch does), and with `prior_skip` the
+output starts from the mean prior: a vector alone hardly encodes positions.
 """
 
 from __future__ import annotations
@@ -203,6 +203,6 @@ def _double(maps: Tensor) -> Tensor:
 
 
 def _pooled(noise: Tensor, side: int) -> Tensor:
-    """Pool standard normal noise to a side, at which it is still standard normal: (B, 1, n, n) -> (B, 1, side, side)."""
+    """Pool standard normal noise, which stays so: (B, 1, n, n) -> (B, 1, side, side)."""
     factor = noise.shape[-1] // side
     return F.avg_pool2d(noise, factor) * factor
