@@ -24,6 +24,7 @@ from diffup.errors import BackboneError, ConfigError
 from diffup.evaluation.episodes import draw_episodes
 from diffup.evaluation.evaluate import Evaluator
 from diffup.priors.condition import Condition
+from diffup.priors.config import LOW_LEVEL_GRID
 from diffup.priors.level import pool_to_grid
 from diffup.training.config import TrainConfig
 from diffup.training.prepare import Banks
@@ -94,7 +95,7 @@ def test_the_evaluator_hands_the_same_features_on(tied: DiffUp, shapes: Path, mo
     episodes = draw_episodes(folder, "test", [1, 2], 1, 2, seed=0)
     Evaluator(tied, folder).run(episodes)
     for index, episode in enumerate(episodes):
-        low = pool_to_grid(encode(tied.backbone, [folder.image(episode.query)])[0], tied.config.priors.grid)
+        low = pool_to_grid(encode(tied.backbone, [folder.image(episode.query)])[0], LOW_LEVEL_GRID)
         assert torch.allclose(seen[0].low_level[index], low[0], atol=1e-5)
 
 

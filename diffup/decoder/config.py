@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 from diffup import __version__
 from diffup.decoder.quality import ESTIMATES
 from diffup.errors import ConfigError
-from diffup.priors.config import LEVELS, PriorConfig
+from diffup.priors.config import LEVELS, LOW_LEVEL_GRID, PriorConfig
 from diffup.priors.presence import EVIDENCE
 
 Prediction = Literal["epsilon", "x0", "v"]
@@ -198,7 +198,7 @@ class DecoderConfig:
     @property
     def feature_grids(self) -> tuple[int, ...]:
         """Greatest side, in positions, of each feature level that is used; DiffUp+LFE uses a finer first level."""
-        return (self.priors.grid, *self.priors.grids[1:]) if self.low_level_channels else self.priors.grids
+        return (LOW_LEVEL_GRID, *self.priors.grids[1:]) if self.low_level_channels else self.priors.grids
 
     @classmethod
     def paper(cls) -> DecoderConfig:

@@ -53,7 +53,7 @@ class Condition:
         affinity: for each side s in `priors.affinity.HEADS` a tensor (A, heads, s * s, 16 * 16), self-affinities of the
             queries; B is a multiple of A, and row i of the batch has the affinities i % A: classes and samples of the
             same queries share them. Empty unless `PriorConfig.self_affinity`.
-        low_level: (B, C_0, h_0, w_0), first feature level of the queries, pooled to `PriorConfig.grid`; None unless
+        low_level: (B, C_0, h_0, w_0), first feature level of the queries, pooled to 64 positions a side; None unless
             the decoder reads it (`DecoderConfig.low_level_channels`).
     """
 

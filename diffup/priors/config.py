@@ -16,6 +16,9 @@ Layout = Literal["own", "all"]
 
 MAX_EXTRA_PRIORS = 100
 
+LOW_LEVEL_GRID = 64
+"""Greatest side, in positions, to which the low-level features of DiffUp+LFE are pooled: the decoder's finest side."""
+
 LEVELS = 4
 """Feature levels of a backbone and of the decoder (docs/how_it_works.md)."""
 

@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import Tensor
 
 from diffup.priors.affinity import enhance, self_affinities
-from diffup.priors.config import PriorConfig
+from diffup.priors.config import LOW_LEVEL_GRID, PriorConfig
 from diffup.priors.edges import edge_maps
 from diffup.priors.features import Members, SupportFeatures, possible_share
 from diffup.priors.level import (
@@ -125,7 +125,7 @@ def prepare_query(
         edges=edges,
         affinity=query_affinity(query, config, members),
         matched=matched_query(query[-1], config, members),
-        low_level=pool_to_grid(query[0].float(), config.grid) if low_level else None,
+        low_level=pool_to_grid(query[0].float(), LOW_LEVEL_GRID) if low_level else None,
     )
 
 
