@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from diffup.errors import FormatError
 from diffup.labelling.files import names_of, yaml_string
-from diffup.labelling.folder import _coco, _yolo_data
+from diffup.labelling.summaries import _coco, _yolo_data
 from diffup.labelling.table import quality_table
 from diffup.utils.files import write_text
 

@@ -29,7 +29,8 @@ from diffup import DiffUp, LabelMap, Prototypes, cli
 from diffup.decoder.weights import load_decoder
 from diffup.errors import ConfigError, DataError, MissingPackageError, StorageError
 from diffup.labelling.files import path_from
-from diffup.labelling.folder import FORMATS, RECORD, LabelPlan, find_images, label_folder
+from diffup.labelling.folder import RECORD, find_images, label_folder
+from diffup.labelling.plan import FORMATS, LabelPlan
 from diffup.labelling.table import quality_table
 from diffup.utils.journal import Journal
 

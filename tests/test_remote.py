@@ -34,7 +34,8 @@ from diffup.formats import read_fiftyone, read_huggingface, read_labelme
 from diffup.formats.supports import Gathering
 from diffup.inputs.images import open_image, read_image, upright_size
 from diffup.inputs.masks import read_mask
-from diffup.labelling.folder import RECORD, LabelPlan, label_folder
+from diffup.labelling.folder import RECORD, label_folder
+from diffup.labelling.plan import LabelPlan
 from diffup.labelling.ray import label_into
 from diffup.serve.photos import Photos
 from diffup.stream import Failure

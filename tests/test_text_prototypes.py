@@ -28,7 +28,7 @@ from torch import Tensor
 from diffup import DiffUp, LabelMap, Prototypes, cli
 from diffup.backbones import JointBackbone
 from diffup.errors import AnnotationError, BackboneError, ConfigError, DataError, PrototypesError
-from diffup.labelling.folder import LabelPlan, label_folder
+from diffup.labelling import LabelPlan, label_folder
 from diffup.priors.condition import build_condition, fused_priors
 from diffup.priors.config import PriorConfig
 from diffup.priors.text import text_maps

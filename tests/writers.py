@@ -27,7 +27,8 @@ from diffup.data.folder import LabelledFolder
 from diffup.errors import StorageError
 from diffup.evaluation.record import EpisodeRecord
 from diffup.evaluation.sweep import Candidate, Plan, Row, sweep
-from diffup.labelling.folder import FORMATS, RECORD, LabelPlan, label_folder
+from diffup.labelling.folder import RECORD, label_folder
+from diffup.labelling.plan import FORMATS, LabelPlan
 from diffup.training.trainer import train
 from diffup.utils.journal import Journal
 

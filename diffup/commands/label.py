@@ -62,7 +62,7 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Label a folder, and print which images could not be read."""
-    from diffup.labelling.folder import LabelPlan, label_folder
+    from diffup.labelling import LabelPlan, label_folder
     from diffup.labelling.listing import summary
     from diffup.utils.fonts import legend_key
 

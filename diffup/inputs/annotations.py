@@ -7,7 +7,6 @@ x to the right and y down.
 
 from __future__ import annotations
 
-import math
 import os
 import warnings
 from collections.abc import Sequence
@@ -20,15 +19,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffup.errors import AnnotationError, ImageError
-from diffup.inputs.coordinates import check_beyond_first_pixel, check_not_fractions, kind_of_numbers
+from diffup.errors import AnnotationError
+from diffup.inputs.coordinates import check_beyond_first_pixel, kind_of_numbers
 from diffup.inputs.drawing import Boxes, Strokes, cover_boxes, draw_points, draw_strokes, fill_boxes
 from diffup.inputs.images import ImageLike, describe, fetch, read_image
 from diffup.inputs.masks import MaskLike, check_mask_size, name_mask, read_mask, seems_inverted
+from diffup.inputs.read_shapes import fetched, positive, read_boxes, read_points, read_strokes
 
 Polyline: TypeAlias = Sequence[tuple[float, float]] | npt.NDArray[Any]
-
-_WIDEST = 1e9  # greatest width of a stroke in pixels: beyond any image, and its square is still finite
 
 DEFAULT_STROKE = 0.02
 """Default width of a scribble and radius of a point, as a fraction of the image's shorter side."""
@@ -56,7 +54,7 @@ class Mask:
     name: str
 
     def __init__(self, mask: MaskLike) -> None:
-        mask = _fetched(mask, "Mask")
+        mask = fetched(mask, "Mask")
         object.__setattr__(self, "mask", read_mask(mask, "Mask"))
         object.__setattr__(self, "name", name_mask(mask))
 
@@ -92,9 +90,9 @@ class Box:
         *box: float | Sequence[Any] | npt.NDArray[Any] | Tensor,
         negative: Sequence[Any] | npt.NDArray[Any] | Tensor = (),
     ) -> None:
-        object.__setattr__(self, "negative", () if _is_empty(negative) else _read_boxes(negative))
+        object.__setattr__(self, "negative", () if _is_empty(negative) else read_boxes(negative))
         alone = not box and self.negative
-        object.__setattr__(self, "boxes", () if alone else _read_boxes(box[0] if len(box) == 1 else box))
+        object.__setattr__(self, "boxes", () if alone else read_boxes(box[0] if len(box) == 1 else box))
 
 
 @dataclass(frozen=True, eq=False, init=False)
@@ -131,11 +129,11 @@ class Scribble:
         width: float | None = None,
         negative: Polyline | Sequence[Polyline] | MaskLike = (),
     ) -> None:
-        object.__setattr__(self, "negative", () if _is_empty(negative) else _read_strokes(negative))
+        object.__setattr__(self, "negative", () if _is_empty(negative) else read_strokes(negative))
         alone = _is_empty(strokes) and not _is_empty(negative)
-        object.__setattr__(self, "strokes", () if alone else _read_strokes(strokes))
+        object.__setattr__(self, "strokes", () if alone else read_strokes(strokes))
         object.__setattr__(self, "name", name_mask(strokes).replace("mask", "stroke image"))
-        object.__setattr__(self, "width", _positive(width, "Scribble", "width"))
+        object.__setattr__(self, "width", positive(width, "Scribble", "width"))
 
     def __repr__(self) -> str:
         negative = "" if _is_empty(self.negative) else f", negative={_describe_strokes(self.negative)}"
@@ -169,10 +167,10 @@ class Points:
     def __init__(
         self, points: Polyline | Tensor = (), radius: float | None = None, negative: Polyline | Tensor = ()
     ) -> None:
-        object.__setattr__(self, "negative", () if _is_empty(negative) else _read_points(negative))
+        object.__setattr__(self, "negative", () if _is_empty(negative) else read_points(negative))
         alone = _is_empty(points) and self.negative
-        object.__setattr__(self, "points", () if alone else _read_points(points))
-        object.__setattr__(self, "radius", _positive(radius, "Points", "radius"))
+        object.__setattr__(self, "points", () if alone else read_points(points))
+        object.__setattr__(self, "radius", positive(radius, "Points", "radius"))
 
 
 Annotation: TypeAlias = Mask | Box | Scribble | Points | None
@@ -358,7 +356,7 @@ def pair_supports(
     for source, value, image_name, name in zip(images, annotations, image_names, annotation_names, strict=True):
         image = read_image(fetch(source, image_name), image_name)
         size = (image.shape[1], image.shape[2])
-        parsed = parse_annotation(_fetched(value, name), name, size)
+        parsed = parse_annotation(fetched(value, name), name, size)
         check_pixels(parsed, size, name)
         supports.append(Support(image, parsed, rasterise(parsed, size, name)))
         if isinstance(parsed, Mask) and seems_inverted(parsed.mask):
@@ -406,19 +404,6 @@ def _coordinates(annotation: Annotation) -> list[npt.NDArray[np.float64]]:
     ]
 
 
-def _fetched(mask: Any, argument: str) -> Any:
-    """A mask or annotation whose file is read, if the user has given it by its URL.
-
-    Raises:
-        AnnotationError: it cannot be read.
-        MissingPackageError: the package of the URL's file system is not installed.
-    """
-    try:
-        return fetch(mask, argument)
-    except ImageError as error:
-        raise AnnotationError(str(error)) from error
-
-
 def _itemise(value: Any, argument: str) -> tuple[list[Any], list[str]]:
     """The items of a list or tuple, or a single value as a list of one, and the name of each in error messages."""
     if isinstance(value, list | tuple):
@@ -426,89 +411,10 @@ def _itemise(value: Any, argument: str) -> tuple[list[Any], list[str]]:
     return [value], [argument]
 
 
-def _number_table(rows: Any, columns: int, kind: str, row_form: str) -> list[list[float]]:
-    """Rows of finite numbers from any nested sequence or array."""
-    try:
-        table = np.asarray(rows.detach().cpu() if isinstance(rows, Tensor) else rows, dtype=np.float64)
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise AnnotationError(f"{kind}: expected {row_form} or a list of them, got {describe(rows)}.") from error
-    if table.shape == (columns,):
-        table = table[None]
-    if table.ndim != 2 or table.shape[1] != columns or not len(table):
-        raise AnnotationError(
-            f"{kind}: expected at least one {row_form}, {columns} numbers each, got {describe(rows)}."
-        )
-    if not np.isfinite(table).all():
-        raise AnnotationError(f"{kind}: {describe(rows)} contains NaN or infinity. Give finite pixel coordinates.")
-    return [[float(number) for number in row] for row in table]
-
-
 def _is_empty(values: Any) -> bool:
     """Whether a list or tuple of coordinates is empty; arrays are not asked, so that they are read and refused."""
     return isinstance(values, list | tuple) and not values
 
 
-def _read_points(points: Any) -> tuple[tuple[float, float], ...]:
-    table = _number_table(points, 2, "Points", "(x, y)")
-    check_not_fractions(np.array(table), "Points")
-    return tuple((x, y) for x, y in table)
-
-
-def _read_boxes(boxes: Any) -> Boxes:
-    table = _number_table(boxes, 4, "Box", "(x0, y0, x1, y1)")
-    check_not_fractions(np.array(table), "Box")
-    for index, (x0, y0, x1, y1) in enumerate(table):
-        if x0 >= x1 or y0 >= y1:
-            raise AnnotationError(
-                f"Box: box {index} is ({x0:g}, {y0:g}, {x1:g}, {y1:g}), which is inverted or empty. "
-                "Give (left, top, right, bottom) with left < right and top < bottom."
-            )
-    return tuple((x0, y0, x1, y1) for x0, y0, x1, y1 in table)
-
-
 def _describe_strokes(strokes: Strokes) -> str:
     return describe(strokes) if isinstance(strokes, Tensor) else f"{len(strokes)} polylines"
-
-
-def _positive(value: float | None, kind: str, name: str) -> float | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
-        raise AnnotationError(f"{kind}: expected {name} in pixels or None, got {describe(value)}.")
-    if not 0 < value < math.inf:
-        raise AnnotationError(f"{kind}: {name} must be a positive number of pixels, got {value}.")
-    return float(min(value, _WIDEST))
-
-
-def _read_strokes(strokes: Any) -> tuple[npt.NDArray[np.float64], ...] | Tensor:
-    """Read strokes as one polyline, several polylines or a stroke image."""
-    if isinstance(strokes, str | os.PathLike | bytes | Image.Image):
-        return read_mask(_fetched(strokes, "Scribble"), "Scribble")
-    if isinstance(strokes, np.ndarray | Tensor):
-        is_bool = strokes.dtype == (
-            torch.bool if isinstance(strokes, Tensor) else np.bool_
-        )  # never coordinates, however narrow the image
-        if strokes.ndim != 2 or strokes.shape[1] != 2 or is_bool:
-            return read_mask(strokes, "Scribble")
-        polylines: list[Any] = [strokes]
-    elif isinstance(strokes, list | tuple) and strokes:
-        polylines = [strokes] if _is_vertex(strokes[0]) else list(strokes)
-    else:
-        raise AnnotationError(
-            "Scribble: expected a polyline [(x, y), ...], a list of polylines or a stroke image, "
-            f"got {describe(strokes)}."
-        )
-    vertices = tuple(np.array(_number_table(line, 2, "Scribble", "(x, y)")) for line in polylines)
-    check_not_fractions(np.concatenate(vertices), "Scribble")
-    return vertices
-
-
-def _is_vertex(value: Any) -> bool:
-    """Whether a value is one (x, y) rather than a polyline."""
-    return len(np.shape(value)) == 1 if isinstance(value, np.ndarray | Tensor) else not _nested(value)
-
-
-def _nested(value: Any) -> bool:
-    return isinstance(value, list | tuple) and any(
-        isinstance(item, list | tuple | np.ndarray | Tensor) for item in value
-    )

@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 import errno
-import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 from tqdm import tqdm
 
-from diffup.decoder.options import SamplingOptions, refuse_generator
-from diffup.decoder.weights import decoder_hash
-from diffup.errors import ConfigError, DataError, StorageError
-from diffup.formats.coco import coco_annotations, coco_document
-from diffup.formats.label_studio import label_studio_prediction, label_studio_task
+from diffup.errors import DataError, StorageError
+from diffup.formats.coco import coco_annotations
+from diffup.formats.label_studio import label_studio_prediction
 from diffup.label_map import LabelMap
 from diffup.labelling.files import (
-    OWN,
     PLACES,
     facts_of,
     file_of,
@@ -35,71 +28,23 @@ from diffup.labelling.files import (
     remove_files,
     stem_of,
     write_files,
-    yaml_string,
 )
 from diffup.labelling.hashes import PhotoFacts
 from diffup.labelling.listing import list_images
 from diffup.labelling.outputs import Output, Place, open_output
 from diffup.labelling.photos import Photos, open_photos
-from diffup.labelling.table import quality_table
+from diffup.labelling.plan import LabelPlan, compare_settings, need_packages, settings_of
+from diffup.labelling.summaries import SUMMARIES, write_summaries
 from diffup.model import DiffUp
 from diffup.prototypes import Prototypes, check_classes
 from diffup.stream import Failure
 from diffup.utils.journal import Journal
-from diffup.utils.optional import need
 from diffup.utils.remote_journal import RemoteJournal
 from diffup.utils.storage import located
 
-Format = Literal["png", "coco", "yolo", "labelme", "label-studio", "overlay", "csv"]
-FORMATS: tuple[Format, ...] = get_args(Format)
-
 RECORD = "record.jsonl"
-SUMMARIES = {
-    "coco": "annotations.json",
-    "yolo": "yolo/data.yaml",
-    "label-studio": "label_studio.json",
-    "csv": "quality.csv",
-}
-"""Files that cover all images, by format."""
-
 _OF_A_NAME = {errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
 """Error numbers that the name of a single file can cause; other errors would occur again with the next file."""
-
-REVISION = 2
-"""Revision of the written files; raise it when the same settings would give other files."""
-
-
-@dataclass(frozen=True)
-class LabelPlan(SamplingOptions):
-    """The files to write, and the sampling options (the fields of `SamplingOptions`).
-
-    Attributes:
-        formats: formats to write: `png` (label maps), `coco` (one instances file), `yolo` (text files), `labelme`
-            (files of polygons), `label-studio` (one file of tasks with predictions), `overlay` (pictures), `csv` (table
-            of what each image needs review for).
-        encoding: format of COCO's masks, `rle` (exact and short) or `polygon` (editable in labelling tools).
-        instances: whether COCO's and YOLO's files hold the separate objects (`LabelMap.instances`). Otherwise COCO's
-            has one object per class and image, and YOLO's the connected parts.
-        overlap: whether each class's own mask, which may overlap with those of others, is written to `own/` too, and to
-            COCO's file instead of the class's pixels in the label map.
-
-    Raises:
-        ConfigError: `formats` is empty, a format or the encoding is unknown, or a generator is given instead of a seed.
-    """
-
-    formats: tuple[Format, ...] = ("png", "csv")
-    encoding: Literal["rle", "polygon"] = "rle"
-    instances: bool = False
-    overlap: bool = False
-
-    def __post_init__(self) -> None:
-        refuse_generator(self)
-        chosen = tuple(name for name in FORMATS if name in self.formats)
-        if not self.formats or len(chosen) < len(set(self.formats)):
-            raise ConfigError(f"formats={self.formats!r}: choose one or more of {', '.join(FORMATS)}")
-        object.__setattr__(self, "formats", chosen)
-        if self.encoding not in ("rle", "polygon"):
-            raise ConfigError(f"encoding={self.encoding!r}: choose rle or polygon")
 
 
 @dataclass(frozen=True)
@@ -171,8 +116,8 @@ def label_folder(
     listing = photos.listing
     photos.refuse_within(place)
     classes = check_classes(prototypes, model)
-    _need_packages(plan)
-    settings = _settings(model, classes, plan)
+    need_packages(plan)
+    settings = settings_of(model, classes, plan)
     journal = written.journal(RECORD)
     with journal.alone("diffup label"):
         written.begin()
@@ -211,7 +156,7 @@ def label_folder(
                 if "error" not in entry or state.errors.get(image) != entry["error"]:
                     journal.append([entry])
                 bar.update(1)
-        files = _write_summaries(journal, photos, written, images, failed, [item.name for item in classes], plan)
+        files = write_summaries(journal, photos, written, images, failed, [item.name for item in classes], plan)
     labelled = len(left) - sum(image in failed for image in left)
     return LabelReport(labelled, len(state.done), failed, files, listing.left_out, state.gone, state.kept)
 
@@ -296,61 +241,6 @@ def _still(photos: Photos, output: Output, image: str, entry: dict[str, Any]) ->
     return facts is not None and photos.still(image, facts) and all(output.has(file) for file in entry["files"])
 
 
-def _need_packages(plan: LabelPlan) -> None:
-    """Check, before anything is computed, that the packages of the formats are installed.
-
-    Raises:
-        MissingPackageError: a package is not installed.
-    """
-    if "coco" in plan.formats:
-        need("pycocotools.mask", "the format coco")
-    if {"yolo", "labelme"} & set(plan.formats) or (
-        "coco" in plan.formats and (plan.instances or plan.encoding == "polygon")
-    ):
-        need("skimage.measure", "outlines and connected parts")
-
-
-def _settings(model: DiffUp, classes: Sequence[Prototypes], plan: LabelPlan) -> dict[str, Any]:
-    """Everything that the written files depend on besides the images, ready for JSON."""
-    sampling = plan.resolve(model.config)
-    return {
-        "revision": REVISION,
-        "classes": [item.name for item in classes],
-        "prototypes": [digest(item) for item in classes],
-        "backbone": model.backbone.fingerprint,
-        "decoder": decoder_hash(model.decoder)[:16],
-        "thresholds": [sampling.threshold(item.threshold) for item in classes],
-        "formats": list(plan.formats),
-        "encoding": plan.encoding,
-        "instances": plan.instances,
-        "overlap": plan.overlap,
-        "steps": sampling.steps,
-        "ensemble": sampling.ensemble,
-        "seed": plan.seed,
-        "refine": sampling.refine,
-        "min_presence": sampling.min_presence,
-    }
-
-
-def digest(prototypes: Prototypes) -> str:
-    """Return a hash of the features and embeddings of prototypes, 16 hexadecimal digits.
-
-    Args:
-        prototypes: prototypes of one class.
-    """
-    tensors: list[Tensor] = []
-    if prototypes.features is not None:
-        features = prototypes.features
-        tensors += (*features.levels, features.foreground, features.background, features.valid)
-    if prototypes.text_prompt is not None:
-        tensors.append(prototypes.text_prompt.embeddings)
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(f"{tuple(tensor.shape)}".encode())
-        digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
 def _open_record(
     journal: Journal | RemoteJournal, settings: dict[str, Any], output: Output, images: Sequence[str], plan: LabelPlan
 ) -> dict[str, dict[str, Any]]:
@@ -380,26 +270,6 @@ def _open_record(
         _refuse_strangers(output, images, settings["classes"], plan)
         journal.append([{"settings": settings}])
     return known
-
-
-def compare_settings(record: Place, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
-    """Check that a run to be resumed has the same settings.
-
-    Args:
-        record: path or URL of the file with the settings of the earlier run.
-        theirs: settings of the earlier run.
-        ours: settings of this run.
-
-    Raises:
-        DataError: settings differ; the message names them.
-    """
-    other = [name for name in ours if theirs.get(name) != ours[name]]
-    if other:
-        shown = "; ".join(f"{name}: {theirs.get(name)} there, {ours[name]} here" for name in other)
-        raise DataError(
-            f"{record} is of a run with other settings ({shown}). Give the same ones to go on with it, or choose "
-            "another output folder"
-        )
 
 
 def _refuse_strangers(output: Output, images: Sequence[str], classes: Sequence[str], plan: LabelPlan) -> None:
@@ -466,61 +336,3 @@ def _label(
             model_version=f"diffup {result.results[0].backbone}",
         )
     return entry
-
-
-def _write_summaries(
-    journal: Journal | RemoteJournal,
-    photos: Photos,
-    output: Output,
-    images: Sequence[str],
-    failed: dict[str, str],
-    names: Sequence[str],
-    plan: LabelPlan,
-) -> tuple[Place, ...]:
-    """Write the files that cover all images, sorted by name, and return the place of each format's results."""
-    there = set(images).difference(failed)
-    entries = {entry["image"]: entry for _, entry in journal.read() if entry.get("image") in there}
-    entries |= {image: {"image": image, "error": reason} for image, reason in failed.items()}
-    ordered = [entries[image] for image in sorted(entries)]
-    texts: dict[str, Callable[[], str]] = {
-        "coco": lambda: _coco(ordered, names),
-        "yolo": lambda: _yolo_data(names),
-        "label-studio": lambda: _label_studio(ordered, photos),
-        "csv": lambda: quality_table(ordered, names),
-    }
-    for written in plan.formats:
-        if written in texts:
-            output.replace(SUMMARIES[written], texts[written]())
-    places = {**{name: place for name, (place, _) in PLACES.items()}, **SUMMARIES}
-    shown = [places[written] for written in plan.formats] + [OWN] * plan.overlap
-    return tuple(output.at(place) for place in shown)
-
-
-def _coco(entries: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
-    """COCO instances file of the images that could be read, with image ids from 1."""
-    readable = [entry for entry in entries if "error" not in entry]
-    images, annotations = [], []
-    for number, entry in enumerate(readable, start=1):
-        images.append({"id": number, "file_name": entry["image"], "width": entry["width"], "height": entry["height"]})
-        annotations += [{**annotation, "image_id": number} for annotation in entry["coco"]]
-    return json.dumps(coco_document(images, annotations, names)) + "\n"
-
-
-def _label_studio(entries: Sequence[dict[str, Any]], photos: Photos) -> str:
-    """Label Studio's tasks of the images that could be read."""
-    tasks = [
-        label_studio_task(photos.task_url(entry["image"]), entry["label_studio"])
-        for entry in entries
-        if "error" not in entry
-    ]
-    return json.dumps(tasks) + "\n"
-
-
-def _yolo_data(names: Sequence[str]) -> str:
-    """YOLO's description of the data set, in YAML: the folder of images, for both of its required splits, and names.
-
-    A relative folder is looked up from the file; the labels of `images/a.jpg` are those of `labels/a.txt`.
-    """
-    return "train: images\nval: images\nnames:\n" + "".join(
-        f"  {index}: {yaml_string(name)}\n" for index, name in enumerate(names)
-    )

@@ -21,7 +21,8 @@ from diffup.decoder.options import SamplingOptions, refuse_generator
 from diffup.decoder.weights import decoder_hash, fetch_decoder, load_decoder
 from diffup.errors import ConfigError, DataError, StorageError
 from diffup.label_map import LabelMap
-from diffup.labelling.folder import RECORD, REVISION, LabelReport, compare_settings, digest
+from diffup.labelling.folder import RECORD, LabelReport
+from diffup.labelling.plan import REVISION, compare_settings, digest
 from diffup.model import RELEASED, DiffUp
 from diffup.prototypes import Prototypes, distinct_classes
 from diffup.stream import Failure
