@@ -193,6 +193,14 @@ def test_names_alone_follow_a_change_of_the_encoder(model: DiffUp, square: Proto
         better.segment(QUERY, both)
 
 
+def test_negatives_of_names_alone_are_of_one_encoder(model: DiffUp) -> None:
+    square = model.prototypes(text="square", negatives=SUPPORT, negative_annotation=MASK)
+    assert model.segment(QUERY, square).mask.shape == TRUTH.shape
+    for encoder in (FakeBackbone(seed=1), FakeBackbone((32,) * 4)):
+        with pytest.raises(PrototypesError, match="'not square' were made with"):
+            model.upgrade(encoder).segment(QUERY, square)
+
+
 def test_another_text_space_is_refused_and_rebuilt_for(square: Prototypes, both: Prototypes) -> None:
     other = make_model(FakeTextSpace((64, 64)))
     for prototypes in (square, both):
