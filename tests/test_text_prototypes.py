@@ -32,6 +32,7 @@ from diffup.labelling import LabelPlan, label_folder
 from diffup.priors.condition import build_condition, fused_priors
 from diffup.priors.config import PriorConfig
 from diffup.priors.text import text_maps
+from diffup.prototypes import join_prototypes
 from diffup.prototypes.file import FORMAT
 
 
@@ -199,6 +200,12 @@ def test_negatives_of_names_alone_are_of_one_encoder(model: DiffUp) -> None:
     for encoder in (FakeBackbone(seed=1), FakeBackbone((32,) * 4)):
         with pytest.raises(PrototypesError, match="'not square' were made with"):
             model.upgrade(encoder).segment(QUERY, square)
+
+
+def test_text_of_different_text_spaces_is_not_joined(square: Prototypes) -> None:
+    other = make_model(FakeTextSpace((64, 64))).prototypes(text="disc")
+    with pytest.raises(PrototypesError, match="'red box' have text of different text spaces"):
+        join_prototypes([square, other])
 
 
 def test_another_text_space_is_refused_and_rebuilt_for(square: Prototypes, both: Prototypes) -> None:
