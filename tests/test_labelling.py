@@ -447,6 +447,7 @@ def test_other_settings_are_refused(
         (classes, LabelPlan(formats=("png",)), "formats"),
         (classes[:1], EVERYTHING, "classes"),
         ([other, classes[1]], EVERYTHING, "prototypes"),
+        ([classes[0].add(model, negatives=image), classes[1]], EVERYTHING, "prototypes"),
     ]
     before = contents(whole)
     for chosen, plan, message in cases:

@@ -32,6 +32,7 @@ from diffup.labelling import LabelPlan, label_folder
 from diffup.priors.condition import build_condition, fused_priors
 from diffup.priors.config import PriorConfig
 from diffup.priors.text import text_maps
+from diffup.prototypes import join_prototypes
 from diffup.prototypes.file import FORMAT
 
 
@@ -191,6 +192,20 @@ def test_names_alone_follow_a_change_of_the_encoder(model: DiffUp, square: Proto
     assert_equal(better.segment(QUERY, square), better.segment(QUERY, text=["red box", "square"]))
     with pytest.raises(PrototypesError, match="Features of different encoders do not compare"):
         better.segment(QUERY, both)
+
+
+def test_negatives_of_names_alone_are_of_one_encoder(model: DiffUp) -> None:
+    square = model.prototypes(text="square", negatives=SUPPORT, negative_annotation=MASK)
+    assert model.segment(QUERY, square).mask.shape == TRUTH.shape
+    for encoder in (FakeBackbone(seed=1), FakeBackbone((32,) * 4)):
+        with pytest.raises(PrototypesError, match="'not square' were made with"):
+            model.upgrade(encoder).segment(QUERY, square)
+
+
+def test_text_of_different_text_spaces_is_not_joined(square: Prototypes) -> None:
+    other = make_model(FakeTextSpace((64, 64))).prototypes(text="disc")
+    with pytest.raises(PrototypesError, match="'red box' have text of different text spaces"):
+        join_prototypes([square, other])
 
 
 def test_another_text_space_is_refused_and_rebuilt_for(square: Prototypes, both: Prototypes) -> None:

@@ -104,7 +104,7 @@ def settings_of(model: DiffUp, classes: Sequence[Prototypes], plan: LabelPlan) -
 
 
 def digest(prototypes: Prototypes) -> str:
-    """Return a hash of the features and embeddings of prototypes, 16 hexadecimal digits.
+    """Return a hash of the features and embeddings of prototypes and their negatives, 16 hexadecimal digits.
 
     Args:
         prototypes: prototypes of one class.
@@ -115,11 +115,13 @@ def digest(prototypes: Prototypes) -> str:
         tensors += (*features.levels, features.foreground, features.background, features.valid)
     if prototypes.text_prompt is not None:
         tensors.append(prototypes.text_prompt.embeddings)
-    digest = hashlib.sha256()
+    found = hashlib.sha256()
     for tensor in tensors:
-        digest.update(f"{tuple(tensor.shape)}".encode())
-        digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
+        found.update(f"{tuple(tensor.shape)}".encode())
+        found.update(tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    if prototypes.negative is not None:
+        found.update(digest(prototypes.negative).encode())
+    return found.hexdigest()[:16]
 
 
 def compare_settings(record: Place, theirs: dict[str, Any], ours: dict[str, Any]) -> None:

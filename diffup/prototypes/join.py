@@ -36,6 +36,8 @@ def join_prototypes(items: Sequence[Prototypes]) -> Prototypes:
     if len({(item.fingerprint, item.input_size, item.grid) for item in shown}) > 1:
         raise PrototypesError(f"prototypes {items[0].name!r} were made with different encoders, which do not compare")
     prompts = [item.text_prompt for item in items if item.text_prompt is not None]
+    if len({prompt.fingerprint for prompt in prompts}) > 1:
+        raise PrototypesError(f"prototypes {items[0].name!r} have text of different text spaces, which do not compare")
     negatives = [item.negative for item in items if item.negative is not None]
     kept = all(item.kept_supports for item in shown)
     return dataclasses.replace(

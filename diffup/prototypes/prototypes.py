@@ -150,7 +150,7 @@ class Prototypes:
         return kept[1]
 
     def check(self, model: PrototypeEncoder) -> None:
-        """Check that the prototypes were made with a model's encoder, input size, prior grid and text space.
+        """Check that class and negatives were made with a model's encoder, input size, prior grid and text space.
 
         Args:
             model: the model to use them with.
@@ -162,14 +162,15 @@ class Prototypes:
         """
         if self.text_prompt is not None:
             self.text_prompt.check(model.text_space, self.name)
-        if self._fits(model):
-            return
-        ours, theirs = _describe(self.backbone, **self._made_with), _describe(model.backbone.name, **_maker(model))
-        remedy = "rebuild them: prototypes.rebuild(model)" if self.kept_supports else _NO_IMAGES
-        raise PrototypesError(
-            f"prototypes {self.name!r} were made with {ours}; the model has {theirs}. Features of different encoders "
-            f"do not compare; {remedy}"
-        )
+        if not self._fits(model):
+            ours, theirs = _describe(self.backbone, **self._made_with), _describe(model.backbone.name, **_maker(model))
+            remedy = "rebuild them: prototypes.rebuild(model)" if self.kept_supports else _NO_IMAGES
+            raise PrototypesError(
+                f"prototypes {self.name!r} were made with {ours}; the model has {theirs}. Features of different "
+                f"encoders do not compare; {remedy}"
+            )
+        if self.negative is not None:
+            self.negative.check(model)
 
     @property
     def _made_with(self) -> dict[str, Any]:
