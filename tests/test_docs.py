@@ -23,7 +23,7 @@ from pages import DOCS, PAGES, ROOT, Snippet, blocks, make, name_of, snippets
 from PIL import Image
 
 import diffup
-from diffup import DiffUp, cli
+from diffup import DiffUp, cli, labelling
 from diffup.decoder.config import DecoderConfig
 from diffup.evaluation.evaluate import Evaluator
 from diffup.priors.config import PriorConfig
@@ -143,9 +143,10 @@ def test_the_reference_names_what_exists(page: Path) -> None:
 
 def test_the_reference_has_every_public_name() -> None:
     named = {name for page in REFERENCE for name in re.findall(r"^::: (\S+)$", page.read_text(), re.MULTILINE)}
-    for name in diffup.__all__:
-        module = getattr(diffup, name).__module__
-        assert named & {module, f"{module}.{name}"}, f"docs/reference lacks {module}.{name}"
+    for package in (diffup, labelling):
+        for name in package.__all__:
+            module = getattr(package, name).__module__
+            assert named & {module, f"{module}.{name}"}, f"docs/reference lacks {module}.{name}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

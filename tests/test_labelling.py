@@ -456,6 +456,20 @@ def test_other_settings_are_refused(
     assert contents(whole) == before
 
 
+def test_runs_with_the_presence_of_before_are_refused(
+    model: DiffUp, classes: list[Prototypes], photos: Path, whole: Path, tmp_path: Path
+) -> None:
+    """Revision 2: the presence did not know the number of supports, and a negative weighed twice as much."""
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    settings, *lines = (out / RECORD).read_text(encoding="utf-8").splitlines(keepends=True)
+    facts = json.loads(settings)
+    facts["settings"]["revision"] = 2
+    (out / RECORD).write_text("".join([json.dumps(facts) + "\n", *lines]), encoding="utf-8")
+    with pytest.raises(DataError, match="revision: 2 there"):
+        label_folder(model, photos, classes, out, EVERYTHING)
+
+
 @pytest.mark.parametrize(
     "line",
     [

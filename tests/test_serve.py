@@ -26,10 +26,14 @@ from PIL import Image, ImageDraw
 from starlette.testclient import TestClient
 
 from diffup import Box, Points
+from diffup.decoder.options import SamplingOptions
 from diffup.errors import FormatError
 from diffup.formats.labelling_config import BrushTag, read_brush_tag
 from diffup.inputs.annotations import rasterise
+from diffup.serve.learner import Learner
+from diffup.serve.shots import ShotFolder
 from diffup.serve.shown import read_shown, shown_support
+from diffup.serve.xanylabeling import XAnyLabeling
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -305,6 +309,12 @@ def test_models(tmp_path: Path) -> None:
     info = client.get("/v1/models/diffup/info").json()
     assert info == {"success": True, "data": {"model_id": "diffup", **description}}
     assert client.get("/v1/models/yolo/info").json()["error"]["code"] == "MODEL_NOT_FOUND"
+
+
+def test_the_confidence_shown_is_the_minimum_presence_of_the_server(tmp_path: Path) -> None:
+    learner = Learner(small_model(), ShotFolder(tmp_path / "shots"), options=SamplingOptions(min_presence=0.6))
+    widgets = XAnyLabeling(learner).models({})["data"]["diffup"]["widgets"]
+    assert {"name": "edit_conf", "value": 0.6} in widgets
 
 
 @pytest.mark.parametrize("prefix", ["", "data:image/png;base64,"])

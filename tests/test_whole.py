@@ -65,6 +65,9 @@ def check_batches(path: Path, support: dict[str, np.ndarray] | None = None) -> N
     assert session.get_inputs()[0].shape == ["batch", 3, "height", "width"]
     assert {item.shape[0] for item in session.get_outputs()} == {"batch"}
     assert {side for item in session.get_inputs()[1:] for side in item.shape if isinstance(side, str)} <= {"views"}
+    graph = pytest.importorskip("onnx").load(path).graph
+    varying = {dim.dim_param for value in graph.value_info for dim in value.type.tensor_type.shape.dim}
+    assert set(re.findall(r"[a-z]\w*", " ".join(varying))) <= {"batch", "height", "width", "views"}
     batch = np.stack([photo.transpose(2, 0, 1) for photo in crops()])
     alone = [session.run(None, {"photo": photo[None], **(support or {})}) for photo in batch]
     assert np.abs(alone[0][0] - alone[3][0]).max() > 10 * TOLERANCE

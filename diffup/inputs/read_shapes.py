@@ -103,6 +103,7 @@ def read_strokes(strokes: Any) -> tuple[npt.NDArray[np.float64], ...] | Tensor:
 
     Raises:
         AnnotationError: they are none of these, not finite, or fractions of the image.
+        MissingPackageError: the package of the file system of a stroke image's URL is not installed.
     """
     if isinstance(strokes, str | os.PathLike | bytes | Image.Image):
         return read_mask(fetched(strokes, "Scribble"), "Scribble")

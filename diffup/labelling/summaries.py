@@ -47,6 +47,9 @@ def write_summaries(
 
     Returns:
         Places of each format's results.
+
+    Raises:
+        StorageError: a file cannot be written.
     """
     there = set(images).difference(failed)
     entries = {entry["image"]: entry for _, entry in journal.read() if entry.get("image") in there}

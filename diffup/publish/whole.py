@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -141,6 +142,7 @@ def export_whole(
         FormatError: the path has another ending.
         MissingPackageError: a package of `diffup[onnx]` is not installed.
         ExportError: the graph cannot be built, or gives other results than the original.
+        StorageError: a file cannot be written.
     """
     path = checked_ending(path, ".onnx")
     check_packages()
@@ -221,6 +223,9 @@ def save_class(path: Path, support: PreparedSupport) -> None:
     Args:
         path: path of the file.
         support: the prepared class, a batch of one.
+
+    Raises:
+        StorageError: the file cannot be written.
     """
     arrays = {name: tensor.numpy() for name, tensor in support_inputs(support).items()}
     with replacing(path) as temporary, temporary.open("wb") as file:
@@ -328,14 +333,15 @@ def _write(module: PhotoModel, support: Mapping[str, Tensor], facts: Facts, path
 
 
 def _name_dimensions(model: Any) -> None:
-    """Give the varying dimensions of the inputs and outputs their names, in the place of the exporter's numbers."""
+    """Give the varying dimensions of all values their names, in the place of the exporter's numbers."""
     photo, *support = (value.type.tensor_type.shape.dim for value in model.graph.input)
     names = {photo[axis].dim_param: name for axis, name in ((0, "batch"), (2, "height"), (3, "width"))}
     names |= {dim.dim_param: "views" for dims in support for dim in dims if dim.dim_param}
+    numbers = re.compile(rf"\b({'|'.join(names)})\b")  # within an expression, too: 2*s15
     for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
         for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_param in names:
-                dim.dim_param = names[dim.dim_param]
+            if dim.dim_param:
+                dim.dim_param = numbers.sub(lambda found: names[found[0]], dim.dim_param)
 
 
 def example_photo(height: int, width: int, seed: int = 0) -> Tensor:

@@ -54,6 +54,11 @@ class Learner:
         """Names of the classes that can be marked at the moment."""
         return list(dict.fromkeys([*self._known, *(shot.label for shot in self.folder.shots())]))
 
+    @property
+    def min_presence(self) -> float:
+        """Presence below which a class counts as absent, 0 to 1, if `segment` is given no other."""
+        return self._options.resolve(self.model.config).min_presence
+
     def segment(self, image: ImageLike, labels: Collection[str], min_presence: float | None = None) -> LabelMap | None:
         """Mark the classes that are known by now.
 

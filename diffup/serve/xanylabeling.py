@@ -86,7 +86,7 @@ class XAnyLabeling:
 
     def _description(self) -> dict[str, Any]:
         """What the tool shows of the model."""
-        names, least = self._learner.names, self._learner.model.config.min_presence
+        names, least = self._learner.names, self._learner.min_presence
         return {
             "display_name": f"diffup: {', '.join(names) if names else 'no class yet'}"[:120],
             "widgets": [
