@@ -63,7 +63,7 @@ ROWS = {
 }
 """Config file of each row. "L2 of unit vectors, 1 - d^2/2" of Table 7 equals the cosine, as a test shows."""
 
-SEVERAL = (FULL, ONE_STEP, "no self-affinity in the U-Net")
+SEVERAL = (FULL, ONE_STEP, "no self-affinity in the U-Net", "6: neither")
 """Rows that are trained with several seeds."""
 
 OWN = (None, None)
