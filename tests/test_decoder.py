@@ -214,6 +214,22 @@ def test_modulation_starts_near_the_identity_on_normalised_features() -> None:
     assert torch.allclose(block(h, noise(2, 3, 16, 16, seed=2), embedding), normalised, atol=0.1)
 
 
+def test_a_modulation_that_does_not_normalise_keeps_the_level_of_every_channel() -> None:
+    """In the U-Net it is the second one of each block; the first, by the priors, always normalises."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        block = Modulation(8, 3, 8, 16, normalise=False)
+    h, embedding = 5 * noise(2, 8, 16, 16) + 3, noise(2, 16, seed=1)
+    assert torch.allclose(block(h, noise(2, 3, 16, 16, seed=2), embedding), h, atol=0.1)
+    assert torch.allclose(block.adain(h + 7, embedding) - block.adain(h, embedding), torch.tensor(7.0), atol=1e-5)
+    for normalise in (True, False):
+        decoder = random_decoder(tiny_config(quality_normalisation=normalise))
+        found = {
+            name.split(".")[-2]: part.normalise for name, part in decoder.named_modules() if isinstance(part, AdaIN)
+        }
+        assert found == {"scm": True, "dqm": normalise}
+
+
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_adain_is_exact_where_the_mean_is_large(layout: torch.memory_format) -> None:
     """In float64 to 1e-4, relative to maps of unit variance; sums of squares (`group_norm`) are off by 0.04 here."""

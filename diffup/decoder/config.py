@@ -46,6 +46,8 @@ class DecoderConfig:
         quality_hidden: channels of the quality branch, a multiple of 8.
         error_modulation: whether the predicted error map modulates the blocks (DQM; Table 6).
         iou_modulation: whether the predicted IoU modulates the blocks (DQM; Table 6).
+        quality_normalisation: whether that modulation normalises the features, as the paper's does (AdaIN, eq. 16). It
+            takes out of them how much there is to mark: `False` learns more in the same time (docs/results.md).
         prior_skip: whether an `x0` prediction starts from the mean prior times a learned gain, so that the network
             learns the difference to the prior. Predictions of noise or v, which do not look like a mask, never do.
         timesteps: number T of diffusion steps.
@@ -91,6 +93,7 @@ class DecoderConfig:
     quality_hidden: int = 32
     error_modulation: bool = True
     iou_modulation: bool = True
+    quality_normalisation: bool = True
     prior_skip: bool = True
     timesteps: int = 250
     beta_start: float = 1e-4

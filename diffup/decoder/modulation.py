@@ -50,10 +50,12 @@ class AdaIN(nn.Module):
     Args:
         channels: channels of the features h.
         embedding: width of the embedding.
+        normalise: whether h is normalised; otherwise `s * h + b`, which leaves the level of every channel as it is.
     """
 
-    def __init__(self, channels: int, embedding: int) -> None:
+    def __init__(self, channels: int, embedding: int, normalise: bool = True) -> None:
         super().__init__()
+        self.normalise = normalise
         self.affine = nn.Linear(embedding, 2 * channels)
         nn.init.zeros_(self.affine.weight)
         self.affine.bias = nn.Parameter(_ones_then_zeros(channels))
@@ -62,7 +64,7 @@ class AdaIN(nn.Module):
         """(B, C, s, s), (B, width) -> (B, C, s, s)."""
         scale, shift = self.affine(F.silu(embedding))[:, :, None, None].chunk(2, dim=1)
         # Not group_norm with groups of one channel, though faster: it loses digits where the mean is large.
-        return torch.addcmul(shift, F.instance_norm(h), scale)
+        return torch.addcmul(shift, F.instance_norm(h) if self.normalise else h, scale)
 
 
 class Modulation(nn.Module):
@@ -76,11 +78,12 @@ class Modulation(nn.Module):
         condition: channels of the condition map.
         hidden: channels between the two convolutions.
         embedding: width of the embedding e.
+        normalise: whether h is normalised (`AdaIN`).
     """
 
-    def __init__(self, channels: int, condition: int, hidden: int, embedding: int) -> None:
+    def __init__(self, channels: int, condition: int, hidden: int, embedding: int, normalise: bool = True) -> None:
         super().__init__()
-        self.adain = AdaIN(channels, embedding)
+        self.adain = AdaIN(channels, embedding, normalise)
         self.hidden = nn.Conv2d(condition, hidden, 3, padding=1)
         self.gamma_beta = nn.Conv2d(hidden, 2 * channels, 3, padding=1)
         nn.init.normal_(self.gamma_beta.weight, std=1e-3)

@@ -70,7 +70,7 @@ class Stage(nn.Module):
         condition = config.priors.condition_channels + more + 1
         self.scm = Modulation(outputs, condition, config.condition_hidden, EMBEDDING)
         self.dqm = (
-            Modulation(outputs, 1, config.quality_hidden // 2, EMBEDDING)
+            Modulation(outputs, 1, config.quality_hidden // 2, EMBEDDING, config.quality_normalisation)
             if config.error_modulation or config.iou_modulation
             else None
         )
