@@ -47,7 +47,7 @@ ROWS = {
     FULL: None,
     ONE_STEP: "one_step.json",
     "no self-affinity in the U-Net": "no_self_affinity.json",
-    "no normalisation by the quality": "no_quality_normalisation.json",
+    "normalisation by the quality": "quality_normalisation.json",
     PAPER: "paper.json",
     "6: no affinity": "table6/no_affinity.json",
     "6: no edges": "table6/no_edges.json",

@@ -337,7 +337,7 @@ def result_maps(samples: Ensemble, condition: Condition) -> Tensor:
         condition: their condition.
     """
     maps = [
-        samples.mean,
+        samples.probability,
         samples.variance,
         samples.error.clamp(-2, 2),
         condition.prior[:, 0] * 0.5 + 0.5,
@@ -372,7 +372,7 @@ def trust(samples: Ensemble, evidence: Tensor, thresholds: Tensor | float, confi
     Returns:
         What is to be thought of the masks, on the CPU.
     """
-    evidence, mean = evidence.float(), samples.mean.float()
+    evidence, mean, thresholds = evidence.float(), samples.mean.float(), samples.before_shift(thresholds)
     presence = calibrated_presence(evidence, config.presence_calibration)
     estimates = quality_estimates(mean, samples.iou.float(), thresholds)
     quality = calibrated_quality(estimates, evidence, config.quality_calibration)

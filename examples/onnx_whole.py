@@ -37,21 +37,21 @@ def enlarge(probability: Array, size: tuple[int, int]) -> Array:
     return np.asarray(picture.resize(size[::-1], Image.Resampling.BILINEAR))
 
 
-def segment(session: Any, photo: Array, classes: list[Path]) -> dict[str, tuple[Array, float, float]]:
+def segment(session: Any, photo: Array, classes: dict[str, Path]) -> dict[str, tuple[Array, float, float]]:
     """Segment every class in a photo.
 
     Args:
         session: session of the whole model.
         photo: (1, 3, H, W) uint8, RGB.
-        classes: files of the classes, for a model that takes them as inputs; else empty.
+        classes: files of the classes by name, for a model that takes them as inputs; else empty.
 
     Returns:
         For each class its mask (H, W) bool, presence and quality.
     """
     facts = json.loads(session.get_modelmeta().custom_metadata_map["diffup"])
     if classes:
-        names = [(path.stem.partition(".")[2], facts["threshold"]) for path in classes]
-        inputs = [{"photo": photo, **np.load(path, allow_pickle=False)} for path in classes]
+        names = [(name, facts["threshold"]) for name in classes]
+        inputs = [{"photo": photo, **np.load(path, allow_pickle=False)} for path in classes.values()]
     else:
         names = [(item["name"], item["threshold"]) for item in facts["classes"]]
         inputs = [{"photo": photo}]
@@ -76,9 +76,10 @@ def main(arguments: list[str] | None = None) -> None:
     options.intra_op_num_threads = args.threads
     options.log_severity_level = 3  # errors only: it warns of what it does not fold
     session = onnxruntime.InferenceSession(str(args.model), options, providers=["CPUExecutionProvider"])
+    classes = {path.stem.removeprefix(f"{args.model.stem}."): path for path in args.classes}
     args.output.mkdir(parents=True, exist_ok=True)
     for path in args.photos:
-        for name, (mask, presence, quality) in segment(session, read_photo(path), args.classes).items():
+        for name, (mask, presence, quality) in segment(session, read_photo(path), classes).items():
             target = args.output / f"{path.stem}_{name}.png"
             Image.fromarray(mask.astype(np.uint8) * np.uint8(255)).save(target)
             print(f"{target}: {mask.mean():.1%} marked, presence {presence:.2f}, expected IoU {quality:.2f}")

@@ -431,6 +431,7 @@ def test_data_sets_by_name(shapes: Path, tmp_path: Path) -> None:
         (["--fold", "7"], "fold=7"),
         (["--split", "val"], "split='val'"),
         (["--shots", "0"], "shots=0"),
+        (["--shots", "0", "--backbone", "fakes"], "shots=0"),
         (["--episodes", "0"], "episodes=0"),
         (["--batch-size", "0"], "batch_size=0"),
         (["--annotation", "sketch"], "annotation='sketch': expected one of mask, box"),

@@ -125,7 +125,7 @@ def test_no_class_with_two_images_is_an_error(folder: LabelledFolder) -> None:
 @pytest.fixture(scope="module")
 def model() -> DiffUp:
     # Sides of 25 and 12 cannot be pooled to the priors' grid in two steps without other values coming out.
-    return tiny_model(FakeBackbone((8, 12, 16, 24), (4, 8, 8, 16), (100, 100)))
+    return tiny_model(FakeBackbone((8, 12, 16, 24), (4, 8, 8, 16), (100, 100)), temperature=1.5)
 
 
 @pytest.fixture
@@ -136,7 +136,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[np.ndarray, float]]:
 
     def compare(self, index, episode, condition, samples, row, sampling) -> EpisodeScore:
         score = plain(self, index, episode, condition, samples, row, sampling)
-        maps = torch.stack([samples.mean[row], condition.prior[row, 0] * 0.5 + 0.5])
+        maps = torch.stack([samples.probability[row], condition.prior[row, 0] * 0.5 + 0.5])
         seen.append((maps.numpy(), score.quality))
         return score
 

@@ -38,6 +38,17 @@ def test_the_quality_of_format_4_is_read_as_it_was_meant() -> None:
         DecoderConfig.from_json(json.dumps(fields | {"quality_calibration": [1, 0]}))
 
 
+@pytest.mark.parametrize("version", [4, 5])
+def test_the_modulation_of_formats_4_and_5_normalises_unless_they_say_otherwise(version: int) -> None:
+    fields = json.loads(tiny_config().to_json()) | {FORMAT_KEY: version}
+    if version == 4:
+        fields["quality_calibration"] = [1.0, 0.0, 0.0]
+    del fields["quality_normalisation"]
+    assert DecoderConfig.from_json(json.dumps(fields)) == tiny_config(quality_normalisation=True)
+    said = json.dumps(fields | {"quality_normalisation": False})
+    assert DecoderConfig.from_json(said) == tiny_config(quality_normalisation=False)
+
+
 @pytest.mark.parametrize(
     ("text", "named"),
     [

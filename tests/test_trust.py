@@ -22,6 +22,7 @@ from diffup.errors import DataError
 from diffup.evaluation import trust as evidence_of
 from diffup.evaluation.calibration import (
     FITTED,
+    PARTS,
     Evidence,
     answers,
     calibrate,
@@ -163,6 +164,17 @@ def test_several_supports_are_calibrated_with_their_offset() -> None:
     assert more.quality_calibration == pytest.approx((*MADE_UP[:4], 0.25, 0, -0.1, 0, -0.1), abs=2e-3)
 
 
+def test_only_what_is_asked_for_is_fitted() -> None:
+    evidence, config = made_up(), tiny_config()
+    best = int(evidence.iou.mean(axis=0).argmax())
+    threshold = calibrate(evidence, config, ["threshold"])
+    assert threshold == dataclasses.replace(config, threshold=FITTED[best]) != config
+    quality = calibrate(evidence, threshold, ["quality"])
+    assert quality.quality_calibration != config.quality_calibration
+    assert quality.presence_calibration == config.presence_calibration and quality.min_presence == 0
+    assert calibrate(evidence, config, PARTS) == calibrate(evidence, quality, ["presence"])
+
+
 def test_supports_and_text_are_calibrated_apart() -> None:
     evidence = made_up()
     by_text = dataclasses.replace(evidence, **{name: of_text(getattr(evidence, name)) for name in ("shown", "absent")})
@@ -188,7 +200,7 @@ def of_text(rows: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("recall", [0.9, 0.5])
 def test_calibrations_are_fitted_and_the_recall_is_what_was_asked_for(recall: float) -> None:
     evidence, config = made_up(), tiny_config(backbone="x")
-    found = calibrate(evidence, config, recall)
+    found = calibrate(evidence, config, recall=recall)
     assert found.quality_calibration == pytest.approx(MADE_UP, abs=2e-3)
     assert found.same_network(config) and found.backbone == "x"
     assert found.presence_calibration[:3] == pytest.approx((2, -1, 1), abs=0.4)  # standard errors are about 0.13
@@ -224,6 +236,8 @@ def test_the_report_by_hand() -> None:
         "false_alarms_at_recall": pytest.approx(0.5),  # at 0.5, since three of four are fewer than nine in ten
         "presence_error": pytest.approx((0.5 + 0.4 + 0.3 + 0.2 + 0.1 + 0.2 + 0.55 + 0.5) / 8),
         "iou": pytest.approx((0.8 + 0.7 + 0.4) / 4),
+        "best_threshold": 0.7,
+        "best_iou": 1.0,
         "spearman": pytest.approx(1.0),
         "error": pytest.approx((0.1 + 0.0 + 0.1 + 0.1) / 4),
         "score_error": pytest.approx((0.1 + 0.001 + 0.4 + 0.3) / 4),

@@ -174,6 +174,7 @@ def test_decoders_without_noise_have_no_error_maps(shapes: Path, tmp_path: Path)
         (["--dataset", "voc"], "dataset='voc'"),
         (["--annotation", "sketch"], "annotation='sketch'"),
         (["--steps", "99"], "steps=99"),
+        (["--fold", "9", "--test", "fakes"], "fold=9"),
     ],
 )
 def test_errors(

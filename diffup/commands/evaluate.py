@@ -106,7 +106,7 @@ def score(args: argparse.Namespace, decoder: Decoder, name: str) -> list[dict[st
 
     output_folder(args.output)
     data = open_data(args)
-    plan = plan_of(args)
+    plan = plan_of(args).resolve(data)  # before encoders are loaded
     backbones = distinct(args.backbones) or (decoder.config.backbone,)
     encoders = [load_named(text, args.input_size) for text in backbones]
     candidates = [Candidate(name, DiffUp(decoder, encoder, args.device, args.text_backbone)) for encoder in encoders]

@@ -67,7 +67,8 @@ def run(args: argparse.Namespace) -> None:
 
     output_folder(args.output)
     folders, checkpoints = _trained(args.train), distinct_backbones(args.test, "--test")
-    data, plan = open_data(args), _plan(args)
+    data = open_data(args)
+    plan = _plan(args).resolve(data)
     decoders = {name: load_decoder(fetch_decoder(folder)) for name, folder in folders.items()}
     encoders = {name: load_named(text, args.input_size, "--test") for name, text in checkpoints.items()}
     pairs = [

@@ -7,6 +7,7 @@ import json
 import math
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -27,7 +28,7 @@ MAX_ENSEMBLE = 1000
 PRESENCE_CALIBRATION = (7.92, 10.67, -4.87, 13.4, -2.26)
 """Factors of `Condition.evidence` (`diffup.priors.presence.EVIDENCE`), fitted to the bundled encoders."""
 
-FORMAT = 5
+FORMAT = 6
 """Version of a decoder folder's `config.json`. A new one is due whenever a file that is read as before would mean
 another decoder: a field renamed, removed, or with a default that is not what files without it meant."""
 
@@ -46,8 +47,8 @@ class DecoderConfig:
         quality_hidden: channels of the quality branch, a multiple of 8.
         error_modulation: whether the predicted error map modulates the blocks (DQM; Table 6).
         iou_modulation: whether the predicted IoU modulates the blocks (DQM; Table 6).
-        quality_normalisation: whether that modulation normalises the features, as the paper's does (AdaIN, eq. 16). It
-            takes out of them how much there is to mark: `False` learns more in the same time (docs/results.md).
+        quality_normalisation: whether that modulation normalises the features, as the paper's does (AdaIN, eq. 16),
+            which takes out of them how much there is to mark (docs/results.md, ablations).
         prior_skip: whether an `x0` prediction starts from the mean prior times a learned gain, so that the network
             learns the difference to the prior. Predictions of noise or v, which do not look like a mask, never do.
         timesteps: number T of diffusion steps.
@@ -73,6 +74,8 @@ class DecoderConfig:
         steps: default number of DDIM steps.
         ensemble: default number of samples that are averaged.
         threshold: default probability above which a pixel is marked, in (0, 1); chosen on training classes.
+        temperature: temperature at which each mask's own threshold is chosen (`diffup.decoder.threshold`); the logits
+            of its probability are then shifted so that its own lies at `threshold`. 0 takes `threshold` for all masks.
         min_presence: default presence below which a mask is empty, in [0, 1]; 0 never empties a mask.
         backbone: name of the encoder to use if the user names none.
         system: `diffusion` is the paper's; `one_step` the same U-Net without a noisy mask, in a single pass; `gan` the
@@ -93,7 +96,7 @@ class DecoderConfig:
     quality_hidden: int = 32
     error_modulation: bool = True
     iou_modulation: bool = True
-    quality_normalisation: bool = True
+    quality_normalisation: bool = False
     prior_skip: bool = True
     timesteps: int = 250
     beta_start: float = 1e-4
@@ -110,6 +113,7 @@ class DecoderConfig:
     steps: int = 1
     ensemble: int = 2
     threshold: float = 0.3
+    temperature: float = 0.0
     min_presence: float = 0.0
     backbone: str = "bundled:efficientnet_lite0"
     system: System = "diffusion"
@@ -129,7 +133,7 @@ class DecoderConfig:
         for name in ("condition_hidden", "quality_hidden", "timesteps", "steps", "ensemble"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}: it must be 1 or more")
-        for name in ("error_weight", "iou_weight"):
+        for name in ("error_weight", "iou_weight", "temperature"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{name}={getattr(self, name)}: it must be 0 or more and finite")
         if self.quality_hidden % 8:
@@ -218,6 +222,7 @@ class DecoderConfig:
         )
         return cls(
             priors=priors,
+            quality_normalisation=True,
             prior_skip=False,
             signal_scale=1.0,
             prediction="epsilon",
@@ -230,11 +235,12 @@ class DecoderConfig:
         """Whether weights trained with another config can be used with this one.
 
         Args:
-            other: config that may differ in `steps`, `ensemble`, `threshold`, `min_presence`, `backbone`, the weights
-                of the losses and the calibrations.
+            other: config that may differ in `steps`, `ensemble`, `threshold`, `temperature`, `min_presence`,
+                `backbone`, the weights of the losses and the calibrations.
         """
         choices = (
-            *("steps", "ensemble", "threshold", "min_presence", "backbone", "error_weight", "iou_weight"),
+            *("steps", "ensemble", "threshold", "temperature", "min_presence", "backbone"),
+            *("error_weight", "iou_weight"),
             *_CALIBRATIONS,
         )
         return dataclasses.replace(other, **{name: getattr(self, name) for name in choices}) == self
@@ -259,8 +265,9 @@ class DecoderConfig:
         version = fields.pop(FORMAT_KEY, FORMAT)
         if not isinstance(version, int) or isinstance(version, bool) or version < 1:
             raise ConfigError(f"{source}: {FORMAT_KEY} must be a whole number from 1 on, not {version!r}")
-        if version == 4:
-            fields |= _of_format_4(fields)
+        if version in _EARLIER:
+            for each in range(version, FORMAT):
+                fields = _EARLIER[each](fields)
         elif version != FORMAT:
             remedy = (
                 "install a newer version: pip install --upgrade diffup"
@@ -279,13 +286,22 @@ _CALIBRATIONS = {"presence_calibration": EVIDENCE, "quality_calibration": ESTIMA
 """Calibrations, and how many numbers each has."""
 
 
-def _of_format_4(fields: dict[str, Any]) -> dict[str, Any]:
-    """Fields that format 4 wrote otherwise: the quality had two estimates and an offset."""
+def _from_format_4(fields: dict[str, Any]) -> dict[str, Any]:
+    """The quality had two estimates and an offset."""
     try:
         first, second, offset = fields["quality_calibration"]
     except (KeyError, TypeError, ValueError):
-        return {}  # absent, or not of format 4 either, which the checks of the values tell
-    return {"quality_calibration": [first, second, 0.0, 0.0, 0.0, 0.0, offset, 0.0, offset]}
+        return fields  # absent, or not of format 4 either, which the checks of the values tell
+    return {**fields, "quality_calibration": [first, second, 0.0, 0.0, 0.0, 0.0, offset, 0.0, offset]}
+
+
+def _from_format_5(fields: dict[str, Any]) -> dict[str, Any]:
+    """The modulation by the quality normalised, and versions before 0.7.0 did not say so."""
+    return {"quality_normalisation": True, **fields}
+
+
+_EARLIER: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {4: _from_format_4, 5: _from_format_5}
+"""For each format that is still read, the function that gives the fields of the next one."""
 
 
 _LARGEST = 2**63

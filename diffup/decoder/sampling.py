@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,7 +11,9 @@ from einops import rearrange
 from torch import Tensor
 
 from diffup.decoder.base import Decoder
+from diffup.decoder.config import DecoderConfig
 from diffup.decoder.diffusion import Diffusion
+from diffup.decoder.threshold import shifted, threshold_logit
 from diffup.errors import WeightsError
 from diffup.priors.condition import Condition
 
@@ -54,6 +57,8 @@ class Ensemble:
         trace: (B, steps + 1, s, s), x_t of the first sample at unit variance at each visited step, then the final
             estimate in [-1, 1]; None unless asked for.
         timesteps: visited steps, descending.
+        shift: (B,), what is added to the logits of the mean so that each mask's own threshold lies at the decoder's;
+            None without a `DecoderConfig.temperature`.
     """
 
     mean: Tensor
@@ -62,6 +67,21 @@ class Ensemble:
     iou: Tensor
     trace: Tensor | None
     timesteps: tuple[int, ...]
+    shift: Tensor | None = None
+
+    @property
+    def probability(self) -> Tensor:
+        """(B, s, s) in [0, 1], the probability that users see: the shifted mean."""
+        return self.mean if self.shift is None else shifted(self.mean, self.shift)
+
+    def before_shift(self, thresholds: Tensor | float) -> Tensor:
+        """The thresholds of the mean, (B,), that divide it as given thresholds divide `probability`.
+
+        Args:
+            thresholds: a threshold in (0, 1) for all masks, or (B,) one of each.
+        """
+        each = torch.as_tensor(thresholds, dtype=torch.float32, device=self.mean.device).expand(self.mean.shape[0])
+        return each if self.shift is None else shifted(each, -self.shift)
 
 
 def draw_noise(condition: Condition, ensemble: int, generator: torch.Generator) -> Tensor:
@@ -190,14 +210,23 @@ def sample_ensemble(
         else:
             whole[-1] = _joined(whole[-1], members.start, _ensemble(samples), members.stop - members.start)
     traces = [part.trace for part in whole if part.trace is not None]
+    mean = torch.cat([part.mean for part in whole])
     return Ensemble(
-        mean=torch.cat([part.mean for part in whole]),
+        mean=mean,
         variance=torch.cat([part.variance for part in whole]),
         error=torch.cat([part.error for part in whole]),
         iou=torch.cat([part.iou for part in whole]),
         trace=torch.cat(traces) if traces else None,
         timesteps=whole[0].timesteps,
+        shift=_shift(mean, decoder.config),
     )
+
+
+def _shift(mean: Tensor, config: DecoderConfig) -> Tensor | None:
+    """What brings the threshold of each mask to the decoder's; None if the decoder's is that of all masks."""
+    if not config.temperature:
+        return None
+    return math.log(config.threshold / (1 - config.threshold)) - threshold_logit(mean, config.temperature)
 
 
 def _ensemble(samples: Samples) -> Ensemble:

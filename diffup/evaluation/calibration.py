@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -29,8 +29,11 @@ RIDGE = 1e-3
 SOURCES = (slice(0, 3), slice(3, 5))
 """Values of `Condition.evidence` that supports give, and those that text gives; the last of each is the offset's."""
 
-FITTED = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6)
+FITTED = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 """Thresholds at which the quality is fitted, so that it holds for whatever threshold a user chooses."""
+
+PARTS = ("threshold", "presence", "quality")
+"""What can be fitted: the threshold; presence and minimum presence; quality and score. By default the last two."""
 
 _ROUNDS = 50
 
@@ -79,14 +82,32 @@ def join(parts: Sequence[Evidence]) -> Evidence:
     return Evidence(thresholds=parts[0].thresholds, photos=photos, **arrays)
 
 
-def calibrate(evidence: Evidence, config: DecoderConfig, recall: float = KEPT) -> DecoderConfig:
-    """Fit the calibrations of a decoder, and the minimum presence. Evidence that is not given leaves its factors.
+def calibrate(
+    evidence: Evidence, config: DecoderConfig, fit: Collection[str] = PARTS[1:], recall: float = KEPT
+) -> DecoderConfig:
+    """Fit the calibrations of a decoder. Evidence that is not given leaves its factors.
 
     Args:
         evidence: evidence from queries that the decoder was not trained on, of classes that it was not trained on.
         config: the decoder's config.
+        fit: what is fitted, of `PARTS`; the rest is left. Presence depends on the encoder alone.
         recall: share of the queries with the class whose presence reaches the minimum.
     """
+    if "threshold" in fit:
+        config = replace(config, threshold=best_threshold(evidence))
+    if "presence" in fit:
+        config = _with_presence(evidence, config, recall)
+    if "quality" in fit:
+        config = _with_quality(evidence, config)
+    return config
+
+
+def best_threshold(evidence: Evidence) -> float:
+    """Return the threshold of the evidence with the greatest mean IoU; of equal ones the lowest."""
+    return max(evidence.thresholds, key=lambda threshold: float(evidence.iou[:, evidence.column(threshold)].mean()))
+
+
+def _with_presence(evidence: Evidence, config: DecoderConfig, recall: float) -> DecoderConfig:
     given = np.concatenate([evidence.shown, evidence.absent])
     truth = np.repeat([1.0, 0.0], len(evidence.shown))
     factors = np.array(config.presence_calibration)
@@ -94,15 +115,16 @@ def calibrate(evidence: Evidence, config: DecoderConfig, recall: float = KEPT) -
         rows = given[:, source.stop - 1] > 0
         if rows.any():
             factors[source] = fit_logistic(given[rows, source], truth[rows])
-    judged = replace(
-        config,
-        presence_calibration=tuple(factors.tolist()),
-        quality_calibration=tuple(_quality_factors(evidence).tolist()),
-    )
-    quality, iou = answers(evidence, judged)
+    config = replace(config, presence_calibration=tuple(factors.tolist()))
+    lowest = float(np.quantile(presences(evidence.shown, config), 1 - recall))
+    return replace(config, min_presence=round(lowest, 3))
+
+
+def _with_quality(evidence: Evidence, config: DecoderConfig) -> DecoderConfig:
+    config = replace(config, quality_calibration=tuple(_quality_factors(evidence).tolist()))
+    quality, iou = answers(evidence, config)
     slope, start = fit_logistic(np.stack([_logit(quality), np.ones(len(quality))], axis=1), (iou > 0.5).astype(float))
-    lowest = float(np.quantile(presences(evidence.shown, judged), 1 - recall))
-    return replace(judged, score_calibration=(slope, start), min_presence=round(lowest, 3))
+    return replace(config, score_calibration=(slope, start))
 
 
 def _quality_factors(evidence: Evidence) -> Floats:
@@ -129,15 +151,16 @@ def report(evidence: Evidence, config: DecoderConfig) -> dict[str, float]:
         `auc`, area under the ROC curve of the presence; `recall`, share of the queries with the class whose presence
         reaches `min_presence`, and `false_alarms`, that of the photos without it; `false_alarms_at_recall`, the latter
         where nine in ten of the queries reach it; `presence_error`, mean absolute difference of the presence to what is
-        true; `iou`, mean true IoU of the masks, `spearman` and
-        `error`, rank correlation and mean absolute difference of quality and true IoU; `score_error`, expected
-        calibration error of the score given presence, in ten bins.
+        true; `iou`, mean true IoU of the masks, `best_threshold`, the one with which it is greatest, and
+        `best_iou`, its value there; `spearman` and `error`, rank correlation and mean absolute difference of quality
+        and true IoU; `score_error`, expected calibration error of the score given presence, in ten bins.
 
     Raises:
         ConfigError: the evidence does not have the decoder's threshold.
     """
     shown, absent = presences(evidence.shown, config), presences(evidence.absent, config)
     quality, iou = answers(evidence, config)
+    best = best_threshold(evidence)
     right = calibrated_score(torch.from_numpy(quality), torch.ones(len(quality)), config.score_calibration).numpy()
     return {
         "auc": float(auc(shown, absent)[0]),
@@ -146,6 +169,8 @@ def report(evidence: Evidence, config: DecoderConfig) -> dict[str, float]:
         "false_alarms_at_recall": float(false_alarms(shown, absent)[0]),
         "presence_error": float(np.concatenate([1 - shown, absent]).mean()),
         "iou": float(iou.mean()),
+        "best_threshold": best,
+        "best_iou": float(evidence.iou[:, evidence.column(best)].mean()),
         "spearman": spearman(quality, iou),
         "error": float(np.abs(quality - iou).mean()),
         "score_error": calibration_error(right, iou > 0.5),

@@ -210,7 +210,7 @@ class Evaluator:
             row: row of the episode in the batch.
             sampling: the sampling options.
         """
-        maps = torch.stack([samples.mean[row].float(), condition.prior[row, 0] * 0.5 + 0.5])
+        maps = torch.stack([samples.probability[row].float(), condition.prior[row, 0] * 0.5 + 0.5])
         target, threshold = self.data.target(episode.query, episode.class_id), sampling.threshold()
         target = target if self.scored is None else self.scored(target)
         found = maps[:1]

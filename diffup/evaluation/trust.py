@@ -24,7 +24,7 @@ from diffup.decoder.quality import marked_share, quality_estimates
 from diffup.decoder.sampling import draw_noise, sample_ensemble
 from diffup.decoder.weights import save_decoder
 from diffup.errors import ConfigError, DataError, DiffUpError
-from diffup.evaluation.calibration import FITTED, Evidence, calibrate, join, report
+from diffup.evaluation.calibration import FITTED, PARTS, Evidence, calibrate, join, report
 from diffup.evaluation.episodes import Episode, draw_episodes
 from diffup.evaluation.evaluate import Evaluator, check_annotation, episode_generators
 from diffup.evaluation.presence import Floats
@@ -85,12 +85,12 @@ def gather(
         without = evaluator.evidence(episode, annotation, support, other)
         for values, one in ((shown, condition.evidence), (absent, without)):
             values.append(one[0].cpu().double().numpy())
-        mean = samples.mean.float().cpu()
-        each = torch.tensor(thresholds)
-        repeated, predicted = mean.expand(len(each), -1, -1), samples.iou.float().cpu().expand(len(each))
+        each = torch.cat([samples.before_shift(threshold) for threshold in thresholds]).cpu()
+        repeated = samples.mean.float().cpu().expand(len(each), -1, -1)
+        predicted = samples.iou.float().cpu().expand(len(each))
         estimates.append(quality_estimates(repeated, predicted, each).double().numpy())
         marked.append((marked_share(repeated, each) > 0).numpy())
-        iou.append(_true_ious(mean, data, episode, thresholds, sampling.refine))
+        iou.append(_true_ious(samples.probability.float().cpu(), data, episode, thresholds, sampling.refine))
     return Evidence(
         shown=np.array(shown),
         absent=np.array(absent),
@@ -138,20 +138,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--annotation", action="append", help="kind of the annotations, as of `evaluate`; default: mask"
     )
     parser.add_argument("--backbone", action="append", help="encoder; default: the decoder's")
+    parser.add_argument("--text-backbone", help="text space, for annotations with text")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--write", action="store_true", help="fit the calibrations and write them to the decoder")
+    parser.add_argument(
+        "--fit", nargs="+", choices=PARTS, default=PARTS[1:], help="what --write fits; default: presence quality"
+    )
     args = parser.parse_args(arguments)
     try:
         found = {}
         for backbone in args.backbone or [None]:
-            model = DiffUp.from_pretrained(args.decoder, backbone=backbone)
+            model = DiffUp.from_pretrained(args.decoder, backbone=backbone, text_backbone=args.text_backbone)
             for annotation in args.annotation or ["mask"]:
                 for shots in args.shots or [1]:
                     parts = [_gather_folder(model, folder, annotation, shots, args) for folder in args.data]
                     found[f"{model.backbone.name} {shots}-shot {annotation}"] = join(parts)
         evidence, config = join(list(found.values())), model.config
         if args.write:
-            config = calibrate(evidence, config)
+            config = calibrate(evidence, config, args.fit)
             save_decoder(args.decoder, model.decoder.state_dict(), config, torch.float16)
     except (DiffUpError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -104,7 +104,13 @@ class PhotoModel(nn.Module):
             samples = sample_ensemble(self.decoder, condition, noise, self.steps)
             thresholds = self.thresholds[start : start + together, None].expand(-1, batch).flatten()
             judged = trust(samples, condition.evidence, thresholds, config)
-            results = (samples.mean, judged.presence, judged.quality, judged.score, result_maps(samples, condition))
+            results = (
+                samples.probability,
+                judged.presence,
+                judged.quality,
+                judged.score,
+                result_maps(samples, condition),
+            )
             found.append([rearrange(result, "(c b) ... -> b c ...", b=batch) for result in results])
         return *(torch.cat(parts, dim=1) for parts in zip(*found, strict=True)), image, *levels
 

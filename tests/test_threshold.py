@@ -1,0 +1,116 @@
+"""The threshold of each mask: what it maximises, what it does not depend on, and that everybody applies the same."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from fakes import FakeBackbone, shape_image, tiny_config, tiny_model
+from torch import Tensor
+
+from diffup.decoder.quality import expected_iou
+from diffup.decoder.sampling import Ensemble
+from diffup.decoder.threshold import CANDIDATES, shifted, threshold_logit
+from diffup.errors import ConfigError
+
+
+def levels(*pairs: tuple[float, int]) -> Tensor:
+    """A map (1, 64, 64) of so many positions of each probability; 0 elsewhere."""
+    flat = torch.zeros(64 * 64)
+    start = 0
+    for probability, count in pairs:
+        flat[start : start + count] = probability
+        start += count
+    return flat.view(1, 64, 64)
+
+
+def blobs(count: int, seed: int = 0) -> Tensor:
+    """Smooth maps (count, 64, 64) of various contrast."""
+    generator = torch.Generator().manual_seed(seed)
+    small = torch.randn(count, 1, 6, 6, generator=generator)
+    offsets = torch.linspace(-2.5, 0, count)[:, None, None]
+    return torch.sigmoid(3 * torch.nn.functional.interpolate(small, (64, 64), mode="bicubic")[:, 0] + offsets)
+
+
+def photos() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A query, a support and its mask."""
+    support, labels = shape_image((1,), seed=4)
+    return shape_image((1, 2), seed=3)[0], support, labels == 1
+
+
+def test_what_the_probabilities_promise_decides() -> None:
+    # The upper level alone promises 600 / (800 + 1000 - 600) = 0.50, both 800 / 2000 = 0.40.
+    upper = torch.sigmoid(threshold_logit(levels((0.6, 1000), (0.2, 1000)), 1.0))
+    assert 0.2 < float(upper) < 0.6
+    # Here it is 600 / 1500 = 0.40 against 1100 / 2000 = 0.55.
+    both = torch.sigmoid(threshold_logit(levels((0.6, 1000), (0.5, 1000)), 1.0))
+    assert float(both) < 0.5
+
+
+def test_no_threshold_promises_more() -> None:
+    maps = blobs(12)
+    chosen = expected_iou(maps, torch.sigmoid(threshold_logit(maps, 1.0)))
+    for threshold in torch.sigmoid(torch.linspace(*CANDIDATES)).tolist():
+        assert (expected_iou(maps, threshold) <= chosen + 0.01).all()
+
+
+def test_a_fainter_map_has_a_lower_threshold_and_a_higher_temperature_lowers_it() -> None:
+    maps = blobs(12)
+    faint = shifted(maps, torch.full((12,), -1.0))
+    assert (threshold_logit(faint, 1.5) < threshold_logit(maps, 1.5)).all()
+    assert (threshold_logit(faint, 2.0) < threshold_logit(faint, 1.0)).all()
+
+
+def test_nothing_is_marked_where_nothing_is_likely() -> None:
+    maps = levels((0.02, 1500))
+    assert not (maps > torch.sigmoid(threshold_logit(maps, 2.0))).any()
+
+
+def test_masks_do_not_depend_on_each_other_and_shifts_can_be_undone() -> None:
+    maps = blobs(5)
+    together = threshold_logit(maps, 2.0)
+    assert torch.equal(together, torch.cat([threshold_logit(item[None], 2.0) for item in maps]))
+    assert torch.allclose(shifted(shifted(maps, together), -together), maps, atol=1e-5)
+    bounds = shifted(torch.tensor([0.0, 1.0]), torch.tensor([3.0, -3.0]))
+    assert torch.allclose(bounds, torch.tensor([0.0, 1.0]), atol=1e-4)
+
+
+def test_an_ensemble_shows_each_masks_threshold_at_the_decoders() -> None:
+    query, support, mask = photos()
+    model, plain = (
+        tiny_model(FakeBackbone(input_size=(64, 64)), temperature=temperature, threshold=0.4)
+        for temperature in (1.5, 0.0)
+    )
+    shown, raw = (item.segment(query, support, mask, refine=False) for item in (model, plain))
+    own = threshold_logit(torch.from_numpy(raw.maps[:1]), 1.5)
+    shift = float(torch.logit(torch.tensor(0.4)) - own)
+    assert abs(shift) > 0.05 and shown.threshold == 0.4
+    expected = shifted(torch.from_numpy(raw.maps[:1]), torch.tensor([shift]))
+    assert np.allclose(shown.maps[0], expected[0], atol=1e-5)
+    assert np.array_equal(shown.maps[0] > 0.4, raw.maps[0] > float(torch.sigmoid(own)))
+    # The quality is that of the same mask, whose raw probabilities it is told from.
+    assert shown.quality == pytest.approx(
+        plain.segment(query, support, mask, refine=False, threshold=float(torch.sigmoid(own))).quality, abs=1e-4
+    )
+    stricter = model.segment(query, support, mask, refine=False, threshold=0.6)
+    assert (stricter.mask <= shown.mask).all() and stricter.mask.sum() < shown.mask.sum()
+
+
+def test_thresholds_before_the_shift_divide_the_mean_alike() -> None:
+    maps = blobs(2)
+    zeros = torch.zeros_like(maps)
+    samples = Ensemble(maps, zeros, zeros, torch.zeros(2), None, (), shift=torch.tensor([1.5, -0.5]))
+    for thresholds in (0.3, torch.tensor([0.3, 0.7])):
+        before = samples.before_shift(thresholds)[:, None, None]
+        each = torch.as_tensor(thresholds).expand(2)[:, None, None]
+        assert torch.equal(samples.mean > before, samples.probability > each)
+    plain = dataclasses.replace(samples, shift=None)
+    assert torch.equal(plain.probability, maps) and torch.equal(plain.before_shift(0.3), torch.full((2,), 0.3))
+
+
+@pytest.mark.parametrize("temperature", [-1.0, float("nan"), float("inf")])
+def test_a_temperature_that_is_none_is_refused(temperature: float) -> None:
+    with pytest.raises(ConfigError, match="temperature="):
+        tiny_config(temperature=temperature)
