@@ -145,7 +145,14 @@ def pad_channels(features: Tensor, count: int = 5) -> Tensor:
 def tiny_config(**changes: object) -> DecoderConfig:
     """A decoder config that is small and fast, with any fields changed."""
     steps = 3 if changes.get("system", "diffusion") == "diffusion" else 1
-    small = {"timesteps": 50, "steps": steps, "ensemble": 2, "threshold": 0.5, "priors": PriorConfig(grid=8)}
+    small = {
+        "timesteps": 50,
+        "steps": steps,
+        "ensemble": 2,
+        "threshold": 0.5,
+        "temperature": 0.0,
+        "priors": PriorConfig(grid=8),
+    }
     return DecoderConfig(**(TINY | small | changes))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import runpy
 import subprocess
@@ -20,6 +21,7 @@ from diffup import DiffUp, cli
 from diffup.decoder.base import Decoder
 from diffup.decoder.config import FORMAT, DecoderConfig
 from diffup.decoder.sampling import Samples, draw_noise, sample
+from diffup.decoder.threshold import shifted, threshold_logit
 from diffup.decoder.weights import load_decoder
 from diffup.errors import ConfigError, ExportError, MissingPackageError
 from diffup.model import RELEASED
@@ -96,6 +98,22 @@ def test_the_condition_has_every_input_of_the_network(exported: tuple[Decoder, P
         assert set(arrays) == {*names[2:], "evidence", "noise", "size"}
         for entry in session.get_inputs()[2:]:
             assert arrays[entry.name].shape == (1, *entry.shape[1:])
+
+
+@pytest.mark.parametrize("temperature", [0.0, 2.0])
+def test_the_program_divides_masks_as_the_library_does(temperature: float) -> None:
+    pytest.importorskip("onnxruntime")
+    program = runpy.run_path(str(PROGRAM))
+    config = {"threshold": 0.4, "temperature": temperature}
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.sigmoid(
+        2 * torch.nn.functional.avg_pool2d(torch.randn(4, 96, 96, generator=generator), 33, 1) * 15 - 1
+    )
+    shift = math.log(0.4 / 0.6) - threshold_logit(maps, temperature) if temperature else torch.zeros(4)
+    for each, expected in zip(maps, shifted(maps, shift), strict=True):
+        assert np.abs(program["shown"](each.numpy(), config) - expected.numpy()).max() < 1e-5
+        own = program["threshold_logit"](each.numpy(), config)
+        assert ((each.logit().numpy() > own) == (expected.numpy() > 0.4)).mean() > 0.999
 
 
 def test_the_program_enlarges_as_the_library_does() -> None:

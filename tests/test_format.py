@@ -39,14 +39,14 @@ def test_the_quality_of_format_4_is_read_as_it_was_meant() -> None:
 
 
 @pytest.mark.parametrize("version", [4, 5])
-def test_the_modulation_of_formats_4_and_5_normalises_unless_they_say_otherwise(version: int) -> None:
+def test_decoders_of_formats_4_and_5_are_as_they_were(version: int) -> None:
     fields = json.loads(tiny_config().to_json()) | {FORMAT_KEY: version}
     if version == 4:
         fields["quality_calibration"] = [1.0, 0.0, 0.0]
-    del fields["quality_normalisation"]
-    assert DecoderConfig.from_json(json.dumps(fields)) == tiny_config(quality_normalisation=True)
+    del fields["quality_normalisation"], fields["temperature"]
+    assert DecoderConfig.from_json(json.dumps(fields)) == tiny_config(quality_normalisation=True, temperature=0.0)
     said = json.dumps(fields | {"quality_normalisation": False})
-    assert DecoderConfig.from_json(said) == tiny_config(quality_normalisation=False)
+    assert DecoderConfig.from_json(said) == tiny_config(temperature=0.0)
 
 
 @pytest.mark.parametrize(

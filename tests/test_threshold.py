@@ -10,6 +10,7 @@ import torch
 from fakes import FakeBackbone, shape_image, tiny_config, tiny_model
 from torch import Tensor
 
+from diffup.decoder.config import DecoderConfig
 from diffup.decoder.quality import expected_iou
 from diffup.decoder.sampling import Ensemble
 from diffup.decoder.threshold import CANDIDATES, shifted, threshold_logit
@@ -114,3 +115,7 @@ def test_thresholds_before_the_shift_divide_the_mean_alike() -> None:
 def test_a_temperature_that_is_none_is_refused(temperature: float) -> None:
     with pytest.raises(ConfigError, match="temperature="):
         tiny_config(temperature=temperature)
+
+
+def test_the_prior_has_one_threshold_for_all_masks() -> None:
+    assert DecoderConfig().temperature > 0 and DecoderConfig(system="prior").temperature == 0

@@ -73,14 +73,15 @@ class DecoderConfig:
             the same way.
         steps: default number of DDIM steps.
         ensemble: default number of samples that are averaged.
-        threshold: default probability above which a pixel is marked, in (0, 1); chosen on training classes.
+        threshold: default probability above which a pixel is marked, in (0, 1).
         temperature: temperature at which each mask's own threshold is chosen (`diffup.decoder.threshold`); the logits
             of its probability are then shifted so that its own lies at `threshold`. 0 takes `threshold` for all masks.
         min_presence: default presence below which a mask is empty, in [0, 1]; 0 never empties a mask.
         backbone: name of the encoder to use if the user names none.
         system: `diffusion` is the paper's; `one_step` the same U-Net without a noisy mask, in a single pass; `gan` the
             StyleGAN2-style generator of Table 8; `prior` the mean prior itself, without training. The last three take
-            one step; `one_step` and `prior` are deterministic, so they have a single sample.
+            one step; `one_step` and `prior` are deterministic, so they have a single sample, and `prior` has one
+            threshold for all masks.
         low_level_channels: channels that the first feature level of the training encoder is projected to as additional
             condition (DiffUp+LFE, Table 9), which ties the decoder to that encoder; 0 for none.
         low_level_width: channels of that feature level, set by training.
@@ -112,8 +113,8 @@ class DecoderConfig:
     score_calibration: tuple[float, float] = (1.0, 0.0)
     steps: int = 1
     ensemble: int = 2
-    threshold: float = 0.3
-    temperature: float = 0.0
+    threshold: float = 0.5
+    temperature: float = 2.0
     min_presence: float = 0.0
     backbone: str = "bundled:efficientnet_lite0"
     system: System = "diffusion"
@@ -172,6 +173,8 @@ class DecoderConfig:
                 raise ConfigError(f"system={self.system!r} needs prediction='x0', not {self.prediction!r}: no noise")
         if self.deterministic:
             object.__setattr__(self, "ensemble", 1)
+        if self.system == "prior":  # similarities, which promise nothing
+            object.__setattr__(self, "temperature", 0.0)
         if self.system == "gan" and self.loss != "bce_dice":
             raise ConfigError(f"system='gan' needs loss='bce_dice', not {self.loss!r}: the generator gives logits")
         for name in ("low_level_channels", "low_level_width"):
@@ -223,6 +226,7 @@ class DecoderConfig:
         return cls(
             priors=priors,
             quality_normalisation=True,
+            temperature=0.0,
             prior_skip=False,
             signal_scale=1.0,
             prediction="epsilon",
@@ -296,8 +300,8 @@ def _from_format_4(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _from_format_5(fields: dict[str, Any]) -> dict[str, Any]:
-    """The modulation by the quality normalised, and versions before 0.7.0 did not say so."""
-    return {"quality_normalisation": True, **fields}
+    """The modulation by the quality normalised, which only 0.7.0 wrote, and one threshold was that of all masks."""
+    return {"quality_normalisation": True, "temperature": 0.0, **fields}
 
 
 _EARLIER: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {4: _from_format_4, 5: _from_format_5}
