@@ -139,7 +139,7 @@ class Segmentation:
     def probability(self) -> npt.NDArray[np.float32]:
         """(H, W) float32 in [0, 1], probability of the class, the mean over the ensemble of samples.
 
-        A decoder with a temperature shifts its logits so that the mask's own threshold lies at the decoder's
+        A decoder with a temperature shifts its logits so that the mask's own threshold lies at 1/2
         (`diffup.decoder.threshold`): it ranks pixels, and is no frequency.
         If it is refined, it depends on the threshold, at which the query's outlines divide the class from the rest.
         """

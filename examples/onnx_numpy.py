@@ -109,10 +109,10 @@ def threshold_logit(probability: Array, config: dict[str, Any]) -> float:
 
     Args:
         probability: (64, 64) in [0, 1], mean over the samples.
-        config: content of config.json; without a temperature its threshold is that of all masks.
+        config: content of config.json; without a temperature the logit is 0.
     """
     if not config.get("temperature"):
-        return math.log(config["threshold"] / (1 - config["threshold"]))
+        return 0.0
     candidates = np.linspace(-3, 2, 26)
     logits = logits_of(probability).ravel()
     tempered = 1 / (1 + np.exp(-logits / config["temperature"]))
@@ -124,11 +124,8 @@ def threshold_logit(probability: Array, config: dict[str, Any]) -> float:
 
 
 def shown(probability: Array, config: dict[str, Any]) -> Array:
-    """Shift the logits of probabilities (64, 64) so that the mask's own threshold lies at the decoder's."""
-    if not config.get("temperature"):
-        return probability
-    shift = math.log(config["threshold"] / (1 - config["threshold"])) - threshold_logit(probability, config)
-    return 1 / (1 + np.exp(-(logits_of(probability) + shift)))
+    """Shift the logits of probabilities (64, 64) so that the mask's own threshold lies at 1/2."""
+    return 1 / (1 + np.exp(threshold_logit(probability, config) - logits_of(probability)))
 
 
 def logits_of(probability: Array) -> Array:
@@ -145,7 +142,7 @@ def expected_quality(probability: Array, iou: float, condition: dict[str, Array]
         condition: arrays of condition.npz.
         config: content of config.json.
     """
-    threshold = sigmoid(threshold_logit(probability, config))
+    threshold = sigmoid(threshold_logit(probability, config) + logit(config["threshold"]))
     marked = probability > threshold
     overlap = float(probability[marked].sum())
     if not overlap:

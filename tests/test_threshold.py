@@ -78,7 +78,7 @@ def test_masks_do_not_depend_on_each_other_and_shifts_can_be_undone() -> None:
     assert torch.allclose(bounds, torch.tensor([0.0, 1.0]), atol=1e-4)
 
 
-def test_an_ensemble_shows_each_masks_threshold_at_the_decoders() -> None:
+def test_results_have_each_masks_threshold_at_one_half() -> None:
     query, support, mask = photos()
     model, plain = (
         tiny_model(FakeBackbone(input_size=(64, 64)), temperature=temperature, threshold=0.4)
@@ -86,14 +86,14 @@ def test_an_ensemble_shows_each_masks_threshold_at_the_decoders() -> None:
     )
     shown, raw = (item.segment(query, support, mask, refine=False) for item in (model, plain))
     own = threshold_logit(torch.from_numpy(raw.maps[:1]), 1.5)
-    shift = float(torch.logit(torch.tensor(0.4)) - own)
-    assert abs(shift) > 0.05 and shown.threshold == 0.4
-    expected = shifted(torch.from_numpy(raw.maps[:1]), torch.tensor([shift]))
+    assert abs(float(own)) > 0.05 and shown.threshold == 0.4
+    expected = shifted(torch.from_numpy(raw.maps[:1]), -own)
     assert np.allclose(shown.maps[0], expected[0], atol=1e-5)
-    assert np.array_equal(shown.maps[0] > 0.4, raw.maps[0] > float(torch.sigmoid(own)))
+    assert np.array_equal(shown.maps[0] > 0.5, raw.maps[0] > float(torch.sigmoid(own)))
     # The quality is that of the same mask, whose raw probabilities it is told from.
+    same = float(torch.sigmoid(own + torch.logit(torch.tensor(0.4))))
     assert shown.quality == pytest.approx(
-        plain.segment(query, support, mask, refine=False, threshold=float(torch.sigmoid(own))).quality, abs=1e-4
+        plain.segment(query, support, mask, refine=False, threshold=same).quality, abs=1e-4
     )
     stricter = model.segment(query, support, mask, refine=False, threshold=0.6)
     assert (stricter.mask <= shown.mask).all() and stricter.mask.sum() < shown.mask.sum()

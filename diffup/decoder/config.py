@@ -75,7 +75,7 @@ class DecoderConfig:
         ensemble: default number of samples that are averaged.
         threshold: default probability above which a pixel is marked, in (0, 1).
         temperature: temperature at which each mask's own threshold is chosen (`diffup.decoder.threshold`); the logits
-            of its probability are then shifted so that its own lies at `threshold`. 0 takes `threshold` for all masks.
+            of its probability are then shifted so that it lies at 1/2. 0 leaves probabilities as they are.
         min_presence: default presence below which a mask is empty, in [0, 1]; 0 never empties a mask.
         backbone: name of the encoder to use if the user names none.
         system: `diffusion` is the paper's; `one_step` the same U-Net without a noisy mask, in a single pass; `gan` the

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,7 +10,6 @@ from einops import rearrange
 from torch import Tensor
 
 from diffup.decoder.base import Decoder
-from diffup.decoder.config import DecoderConfig
 from diffup.decoder.diffusion import Diffusion
 from diffup.decoder.threshold import shifted, threshold_logit
 from diffup.errors import WeightsError
@@ -57,8 +55,8 @@ class Ensemble:
         trace: (B, steps + 1, s, s), x_t of the first sample at unit variance at each visited step, then the final
             estimate in [-1, 1]; None unless asked for.
         timesteps: visited steps, descending.
-        shift: (B,), what is added to the logits of the mean so that each mask's own threshold lies at the decoder's;
-            None without a `DecoderConfig.temperature`.
+        shift: (B,), what is added to the logits of the mean so that each mask's own threshold lies at 1/2; None without
+            a `DecoderConfig.temperature`.
     """
 
     mean: Tensor
@@ -210,7 +208,7 @@ def sample_ensemble(
         else:
             whole[-1] = _joined(whole[-1], members.start, _ensemble(samples), members.stop - members.start)
     traces = [part.trace for part in whole if part.trace is not None]
-    mean = torch.cat([part.mean for part in whole])
+    mean, temperature = torch.cat([part.mean for part in whole]), decoder.config.temperature
     return Ensemble(
         mean=mean,
         variance=torch.cat([part.variance for part in whole]),
@@ -218,15 +216,8 @@ def sample_ensemble(
         iou=torch.cat([part.iou for part in whole]),
         trace=torch.cat(traces) if traces else None,
         timesteps=whole[0].timesteps,
-        shift=_shift(mean, decoder.config),
+        shift=-threshold_logit(mean, temperature) if temperature else None,
     )
-
-
-def _shift(mean: Tensor, config: DecoderConfig) -> Tensor | None:
-    """What brings the threshold of each mask to the decoder's; None if the decoder's is that of all masks."""
-    if not config.temperature:
-        return None
-    return math.log(config.threshold / (1 - config.threshold)) - threshold_logit(mean, config.temperature)
 
 
 def _ensemble(samples: Samples) -> Ensemble:
