@@ -31,8 +31,10 @@ from tqdm import tqdm
 from diffup.data.base import Target
 from diffup.data.folder import LabelledFolder
 from diffup.decoder.base import Decoder
+from diffup.decoder.config import DecoderConfig
 from diffup.decoder.diffusion import Diffusion
 from diffup.decoder.sampling import draw_noise, sample
+from diffup.decoder.threshold import threshold_logit
 from diffup.evaluation.boundary import boundary_overlap
 from diffup.evaluation.episodes import Episode, draw_episodes
 from diffup.evaluation.evaluate import Evaluator, episode_generators
@@ -109,7 +111,7 @@ def main() -> None:
                 condition, noise = prepare(evaluator, episode, args.seed, index)
                 for way in WAYS:
                     probability = way.probability(model.decoder, condition, noise)
-                    for name, value in judge(probability, target, model.config.threshold).items():
+                    for name, value in judge(probability, target, cut(probability, model.config)).items():
                         found[str(way)][name].append(value)
     table = summarise(found, queries)
     print(json.dumps(table, indent=2))
@@ -122,6 +124,14 @@ def prepare(evaluator: Evaluator, episode: Episode, seed: int, index: int) -> tu
     weak, generator = episode_generators(seed, index)
     condition = evaluator.condition(episode, "mask", evaluator.support(episode, "mask", weak))
     return condition, draw_noise(condition, SAMPLES, generator)
+
+
+def cut(samples: Tensor, config: DecoderConfig) -> float:
+    """Threshold of the mean of samples (n, s, s): the decoder's, or each mask's own."""
+    threshold = torch.tensor(config.threshold)
+    if not config.temperature:
+        return float(threshold)
+    return float(torch.sigmoid(threshold.logit() + threshold_logit(samples.mean(dim=0)[None], config.temperature)))
 
 
 def judge(samples: Tensor, target: Target, threshold: float) -> dict[str, float]:

@@ -339,7 +339,7 @@ def result_maps(samples: Ensemble, condition: Condition) -> Tensor:
     maps = [
         samples.probability,
         samples.variance,
-        samples.error.clamp(-2, 2),
+        samples.shown_error,
         condition.prior[:, 0] * 0.5 + 0.5,
     ]
     return torch.stack(maps, dim=1).float().cpu()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -111,7 +112,7 @@ def test_thresholds_before_the_shift_divide_the_mean_alike() -> None:
     assert torch.equal(plain.probability, maps) and torch.equal(plain.before_shift(0.3), torch.full((2,), 0.3))
 
 
-@pytest.mark.parametrize("temperature", [-1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("temperature", [-1.0, float("nan"), float("inf"), 1e-6, 1e8])
 def test_a_temperature_that_is_none_is_refused(temperature: float) -> None:
     with pytest.raises(ConfigError, match="temperature="):
         tiny_config(temperature=temperature)
@@ -119,3 +120,29 @@ def test_a_temperature_that_is_none_is_refused(temperature: float) -> None:
 
 def test_the_prior_has_one_threshold_for_all_masks() -> None:
     assert DecoderConfig().temperature > 0 and DecoderConfig(system="prior").temperature == 0
+
+
+def test_the_expected_error_is_that_of_the_same_mask_without_a_shift() -> None:
+    query, support, mask = photos()
+    model, plain = (
+        tiny_model(FakeBackbone(input_size=(64, 64)), temperature=temperature) for temperature in (1.5, 0.0)
+    )
+    shown, raw = (item.segment(query, support, mask, refine=False, min_presence=0) for item in (model, plain))
+    own = float(torch.sigmoid(threshold_logit(torch.from_numpy(raw.maps[:1]), 1.5)))
+    same = dataclasses.replace(raw, threshold=own)
+    assert np.abs(shown.maps[2] - raw.maps[2]).max() > 1e-3, "an error of another probability"
+    small = [dataclasses.replace(item, image=np.zeros((64, 64, 3), np.uint8)) for item in (shown, same)]
+    assert np.allclose(*(item.expected_error for item in small), atol=1e-3)
+
+
+def test_zero_and_one_stay_whatever_the_shift() -> None:
+    ends = torch.tensor([[0.0, 1.0], [0.0, 1.0]])
+    assert torch.equal(shifted(ends, torch.tensor([3.0, -3.0])), ends)
+
+
+def test_a_common_threshold_of_a_decoder_that_was_read_stays() -> None:
+    fields = json.loads(DecoderConfig().to_json()) | {"format_version": 5}
+    for name in ("threshold", "temperature", "quality_normalisation"):
+        del fields[name]
+    found = DecoderConfig.from_json(json.dumps(fields))
+    assert (found.threshold, found.temperature, found.quality_normalisation) == (0.3, 0.0, True)

@@ -18,7 +18,7 @@ from diffup.data.folder import LabelledFolder
 from diffup.decoder.quality import calibrated_score
 from diffup.decoder.sampling import Ensemble
 from diffup.decoder.weights import CONFIG, save_decoder
-from diffup.errors import DataError
+from diffup.errors import ConfigError, DataError
 from diffup.evaluation import trust as evidence_of
 from diffup.evaluation.calibration import (
     FITTED,
@@ -167,12 +167,14 @@ def test_several_supports_are_calibrated_with_their_offset() -> None:
 def test_only_what_is_asked_for_is_fitted() -> None:
     evidence, config = made_up(), tiny_config()
     best = int(evidence.iou.mean(axis=0).argmax())
-    threshold = calibrate(evidence, config, ["threshold"])
+    threshold = calibrate(evidence, config, fit=["threshold"])
     assert threshold == dataclasses.replace(config, threshold=FITTED[best]) != config
-    quality = calibrate(evidence, threshold, ["quality"])
+    quality = calibrate(evidence, threshold, fit=["quality"])
     assert quality.quality_calibration != config.quality_calibration
     assert quality.presence_calibration == config.presence_calibration and quality.min_presence == 0
-    assert calibrate(evidence, config, PARTS) == calibrate(evidence, quality, ["presence"])
+    assert calibrate(evidence, config, fit=PARTS) == calibrate(evidence, quality, fit=["presence"])
+    with pytest.raises(ConfigError, match="fit='treshold': choose from threshold, presence, quality"):
+        calibrate(evidence, config, fit=["treshold"])
 
 
 def test_supports_and_text_are_calibrated_apart() -> None:
@@ -397,3 +399,16 @@ def test_what_cannot_be_measured_is_told(
     printed = capsys.readouterr()
     assert printed.err.startswith("error: ") and message in printed.err and not printed.out
     assert (decoder / CONFIG).read_bytes() == before
+
+
+def test_parts_are_fitted_and_written(decoder: Path, shapes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = DiffUp.from_pretrained(decoder).config
+    options = [str(decoder), str(shapes), "--episodes", "4"]
+    assert evidence_of.main([*options, "--write", "--fit", "threshold"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    after = DiffUp.from_pretrained(decoder).config
+    (figures,) = found.values()
+    assert after == dataclasses.replace(before, threshold=figures["best_threshold"])
+    with pytest.raises(SystemExit):
+        evidence_of.main([*options, "--fit", "quality"])
+    assert "give --write too" in capsys.readouterr().err

@@ -25,6 +25,9 @@ System = Literal["diffusion", "one_step", "gan", "prior"]
 MAX_ENSEMBLE = 1000
 """Greatest number of samples of a query."""
 
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.1, 100.0
+"""Limits of `DecoderConfig.temperature`; beyond them all probabilities are 0 and 1, or 1/2."""
+
 PRESENCE_CALIBRATION = (7.92, 10.67, -4.87, 13.4, -2.26)
 """Factors of `Condition.evidence` (`diffup.priors.presence.EVIDENCE`), fitted to the bundled encoders."""
 
@@ -134,7 +137,12 @@ class DecoderConfig:
         for name in ("condition_hidden", "quality_hidden", "timesteps", "steps", "ensemble"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}: it must be 1 or more")
-        for name in ("error_weight", "iou_weight", "temperature"):
+        if self.temperature and not MIN_TEMPERATURE <= self.temperature <= MAX_TEMPERATURE:
+            raise ConfigError(
+                f"temperature={self.temperature}: it must be {MIN_TEMPERATURE:g} to {MAX_TEMPERATURE:g}, or 0 for one "
+                "threshold for all masks"
+            )
+        for name in ("error_weight", "iou_weight"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{name}={getattr(self, name)}: it must be 0 or more and finite")
         if self.quality_hidden % 8:
@@ -226,6 +234,7 @@ class DecoderConfig:
         return cls(
             priors=priors,
             quality_normalisation=True,
+            threshold=0.3,
             temperature=0.0,
             prior_skip=False,
             signal_scale=1.0,
@@ -236,18 +245,23 @@ class DecoderConfig:
         )
 
     def same_network(self, other: DecoderConfig) -> bool:
-        """Whether weights trained with another config can be used with this one.
+        """Whether weights trained with another config can be used with this one (`other_network`)."""
+        return not self.other_network(other)
+
+    def other_network(self, other: DecoderConfig) -> tuple[str, ...]:
+        """Return the names of the fields for which weights trained with another config cannot be used with this one.
 
         Args:
             other: config that may differ in `steps`, `ensemble`, `threshold`, `temperature`, `min_presence`,
                 `backbone`, the weights of the losses and the calibrations.
         """
-        choices = (
+        choices = {
             *("steps", "ensemble", "threshold", "temperature", "min_presence", "backbone"),
             *("error_weight", "iou_weight"),
             *_CALIBRATIONS,
-        )
-        return dataclasses.replace(other, **{name: getattr(self, name) for name in choices}) == self
+        }
+        names = [part.name for part in dataclasses.fields(self) if part.name not in choices]
+        return tuple(name for name in names if getattr(self, name) != getattr(other, name))
 
     def to_json(self) -> str:
         """The text of a decoder folder's `config.json`: the version of the format, and the fields by name."""
@@ -301,7 +315,7 @@ def _from_format_4(fields: dict[str, Any]) -> dict[str, Any]:
 
 def _from_format_5(fields: dict[str, Any]) -> dict[str, Any]:
     """The modulation by the quality normalised, which only 0.7.0 wrote, and one threshold was that of all masks."""
-    return {"quality_normalisation": True, "temperature": 0.0, **fields}
+    return {"quality_normalisation": True, "threshold": 0.3, "temperature": 0.0, **fields}
 
 
 _EARLIER: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {4: _from_format_4, 5: _from_format_5}

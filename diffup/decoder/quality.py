@@ -100,9 +100,13 @@ def expected_iou(probability: Tensor, threshold: Tensor | float) -> Tensor:
     Returns:
         (B,) in [0, 1]; 0 where nothing is marked.
     """
-    flat, marked = probability.flatten(1), _marked(probability, threshold)
-    overlap = (flat * marked).sum(dim=1)
-    return overlap / ((flat + marked).sum(dim=1) - overlap).clamp_min(1e-6)
+    return promised_iou(probability.flatten(1), _marked(probability, threshold))
+
+
+def promised_iou(probability: Tensor, marked: Tensor) -> Tensor:
+    """Expected IoU of masks: (B, N) in [0, 1] and (B, N), 1 where a position is marked and else 0 -> (B,) in [0, 1]."""
+    overlap = (probability * marked).sum(dim=1)
+    return overlap / ((probability + marked).sum(dim=1) - overlap).clamp_min(1e-6)
 
 
 def marked_share(probability: Tensor, threshold: Tensor | float) -> Tensor:

@@ -72,6 +72,15 @@ class Ensemble:
         """(B, s, s) in [0, 1], the probability that users see: the shifted mean."""
         return self.mean if self.shift is None else shifted(self.mean, self.shift)
 
+    @property
+    def shown_error(self) -> Tensor:
+        """(B, s, s) in [-2, 2], the error of twice `probability`: where it would lie if the mean had no error."""
+        error = self.error.clamp(-2, 2)
+        if self.shift is None:
+            return error
+        corrected = shifted((self.mean + error / 2).clamp(0, 1), self.shift)
+        return 2 * (corrected - self.probability)
+
     def before_shift(self, thresholds: Tensor | float) -> Tensor:
         """The thresholds of the mean, (B,), that divide it as given thresholds divide `probability`.
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from diffup.decoder.quality import expected_iou
+from diffup.decoder.quality import promised_iou
 
 CANDIDATES = (-3.0, 2.0, 26)
 """Least and greatest logit of a threshold, and how many are compared. Below 5 % nothing is ever marked."""
@@ -33,16 +33,15 @@ def threshold_logit(probability: Tensor, temperature: float) -> Tensor:
     Returns:
         (B,), logits of the thresholds.
     """
-    least, greatest, count = CANDIDATES
-    logits = torch.linspace(least, greatest, count, device=probability.device)
-    tempered = torch.sigmoid(_logit(probability) / temperature)[:, None].expand(-1, count, -1, -1)
-    thresholds = torch.sigmoid(logits / temperature).expand(probability.shape[0], -1)
-    expected = expected_iou(tempered.flatten(0, 1), thresholds.flatten()).reshape(thresholds.shape)
-    return (torch.softmax(SELECTIVITY * expected, dim=1) * logits).sum(dim=1)
+    candidates, logits = torch.linspace(*CANDIDATES, device=probability.device), _logit(probability).flatten(1)
+    tempered = torch.sigmoid(logits / temperature)
+    # One after another, so that memory does not grow with their number.
+    promised = [promised_iou(tempered, (logits > candidate).to(tempered)) for candidate in candidates.unbind()]
+    return (torch.softmax(SELECTIVITY * torch.stack(promised, dim=1), dim=1) * candidates).sum(dim=1)
 
 
 def shifted(probability: Tensor, shift: Tensor) -> Tensor:
-    """Add to the logits of probabilities.
+    """Add to the logits of probabilities; 0 and 1 stay.
 
     Args:
         probability: (B, ...) in [0, 1].
@@ -51,7 +50,8 @@ def shifted(probability: Tensor, shift: Tensor) -> Tensor:
     Returns:
         (B, ...) in [0, 1].
     """
-    return torch.sigmoid(_logit(probability) + shift.reshape(-1, *[1] * (probability.dim() - 1)))
+    moved = torch.sigmoid(_logit(probability) + shift.reshape(-1, *[1] * (probability.dim() - 1)))
+    return torch.where((probability > 0) & (probability < 1), moved, probability.float())
 
 
 def _logit(probability: Tensor) -> Tensor:

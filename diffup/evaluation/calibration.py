@@ -83,7 +83,7 @@ def join(parts: Sequence[Evidence]) -> Evidence:
 
 
 def calibrate(
-    evidence: Evidence, config: DecoderConfig, fit: Collection[str] = PARTS[1:], recall: float = KEPT
+    evidence: Evidence, config: DecoderConfig, *, fit: Collection[str] = PARTS[1:], recall: float = KEPT
 ) -> DecoderConfig:
     """Fit the calibrations of a decoder. Evidence that is not given leaves its factors.
 
@@ -92,7 +92,12 @@ def calibrate(
         config: the decoder's config.
         fit: what is fitted, of `PARTS`; the rest is left. Presence depends on the encoder alone.
         recall: share of the queries with the class whose presence reaches the minimum.
+
+    Raises:
+        ConfigError: `fit` names something else.
     """
+    if unknown := sorted(set(fit) - set(PARTS)):
+        raise ConfigError(f"fit={unknown[0]!r}: choose from {', '.join(PARTS)}")
     if "threshold" in fit:
         config = replace(config, threshold=best_threshold(evidence))
     if "presence" in fit:

@@ -141,10 +141,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--text-backbone", help="text space, for annotations with text")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--write", action="store_true", help="fit the calibrations and write them to the decoder")
-    parser.add_argument(
-        "--fit", nargs="+", choices=PARTS, default=PARTS[1:], help="what --write fits; default: presence quality"
-    )
+    parser.add_argument("--fit", nargs="+", choices=PARTS, help="what --write fits; default: presence quality")
     args = parser.parse_args(arguments)
+    if args.fit and not args.write:
+        parser.error("--fit says what --write fits; give --write too")
     try:
         found = {}
         for backbone in args.backbone or [None]:
@@ -155,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     found[f"{model.backbone.name} {shots}-shot {annotation}"] = join(parts)
         evidence, config = join(list(found.values())), model.config
         if args.write:
-            config = calibrate(evidence, config, args.fit)
+            config = calibrate(evidence, config, fit=args.fit or PARTS[1:])
             save_decoder(args.decoder, model.decoder.state_dict(), config, torch.float16)
     except (DiffUpError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -116,7 +116,7 @@ def _facts(decoder: Decoder) -> str:
         [
             ("system", f"`{config.system}`"),
             ("encoder unless another is named", f"`{config.backbone}`"),
-            ("sampling", ", ".join(f"{name} {getattr(config, name)}" for name in _SAMPLING)),
+            ("sampling", ", ".join(f"{name} {getattr(config, name)}" for name in (*_SAMPLING, "temperature"))),
             ("priors", ", ".join(config.priors.kinds)),
             ("format", f"{FORMAT}, written by diffup {__version__}"),
             ("decoder hash", f"`{decoder_hash(decoder)[:16]}`"),

@@ -261,8 +261,12 @@ class Trainer:
             self.model = build_decoder(config.decoder)
             self.adversary = Adversary(config, processes) if config.decoder.system == "gan" else None
         if initial is not None:
-            if not config.decoder.same_network(initial.config):
-                raise ConfigError("initial: that decoder has another architecture or other priors than the config")
+            if differing := config.decoder.other_network(initial.config):
+                own = ", ".join(f"{name}={getattr(initial.config, name)!r}" for name in differing)
+                raise ConfigError(
+                    f"initial: that decoder has another architecture or other priors than the config, {own}; set its "
+                    "values in `decoder` of the config"
+                )
             self.model.load_state_dict(initial.state_dict())
         self.model.to(self.device).to(memory_format=torch.channels_last)
         self.averaged = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
