@@ -147,7 +147,10 @@ class Segmentation:
 
     @functools.cached_property
     def variance(self) -> npt.NDArray[np.float32]:
-        """(H, W) float32 in [0, 0.25], variance of the probability over the ensemble; high where samples disagree."""
+        """(H, W) float32 in [0, 0.25], variance of the probability over the ensemble, before any shift.
+
+        It is high where samples disagree.
+        """
         return self._enlarged("variance")
 
     @functools.cached_property
