@@ -34,7 +34,7 @@ from diffup.decoder.base import Decoder
 from diffup.decoder.config import DecoderConfig
 from diffup.decoder.diffusion import Diffusion
 from diffup.decoder.sampling import draw_noise, sample
-from diffup.decoder.threshold import threshold_logit
+from diffup.decoder.threshold import shifted, threshold_logit
 from diffup.evaluation.boundary import boundary_overlap
 from diffup.evaluation.episodes import Episode, draw_episodes
 from diffup.evaluation.evaluate import Evaluator, episode_generators
@@ -128,10 +128,10 @@ def prepare(evaluator: Evaluator, episode: Episode, seed: int, index: int) -> tu
 
 def cut(samples: Tensor, config: DecoderConfig) -> float:
     """Threshold of the mean of samples (n, s, s): the decoder's, or each mask's own."""
-    threshold = torch.tensor(config.threshold)
     if not config.temperature:
-        return float(threshold)
-    return float(torch.sigmoid(threshold.logit() + threshold_logit(samples.mean(dim=0)[None], config.temperature)))
+        return config.threshold
+    own = threshold_logit(samples.mean(dim=0)[None], config.temperature)
+    return float(shifted(torch.tensor([config.threshold]), own))
 
 
 def judge(samples: Tensor, target: Target, threshold: float) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -67,14 +68,14 @@ class Ensemble:
     timesteps: tuple[int, ...]
     shift: Tensor | None = None
 
-    @property
+    @functools.cached_property
     def probability(self) -> Tensor:
         """(B, s, s) in [0, 1], the probability that users see: the shifted mean."""
         return self.mean if self.shift is None else shifted(self.mean, self.shift)
 
     @property
     def shown_error(self) -> Tensor:
-        """(B, s, s) in [-2, 2], the error of twice `probability`: where it would lie if the mean had no error."""
+        """(B, s, s) in [-2, 2], predicted error of the mask `2 probability - 1`: that of the mean, shifted."""
         error = self.error.clamp(-2, 2)
         if self.shift is None:
             return error
