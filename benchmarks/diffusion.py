@@ -20,7 +20,7 @@ import argparse
 import json
 from collections import defaultdict
 from dataclasses import dataclass
-from itertools import combinations, pairwise
+from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +33,7 @@ from diffup.data.folder import LabelledFolder
 from diffup.decoder.base import Decoder
 from diffup.decoder.config import DecoderConfig
 from diffup.decoder.diffusion import Diffusion
-from diffup.decoder.sampling import draw_noise, sample
+from diffup.decoder.sampling import denoise, draw_noise, sample
 from diffup.decoder.threshold import shifted, threshold_logit
 from diffup.evaluation.boundary import boundary_overlap
 from diffup.evaluation.episodes import Episode, draw_episodes
@@ -76,20 +76,14 @@ class Way:
         first = sample(decoder, condition, noise, self.steps).probability[0]
         if not self.level:
             return first
-        diffusion, repeated = Diffusion(decoder.config), condition.repeat(noise.shape[1])
-        start = round(self.level * diffusion.timesteps) - 1
-        visited = [round((start + 1) * (self.again - index) / self.again) - 1 for index in range(self.again)] + [-1]
-        mask, times = first[:, None] * 2 - 1, torch.full((len(first),), start)
+        diffusion = Diffusion(decoder.config)
+        visited = [
+            round(self.level * diffusion.timesteps * (1 - index / self.again)) - 1 for index in range(self.again)
+        ]
         # The same noise again would lead back to the same answer.
-        y = diffusion.add_noise(mask, noise[0, :, None].flip(-1), times)
-        for now, following in pairwise(visited):
-            times = torch.full((len(first),), now)
-            x = diffusion.observe(y, repeated.prior, times)
-            with torch.no_grad():
-                output = decoder(x, times / diffusion.timesteps, repeated).output.float()
-            mask = diffusion.estimate(output, y, times)
-            y = diffusion.step(mask, y, now, following)
-        return mask[:, 0] * 0.5 + 0.5
+        times, noise = torch.full((len(first),), visited[0]), noise[0, :, None].flip(-1)
+        y = diffusion.add_noise(first[:, None] * 2 - 1, noise, times)
+        return denoise(decoder, condition.repeat(len(first)), y, visited)[:, 0] * 0.5 + 0.5
 
 
 WAYS = (Way(1), Way(4), Way(10), Way(1, 0.8, 4))

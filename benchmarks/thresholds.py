@@ -29,10 +29,11 @@ from diffup.evaluation.episodes import draw_episodes
 from diffup.evaluation.evaluate import Evaluator, episode_generators
 from diffup.evaluation.scores import overlaps
 from diffup.inputs.annotations import Mask
-from diffup.inputs.images import read_image, resize_image, to_bytes
+from diffup.inputs.images import read_image, shrink_image, to_bytes
 from diffup.model import DiffUp
 from diffup.refine import Guide, refine
 from diffup.result import enlarge
+from diffup.training.prepare import list_photos
 
 FIXED, TEMPERATURES = (0.1, 0.15, 0.2, 0.3), (1.6, 1.8, 2.0, 2.2)
 
@@ -75,11 +76,9 @@ def regions(model: DiffUp, photos: Path, count: int, seed: int) -> Iterator[Case
     """Sample regions of the first photos of a folder."""
     from skimage.segmentation import felzenszwalb
 
-    for index, path in enumerate(sorted(photos.iterdir())[:count]):
+    for index, path in enumerate(list_photos(photos)[:count]):
         rng = np.random.default_rng([seed, index])
-        image = read_image(path, argument=str(path))
-        scale = min(1.0, SIDE / max(image.shape[1:]))
-        pixels = to_bytes(resize_image(image, (round(image.shape[1] * scale), round(image.shape[2] * scale))))
+        pixels = to_bytes(shrink_image(read_image(path, argument=str(path)), SIDE))
         labels = felzenszwalb(pixels, scale=1200, sigma=1.6, min_size=240)
         shares = np.bincount(labels.ravel()) / labels.size
         fitting = np.flatnonzero((shares > AREAS[0]) & (shares < AREAS[1]))

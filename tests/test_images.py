@@ -18,7 +18,7 @@ from PIL import Image, PngImagePlugin
 from skimage import data
 
 from diffup.errors import ImageError
-from diffup.inputs.images import read_image, resize_image, to_pil, upright_size
+from diffup.inputs.images import read_image, resize_image, shrink_image, to_pil, upright_size
 
 
 @pytest.fixture(scope="module")
@@ -291,6 +291,13 @@ def test_resizing_keeps_the_range_and_the_mean_and_returns_equal_sizes_unchanged
     checkerboard = (torch.arange(64)[:, None] + torch.arange(64)[None]).remainder(2).float().expand(3, -1, -1)
     shrunk = resize_image(checkerboard, (16, 16))
     assert (shrunk - 0.5).abs().max() < 0.05, "without antialiasing a fine pattern turns into noise"
+
+
+def test_shrinking_keeps_the_sides_in_proportion_and_enlarges_nothing(photo: np.ndarray) -> None:
+    image = read_image(photo)  # 100 x 130
+    assert torch.equal(shrink_image(image, 65), resize_image(image, (50, 65)))
+    assert torch.equal(shrink_image(image, 130), image) and torch.equal(shrink_image(image, 1000), image)
+    assert shrink_image(image[:, :1], 10).shape == (3, 1, 10)
 
 
 @given(hnp.arrays(np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, max_side=6).map(lambda shape: (*shape, 3))))

@@ -16,7 +16,14 @@ from diffup.inference import trust
 from diffup.priors.condition import build_condition, prior_maps
 from diffup.priors.config import PriorConfig
 from diffup.priors.features import Members, SupportFeatures
-from diffup.priors.presence import SHOTS_POWER, MatchedQuery, MatchedSupport, support_evidence, text_evidence
+from diffup.priors.presence import (
+    BOTH_SHARE,
+    SHOTS_POWER,
+    MatchedQuery,
+    MatchedSupport,
+    support_evidence,
+    text_evidence,
+)
 
 SYSTEMS = ("diffusion", "one_step", "gan", "prior")
 VIEWS = ("foreground", "background", "valid", "annotated")
@@ -89,7 +96,8 @@ def test_each_source_has_its_own_values() -> None:
     assert (by_support[:, 3:] == 0).all() and (by_support[:, :2] != 0).all()
     assert (by_text[:, :3] == 0).all() and (by_text[:, 4] == 1).all()
     assert torch.equal(by_text[:, 3], text_evidence(text))
-    assert torch.equal(evidence(query, support, text=text), by_support), "text counts only without supports"
+    both = BOTH_SHARE * (by_support + by_text)
+    assert torch.allclose(evidence(query, support, text=text), both), "each counts less beside the other"
 
 
 def test_the_more_supports_the_surer_is_the_same_similarity() -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from einops import rearrange
@@ -131,23 +132,19 @@ def sample(
         ConfigError: `steps` is out of range.
         WeightsError: the decoder's output is not finite.
     """
-    diffusion = Diffusion(decoder.config)
-    timesteps = diffusion.schedule(steps)
+    timesteps = Diffusion(decoder.config).schedule(steps)
     if decoder.config.deterministic:
         noise = noise[:, :1]
     batch, ensemble = noise.shape[:2]
     repeated = condition.repeat(ensemble)
-    y = rearrange(noise, "b n h w -> (n b) 1 h w")
     seen: list[Tensor] = []
-    mask = torch.zeros_like(y)
-    for index, t in enumerate(timesteps):
-        now = torch.full(y.shape[:1], t, device=y.device)
-        x = diffusion.observe(y, repeated.prior, now)
+
+    def visit(x: Tensor) -> None:
         seen.append(x[:batch, 0])
-        mask = diffusion.estimate(decoder(x, now / diffusion.timesteps, repeated).output.float(), y, now)
-        y = diffusion.step(mask, y, t, timesteps[index + 1] if index + 1 < steps else -1)
         if on_step is not None:
             on_step()
+
+    mask = denoise(decoder, repeated, rearrange(noise, "b n h w -> (n b) 1 h w"), timesteps, visit)
     error, iou = decoder.judge(mask, repeated.image, repeated.prior)
     # A graph that is exported cannot branch on values.
     if not torch.compiler.is_exporting() and not all(bool(part.isfinite().all()) for part in (mask, error, iou)):
@@ -163,6 +160,38 @@ def sample(
         trace=torch.stack(seen, dim=1) if trace else None,
         timesteps=tuple(timesteps),
     )
+
+
+@torch.no_grad()
+def denoise(
+    decoder: Decoder,
+    condition: Condition,
+    y: Tensor,
+    timesteps: Sequence[int],
+    visit: Callable[[Tensor], object] | None = None,
+) -> Tensor:
+    """Follow DDIM through given steps to the clean mask.
+
+    Args:
+        decoder: trained decoder.
+        condition: condition of each row.
+        y: (B, 1, s, s), y_t at the first of the steps.
+        timesteps: steps to visit, descending, each in [0, T).
+        visit: function to call after every step with the x_t that the network saw, (B, 1, s, s).
+
+    Returns:
+        (B, 1, s, s) in [-1, 1], the estimate at the last step.
+    """
+    diffusion = Diffusion(decoder.config)
+    mask = torch.zeros_like(y)
+    for now, following in pairwise([*timesteps, -1]):
+        times = torch.full(y.shape[:1], now, device=y.device)
+        x = diffusion.observe(y, condition.prior, times)
+        mask = diffusion.estimate(decoder(x, times / diffusion.timesteps, condition).output.float(), y, times)
+        y = diffusion.step(mask, y, now, following)
+        if visit is not None:
+            visit(x)
+    return mask
 
 
 def sample_batches(queries: int, ensemble: int, device: torch.device) -> list[tuple[slice, slice]]:

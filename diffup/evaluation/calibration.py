@@ -33,6 +33,7 @@ FITTED = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 """Thresholds at which the quality is fitted, so that it holds for whatever threshold a user chooses."""
 
 PARTS = ("threshold", "presence", "quality")
+USUAL = ("presence", "quality")
 """What can be fitted: the threshold; presence and minimum presence; quality and score. By default the last two."""
 
 _ROUNDS = 50
@@ -83,7 +84,7 @@ def join(parts: Sequence[Evidence]) -> Evidence:
 
 
 def calibrate(
-    evidence: Evidence, config: DecoderConfig, *, fit: Collection[str] = PARTS[1:], recall: float = KEPT
+    evidence: Evidence, config: DecoderConfig, *, fit: Collection[str] = USUAL, recall: float = KEPT
 ) -> DecoderConfig:
     """Fit the calibrations of a decoder. Evidence that is not given leaves its factors.
 

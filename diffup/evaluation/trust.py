@@ -24,7 +24,7 @@ from diffup.decoder.quality import marked_share, quality_estimates
 from diffup.decoder.sampling import draw_noise, sample_ensemble
 from diffup.decoder.weights import save_decoder
 from diffup.errors import ConfigError, DataError, DiffUpError
-from diffup.evaluation.calibration import FITTED, PARTS, Evidence, calibrate, join, report
+from diffup.evaluation.calibration import FITTED, PARTS, USUAL, Evidence, calibrate, join, report
 from diffup.evaluation.episodes import Episode, draw_episodes
 from diffup.evaluation.evaluate import Evaluator, check_annotation, episode_generators
 from diffup.evaluation.presence import Floats
@@ -141,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--text-backbone", help="text space, for annotations with text")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--write", action="store_true", help="fit the calibrations and write them to the decoder")
-    parser.add_argument("--fit", nargs="+", choices=PARTS, help="what --write fits; default: presence quality")
+    parser.add_argument("--fit", nargs="+", choices=PARTS, help=f"what --write fits; default: {' '.join(USUAL)}")
     args = parser.parse_args(arguments)
     if args.fit and not args.write:
         parser.error("--fit says what --write fits; give --write too")
@@ -155,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     found[f"{model.backbone.name} {shots}-shot {annotation}"] = join(parts)
         evidence, config = join(list(found.values())), model.config
         if args.write:
-            config = calibrate(evidence, config, fit=args.fit or PARTS[1:])
+            config = calibrate(evidence, config, fit=args.fit or USUAL)
             save_decoder(args.decoder, model.decoder.state_dict(), config, torch.float16)
     except (DiffUpError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

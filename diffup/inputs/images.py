@@ -166,6 +166,21 @@ def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
     return resized[0].clamp(0.0, 1.0)
 
 
+def shrink_image(image: Tensor, longest: int) -> Tensor:
+    """Shrink an image whose longer side exceeds a limit to that limit; return others as they are.
+
+    Args:
+        image: (3, H, W) in [0, 1].
+        longest: maximum side in pixels.
+
+    Returns:
+        (3, h, w) in [0, 1].
+    """
+    height, width = image.shape[-2:]
+    ratio = min(1.0, longest / max(height, width))
+    return resize_image(image, (max(1, round(height * ratio)), max(1, round(width * ratio))))
+
+
 def to_bytes(image: Tensor) -> npt.NDArray[np.uint8]:
     """Turn a (3, H, W) image in [0, 1] into an (H, W, 3) uint8 array, some rows at a time to save memory."""
     pixels = np.empty((image.shape[1], image.shape[2], 3), dtype=np.uint8)

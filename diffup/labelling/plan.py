@@ -21,7 +21,7 @@ from diffup.utils.optional import need
 Format = Literal["png", "coco", "yolo", "labelme", "label-studio", "overlay", "csv"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 
-REVISION = 3
+REVISION = 4
 """Revision of the written files; raise it when the same settings would give other files."""
 
 

@@ -19,12 +19,16 @@ EVIDENCE = 5
 
 The logit of the presence is a linear function of them. The first three are multiplied by a power of the number of
 supports: the more supports a similarity is the mean of, the less chance moves it, and the surer is what it tells.
-Values of a source that a class does not have are 0; text counts only without supports.
+Values of a source that a class does not have are 0; those of a class that has both are multiplied by `BOTH_SHARE`.
 """
 
 SHOTS_POWER = 1 / 3
 """Power of the number of supports. It is below 1/2, that of independent supports, because what a class finds in photos
 that do not show it is the same for all of its supports (`docs/experiments.md`)."""
+
+BOTH_SHARE = 0.6
+"""Share of each source in the logit of a class that has supports and a name. Both tell partly the same, so their sum
+would be too sure (`docs/experiments.md`)."""
 
 _EPS = 1e-6
 
@@ -108,9 +112,9 @@ def presence_evidence(
         found[:, :2] = torch.stack([support_evidence(*pair) for pair in pairs]).mean(dim=0)
         found[:, 2] = 1
         found *= support[0].shots[:, None] ** SHOTS_POWER
-    elif text is not None:
+    if text is not None:
         found[:, 3], found[:, 4] = text_evidence(text), 1
-    return found
+    return found if support is None or text is None else found * BOTH_SHARE
 
 
 def support_evidence(query: MatchedQuery, support: MatchedSupport) -> Tensor:

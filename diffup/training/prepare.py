@@ -100,7 +100,7 @@ class Sources:
         """
         held_out = {c for fold in config.folds for c in data.fold(fold)}
         classes = tuple(c for c in data.classes if c not in held_out)
-        photos = _photos(backgrounds)
+        photos = () if backgrounds is None else list_photos(backgrounds)
         joined = data if isinstance(data, JoinedData) else None
         parts = {name: 0 if joined is None else joined.part(name) for name in data.split("train")}
         # By all classes, so that runs with different held-out folds share the cached views of the same images.
@@ -123,6 +123,18 @@ class Sources:
             "data": _names_and_sizes(self.data.files(self.names)),
             "backgrounds": _names_and_sizes(self.backgrounds),
         }
+
+
+def list_photos(folder: str | os.PathLike[str]) -> tuple[Path, ...]:
+    """List the photos of a folder that is given as `backgrounds`, sorted by name; hidden files are left out.
+
+    Raises:
+        DataError: the folder holds no photo.
+    """
+    photos = sorted(path for path in Path(folder).glob("[!.]*") if is_image_name(path) and path.is_file())
+    if not photos:
+        raise DataError(f"backgrounds={str(folder)!r} holds no file with the ending of an image (.jpg, .png, ...)")
+    return tuple(photos)
 
 
 def build_banks(
@@ -267,15 +279,6 @@ def _in_turns(pairs: Mapping[int, Sequence[str]], count: int, rng: np.random.Gen
         if mine:
             chosen.add(mine.pop())
     return chosen
-
-
-def _photos(folder: str | os.PathLike[str] | None) -> tuple[Path, ...]:
-    if folder is None:
-        return ()
-    photos = sorted(path for path in Path(folder).glob("[!.]*") if is_image_name(path) and path.is_file())
-    if not photos:
-        raise DataError(f"backgrounds={str(folder)!r} holds no file with the ending of an image (.jpg, .png, ...)")
-    return tuple(photos)
 
 
 def _names_and_sizes(paths: Sequence[Path]) -> str:

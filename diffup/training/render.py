@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffup.data.base import TrainingData
-from diffup.inputs.images import read_image, resize_image
+from diffup.inputs.images import read_image, resize_image, shrink_image
 from diffup.training.config import ViewsConfig
 
 LONGEST_SIDE = 384
@@ -98,7 +98,7 @@ class Renderer:
         rng = np.random.default_rng([self.config.seed, 2, index])
         if self.backgrounds:
             path = self.backgrounds[int(rng.integers(len(self.backgrounds)))]
-            image = _shrink(read_image(path, argument=str(path)))
+            image = shrink_image(read_image(path, argument=str(path)), LONGEST_SIDE)
             mask = np.zeros(image.shape[1:], dtype=np.uint8)
         else:
             image, mask = self._load(self.names[int(rng.integers(len(self.names)))])
@@ -114,15 +114,9 @@ class Renderer:
         return Rendered(*_flip_jitter(image, mask, self.config, rng), source=-1)
 
     def _load(self, name: str) -> tuple[Tensor, npt.NDArray[np.uint8]]:
-        image = _shrink(self.data.image(name))
+        image = shrink_image(self.data.image(name), LONGEST_SIDE)
         mask = self.data.mask(name)
         return image, _resize_mask(mask, image.shape[1], image.shape[2])
-
-
-def _shrink(image: Tensor) -> Tensor:
-    height, width = image.shape[1:]
-    ratio = LONGEST_SIDE / max(height, width)
-    return image if ratio >= 1 else resize_image(image, (max(1, round(height * ratio)), max(1, round(width * ratio))))
 
 
 def _resize_mask(mask: npt.NDArray[np.uint8], height: int, width: int) -> npt.NDArray[np.uint8]:
