@@ -22,9 +22,12 @@ from diffup.formats.png import encode_label_png, write_label_png
 from diffup.instances import SMALLEST, Instance, find_instances
 from diffup.prototypes import check_count
 from diffup.refine import Guide
-from diffup.result import Segmentation, odds_over
+from diffup.result import Segmentation, enlarge, odds_over
 from diffup.utils import pictures
 from diffup.utils.fonts import legend_key
+
+LEAST_KEPT = 0.2
+"""Share of its own mask that a class has to keep beside the other classes (`docs/experiments.md`)."""
 
 
 class Marked(NamedTuple):
@@ -53,9 +56,12 @@ class LabelMap:
     with the background's they add up to 1 at every pixel.
 
     A class that is absent from the query (`Segmentation.present`) has the score 0: it takes no pixel from the others.
+    So has a class that is overruled: one that would keep less than a fifth of its own mask (`LEAST_KEPT`), since what
+    it has found is more likely the others'. One after another is taken out, that which keeps the smallest share first,
+    and the shares of the rest are counted anew. A class that was corrected is never overruled.
 
-    So a pixel is background exactly where it is in no class's own mask, and with equal thresholds and presences the
-    class with the highest p wins.
+    So a pixel is background exactly where it is in the own mask of no class that takes part, and with equal thresholds
+    and presences the class with the highest p wins.
 
     The maps of the classes are stored at the decoder's size, and refined or enlarged on request, which saves memory
     with many classes in a large photo.
@@ -66,6 +72,7 @@ class LabelMap:
         background: (H, W) float32 in [0, 1], probability of the background.
         names: names of the C classes.
         results: the separate result of each class.
+        overruled: names of the classes that are present and overruled.
     """
 
     image: npt.NDArray[np.uint8]
@@ -73,6 +80,7 @@ class LabelMap:
     background: npt.NDArray[np.float32]
     names: tuple[str, ...]
     results: tuple[Segmentation, ...]
+    overruled: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, names: Sequence[str], results: Sequence[Segmentation]) -> LabelMap:
@@ -86,8 +94,12 @@ class LabelMap:
             PrototypesError: there are more than 255 classes.
         """
         check_count(len(names), "names")
-        labels, total = merge(results)
-        return cls(results[0].image, labels.numpy(), (1 / total).numpy(), tuple(names), tuple(results))
+        part = take_part(results)
+        labels, total = merge(results, part)
+        overruled = tuple(
+            name for name, item, some in zip(names, results, part, strict=True) if item.present and not some
+        )
+        return cls(results[0].image, labels.numpy(), (1 / total).numpy(), tuple(names), tuple(results), overruled)
 
     def __repr__(self) -> str:
         height, width = self.labels.shape
@@ -99,8 +111,9 @@ class LabelMap:
     def probabilities(self) -> npt.NDArray[np.float32]:
         """(C, H, W) float32 in [0, 1], probability of each class; computed at every access."""
         background = torch.from_numpy(self.background)
-        maps = zip(self.results, _probabilities(self.results), strict=True)
-        found = [_claim(item, probability) * background for item, probability in maps]
+        found = []
+        for name, item, probability in zip(self.names, self.results, _probabilities(self.results), strict=True):
+            found.append(_claim(item, probability) * (background * (name not in self.overruled)))
         return torch.stack(found).numpy()
 
     @property
@@ -285,8 +298,8 @@ class LabelMap:
 
         Returns:
             `width` and `height` in pixels; `backbone`, name of the encoder; `classes`, for each class in order its
-            `name`, `label`, `area_fraction` (share of the image, in [0, 1]), `presence`, `present`, `quality`,
-            `score` (`Segmentation.summary`) and `threshold`.
+            `name`, `label`, `area_fraction` (share of the image, in [0, 1]), `presence`, `present`, `overruled`,
+            `quality`, `score` (`Segmentation.summary`) and `threshold`.
         """
         height, width = self.labels.shape
         classes = [
@@ -296,6 +309,7 @@ class LabelMap:
                 "area_fraction": area,
                 "presence": item.presence,
                 "present": item.present,
+                "overruled": name in self.overruled,
                 "quality": item.quality,
                 "score": item.score,
                 "threshold": item.threshold,
@@ -320,18 +334,46 @@ def to_result(results: Sequence[Segmentation], names: Sequence[str] | None) -> S
     return results[0] if names is None else LabelMap.of(names, results)
 
 
-def merge(results: Sequence[Segmentation]) -> tuple[Tensor, Tensor]:
+def take_part(results: Sequence[Segmentation]) -> list[bool]:
+    """Decide which classes take part in a label map: those that are present and not overruled (`LabelMap`).
+
+    It is decided at the decoder's resolution, where the maps of all classes fit in memory.
+
+    Args:
+        results: the results of C classes in the same query.
+
+    Returns:
+        Whether each class takes part.
+    """
+    size = results[0].maps.shape[1:]
+    odds = torch.stack([_coarse_odds(item, (size[0], size[1])) for item in results]).flatten(1)
+    own = odds > 1
+    claims = torch.stack([item.presence * row for item, row in zip(results, odds, strict=True)]) * own
+    part = torch.tensor([item.present for item in results])
+    safe = torch.tensor([item.corrected is not None for item in results])
+    while True:
+        taken = claims * part[:, None]
+        best = torch.where(taken.amax(dim=0) > 0, taken.argmax(dim=0), len(results))
+        kept = torch.bincount(best, minlength=len(results) + 1)[:-1] / own.sum(dim=1)  # NaN where nothing is marked
+        kept = torch.where(part & ~safe & kept.isfinite(), kept, 1.0)
+        if kept.min() >= LEAST_KEPT:
+            return [bool(some) for some in part]
+        part[kept.argmin()] = False
+
+
+def merge(results: Sequence[Segmentation], part: Sequence[bool]) -> tuple[Tensor, Tensor]:
     """Merge the results of several classes by the rule that `LabelMap` describes.
 
     Args:
         results: the results of at most 255 classes in the same query of H x W pixels.
+        part: whether each class takes part.
 
     Returns:
         Labels (H, W) uint8, and the sum of all scores, the background's 1 included, (H, W) float32.
     """
     size = results[0].size
     labels, best, total = torch.zeros(size, dtype=torch.uint8), torch.zeros(size), torch.ones(size)
-    there = [(label, item) for label, item in enumerate(results, start=1) if item.present]
+    there = [(label, item) for label, (item, some) in enumerate(zip(results, part, strict=True), start=1) if some]
     for (label, item), probability in zip(there, _probabilities([item for _, item in there]), strict=True):
         score = _claim(item, probability)
         total += score
@@ -339,6 +381,13 @@ def merge(results: Sequence[Segmentation]) -> tuple[Tensor, Tensor]:
         labels[wins] = label
         best[wins] = score[wins]
     return labels, total
+
+
+def _coarse_odds(item: Segmentation, size: tuple[int, int]) -> Tensor:
+    """Odds of a class relative to those at its threshold, as if it were present, at the given size."""
+    corrected = item.corrected is not None
+    maps = item.full_probability()[None] if corrected else torch.from_numpy(item.maps[:1])
+    return odds_over(enlarge(maps, size)[0], item.threshold)
 
 
 def _claim(item: Segmentation, probability: Tensor) -> Tensor:

@@ -215,7 +215,9 @@ def test_an_absent_class_is_there_once_it_is_clicked(result: Segmentation) -> No
 def test_one_class_of_a_label_map_is_corrected(model: DiffUp) -> None:
     classes = [model.prototypes(SUPPORT, MASK, name=name) for name in ("a", "b")]
     found = model.segment(QUERY, classes, min_presence=0)
+    assert found.overruled == ("b",), "two classes of one example"
     better = found.correct("b", Points([CLICK]))
+    assert "b" not in better.overruled
     assert better.labels[CLICK[1], CLICK[0]] == 2
     assert better.results[0] is found.results[0]
     with pytest.raises(PrototypesError, match="no class 'c'"):

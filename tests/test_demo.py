@@ -274,6 +274,12 @@ def test_a_class_that_is_not_found_is_named(encoders: Encoders, taught: Session)
     assert "Not marked" not in views.describe(shown)
 
 
+def test_the_page_names_classes_that_are_left_to_others(encoders: Encoders, taught: Session) -> None:
+    shown = result(found(taught, encoders))
+    table = views.describe(LabelMap.of(("square", "a*b"), [shown.results[0]] * 2))
+    assert table.endswith("\n\nLeft to other classes, which have nearly all of it: a&#42;b.")
+
+
 def test_the_page_says_in_words_whether_a_class_is_there(encoders: Encoders, taught: Session) -> None:
     shown = result(found(taught, encoders))
     parts = [

@@ -61,7 +61,7 @@ def test_many_classes_are_decoded_in_bounded_batches(
     result = model.segment(QUERY, many, steps=1, ensemble=1)
     assert model.backbone.calls == before + 1 and sizes == [size, size, 19 - 2 * size]
     assert len(result.probabilities) == 19
-    found = result.probabilities
+    found = np.stack([item.probability for item in result.results])
     assert np.ptp(found, axis=0).max() < 1e-5  # one class by 19 names: its place in a batch changes rounding alone
 
 
@@ -157,7 +157,7 @@ def test_the_rule_by_hand() -> None:
     """Odds over the odds at the threshold: 0.6 of 0.5 is 1.5, 0.5 of 0.25 is 3, 0.2 of 0.25 is 0.75."""
     image = np.zeros((2, 3, 3), np.uint8)
     items = [decoded(torch.tensor(p), t, image) for p, t in ((0.6, 0.5), (0.5, 0.25), (0.2, 0.25))]
-    labels, total = merge(items)
+    labels, total = merge(items, [True] * 3)
     assert labels.shape == (2, 3) and (labels == 2).all()
     assert torch.allclose(total, torch.full((2, 3), 1 + 1.5 + 3 + 0.75), rtol=1e-5)
 
@@ -165,18 +165,20 @@ def test_the_rule_by_hand() -> None:
 def test_equal_thresholds_give_the_most_probable_class() -> None:
     generator = torch.Generator().manual_seed(0)
     maps = torch.rand(4, 64, 64, generator=generator)
-    labels, _ = merge([decoded(values, 0.25) for values in maps])
+    labels, _ = merge([decoded(values, 0.25) for values in maps], [True] * 4)
     expected = torch.where(maps.amax(dim=0) > 0.25, maps.argmax(dim=0) + 1, 0)
     assert torch.equal(labels.long(), expected)
 
 
 def test_a_class_that_is_hardly_there_takes_little_from_one_that_is() -> None:
     """Odds over the odds at the threshold, times the presence: 4 * 0.9 against 9 * 0.3."""
-    items = [decoded(torch.tensor(0.9), 0.5, presence=0.3), decoded(torch.tensor(0.8), 0.5, presence=0.9)]
+    half = torch.full((64, 64), 0.8)
+    half[:, 32:] = 0.1
+    items = [decoded(torch.tensor(0.9), 0.5, presence=0.3), decoded(half, 0.5, presence=0.9)]
     result = LabelMap.of("ab", items)
-    assert (result.labels == 2).all()
+    assert (result.labels[:, :32] == 2).all() and (result.labels[:, 32:] == 1).all()
     assert result.probabilities[:, 0, 0] == pytest.approx([2.7 / 7.3, 3.6 / 7.3], rel=1e-4)
-    assert result.masks.all(), "its own mask stays"
+    assert result.masks[0].all(), "its own mask stays"
     assert (LabelMap.of("a", items[:1]).labels == 1).all(), "alone it loses nothing"
 
 
@@ -194,6 +196,48 @@ def test_an_absent_class_takes_no_pixel() -> None:
     assert np.array_equal(result.probabilities[[0, 2]], alone.probabilities) and not result.probabilities[1].any()
     assert np.abs(result.probabilities.sum(axis=0) + result.background - 1).max() < 1e-5
     assert result.summary()["classes"][1]["area_fraction"] == 0
+
+
+def stripes(*ends: int) -> list[torch.Tensor]:
+    """Probabilities of classes that reach from the left to the given columns of 64, each more likely than the last."""
+    maps = []
+    for index, end in enumerate(ends):
+        values = torch.full((64, 64), 0.1)
+        values[:, :end] = 0.6 + 0.1 * index
+        maps.append(values)
+    return maps
+
+
+@pytest.mark.parametrize(("end", "overruled"), [(51, ()), (52, ("a",))])
+def test_a_class_that_keeps_less_than_a_fifth_of_its_mask_is_overruled(end: int, overruled: tuple[str, ...]) -> None:
+    first, second = (decoded(values, 0.5) for values in stripes(64, end))
+    result = LabelMap.of("ab", [first, second])
+    assert result.overruled == overruled
+    assert (result.labels[:, :end] == 2).all() and (result.labels[:, end:] == (0 if overruled else 1)).all()
+    assert result.probabilities[0].any() == (not overruled)
+    assert np.abs(result.probabilities.sum(axis=0) + result.background - 1).max() < 1e-5
+    assert [item["overruled"] for item in result.summary()["classes"]] == [bool(overruled), False]
+    assert result["a"].mask.all() and result.masks[0].all(), "its own mask stays"
+    assert [item.label for item in result.marked(overlap=True)] == [1, 2]
+
+
+def test_shares_are_counted_anew_once_a_class_is_overruled() -> None:
+    """The first class keeps a tenth at first, and four tenths without the second, which keeps a twentieth."""
+    columns = torch.arange(64).expand(64, 64)
+    parts = [columns < 10, columns >= 1, columns >= 4]
+    maps = [torch.where(part, p, 0.1) for part, p in zip(parts, (0.6, 0.7, 0.8), strict=True)]
+    result = LabelMap.of("abc", [decoded(values, 0.5) for values in maps])
+    assert result.overruled == ("b",)
+    assert (result.labels[:, :4] == 1).all() and (result.labels[:, 4:] == 3).all()
+    same = LabelMap.of("abc", [decoded(torch.tensor(0.7), 0.5)] * 3)
+    assert same.overruled == ("b", "c") and (same.labels == 1).all(), "of equal classes the first stays"
+
+
+def test_neither_absent_nor_empty_classes_are_overruled_nor_overrule() -> None:
+    wide, narrow = (decoded(values, 0.5) for values in stripes(60, 64))
+    absent = dataclasses.replace(narrow, presence=0.0)
+    assert LabelMap.of("ab", [wide, absent]).overruled == ()
+    assert LabelMap.of("ab", [wide, decoded(torch.tensor(0.1), 0.5)]).overruled == ()
 
 
 def test_only_absent_classes_leave_the_background() -> None:
@@ -253,7 +297,7 @@ def test_detections_of_a_label_map() -> None:
 
 def test_certainty_is_finite() -> None:
     image = np.zeros((4, 4, 3), np.uint8)
-    labels, total = merge([decoded(torch.tensor(p), 0.5, image) for p in (1.0, 0.0)])
+    labels, total = merge([decoded(torch.tensor(p), 0.5, image) for p in (1.0, 0.0)], [True] * 2)
     assert (labels == 1).all() and bool(total.isfinite().all())
 
 

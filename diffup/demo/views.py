@@ -115,8 +115,10 @@ def describe(result: LabelMap) -> str:
     absent = [_escape(item["name"]) for item in classes if not item["present"]]
     if absent:
         table += f"\n\nNot in the photo, it seems: {', '.join(absent)}. If it is there, another example may help."
-    missing = [_escape(item["name"]) for item in classes if item["present"] and not item["area_fraction"]]
-    if missing:
+    if overruled := [_escape(name) for name in result.overruled]:
+        table += f"\n\nLeft to other classes, which have nearly all of it: {', '.join(overruled)}."
+    unmarked = [item["name"] for item in classes if item["present"] and not item["area_fraction"]]
+    if missing := [_escape(name) for name in unmarked if name not in result.overruled]:
         table += f"\n\nNot marked: {', '.join(missing)}. "
         table += "A lower threshold (under *Options*) or another example may help."
     return table

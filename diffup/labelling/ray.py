@@ -298,7 +298,7 @@ def _fields() -> pyarrow.Schema:
 
     number = pa.float64()
     figures = {"name": pa.string(), "label": pa.int32(), "area_fraction": number, "presence": number}
-    figures |= {"present": pa.bool_(), "quality": number, "score": number}
+    figures |= {"present": pa.bool_(), "overruled": pa.bool_(), "quality": number, "score": number}
     classes = pa.list_(pa.struct({**figures, "threshold": number}))
     columns = {"labels": pa.binary(), "height": pa.int32(), "width": pa.int32(), "quality": number, "classes": classes}
     return pa.schema({**columns, "error": pa.string()})

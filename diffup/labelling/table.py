@@ -16,9 +16,10 @@ def quality_table(entries: Sequence[dict[str, Any]], names: Sequence[str]) -> st
 
     Images that could not be read come first, then the others by their doubt: a class that was marked may be wrong, with
     the doubt 1 - score, and a class that was not marked may be there, with its presence as the doubt; an image has that
-    of its most doubtful class. Each class also has its state (`marked`, `absent`: below the minimum presence, or
-    `empty`: present, but no pixel is above the threshold), presence, quality, score and share of the image. Classes in
-    the column `found` are separated by semicolons, and a name with a semicolon is quoted, as in CSV.
+    of its most doubtful class. Each class also has its state (`marked`, `absent`: below the minimum presence,
+    `overruled`: other classes have nearly all of its mask, or `empty`: present, but no pixel is above the threshold),
+    presence, quality, score and share of the image. Classes in the column `found` are separated by semicolons, and a
+    name with a semicolon is quoted, as in CSV.
 
     Args:
         entries: entries of the images in the record.
@@ -51,7 +52,9 @@ def doubt_of(item: dict[str, Any]) -> float:
 def _state(item: dict[str, Any]) -> str:
     if item["area_fraction"] > 0:
         return "marked"
-    return "empty" if item["present"] else "absent"
+    if not item["present"]:
+        return "absent"
+    return "overruled" if item["overruled"] else "empty"
 
 
 def _row(cells: Sequence[str], delimiter: str) -> str:
