@@ -33,7 +33,7 @@ __all__ = [
     "register_backbone",
 ]
 
-__version__ = "0.8.0"
+__version__ = "0.9.0"
 
 _HOMES = {
     "inputs.annotations": ("Box", "Mask", "Points", "Scribble"),

@@ -58,7 +58,8 @@ class LabelMap:
     A class that is absent from the query (`Segmentation.present`) has the score 0: it takes no pixel from the others.
     So has a class that is overruled: one that would keep less than a fifth of its own mask (`LEAST_KEPT`), since what
     it has found is more likely the others'. One after another is taken out, that which keeps the smallest share first,
-    and the shares of the rest are counted anew. A class that was corrected is never overruled.
+    and the shares of the rest are counted anew, at the decoder's size before refinement. A class is never overruled if
+    a person marked it (`correct`) or its `min_presence` is 0, which says that it is there.
 
     So a pixel is background exactly where it is in the own mask of no class that takes part, and with equal thresholds
     and presences the class with the highest p wins.
@@ -118,7 +119,10 @@ class LabelMap:
 
     @property
     def masks(self) -> npt.NDArray[np.bool_]:
-        """(C, H, W) bool, each class's own mask, which may overlap with those of others; computed at every access."""
+        """(C, H, W) bool, each class's own mask, which may overlap with those of others; computed at every access.
+
+        A class that is overruled has its own mask all the same; one that is absent has none.
+        """
         maps = zip(self.results, _probabilities(self.results), strict=True)
         return np.stack([(probability > item.threshold).numpy() & item.present for item, probability in maps])
 
@@ -337,7 +341,7 @@ def to_result(results: Sequence[Segmentation], names: Sequence[str] | None) -> S
 def take_part(results: Sequence[Segmentation]) -> list[bool]:
     """Decide which classes take part in a label map: those that are present and not overruled (`LabelMap`).
 
-    It is decided at the decoder's resolution, where the maps of all classes fit in memory.
+    It is decided at the decoder's resolution before refinement, where the maps of all classes fit in memory.
 
     Args:
         results: the results of C classes in the same query.
@@ -345,20 +349,31 @@ def take_part(results: Sequence[Segmentation]) -> list[bool]:
     Returns:
         Whether each class takes part.
     """
-    size = results[0].maps.shape[1:]
-    odds = torch.stack([_coarse_odds(item, (size[0], size[1])) for item in results]).flatten(1)
-    own = odds > 1
-    claims = torch.stack([item.presence * row for item, row in zip(results, odds, strict=True)]) * own
+    size = (results[0].maps.shape[1], results[0].maps.shape[2])
+    maps = torch.stack([_coarse(item, size) for item in results]).flatten(1)
+    own = torch.stack([row > item.threshold for row, item in zip(maps, results, strict=True)])
+    odds = torch.stack([odds_over(row, item.threshold) for row, item in zip(maps, results, strict=True)])
+    claims = odds * own * torch.tensor([item.presence for item in results])[:, None]
     part = torch.tensor([item.present for item in results])
-    safe = torch.tensor([item.corrected is not None for item in results])
+    judged = torch.tensor([item.min_presence > 0 and not _is_marked(item) for item in results])
     while True:
-        taken = claims * part[:, None]
-        best = torch.where(taken.amax(dim=0) > 0, taken.argmax(dim=0), len(results))
-        kept = torch.bincount(best, minlength=len(results) + 1)[:-1] / own.sum(dim=1)  # NaN where nothing is marked
-        kept = torch.where(part & ~safe & kept.isfinite(), kept, 1.0)
+        best, winner = (claims * part[:, None]).max(dim=0)
+        counts = torch.bincount(winner[best > 0], minlength=len(results))
+        kept = torch.where(part & judged & own.any(dim=1), counts / own.sum(dim=1).clamp_min(1), 1.0)
         if kept.min() >= LEAST_KEPT:
             return [bool(some) for some in part]
         part[kept.argmin()] = False
+
+
+def _coarse(item: Segmentation, size: tuple[int, int]) -> Tensor:
+    """Probability of a class before refinement, corrected if it was, at the given size."""
+    state = item.corrected
+    return enlarge(torch.from_numpy(item.maps[:1]) if state is None else state.logits[None].sigmoid(), size)[0]
+
+
+def _is_marked(item: Segmentation) -> bool:
+    """Whether a person marked something as the class."""
+    return item.corrected is not None and bool((item.corrected.seeds.label > 0).any())
 
 
 def merge(results: Sequence[Segmentation], part: Sequence[bool]) -> tuple[Tensor, Tensor]:
@@ -381,13 +396,6 @@ def merge(results: Sequence[Segmentation], part: Sequence[bool]) -> tuple[Tensor
         labels[wins] = label
         best[wins] = score[wins]
     return labels, total
-
-
-def _coarse_odds(item: Segmentation, size: tuple[int, int]) -> Tensor:
-    """Odds of a class relative to those at its threshold, as if it were present, at the given size."""
-    corrected = item.corrected is not None
-    maps = item.full_probability()[None] if corrected else torch.from_numpy(item.maps[:1])
-    return odds_over(enlarge(maps, size)[0], item.threshold)
 
 
 def _claim(item: Segmentation, probability: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ from diffup.correct import (
 from diffup.data.base import Target
 from diffup.errors import AnnotationError, ConfigError, PrototypesError
 from diffup.evaluation.clicks import main, next_click, play
+from diffup.label_map import LabelMap
 
 HEIGHT, WIDTH = QUERY.shape[:2]
 CLICK = (60, 30)
@@ -215,15 +216,23 @@ def test_an_absent_class_is_there_once_it_is_clicked(result: Segmentation) -> No
 def test_one_class_of_a_label_map_is_corrected(model: DiffUp) -> None:
     classes = [model.prototypes(SUPPORT, MASK, name=name) for name in ("a", "b")]
     found = model.segment(QUERY, classes, min_presence=0)
-    assert found.overruled == ("b",), "two classes of one example"
     better = found.correct("b", Points([CLICK]))
-    assert "b" not in better.overruled
     assert better.labels[CLICK[1], CLICK[0]] == 2
     assert better.results[0] is found.results[0]
     with pytest.raises(PrototypesError, match="no class 'c'"):
         found.correct("c", Points([CLICK]))
     with pytest.raises(AnnotationError, match=r"correct\(name"):
         model.segment(QUERY, classes, correction=Points([CLICK]))
+
+
+def test_only_what_is_marked_as_the_class_keeps_it_from_being_overruled(model: DiffUp) -> None:
+    classes = [model.prototypes(SUPPORT, MASK, name=name) for name in ("a", "b")]
+    found = model.segment(QUERY, classes, min_presence=1e-6)
+    assert found.overruled == ("b",), "two classes of one example"
+    strong, weak = found["a"], replace(found["b"], presence=found["b"].presence / 4)
+    for other, overruled in ((weak.correct(Points(negative=[(5, 5)])), ("b",)), (weak.correct(Points([CLICK])), ())):
+        other = replace(other, presence=weak.presence)  # it takes no more pixels for being marked
+        assert LabelMap.of(("a", "b"), [strong, other]).overruled == overruled
 
 
 def test_results_of_a_stream_say_how_to_correct_them(model: DiffUp) -> None:

@@ -240,6 +240,23 @@ def test_neither_absent_nor_empty_classes_are_overruled_nor_overrule() -> None:
     assert LabelMap.of("ab", [wide, decoded(torch.tensor(0.1), 0.5)]).overruled == ()
 
 
+def test_classes_that_are_said_to_be_there_are_not_overruled() -> None:
+    items = [dataclasses.replace(decoded(values, 0.5), min_presence=0.0) for values in stripes(64, 62)]
+    result = LabelMap.of("ab", items)
+    assert result.overruled == () and (result.labels[:, 62:] == 1).all()
+    assert LabelMap.of("a", [dataclasses.replace(items[0], presence=0.0)]).overruled == ()
+
+
+def test_maps_of_different_sizes_and_refined_ones_are_compared() -> None:
+    first, second = (decoded(values, 0.5) for values in stripes(64, 63))
+    small = dataclasses.replace(second, maps=np.ascontiguousarray(second.maps[:, ::2, ::2]))
+    for items in ([first, small], [small, first]):
+        assert LabelMap.of("ab", items).overruled == ("ab"[items.index(first)],)
+    refined = [dataclasses.replace(item, refine=True) for item in (first, second)]
+    result = LabelMap.of("ab", refined)
+    assert result.overruled == ("a",) and set(np.unique(result.labels)) <= {0, 2}
+
+
 def test_only_absent_classes_leave_the_background() -> None:
     result = LabelMap.of("ab", [decoded(torch.tensor(0.9), 0.5, presence=0.2)] * 2)
     assert not result.labels.any() and not result.probabilities.any() and (result.background == 1).all()

@@ -250,7 +250,7 @@ def test_the_order_of_the_table() -> None:
         entry("no pixel", (0.75, 0.5, 0.0), (0.2, 0.5, 0.0)),
         entry("as wrong", (0.5, 0.25, 0.1), (0.0, 0.9, 0.0)),
         entry("nothing", (0.0625, 0.5, 0.0), (0.03125, 0.5, 0.0)),
-        entry("left to b", (0.5, 0.5, 0.0), (1.0, 0.9, 0.3)),
+        entry("left to b", (0.5, 0.25, 0.0), (1.0, 0.9, 0.3)),
         {"image": "broken", "error": "it is broken"},
     ]
     heads, *lines = csv.reader(quality_table(entries, "ab").splitlines())
@@ -261,7 +261,7 @@ def test_the_order_of_the_table() -> None:
         ["as wrong", "0.7500", "a", ""],  # as doubtful as the next two, in the order of their names
         ["b is wrong", "0.7500", "a;b", ""],
         ["no pixel", "0.7500", "", ""],
-        ["left to b", "0.5000", "b", ""],
+        ["left to b", "0.2500", "b", ""],
         ["b may be there", "0.2000", "a", ""],
         ["sure", "0.1000", "a", ""],
         ["nothing", "0.0625", "", ""],

@@ -194,6 +194,18 @@ def test_supports_and_text_are_calibrated_apart() -> None:
     assert apart.quality_calibration == pytest.approx((*MADE_UP[:7], 0.5, 0.8), abs=4e-3)
 
 
+def test_classes_with_supports_and_a_name_do_not_count_where_each_source_is_fitted() -> None:
+    evidence, config = made_up(), tiny_config()
+    by_text = dataclasses.replace(evidence, **{name: of_text(getattr(evidence, name)) for name in ("shown", "absent")})
+    rows = {name: 0.6 * (getattr(evidence, name) + getattr(by_text, name)) for name in ("shown", "absent")}
+    with_both = dataclasses.replace(evidence, **rows)
+    apart, found = calibrate(join([evidence, by_text]), config), calibrate(join([evidence, by_text, with_both]), config)
+    assert found.presence_calibration == apart.presence_calibration
+    with pytest.raises(ConfigError, match="every class has supports and a name"):
+        calibrate(with_both, config)
+    assert calibrate(with_both, config, fit=["threshold"]).presence_calibration == config.presence_calibration
+
+
 def of_text(rows: np.ndarray) -> np.ndarray:
     """The first similarity, as evidence of text."""
     return np.stack([*[np.zeros(len(rows))] * 3, rows[:, 0], np.ones(len(rows))], axis=1)

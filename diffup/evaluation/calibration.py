@@ -33,8 +33,10 @@ FITTED = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 """Thresholds at which the quality is fitted, so that it holds for whatever threshold a user chooses."""
 
 PARTS = ("threshold", "presence", "quality")
+"""What can be fitted: the threshold; presence and minimum presence; quality and score."""
+
 USUAL = ("presence", "quality")
-"""What can be fitted: the threshold; presence and minimum presence; quality and score. By default the last two."""
+"""What is fitted by default."""
 
 _ROUNDS = 50
 
@@ -95,10 +97,15 @@ def calibrate(
         recall: share of the queries with the class whose presence reaches the minimum.
 
     Raises:
-        ConfigError: `fit` names something else.
+        ConfigError: `fit` names something else, or every class has supports and a name.
     """
     if unknown := sorted(set(fit) - set(PARTS)):
         raise ConfigError(f"fit={unknown[0]!r}: choose from {', '.join(PARTS)}")
+    if {*USUAL} & {*fit} and not any(rows.any() for rows in _given_alone(evidence.shown)):
+        raise ConfigError(
+            "evidence: every class has supports and a name, from which the share of each cannot be told; add episodes "
+            "with supports alone (mask, box, scribble) or with names alone (text)"
+        )
     if "threshold" in fit:
         config = replace(config, threshold=best_threshold(evidence))
     if "presence" in fit:
@@ -117,8 +124,7 @@ def _with_presence(evidence: Evidence, config: DecoderConfig, recall: float) -> 
     given = np.concatenate([evidence.shown, evidence.absent])
     truth = np.repeat([1.0, 0.0], len(evidence.shown))
     factors = np.array(config.presence_calibration)
-    for source in SOURCES:
-        rows = given[:, source.stop - 1] > 0
+    for source, rows in zip(SOURCES, _given_alone(given), strict=True):
         if rows.any():
             factors[source] = fit_logistic(given[rows, source], truth[rows])
     config = replace(config, presence_calibration=tuple(factors.tolist()))
@@ -134,16 +140,22 @@ def _with_quality(evidence: Evidence, config: DecoderConfig) -> DecoderConfig:
 
 
 def _quality_factors(evidence: Evidence) -> Floats:
-    """Fit `DecoderConfig.quality_calibration`; a source that is not given has the offset of the other."""
+    """Fit `DecoderConfig.quality_calibration`; a source that is not given alone has the offset of the other."""
     columns = [evidence.column(threshold) for threshold in FITTED]
     given = np.repeat(evidence.shown[:, None], len(columns), axis=1)
     inputs = np.concatenate([evidence.estimates[:, columns], given], axis=2).reshape(-1, ESTIMATES + given.shape[2])
     factors = np.array(fit_logistic(inputs, evidence.iou[:, columns].reshape(-1)))
     offsets = [ESTIMATES + source.stop - 1 for source in SOURCES]
-    given_offsets = [column for column in offsets if inputs[:, column].any()]
+    given_offsets = [offset for offset, rows in zip(offsets, _given_alone(evidence.shown), strict=True) if rows.any()]
     if len(given_offsets) == 1:
         factors[offsets] = factors[given_offsets]
     return factors
+
+
+def _given_alone(evidence: Floats) -> tuple[npt.NDArray[np.bool_], ...]:
+    """Rows of evidence (N, 5) that have each source and no other."""
+    given = [evidence[:, source.stop - 1] > 0 for source in SOURCES]
+    return given[0] & ~given[1], given[1] & ~given[0]
 
 
 def report(evidence: Evidence, config: DecoderConfig) -> dict[str, float]:

@@ -180,8 +180,8 @@ def label_dataset(
         The dataset with its columns (except the images, unless they are paths) and the columns of results: `labels`,
         the label map as bytes of an indexed PNG file; `height` and `width` in pixels; `quality`, the lowest predicted
         IoU among the classes found, null if there is none; `classes`, with the name, label, area_fraction, presence,
-        present, quality, score and threshold of each class (`LabelMap.summary`); `error`, the reason why the image
-        could not be read, else null. After an error the other columns of results are null.
+        present, overruled, quality, score and threshold of each class (`LabelMap.summary`); `error`, the reason why
+        the image could not be read, else null. After an error the other columns of results are null.
 
     Raises:
         MissingPackageError: Ray is not installed.

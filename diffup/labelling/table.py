@@ -15,11 +15,11 @@ def quality_table(entries: Sequence[dict[str, Any]], names: Sequence[str]) -> st
     """Return a CSV table of the images, in the order in which they need review.
 
     Images that could not be read come first, then the others by their doubt: a class that was marked may be wrong, with
-    the doubt 1 - score, and a class that was not marked may be there, with its presence as the doubt; an image has that
-    of its most doubtful class. Each class also has its state (`marked`, `absent`: below the minimum presence,
-    `overruled`: other classes have nearly all of its mask, or `empty`: present, but no pixel is above the threshold),
-    presence, quality, score and share of the image. Classes in the column `found` are separated by semicolons, and a
-    name with a semicolon is quoted, as in CSV.
+    the doubt 1 - score; one that was overruled may have been right, with its score as the doubt; any other that was not
+    marked may be there, with its presence as the doubt. An image has the doubt of its most doubtful class. Each class
+    also has its state (`marked`, `absent`: below the minimum presence, `overruled`: other classes have nearly all of
+    its mask, or `empty`: present, but no pixel is above the threshold), presence, quality, score and share of the
+    image. Classes in the column `found` are separated by semicolons, and a name with a semicolon is quoted, as in CSV.
 
     Args:
         entries: entries of the images in the record.
@@ -41,12 +41,14 @@ def quality_table(entries: Sequence[dict[str, Any]], names: Sequence[str]) -> st
 
 
 def doubt_of(item: dict[str, Any]) -> float:
-    """Probability that what was marked of a class is wrong, or that a class that was not marked is there.
+    """Probability that what was marked of a class is wrong, or that what was left out should have been marked.
 
     Args:
         item: summary of the class in an image (`LabelMap.summary`).
     """
-    return float(1 - item["score"] if item["area_fraction"] > 0 else item["presence"])
+    if item["area_fraction"] > 0:
+        return float(1 - item["score"])
+    return float(item["score"] if item["overruled"] else item["presence"])
 
 
 def _state(item: dict[str, Any]) -> str:
