@@ -97,8 +97,8 @@ class DiffUpModel(_base()):  # type: ignore[misc] # FiftyOne has no types
             arg: (H, W, 3) uint8, the photo.
 
         Returns:
-            FiftyOne's `Detections` or `Segmentation`. An absent class has no detection, and no pixel. The confidence is
-            the score of the mask; presence and quality are attributes of each detection.
+            FiftyOne's `Detections` or `Segmentation`. An absent or overruled class has no detection, and no pixel. The
+            confidence is the score of the mask; presence and quality are attributes of each detection.
 
         Raises:
             ImageError: the photo cannot be read.
