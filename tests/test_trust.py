@@ -201,6 +201,7 @@ def test_classes_with_supports_and_a_name_do_not_count_where_each_source_is_fitt
     with_both = dataclasses.replace(evidence, **rows)
     apart, found = calibrate(join([evidence, by_text]), config), calibrate(join([evidence, by_text, with_both]), config)
     assert found.presence_calibration == apart.presence_calibration
+    assert found.quality_calibration == apart.quality_calibration
     with pytest.raises(ConfigError, match="every class has supports and a name"):
         calibrate(with_both, config)
     assert calibrate(with_both, config, fit=["threshold"]).presence_calibration == config.presence_calibration

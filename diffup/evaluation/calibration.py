@@ -142,11 +142,14 @@ def _with_quality(evidence: Evidence, config: DecoderConfig) -> DecoderConfig:
 def _quality_factors(evidence: Evidence) -> Floats:
     """Fit `DecoderConfig.quality_calibration`; a source that is not given alone has the offset of the other."""
     columns = [evidence.column(threshold) for threshold in FITTED]
-    given = np.repeat(evidence.shown[:, None], len(columns), axis=1)
-    inputs = np.concatenate([evidence.estimates[:, columns], given], axis=2).reshape(-1, ESTIMATES + given.shape[2])
-    factors = np.array(fit_logistic(inputs, evidence.iou[:, columns].reshape(-1)))
+    alone = _given_alone(evidence.shown)
+    rows = np.any(alone, axis=0)
+    given = np.repeat(evidence.shown[rows, None], len(columns), axis=1)
+    estimates = evidence.estimates[rows][:, columns]
+    inputs = np.concatenate([estimates, given], axis=2).reshape(-1, ESTIMATES + given.shape[2])
+    factors = np.array(fit_logistic(inputs, evidence.iou[rows][:, columns].reshape(-1)))
     offsets = [ESTIMATES + source.stop - 1 for source in SOURCES]
-    given_offsets = [offset for offset, rows in zip(offsets, _given_alone(evidence.shown), strict=True) if rows.any()]
+    given_offsets = [offset for offset, these in zip(offsets, alone, strict=True) if these.any()]
     if len(given_offsets) == 1:
         factors[offsets] = factors[given_offsets]
     return factors
