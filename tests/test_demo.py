@@ -276,7 +276,8 @@ def test_a_class_that_is_not_found_is_named(encoders: Encoders, taught: Session)
 
 def test_the_page_names_classes_that_are_left_to_others(encoders: Encoders, taught: Session) -> None:
     shown = result(found(taught, encoders))
-    table = views.describe(LabelMap.of(("square", "a*b"), [shown.results[0]] * 2))
+    same = [dataclasses.replace(shown.results[0], min_presence=1e-6)] * 2
+    table = views.describe(LabelMap.of(("square", "a*b"), same))
     assert table.endswith("\n\nLeft to other classes, which have nearly all of it: a&#42;b.")
 
 

@@ -132,7 +132,7 @@ def test_a_folder_that_may_not_be_opened(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_backgrounds_and_mask_folders_find_the_same_endings(tmp_path: Path) -> None:
     from diffup.formats import read_mask_folder
-    from diffup.training.prepare import _photos
+    from diffup.training.prepare import list_photos
 
     for folder in ("images", "masks"):
         (tmp_path / folder).mkdir()
@@ -142,4 +142,4 @@ def test_backgrounds_and_mask_folders_find_the_same_endings(tmp_path: Path) -> N
     Image.fromarray(mask).save(tmp_path / "masks" / "a.GIF")
     shots = read_mask_folder(tmp_path / "images", tmp_path / "masks")
     assert list(shots.support) == [tmp_path / "images" / "a.JFIF"]
-    assert _photos(tmp_path / "images") == (tmp_path / "images" / "a.JFIF",)
+    assert list_photos(tmp_path / "images") == (tmp_path / "images" / "a.JFIF",)
