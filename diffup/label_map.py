@@ -352,8 +352,7 @@ def take_part(results: Sequence[Segmentation]) -> list[bool]:
     size = (results[0].maps.shape[1], results[0].maps.shape[2])
     maps = torch.stack([_coarse(item, size) for item in results]).flatten(1)
     own = torch.stack([row > item.threshold for row, item in zip(maps, results, strict=True)])
-    odds = torch.stack([odds_over(row, item.threshold) for row, item in zip(maps, results, strict=True)])
-    claims = odds * own * torch.tensor([item.presence for item in results])[:, None]
+    claims = own * torch.stack([_claim(item, row) for row, item in zip(maps, results, strict=True)])
     part = torch.tensor([item.present for item in results])
     judged = torch.tensor([item.min_presence > 0 and not _is_marked(item) for item in results])
     while True:

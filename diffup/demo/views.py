@@ -12,6 +12,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from diffup.label_map import LabelMap
+from diffup.labelling.table import state_of
 from diffup.overview import TINT
 from diffup.result import Segmentation
 from diffup.utils import pictures
@@ -112,14 +113,15 @@ def describe(result: LabelMap) -> str:
         rows.append(f"| {name} | {there} | {item['quality']:.2f} | {item['area_fraction']:.1%} | {uncertainty:.3f} |")
     head = ["| class | in the photo? | expected IoU | area | uncertainty |", "|---|---|---|---|---|"]
     table = "\n".join([f"**{_escape(result.results[0].backbone)}**", "", *head, *rows])
-    absent = [_escape(item["name"]) for item in classes if not item["present"]]
-    if absent:
+    named: dict[str, list[str]] = {}
+    for item in classes:
+        named.setdefault(state_of(item), []).append(_escape(item["name"]))
+    if absent := named.get("absent"):
         table += f"\n\nNot in the photo, it seems: {', '.join(absent)}. If it is there, another example may help."
-    if overruled := [_escape(name) for name in result.overruled]:
+    if overruled := named.get("overruled"):
         table += f"\n\nLeft to other classes, which have nearly all of it: {', '.join(overruled)}."
-    unmarked = [item["name"] for item in classes if item["present"] and not item["area_fraction"]]
-    if missing := [_escape(name) for name in unmarked if name not in result.overruled]:
-        table += f"\n\nNot marked: {', '.join(missing)}. "
+    if empty := named.get("empty"):
+        table += f"\n\nNot marked: {', '.join(empty)}. "
         table += "A lower threshold (under *Options*) or another example may help."
     return table
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 FIGURES = ("presence", "quality", "score", "area_fraction")
 """Figures of each class in the table."""
@@ -31,7 +31,7 @@ def quality_table(entries: Sequence[dict[str, Any]], names: Sequence[str]) -> st
         found = [item["name"] for item in classes if item["area_fraction"] > 0]
         doubt = max((doubt_of(item) for item in classes), default=None)
         order = (0 if "error" in entry else 1, -(doubt or 0.0), entry["image"])
-        figures = [cell for item in classes for cell in (_state(item), *(f"{item[key]:.4f}" for key in FIGURES))]
+        figures = [cell for item in classes for cell in (state_of(item), *(f"{item[key]:.4f}" for key in FIGURES))]
         cells = [entry["image"], "" if doubt is None else f"{doubt:.4f}", _row(found, ";"), entry.get("error", "")]
         rows.append((order, [*cells, *(figures or [""] * (1 + len(FIGURES)) * len(names))]))
     heads = [f"{what} {name}" for name in names for what in ("state", "presence", "quality", "score", "area")]
@@ -51,7 +51,12 @@ def doubt_of(item: dict[str, Any]) -> float:
     return float(item["score"] if item["overruled"] else item["presence"])
 
 
-def _state(item: dict[str, Any]) -> str:
+def state_of(item: dict[str, Any]) -> Literal["marked", "absent", "overruled", "empty"]:
+    """What became of a class in an image, as `quality_table` explains.
+
+    Args:
+        item: summary of the class in the image (`LabelMap.summary`).
+    """
     if item["area_fraction"] > 0:
         return "marked"
     if not item["present"]:
